@@ -1,0 +1,1 @@
+"""Facts and settings of this host: cores, memory allocator, instruction sets."""

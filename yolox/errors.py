@@ -1,0 +1,57 @@
+"""Errors a user can cause, each with the exit code of the tool that meets it.
+
+A message has three parts: what arrived, what was expected, what to do. Chain the cause with ``raise ... from``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+__all__ = ["DataError", "MissingDependencyError", "ModelFileError", "UsageError", "YoloxError", "did_you_mean"]
+
+
+class YoloxError(Exception):
+    """A run that cannot go on; tools print its message without a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(YoloxError):
+    """An unknown or contradictory option, name or override."""
+
+    exit_code = 2
+
+
+class DataError(YoloxError):
+    """A data set that is missing, malformed or unusable."""
+
+    exit_code = 3
+
+
+class ModelFileError(YoloxError):
+    """A checkpoint or artifact that cannot be read or does not fit."""
+
+    exit_code = 4
+
+
+class MissingDependencyError(YoloxError):
+    """An optional library that is not installed.
+
+    Args:
+        library: The name to show to the user.
+        install: The command that installs it.
+    """
+
+    exit_code = 5
+
+    def __init__(self, library: str, install: str) -> None:
+        super().__init__(f"{library} is not installed. Install it with: {install}")
+        self.library = library
+        self.install = install
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `` Did you mean 'x'?`` for the known name nearest to ``name``, or an empty string."""
+    matches = get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
+    return f" Did you mean '{matches[0]}'?" if matches else ""

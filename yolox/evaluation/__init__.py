@@ -1,0 +1,1 @@
+"""Post-processing, COCO metrics and the one evaluation loop."""

@@ -1,0 +1,1 @@
+"""How a CPU machine runs any nn.Module fast: methods, measurement, artifacts."""

@@ -1,0 +1,1 @@
+"""SimOTA label assignment and the detection loss."""

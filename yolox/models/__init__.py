@@ -1,0 +1,1 @@
+"""The YOLOX networks: backbones, necks, head, decoding."""

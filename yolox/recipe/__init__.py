@@ -1,0 +1,1 @@
+"""What YOLOX does to learn: LightningModule, optimizer groups, schedule, EMA, phases."""

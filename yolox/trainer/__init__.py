@@ -1,0 +1,1 @@
+"""How a CPU machine trains any LightningModule: plan, launchers, strategies, precision."""
