@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 STRIDE = 32
+SQUARE_640 = Size(640, 640)
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class DataConfig:
     val_images: str | None = None
     data_num_workers: int | None = None
     cache: Literal["ram", "disk"] | None = None
-    input_size: Size = Size(640, 640)
+    input_size: Size = SQUARE_640
     multiscale_range: int = 5
     random_size: tuple[int, int] | None = None
     mosaic_prob: float = 1.0
@@ -102,7 +103,7 @@ class RecipeConfig:
 class EvalConfig:
     """How the network is judged."""
 
-    test_size: Size = Size(640, 640)
+    test_size: Size = SQUARE_640
     test_conf: float = 0.01
     nmsthre: float = 0.65
 
@@ -174,7 +175,7 @@ def _convert_sequence(key: str, value: object, kind: Any) -> object:
             hints = (hints[0],) * len(given)
     if len(given) != len(hints):
         raise _refuse(key, value, f"{len(hints)} numbers separated by commas")
-    numbers = [_convert(key, item, hint) for item, hint in zip(given, hints, strict=True)]
+    numbers: list[Any] = [_convert(key, item, hint) for item, hint in zip(given, hints, strict=True)]
     return Size(*numbers) if kind is Size else tuple(numbers)
 
 
@@ -209,18 +210,21 @@ def _check(experiment: Experiment) -> Experiment:
     low, high = experiment.data.size_range
     if not 0 < low <= high:
         raise UsageError(f"random_size gives {low}...{high} x {STRIDE} pixels, expected 0 < smallest <= largest.")
-    for key in ("max_epoch", "eval_interval", "print_interval", "max_history_ckpt"):
-        if getattr(experiment.recipe, key) < 1:
-            raise UsageError(f"{key} got {getattr(experiment.recipe, key)}, expected 1 or more.")
-    for key in ("mosaic_prob", "mixup_prob", "hsv_prob", "flip_prob"):
-        if not 0.0 <= getattr(experiment.data, key) <= 1.0:
-            raise UsageError(f"{key} got {getattr(experiment.data, key)}, expected a probability from 0 to 1.")
-    for key in ("test_conf", "nmsthre"):
-        if not 0.0 <= getattr(experiment.eval, key) <= 1.0:
-            raise UsageError(f"{key} got {getattr(experiment.eval, key)}, expected a value from 0 to 1.")
-    if experiment.model.num_classes < 1:
-        raise UsageError(f"num_classes got {experiment.model.num_classes}, expected 1 or more.")
+    _check_range(
+        experiment.recipe, ("max_epoch", "eval_interval", "print_interval", "max_history_ckpt"), "1 or more", 1
+    )
+    _check_range(experiment.model, ("num_classes",), "1 or more", 1)
+    chances = ("mosaic_prob", "mixup_prob", "hsv_prob", "flip_prob")
+    _check_range(experiment.data, chances, "a probability from 0 to 1", 0, 1)
+    _check_range(experiment.eval, ("test_conf", "nmsthre"), "a value from 0 to 1", 0, 1)
     return experiment
+
+
+def _check_range(section: object, keys: Iterable[str], expected: str, low: float, high: float = float("inf")) -> None:
+    for key in keys:
+        value = getattr(section, key)
+        if not low <= value <= high:
+            raise UsageError(f"{key} got {value}, expected {expected}.")
 
 
 def apply_fields(experiment: Experiment, values: Mapping[str, object]) -> Experiment:
@@ -240,11 +244,9 @@ def apply_fields(experiment: Experiment, values: Mapping[str, object]) -> Experi
             raise UsageError(f"'{key}' is not a field of an experiment.{did_you_mean(key, known)}")
         section, name = known[key]
         target: Any = getattr(experiment, section) if section else experiment
-        converted = _convert(key, value, get_type_hints(type(target))[name])
-        if section:
-            experiment = replace(experiment, **{section: replace(target, **{name: converted})})
-        else:
-            experiment = replace(experiment, **{name: converted})
+        converted: Any = _convert(key, value, get_type_hints(type(target))[name])
+        change: dict[str, Any] = {section: replace(target, **{name: converted})} if section else {name: converted}
+        experiment = replace(experiment, **change)
     return _check(experiment)
 
 

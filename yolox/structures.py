@@ -86,7 +86,7 @@ class Batch(NamedTuple):
 class Predictions(NamedTuple):
     """Raw output of the network, in training and in evaluation alike.
 
-    ``boxes`` [B, A, 4] grid-relative (x, y, log w, log h); ``objectness`` [B, A, 1] logits; ``classes`` [B, A, C] logits.
+    ``boxes`` [B, A, 4] grid-relative (x, y, log w, log h); ``objectness`` [B, A, 1] and ``classes`` [B, A, C] logits.
     Anchors run over the levels in the order of ``strides``, row-major in each level of ``level_sizes`` (height, width).
     """
 
@@ -98,7 +98,7 @@ class Predictions(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """Decoded predictions: ``boxes_xyxy`` [B, A, 4] in input pixels, ``scores`` [B, A, C] = objectness x class, 0...1."""
+    """Decoded predictions: ``boxes_xyxy`` [B, A, 4] in input pixels, ``scores`` [B, A, C], objectness times class."""
 
     boxes_xyxy: Tensor
     scores: Tensor
