@@ -1,0 +1,282 @@
+"""The contract between methods, back ends and the optimizer.
+
+How one method runs (everything here happens in a child process of its own, see ``isolation``):
+
+1. The optimizer wraps the user's model so that it takes positional tensors and returns a flat tuple of tensors. Batch is
+   axis 0 of every input and every output. ``Backend.prepare`` receives that module (its own copy, in eval mode; it may
+   change it) with the ``Method`` and a ``PrepareContext`` and returns a ``Runner``.
+2. The tuner asks ``runner.candidates(...)`` for settings worth trying, times ``runner.configured(settings)`` for each, and
+   goes on with the fastest.
+3. Accuracy, difference to the original and latency are measured by calling the runner.
+4. ``runner.save(folder)`` writes the weights there; ``artifact`` adds ``manifest.json``. ``Backend.load(folder, manifest)``
+   gives an equal runner in a fresh process.
+
+Every module of a back end ends with ``BACKEND = SomeBackend()`` and is named in ``backends.BACKENDS``. A back end whose
+artifacts run without torch (OpenVINO, ONNX Runtime) must not import torch at module top, nor on the ``load`` and call path
+unless a torch tensor arrives.
+
+Failure is an exception: ``MissingDependencyError`` becomes the status ``lack dependency``; anything else raised by ``prepare``
+becomes ``fail to convert``; anything raised by a call becomes ``fail to forward``. The first line of the message is the
+reason shown in the table, so make it one useful sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = [
+    "Array",
+    "Arrays",
+    "Backend",
+    "Manifest",
+    "Method",
+    "Precision",
+    "PrepareContext",
+    "Runner",
+    "Settings",
+    "as_numpy",
+    "like_inputs",
+    "run_in_chunks",
+]
+
+Array: TypeAlias = Any
+"""A ``torch.Tensor`` on the CPU or a ``numpy.ndarray``."""
+
+Arrays: TypeAlias = tuple[Any, ...]
+
+
+class Precision(str, Enum):
+    """What the heavy layers compute in."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to run a model: a row of ``methods.METHODS``.
+
+    Args:
+        name: Name of the row, as users write it.
+        backend: Key of ``backends.BACKENDS``.
+        precision: Precision of the heavy layers.
+        options: What the back end needs to tell its methods apart (``{"channels_last": True}``, ``{"quantizer": "qlinear"}``,
+            ``{"rest": "bf16"}``: the layers that are not int8 run in bf16).
+        requires: Importable packages without which the row is ``lack dependency``.
+    """
+
+    name: str
+    backend: str
+    precision: Precision
+    options: Mapping[str, Any] = field(default_factory=dict)
+    requires: tuple[str, ...] = ()
+
+    @property
+    def accelerator(self) -> str | None:
+        """The value of the ``accelerator`` filter that selects this method; ``None`` for plain PyTorch."""
+        return self.backend if self.backend in ("openvino", "onnxruntime", "jit", "inductor") else None
+
+    @property
+    def uses_ipex(self) -> bool:
+        """Whether the method needs IPEX."""
+        return "intel_extension_for_pytorch" in self.requires
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run a prepared model; found by the tuner, stored in the artifact, applied again by ``load``.
+
+    Args:
+        threads: Threads of one stream's computation (intra-op). For OpenVINO and ONNX Runtime with several streams: of
+            all streams together.
+        streams: Requests computed side by side.
+        micro_batch: Split a batch into pieces of this size; ``None`` runs it whole.
+        channels_last: Whether torch tensors are laid out NHWC in memory.
+    """
+
+    threads: int = 1
+    streams: int = 1
+    micro_batch: int | None = None
+    channels_last: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class PrepareContext:
+    """All that a back end may use to prepare a model.
+
+    Args:
+        sample: The inputs of one batch (C-contiguous numpy arrays, batch on axis 0): the batch whose latency is measured.
+        calibration: The inputs of some batches of real data, ``calibration[i]`` is like ``sample`` (its batch size may
+            differ); int8 methods calibrate on it. Empty when the user gave no data: then raise ``UsageError``.
+        threads: Cores that this run may use.
+        work_dir: An empty folder for temporary files (an exported ONNX file, say); removed afterwards.
+        dynamic_batch: Whether axis 0 may vary. When not, prepare for the batch size of ``sample`` alone.
+        accuracy: Measures any ``predict(*arrays) -> tuple of arrays`` on the validation data; larger is better whatever the
+            user's metric. ``None`` when there is no metric. Slow (seconds): a handful of calls at most.
+        original_accuracy: What ``accuracy`` said of the original model.
+        max_drop: Largest loss of accuracy, absolute, that an int8 method may cost; back ends raise layers to a higher
+            precision until it holds.
+        deadline_s: ``time.monotonic()`` value by which ``prepare`` must be done; searches stop early to keep it.
+        progress: Say what goes on, in a few words; shown live and kept in the log.
+    """
+
+    sample: tuple[np.ndarray[Any, Any], ...]
+    calibration: Sequence[tuple[np.ndarray[Any, Any], ...]]
+    threads: int
+    work_dir: Path
+    dynamic_batch: bool = True
+    accuracy: Callable[[Callable[..., Arrays]], float] | None = None
+    original_accuracy: float | None = None
+    max_drop: float = 0.01
+    deadline_s: float = float("inf")
+    progress: Callable[[str], None] = lambda message: None
+
+    def calibration_samples(self, limit: int) -> Iterator[tuple[np.ndarray[Any, Any], ...]]:
+        """Yield at most ``limit`` calibration items of batch size 1."""
+        left = limit
+        for inputs in self.calibration:
+            for index in range(min(left, len(inputs[0]))):
+                yield tuple(array[index : index + 1] for array in inputs)
+            left -= len(inputs[0])
+            if left <= 0:
+                return
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artifact says of itself; the content of ``manifest.json`` (see ``artifact`` for reading and writing it).
+
+    Args:
+        method: Name of the method.
+        backend: Key of ``backends.BACKENDS``.
+        precision: Value of ``Precision``.
+        options: ``Method.options``.
+        settings: Settings to run with.
+        input_shapes: Shape of each input of the sample, batch included.
+        input_dtypes: numpy names of the inputs' types.
+        num_outputs: Length of the flat tuple that the runner returns.
+        dynamic_batch: Whether other batch sizes than the sample's are accepted.
+        int8_share: See ``Runner``.
+        backend_data: The JSON values that ``Runner.save`` returned.
+        structure: How the flat outputs fold into what the model returned.
+        metadata: The user's own JSON values (classes, preprocessing ...).
+        versions: Versions of the libraries that wrote the artifact.
+    """
+
+    method: str
+    backend: str
+    precision: str
+    options: Mapping[str, Any]
+    settings: Settings
+    input_shapes: tuple[tuple[int, ...], ...]
+    input_dtypes: tuple[str, ...]
+    num_outputs: int
+    dynamic_batch: bool = True
+    int8_share: float | None = None
+    backend_data: Mapping[str, Any] = field(default_factory=dict)
+    structure: Any = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+class Runner(Protocol):
+    """A prepared model.
+
+    Attributes:
+        settings: What it runs with now.
+        int8_share: Share (0...1) of the multiply-accumulates of the network that really run in int8, counted on the
+            compiled or converted model; ``None`` for methods that are not int8.
+    """
+
+    settings: Settings
+    int8_share: float | None
+
+    def __call__(self, *inputs: Array) -> Arrays:
+        """Run one batch: numpy in, numpy out; torch in, torch out (use ``as_numpy`` and ``like_inputs``)."""
+        ...
+
+    def candidates(self, batch_size: int, threads: int) -> Sequence[Settings]:
+        """Return the settings worth timing for this batch size, the likely best first; the tuner may stop early."""
+        ...
+
+    def configured(self, settings: Settings) -> Runner:
+        """Return a runner of the same model with other settings (recompiling if the library needs it)."""
+        ...
+
+    def save(self, folder: Path) -> Mapping[str, Any]:
+        """Write the model's files into the existing ``folder``, no pickle; return JSON values needed to load it."""
+        ...
+
+
+class Backend(Protocol):
+    """One library that runs models."""
+
+    def prepare(self, model: nn.Module, method: Method, context: PrepareContext) -> Runner:
+        """Convert ``model`` (flat tuple of outputs, eval mode, own copy) for ``method``."""
+        ...
+
+    def load(self, folder: Path, manifest: Manifest) -> Runner:
+        """Load what ``Runner.save`` wrote, with ``manifest.settings`` applied."""
+        ...
+
+
+def as_numpy(array: Array) -> np.ndarray[Any, Any]:
+    """Return ``array`` as a C-contiguous numpy array without copying where possible (torch is not imported)."""
+    if not isinstance(array, np.ndarray):
+        array = array.detach().numpy()
+    return np.ascontiguousarray(array)
+
+
+def like_inputs(outputs: Sequence[np.ndarray[Any, Any]], inputs: Sequence[Array]) -> Arrays:
+    """Return numpy ``outputs`` as torch tensors if the inputs were torch tensors, else as they are."""
+    if not inputs or isinstance(inputs[0], np.ndarray):
+        return tuple(outputs)
+    import torch
+
+    return tuple(torch.from_numpy(output) for output in outputs)
+
+
+def run_in_chunks(run: Callable[..., Arrays], inputs: Arrays, size: int | None, *, pad: bool = False) -> Arrays:
+    """Run ``inputs`` in pieces of at most ``size`` along axis 0 and join the outputs (numpy or torch, as they come).
+
+    Args:
+        run: Takes one piece of every input.
+        inputs: Arrays that share axis 0.
+        size: Size of a piece; ``None`` for all at once.
+        pad: Repeat the last row to fill an incomplete piece, for models compiled for one batch size; cut off again.
+    """
+    total = len(inputs[0])
+    if size is None or (total <= size and not pad) or total == size:
+        return run(*inputs)
+    pieces = []
+    for start in range(0, total, size):
+        piece = tuple(array[start : start + size] for array in inputs)
+        length = len(piece[0])
+        if pad and length < size:
+            piece = tuple(_concatenate([array, *[array[-1:]] * (size - length)]) for array in piece)
+        outputs = run(*piece)
+        pieces.append(tuple(output[:length] for output in outputs) if length < size else outputs)
+    return tuple(_concatenate(parts) for parts in zip(*pieces, strict=True))
+
+
+def _concatenate(parts: Sequence[Array]) -> Array:
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts)
+    import torch
+
+    return torch.cat(list(parts))
