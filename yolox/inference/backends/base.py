@@ -3,21 +3,27 @@
 How one method runs (everything here happens in a child process of its own, see ``isolation``):
 
 1. The optimizer wraps the user's model so that it takes positional tensors and returns a flat tuple of tensors. Batch is
-   axis 0 of every input and every output. ``Backend.prepare`` receives that module (its own copy, in eval mode; it may
-   change it) with the ``Method`` and a ``PrepareContext`` and returns a ``Runner``.
-2. The tuner asks ``runner.candidates(...)`` for settings worth trying, times ``runner.configured(settings)`` for each, and
-   goes on with the fastest.
+   axis 0 of every input and output. ``Backend.prepare`` receives that module (its own copy, in eval mode; it may change
+   it) with the ``Method`` and a ``PrepareContext`` and returns a ``Runner``.
+2. The tuner asks ``runner.candidates(...)`` for settings worth trying, times ``runner.configured(settings)`` for each,
+   and goes on with the fastest.
 3. Accuracy, difference to the original and latency are measured by calling the runner.
-4. ``runner.save(folder)`` writes the weights there; ``artifact`` adds ``manifest.json``. ``Backend.load(folder, manifest)``
-   gives an equal runner in a fresh process.
+4. ``runner.save(folder)`` writes the weights there; ``artifact`` adds ``manifest.json``.
+   ``Backend.load(folder, manifest)`` gives an equal runner in a fresh process.
 
 Every module of a back end ends with ``BACKEND = SomeBackend()`` and is named in ``backends.BACKENDS``. A back end whose
-artifacts run without torch (OpenVINO, ONNX Runtime) must not import torch at module top, nor on the ``load`` and call path
-unless a torch tensor arrives.
+artifacts run without torch (OpenVINO, ONNX Runtime) must not import torch at module top, nor on the ``load`` and call
+path unless a torch tensor arrives. ``backends.ipex`` also offers ``interpreter() -> str``: the Python that runs its
+methods' children and loads its artifacts (``MissingDependencyError`` when there is none).
 
-Failure is an exception: ``MissingDependencyError`` becomes the status ``lack dependency``; anything else raised by ``prepare``
-becomes ``fail to convert``; anything raised by a call becomes ``fail to forward``. The first line of the message is the
-reason shown in the table, so make it one useful sentence.
+Quantizers of torch models share one signature, ``quantize(model, context, ...) -> (module, int8_share)``:
+``quantizers.pt2e.quantize_pt2e`` and ``quantizers.neural_compressor.quantize_static`` return an exported, calibrated and
+converted graph module that still holds its quantize and dequantize operators, ready for ``torch.compile`` or
+``torch.jit.trace``.
+
+Failure is an exception: ``MissingDependencyError`` becomes the status ``lack dependency``; anything else raised by
+``prepare`` becomes ``fail to convert``; anything raised by a call becomes ``fail to forward``. The first line of the
+message is the reason shown in the table, so make it one useful sentence.
 """
 
 from __future__ import annotations
@@ -71,8 +77,8 @@ class Method:
         name: Name of the row, as users write it.
         backend: Key of ``backends.BACKENDS``.
         precision: Precision of the heavy layers.
-        options: What the back end needs to tell its methods apart (``{"channels_last": True}``, ``{"quantizer": "qlinear"}``,
-            ``{"rest": "bf16"}``: the layers that are not int8 run in bf16).
+        options: What the back end needs to tell its methods apart (``{"channels_last": True}``,
+            ``{"quantizer": "qlinear"}``, ``{"rest": "bf16"}``: the layers that are not int8 run in bf16).
         requires: Importable packages without which the row is ``lack dependency``.
     """
 
@@ -120,14 +126,14 @@ class PrepareContext:
     """All that a back end may use to prepare a model.
 
     Args:
-        sample: The inputs of one batch (C-contiguous numpy arrays, batch on axis 0): the batch whose latency is measured.
+        sample: The inputs of one batch (C-contiguous numpy arrays, batch on axis 0); its latency is measured.
         calibration: The inputs of some batches of real data, ``calibration[i]`` is like ``sample`` (its batch size may
             differ); int8 methods calibrate on it. Empty when the user gave no data: then raise ``UsageError``.
         threads: Cores that this run may use.
         work_dir: An empty folder for temporary files (an exported ONNX file, say); removed afterwards.
         dynamic_batch: Whether axis 0 may vary. When not, prepare for the batch size of ``sample`` alone.
-        accuracy: Measures any ``predict(*arrays) -> tuple of arrays`` on the validation data; larger is better whatever the
-            user's metric. ``None`` when there is no metric. Slow (seconds): a handful of calls at most.
+        accuracy: Measures any ``predict(*arrays) -> tuple of arrays`` on the validation data; larger is better whatever
+            the user's metric. ``None`` when there is no metric. Slow (seconds): a handful of calls at most.
         original_accuracy: What ``accuracy`` said of the original model.
         max_drop: Largest loss of accuracy, absolute, that an int8 method may cost; back ends raise layers to a higher
             precision until it holds.
