@@ -1,0 +1,68 @@
+"""From raw predictions to boxes and scores, always in float32, and the modules that are deployed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from yolox.boxes import anchor_grid, cxcywh_to_xyxy, decode_cxcywh
+from yolox.models.detector import Detector
+from yolox.structures import Decoded, Predictions
+
+__all__ = ["DecodedDetector", "OfficialDetector", "decode", "official_output"]
+
+
+def _boxes_cxcywh(predictions: Predictions) -> Tensor:
+    """Return boxes in pixels; bf16 would round a coordinate of 600 to a multiple of 4."""
+    raw = predictions.boxes.float()
+    grid, stride = anchor_grid(predictions.level_sizes, predictions.strides, raw)
+    return decode_cxcywh(raw, grid, stride)
+
+
+def decode(predictions: Predictions) -> Decoded:
+    """Return boxes in pixels of the network's input and scores = objectness x class, in float32."""
+    objectness, classes = predictions.objectness.float().sigmoid(), predictions.classes.float().sigmoid()
+    return Decoded(cxcywh_to_xyxy(_boxes_cxcywh(predictions)), objectness * classes)
+
+
+def official_output(predictions: Predictions) -> Tensor:
+    """Return the official layout ``[B, A, 5 + C]``: cx, cy, w, h in pixels, objectness, classes as probabilities."""
+    objectness, classes = predictions.objectness.float().sigmoid(), predictions.classes.float().sigmoid()
+    return torch.cat((_boxes_cxcywh(predictions), objectness, classes), dim=-1)
+
+
+class DecodedDetector(nn.Module):
+    """The deployable detector: two outputs, so that no int8 scale ever covers both pixels and probabilities.
+
+    Args:
+        detector: The network; it is used, not copied.
+    """
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``boxes_xyxy`` ``[B, A, 4]`` in pixels and ``scores`` ``[B, A, C]``, both float32.
+
+        Args:
+            images: ``[B, 3, H, W]`` BGR 0...255, float or uint8; H and W multiples of 32.
+        """
+        decoded = decode(self.detector(images))
+        return decoded.boxes_xyxy, decoded.scores
+
+
+class OfficialDetector(nn.Module):
+    """The detector with the one output of official exports, see `official_output`.
+
+    Args:
+        detector: The network; it is used, not copied.
+    """
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return ``[B, A, 5 + C]`` for ``[B, 3, H, W]`` BGR 0...255."""
+        return official_output(self.detector(images))

@@ -1,0 +1,101 @@
+"""The detector as one module, how to build it from a configuration, and its size in numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from yolox.config import ModelConfig
+from yolox.models.head import DetectionHead
+from yolox.models.necks import PaFpn, YoloFpn
+from yolox.structures import Predictions, Size
+
+__all__ = ["Detector", "ModelSummary", "build_detector", "summarize"]
+
+
+class Detector(nn.Module):
+    """A YOLOX network. Its state-dict keys are those of the official weights.
+
+    Args:
+        backbone: Maps images to one feature map per stride.
+        head: Maps the feature maps to predictions.
+    """
+
+    def __init__(self, backbone: PaFpn | YoloFpn, head: DetectionHead) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes it predicts."""
+        return self.head.num_classes
+
+    def forward(self, images: Tensor) -> Predictions:
+        """Return raw predictions, in training and in evaluation alike.
+
+        Args:
+            images: ``[B, 3, H, W]`` BGR 0...255, float or uint8; H and W multiples of 32.
+        """
+        if not images.is_floating_point():
+            images = images.float()
+        predictions: Predictions = self.head(self.backbone(images))
+        return predictions
+
+
+def build_detector(config: ModelConfig) -> Detector:
+    """Return the network that ``config`` describes, with fresh weights from torch's default generator."""
+    if config.backbone == "darknet53":
+        backbone: PaFpn | YoloFpn = YoloFpn(act=config.act)
+    else:
+        backbone = PaFpn(config.depth, config.width, depthwise=config.depthwise, act=config.act)
+    head = DetectionHead(
+        config.num_classes, backbone.out_channels, config.width, depthwise=config.depthwise, act=config.act
+    )
+    return Detector(backbone, head)
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """Size of a network.
+
+    Args:
+        num_parameters: Trained numbers.
+        macs: Multiply-accumulate operations of all convolutions for one image.
+        size: Size of that image.
+    """
+
+    num_parameters: int
+    macs: int
+    size: Size
+
+    @property
+    def gflops(self) -> float:
+        """Floating-point operations for one image, in 10^9, two for each multiply-accumulate."""
+        return 2e-9 * self.macs
+
+    def __str__(self) -> str:
+        """Return one line for a log."""
+        size = f"{self.size.height}x{self.size.width}"
+        return f"{self.num_parameters / 1e6:.2f} M parameters, {self.gflops:.2f} GFLOPs at {size}"
+
+
+def summarize(config: ModelConfig, size: Size) -> ModelSummary:
+    """Count parameters and operations of a network without computing or storing anything."""
+    macs = 0
+
+    def count(module: nn.Module, _inputs: object, output: Tensor) -> None:
+        nonlocal macs
+        assert isinstance(module, nn.Conv2d)
+        macs += output.numel() * module.weight[0].numel()
+
+    with torch.device("meta"):
+        detector = build_detector(config).eval()
+        for module in detector.modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_hook(count)
+        with torch.no_grad():
+            detector(torch.empty(1, 3, *size))
+    return ModelSummary(sum(parameter.numel() for parameter in detector.parameters()), macs, size)
