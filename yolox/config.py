@@ -87,7 +87,7 @@ class RecipeConfig:
     warmup_lr: float = 0.0
     min_lr_ratio: float = 0.05
     basic_lr_per_img: float = 0.01 / 64
-    scheduler: Literal["cos", "warmcos", "yoloxwarmcos", "yoloxsemiwarmcos", "multistep"] = "yoloxwarmcos"
+    scheduler: Literal["cos", "warmcos", "yoloxwarmcos", "multistep"] = "yoloxwarmcos"
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
     ema: bool = True

@@ -1,0 +1,156 @@
+"""Judges of the house rules in docs/architecture.md, read from the syntax trees; nothing is imported."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "yolox"
+FILES = sorted(PACKAGE.rglob("*.py"))
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 350, 50, 7
+
+LOW = {"errors", "structures", "boxes", "tables", "files", "config", "class_names", "cpu"}
+ENGINE_LOW = {"errors", "tables", "files", "cpu"}
+# room -> the other rooms it may import; an arrow that is not here does not exist
+ARROWS: dict[str, set[str]] = {
+    "__init__": set(),
+    "errors": set(),
+    "structures": set(),
+    "files": {"errors"},
+    "tables": set(),
+    "class_names": set(),
+    "boxes": {"structures"},
+    "config": {"errors", "structures"},
+    "cpu": {"errors"},
+    "experiments": {"errors", "structures", "config"},
+    "visualize": LOW,
+    "models": LOW,
+    "losses": LOW,
+    "data": LOW,
+    "checkpoint": LOW | {"models", "experiments"},
+    "evaluation": LOW | {"models", "data"},
+    "recipe": LOW | {"models", "losses", "data", "evaluation"},
+    "trainer": ENGINE_LOW,
+    "inference": ENGINE_LOW,
+    "tools": LOW
+    | {"experiments", "checkpoint", "models", "losses", "data", "evaluation", "recipe", "trainer", "inference"}
+    | {"visualize"},
+}
+# an optional library -> the only files that may import it
+OPTIONAL: dict[str, set[str]] = {
+    "openvino": {"inference/backends/openvino.py"},
+    "onnxruntime": {"inference/backends/onnxruntime.py", "inference/quantizers/onnx.py"},
+    "onnx": {"inference/onnx_export.py", "inference/quantizers/onnx.py", "inference/backends/onnxruntime.py"},
+    "nncf": {"inference/quantizers/nncf.py"},
+    "torchao": {"inference/quantizers/pt2e.py"},
+    "neural_compressor": {"inference/quantizers/neural_compressor.py"},
+    "intel_extension_for_pytorch": {"inference/backends/ipex.py", "trainer/ipex.py"},
+    "ray": {"trainer/launchers/ray_actors.py"},
+    "pyspark": {"trainer/launchers/spark_barrier.py"},
+}
+PRIVATE_LIGHTNING = "trainer/lightning_bridge.py"
+
+
+def relative(file: Path) -> str:
+    return file.relative_to(PACKAGE).as_posix()
+
+
+def room(file: Path) -> str:
+    parts = file.relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else file.stem
+
+
+def tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def imports(node: ast.AST) -> Iterator[str]:
+    """Every imported module of a tree, as a dotted name that includes the imported names of our own package."""
+    for item in ast.walk(node):
+        if isinstance(item, ast.Import):
+            yield from (alias.name for alias in item.names)
+        elif isinstance(item, ast.ImportFrom):
+            assert item.level == 0, "imports are absolute"
+            module = item.module or ""
+            yield from ((f"{module}.{alias.name}" for alias in item.names) if module == "yolox" else (module,))
+
+
+def functions(file: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+@pytest.mark.parametrize("file", FILES, ids=relative)
+def test_imports_follow_the_arrows(file: Path) -> None:
+    here = room(file)
+    assert here in ARROWS, f"room '{here}' is not in the plan of the house"
+    for name in imports(tree(file)):
+        parts = name.split(".")
+        if parts[0] == "yolox" and len(parts) > 1 and not parts[1].startswith("__") and parts[1] != here:
+            assert parts[1] in ARROWS[here], f"{relative(file)} imports {name}: no arrow from {here} to {parts[1]}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=relative)
+def test_optional_libraries_have_one_door(file: Path) -> None:
+    top_level = {name.split(".")[0] for node in tree(file).body for name in imports_at_top(node)}
+    for name in {name.split(".")[0] for name in imports(tree(file))} & OPTIONAL.keys():
+        assert relative(file) in OPTIONAL[name], f"{relative(file)} imports {name}"
+        assert name not in top_level, f"{relative(file)} imports {name} before it is needed"
+
+
+def imports_at_top(node: ast.stmt) -> Iterator[str]:
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        yield from imports(node)
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if room(f) == "tools"], ids=relative)
+def test_tools_import_nothing_heavy_at_the_top(file: Path) -> None:
+    heavy = {"torch", "pytorch_lightning", "cv2", "matplotlib", "faster_coco_eval", "numpy"}
+    top = {name.split(".")[0] for node in tree(file).body for name in imports_at_top(node)}
+    assert not top & heavy, f"{relative(file)} slows --help down with {top & heavy}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=relative)
+def test_files_and_functions_stay_small(file: Path) -> None:
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= MAX_FILE_LINES
+    for function in functions(file):
+        doc = ast.get_docstring(function, clean=False) or ""
+        first = function.body[0].lineno if function.body else function.lineno
+        length = (function.end_lineno or first) - first + 1 - (doc.count("\n") + 1 if doc else 0)
+        assert length <= MAX_FUNCTION_LINES, f"{function.name} has {length} lines"
+
+
+@pytest.mark.parametrize("file", FILES, ids=relative)
+def test_no_habits_we_gave_up(file: Path) -> None:
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.ImportFrom):
+            assert all(alias.name != "*" for alias in node.names), "star import"
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"bare except at line {node.lineno}"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id != "setattr", f"setattr at line {node.lineno}"
+            assert node.func.id != "print" or room(file) == "tools", f"print at line {node.lineno}"
+        if isinstance(node, ast.Attribute):
+            assert node.attr != "cuda" or room(file) == "trainer", f".cuda at line {node.lineno}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=relative)
+def test_only_the_bridge_touches_private_lightning(file: Path) -> None:
+    if relative(file) != PRIVATE_LIGHTNING:
+        private = [n for n in imports(tree(file)) if "lightning" in n and any(p.startswith("_") for p in n.split("."))]
+        assert not private, f"{relative(file)} imports {private}"
+
+
+def test_setup_imports_no_torch() -> None:
+    names = {name.split(".")[0] for name in imports(ast.parse((ROOT / "setup.py").read_text(encoding="utf-8")))}
+    assert names <= {"pathlib", "setuptools"}
+
+
+def test_no_room_without_a_name() -> None:
+    forbidden = {"utils", "core", "common", "deps", "misc", "helpers"}
+    assert not forbidden & {part for file in FILES for part in (*file.relative_to(PACKAGE).parts, file.stem)}

@@ -1,0 +1,137 @@
+"""What happens around the epochs of a YOLOX run: evaluation and checkpoint files."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, Checkpoint
+
+from yolox.config import Experiment
+from yolox.evaluation.loop import EvaluationResult
+from yolox.files import atomic_path
+from yolox.recipe.module import YoloxModule
+from yolox.recipe.phases import final_phase_epoch
+
+__all__ = ["BEST", "LATEST", "CheckpointFiles", "Evaluation"]
+
+LATEST, BEST = "latest_ckpt.pth", "best_ckpt.pth"
+_log = logging.getLogger(__name__)
+
+
+class Evaluation(Callback):
+    """Evaluates the averaged weights every ``eval_interval`` epochs, in every epoch of the final phase, and at the end.
+
+    Args:
+        experiment: Gives the interval and the phases.
+        evaluate: Evaluates a module on this process's share of the data and returns the result over all processes.
+    """
+
+    def __init__(self, experiment: Experiment, evaluate: Callable[[pl.Trainer, YoloxModule], EvaluationResult]) -> None:
+        self.recipe = experiment.recipe
+        self.evaluate = evaluate
+        self.best_epoch = 0
+        self.history: list[dict[str, float]] = []
+
+    def due(self, epoch: int) -> bool:
+        """Whether the 0-based ``epoch`` ends with an evaluation."""
+        return (
+            (epoch + 1) % self.recipe.eval_interval == 0
+            or epoch + 1 == self.recipe.max_epoch
+            or epoch >= final_phase_epoch(self.recipe)
+        )
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Evaluate where it is due and log ``val/AP`` and its kin."""
+        epoch = trainer.current_epoch
+        if not self.due(epoch) or not isinstance(pl_module, YoloxModule):
+            return
+        metrics = self.evaluate(trainer, pl_module).metrics
+        values = {f"val/{key}": float(metrics[key]) for key in ("AP", "AP50", "AP75")}
+        pl_module.log_dict(values, rank_zero_only=False, sync_dist=False)
+        if values["val/AP"] > max((past["val/AP"] for past in self.history), default=-1.0):
+            self.best_epoch = epoch + 1
+        self.history.append({"epoch": float(epoch + 1), **values})
+        if trainer.is_global_zero:
+            shown = "  ".join(f"{key} {value:.4f}" for key, value in values.items())
+            _log.info("epoch %d: %s", epoch + 1, shown)
+
+    def state_dict(self) -> dict[str, object]:
+        """Return what a resumed run needs."""
+        return {"best_epoch": self.best_epoch, "history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+        """Continue from a checkpoint."""
+        self.best_epoch = int(state_dict["best_epoch"])  # type: ignore[call-overload]
+        self.history = list(state_dict["history"])  # type: ignore[call-overload]
+
+
+class CheckpointFiles(Checkpoint):
+    """Writes ``latest_ckpt.pth`` after every epoch and every few minutes, ``best_ckpt.pth`` at a new best AP.
+
+    Args:
+        folder: Where the files lie.
+        history: How many ``epoch_N_ckpt.pth`` to keep, one for each evaluation; 0 for none.
+        every_minutes: Also write ``latest`` inside an epoch when the last one is older than this.
+    """
+
+    def __init__(self, folder: Path, history: int = 0, every_minutes: float = 10.0) -> None:
+        self.folder = folder
+        self.history = history
+        self.every_seconds = 60.0 * every_minutes
+        self._written_at = time.monotonic()
+
+    @property
+    def latest(self) -> Path:
+        """The file to resume from."""
+        return self.folder / LATEST
+
+    @property
+    def best(self) -> Path:
+        """The file with the best AP."""
+        return self.folder / BEST
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        """Write ``latest`` inside a long epoch."""
+        due = torch.tensor(float(time.monotonic() - self._written_at > self.every_seconds))
+        if trainer.world_size > 1 and trainer.global_step % 10:
+            return  # the ranks agree on the time every ten steps only
+        if float(trainer.strategy.broadcast(due)) > 0:
+            self._write(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write ``latest``; copy it where this epoch was evaluated."""
+        self._write(trainer)
+        evaluation = next((item for item in trainer.callbacks if isinstance(item, Evaluation)), None)  # type: ignore[attr-defined]
+        epoch = trainer.current_epoch + 1
+        if evaluation is None or not evaluation.due(epoch - 1) or not trainer.is_global_zero:
+            return
+        if evaluation.best_epoch == epoch:
+            self._copy(self.best)
+        if self.history:
+            self._copy(self.folder / f"epoch_{epoch}_ckpt.pth")
+            self._forget_oldest()
+
+    def _write(self, trainer: pl.Trainer) -> None:
+        trainer.save_checkpoint(self.latest)
+        self._written_at = time.monotonic()
+
+    def _copy(self, target: Path) -> None:
+        with atomic_path(target) as temporary:
+            try:
+                os.link(self.latest, temporary)  # the next ``latest`` is a new file, so both may share their bytes
+            except OSError:
+                shutil.copyfile(self.latest, temporary)
+
+    def _forget_oldest(self) -> None:
+        files = sorted(self.folder.glob("epoch_*_ckpt.pth"), key=lambda file: int(file.stem.split("_")[1]))
+        for file in files[: -self.history]:
+            file.unlink()

@@ -1,0 +1,50 @@
+"""Exponential moving average of the weights, the model that YOLOX evaluates and saves."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["ModelEma", "ema_decay"]
+
+
+def ema_decay(updates: int, limit: float = 0.9998, time_constant: float = 2000.0) -> float:
+    """Return the decay at the given update, 1-based: small at first, so that early weights are soon forgotten."""
+    return limit * (1.0 - math.exp(-updates / time_constant))
+
+
+class ModelEma:
+    """A copy of a model whose floating-point tensors follow the original slowly; other tensors are copied.
+
+    It is no ``nn.Module``, so that a module may hold it without training, saving or counting it twice.
+
+    Args:
+        model: The model to follow.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.updates = 0
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update_(self, model: nn.Module) -> None:
+        """Move the averages one step towards ``model``."""
+        self.updates += 1
+        averages: list[Tensor] = []
+        currents: list[Tensor] = []
+        state = model.state_dict()
+        for key, average in self.model.state_dict().items():
+            if average.is_floating_point():
+                averages.append(average)
+                currents.append(state[key])
+            else:
+                average.copy_(state[key])
+        torch._foreach_lerp_(averages, currents, 1.0 - ema_decay(self.updates))
+
+    def load_(self, weights: dict[str, Tensor], updates: int) -> None:
+        """Continue from saved averages."""
+        self.model.load_state_dict(weights)
+        self.updates = updates

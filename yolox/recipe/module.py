@@ -1,0 +1,103 @@
+"""YOLOX as a LightningModule: what one step does, which weights a checkpoint carries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from yolox.config import Experiment, experiment_to_dict
+from yolox.losses.detection_loss import detection_loss
+from yolox.models.decoding import decode
+from yolox.models.detector import build_detector
+from yolox.recipe.ema import ModelEma
+from yolox.recipe.optim import build_optimizer
+from yolox.recipe.phases import final_phase_epoch, resize_batch, size_of_step
+from yolox.recipe.schedule import build_schedule, highest_learning_rate
+from yolox.structures import Batch, Decoded
+
+__all__ = ["CHECKPOINT_FORMAT", "YoloxModule"]
+
+CHECKPOINT_FORMAT = 1
+
+
+class YoloxModule(pl.LightningModule):
+    """Trains one detector by the YOLOX recipe.
+
+    Args:
+        experiment: The whole experiment; ``model.num_classes`` fits ``class_names``.
+        class_names: Names in the order of the class indices, stored in every checkpoint.
+        batch_size: Total batch over all processes; the learning rate follows it.
+        steps_per_epoch: Steps of one epoch, for the schedule.
+    """
+
+    def __init__(
+        self, experiment: Experiment, class_names: Sequence[str], batch_size: int, steps_per_epoch: int
+    ) -> None:
+        super().__init__()
+        self.experiment = experiment
+        self.class_names = tuple(class_names)
+        self.batch_size = batch_size
+        self.steps_per_epoch = steps_per_epoch
+        self.detector = build_detector(experiment.model)
+        self.ema = ModelEma(self.detector) if experiment.recipe.ema else None
+
+    @property
+    def in_final_phase(self) -> bool:
+        """Whether this epoch trains without Mosaic and with the L1 term."""
+        return self.current_epoch >= final_phase_epoch(self.experiment.recipe)
+
+    @property
+    def deployed_detector(self) -> torch.nn.Module:
+        """The detector to evaluate and save: the averaged one, or the raw one where the recipe has no EMA."""
+        return self.detector if self.ema is None else self.ema.model
+
+    def forward(self, images: Tensor) -> Decoded:
+        """Return decoded predictions of the deployed detector for ``[B, 3, H, W]`` images, 0...255."""
+        return decode(self.deployed_detector(images.float()))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the total loss of one batch and log its terms."""
+        data = self.experiment.data
+        size = size_of_step(self.global_step, self.experiment.seed, data.input_size, data.size_range)
+        images, targets = resize_batch(batch.images.float(), batch.targets, size)
+        predictions = self.detector(images)
+        reduce = self._mean_over_ranks if self.trainer.world_size > 1 else None
+        terms = detection_loss(predictions, targets, use_l1=self.in_final_phase, mean_over_ranks=reduce)
+        self.log_dict(terms.as_log(), batch_size=len(images))
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=len(images))
+        return terms.total
+
+    def _mean_over_ranks(self, value: Tensor) -> Tensor:
+        reduced: Tensor = self.trainer.strategy.reduce(value.detach().clone(), reduce_op="mean")
+        return reduced
+
+    def on_train_batch_end(self, outputs: object, batch: Batch, batch_idx: int) -> None:
+        """Follow the weights after each optimizer step; batches that only accumulate gradients change nothing."""
+        if self.ema is not None and self.ema.updates < self.global_step:
+            self.ema.update_(self.detector)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Build the optimizer and a schedule that moves at every step."""
+        recipe = self.experiment.recipe
+        rate = highest_learning_rate(recipe, self.batch_size)
+        optimizer = build_optimizer(self.detector, rate, recipe.momentum, recipe.weight_decay)
+        factor = build_schedule(recipe, self.batch_size, self.steps_per_epoch)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what makes the file describe itself; ``model`` holds the weights to deploy under official keys."""
+        checkpoint["format"] = CHECKPOINT_FORMAT
+        checkpoint["model"] = {key: value.detach() for key, value in self.deployed_detector.state_dict().items()}
+        checkpoint["ema_updates"] = self.ema.updates if self.ema is not None else 0
+        checkpoint["experiment"] = experiment_to_dict(self.experiment)
+        checkpoint["class_names"] = list(self.class_names)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Continue the averages where the file left them."""
+        if self.ema is not None:
+            self.ema.load_(checkpoint["model"], int(checkpoint["ema_updates"]))

@@ -1,0 +1,35 @@
+"""The optimizer of YOLOX: SGD with Nesterov momentum, weight decay on convolution weights alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["build_optimizer", "parameter_groups"]
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Split the trainable parameters into BatchNorm weights, other weights (decayed) and biases, in official order."""
+    norm_weights: list[nn.Parameter] = []
+    weights: list[nn.Parameter] = []
+    biases: list[nn.Parameter] = []
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
+            if name == "bias":
+                biases.append(parameter)
+            elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+                norm_weights.append(parameter)
+            else:
+                weights.append(parameter)
+    groups = ((norm_weights, 0.0), (weights, weight_decay), (biases, 0.0))
+    return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
+
+
+def build_optimizer(model: nn.Module, learning_rate: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
+    """Return SGD over ``model``; the fused kernel updates all parameters in one pass over memory."""
+    groups = parameter_groups(model, weight_decay)
+    return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=True, fused=True)

@@ -1,0 +1,59 @@
+"""What changes during a run: input size, and the final phase without Mosaic and with the L1 term."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from yolox.config import STRIDE, RecipeConfig
+from yolox.structures import Size, Targets
+
+__all__ = ["final_phase_epoch", "resize_batch", "size_of_step"]
+
+STEPS_PER_SIZE = 10
+
+
+def final_phase_epoch(recipe: RecipeConfig) -> int:
+    """Return the 0-based epoch that starts the final phase, the last ``no_aug_epochs`` epochs.
+
+    Official YOLOX starts it one epoch earlier, while its schedule reaches the lowest rate only at this epoch; see
+    docs/decisions/0012-final-phase.md.
+    """
+    return max(0, recipe.max_epoch - recipe.no_aug_epochs)
+
+
+def size_of_step(step: int, seed: int, input_size: Size, size_range: tuple[int, int]) -> Size:
+    """Return the input size of a step: ``input_size`` at first, then a new random one every ten steps.
+
+    It depends on the arguments alone, so that all processes and a resumed run agree without talking.
+
+    Args:
+        step: 0-based number of the step in the run.
+        seed: Seed of the run.
+        input_size: The size that gives the aspect ratio.
+        size_range: Smallest and largest height in units of 32 pixels, both included.
+    """
+    block = step // STEPS_PER_SIZE
+    if block == 0:
+        return input_size
+    units = int(np.random.default_rng([seed, block]).integers(size_range[0], size_range[1] + 1))
+    return Size(STRIDE * units, STRIDE * int(units * input_size.width / input_size.height))
+
+
+def resize_batch(images: Tensor, targets: Targets, size: Size) -> tuple[Tensor, Targets]:
+    """Return images and boxes scaled to ``size``; the inputs stay as they are.
+
+    Args:
+        images: ``[B, 3, H, W]`` float.
+        targets: Boxes in pixels of ``images``.
+        size: The wanted size.
+    """
+    height, width = images.shape[-2:]
+    if (height, width) == tuple(size):
+        return images, targets
+    resized = F.interpolate(images, size=tuple(size), mode="bilinear", align_corners=False)
+    scale_x, scale_y = size.width / width, size.height / height
+    factors = torch.tensor([scale_x, scale_y, scale_x, scale_y], device=images.device)
+    return resized, targets._replace(boxes_cxcywh=targets.boxes_cxcywh * factors)
