@@ -2,9 +2,9 @@
 
 How one method runs (everything here happens in a child process of its own, see ``isolation``):
 
-1. The optimizer wraps the user's model so that it takes positional tensors and returns a flat tuple of tensors. Batch is
-   axis 0 of every input and output. ``Backend.prepare`` receives that module (its own copy, in eval mode; it may change
-   it) with the ``Method`` and a ``PrepareContext`` and returns a ``Runner``.
+1. The optimizer wraps the user's model (``structure.FlatModule``): ``forward(*inputs)`` takes positional tensors and
+   returns a flat tuple of tensors. Batch is axis 0 of every input and output. ``Backend.prepare`` receives that module
+   (its own copy, in eval mode; it may change it) with the ``Method`` and a ``PrepareContext`` and returns a ``Runner``.
 2. The tuner asks ``runner.candidates(...)`` for settings worth trying, times ``runner.configured(settings)`` for each,
    and goes on with the fastest.
 3. Accuracy, difference to the original and latency are measured by calling the runner.
@@ -17,9 +17,9 @@ path unless a torch tensor arrives. ``backends.ipex`` also offers ``interpreter(
 methods' children and loads its artifacts (``MissingDependencyError`` when there is none).
 
 Quantizers of torch models share one signature, ``quantize(model, context, ...) -> (module, int8_share)``:
-``quantizers.pt2e.quantize_pt2e`` and ``quantizers.neural_compressor.quantize_static`` return an exported, calibrated and
-converted graph module that still holds its quantize and dequantize operators, ready for ``torch.compile`` or
-``torch.jit.trace``.
+``quantizers.pt2e.quantize_pt2e`` and ``quantizers.neural_compressor.quantize_static`` return an exported (batch axis
+dynamic if ``context.dynamic_batch``), calibrated and converted graph module that still holds its quantize and
+dequantize operators, ready for ``torch.compile`` or AOTInductor.
 
 Failure is an exception: ``MissingDependencyError`` becomes the status ``lack dependency``; anything else raised by
 ``prepare`` becomes ``fail to convert``; anything raised by a call becomes ``fail to forward``. The first line of the
