@@ -9,6 +9,9 @@ from pathlib import Path
 
 from yolox.errors import YoloxError
 
+# torch.save reports a full disk as a RuntimeError of its zip writer
+_TORCH_WRITE_FAILURES = ("PytorchStreamWriter", "iostream error", "unexpected pos")
+
 __all__ = ["atomic_path", "make_output_dir", "write_text"]
 
 
@@ -28,8 +31,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        # torch.save reports a full disk as a RuntimeError of its zip writer
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+        if isinstance(error, RuntimeError) and not any(mark in str(error) for mark in _TORCH_WRITE_FAILURES):
             raise
         reason = getattr(error, "strerror", None) or "the write ended early (is the disk full?)"
         raise YoloxError(f"cannot write '{path}': {reason}. Free some space or choose another folder.") from error

@@ -1,0 +1,60 @@
+"""The learning rate against figures printed by official YOLOX (batch 64, 1849 steps an epoch)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from yolox.config import RecipeConfig
+from yolox.recipe.schedule import build_schedule, highest_learning_rate
+
+STEPS = 1849
+
+
+@pytest.fixture
+def rate():
+    recipe = RecipeConfig()
+    factor = build_schedule(recipe, 64, STEPS)
+    return lambda step: factor(step) * highest_learning_rate(recipe, 64)
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (1, 1.17e-10),
+        (STEPS, 4.0e-4),
+        (3 * STEPS, 3.6e-3),
+        (5 * STEPS, 1e-2),
+        (145 * STEPS, 5.25e-3),
+        (285 * STEPS, 5e-4),
+    ],
+)
+def test_official_figures(rate, step: int, expected: float) -> None:
+    assert rate(step) == pytest.approx(expected, rel=5e-3)
+
+
+def test_rate_stays_lowest_in_the_final_phase(rate) -> None:
+    assert [rate(step) for step in range(285 * STEPS, 300 * STEPS, 5000)] == pytest.approx([5e-4] * 6)
+
+
+def test_first_step_of_warmup_runs_at_zero(rate) -> None:
+    assert rate(0) == 0.0
+
+
+def test_total_batch_sets_the_rate() -> None:
+    assert highest_learning_rate(RecipeConfig(), 16) == pytest.approx(highest_learning_rate(RecipeConfig(), 64) / 4)
+
+
+@pytest.mark.parametrize("scheduler", ["cos", "warmcos", "yoloxwarmcos", "multistep"])
+@pytest.mark.parametrize("max_epoch", [1, 2, 20])
+def test_factor_is_a_share_for_any_length_of_run(scheduler: str, max_epoch: int) -> None:
+    recipe = replace(RecipeConfig(), max_epoch=max_epoch, scheduler=scheduler, milestones=(1, 2))
+    factor = build_schedule(recipe, 64, 7)
+    assert all(0.0 <= factor(step) <= 1.0 for step in range(max_epoch * 7 + 1))
+
+
+def test_multistep_drops_at_its_milestones() -> None:
+    recipe = replace(RecipeConfig(), scheduler="multistep", milestones=(2, 4))
+    factor = build_schedule(recipe, 64, 10)
+    assert [factor(step) for step in (0, 19, 20, 39, 40)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])

@@ -1,0 +1,98 @@
+"""Optimizer groups, averaged weights and input sizes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from yolox.experiments import EXPERIMENTS
+from yolox.models.detector import build_detector
+from yolox.recipe.ema import ModelEma, ema_decay
+from yolox.recipe.optim import build_optimizer, parameter_groups
+from yolox.recipe.phases import final_phase_epoch, resize_batch, size_of_step
+from yolox.structures import Size, Targets
+
+
+@pytest.mark.parametrize(("name", "sizes"), [("yolox_nano", (104, 113, 113)), ("yolox_s", (74, 83, 83))])
+def test_groups_have_the_official_sizes(name: str, sizes: tuple[int, int, int]) -> None:
+    groups = parameter_groups(build_detector(EXPERIMENTS[name].model), 5e-4)
+    assert tuple(len(group["params"]) for group in groups) == sizes
+    assert [group["weight_decay"] for group in groups] == [0.0, 5e-4, 0.0]
+
+
+def test_every_trainable_parameter_is_in_one_group() -> None:
+    model = build_detector(EXPERIMENTS["yolox_nano"].model)
+    model.head.requires_grad_(False)
+    grouped = [id(p) for group in parameter_groups(model, 0.1) for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+
+
+def test_optimizer_equals_plain_sgd() -> None:
+    torch.manual_seed(0)
+    ours, plain = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    plain.load_state_dict(ours.state_dict())
+    optimizers = (
+        build_optimizer(ours, 0.1, 0.9, 0.01),
+        torch.optim.SGD(
+            [{"params": [plain.weight], "weight_decay": 0.01}, {"params": [plain.bias]}],
+            lr=0.1,
+            momentum=0.9,
+            nesterov=True,
+        ),
+    )
+    for _ in range(5):
+        images = torch.randn(4, 3)
+        for model, optimizer in zip((ours, plain), optimizers, strict=True):
+            optimizer.zero_grad()
+            model(images).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(ours.state_dict(), plain.state_dict())
+
+
+@pytest.mark.parametrize(("updates", "decay"), [(10, 0.005), (100, 0.049), (600, 0.259), (2000, 0.632), (10000, 0.993)])
+def test_decay_at_official_figures(updates: int, decay: float) -> None:
+    assert ema_decay(updates) == pytest.approx(decay, abs=6e-4)
+
+
+def test_average_follows_floats_and_copies_counters() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), torch.nn.BatchNorm2d(1))
+    ema = ModelEma(model)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            value.add_(1)
+    ema.update_(model)
+    decay = ema_decay(1)
+    for key, value in ema.model.state_dict().items():
+        expected = before[key] + 1 if key.endswith("tracked") else before[key] * decay + (before[key] + 1) * (1 - decay)
+        torch.testing.assert_close(value, expected)
+    assert not any(parameter.requires_grad for parameter in ema.model.parameters())
+
+
+def test_sizes_change_every_ten_steps_and_only_then() -> None:
+    sizes = [size_of_step(step, 3, Size(416, 416), (10, 20)) for step in range(400)]
+    assert sizes[:10] == [Size(416, 416)] * 10
+    assert all(len(set(sizes[start : start + 10])) == 1 for start in range(0, 400, 10))
+    assert {size.height // 32 for size in sizes} >= {10, 20}
+    assert all(320 <= size.height <= 640 and size.width == size.height for size in sizes)
+
+
+def test_sizes_keep_the_aspect_ratio() -> None:
+    assert size_of_step(10, 0, Size(320, 640), (5, 5)) == Size(160, 320)
+
+
+def test_resize_scales_boxes_with_the_image() -> None:
+    targets = Targets(
+        torch.tensor([[[10.0, 20.0, 4.0, 8.0]]]), torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1).bool()
+    )
+    images = torch.rand(1, 3, 32, 64)
+    resized, scaled = resize_batch(images, targets, Size(64, 96))
+    assert resized.shape == (1, 3, 64, 96)
+    assert scaled.boxes_cxcywh.tolist() == [[[15.0, 40.0, 6.0, 16.0]]]
+    assert targets.boxes_cxcywh[0, 0, 0] == 10.0
+    assert resize_batch(images, targets, Size(32, 64))[0] is images
+
+
+def test_final_phase_is_the_last_epochs() -> None:
+    recipe = EXPERIMENTS["yolox_s"].recipe
+    assert final_phase_epoch(recipe) == recipe.max_epoch - 15

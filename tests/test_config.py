@@ -1,0 +1,116 @@
+"""Experiments as values, overrides and experiment files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from yolox.config import apply_overrides, experiment_from_dict, experiment_to_dict
+from yolox.errors import UsageError
+from yolox.experiments import EXPERIMENTS, experiment_from_file, get_experiment
+from yolox.structures import Size
+
+NANO = EXPERIMENTS["yolox_nano"]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_round_trip_through_plain_values(name: str) -> None:
+    assert experiment_from_dict(experiment_to_dict(EXPERIMENTS[name])) == EXPERIMENTS[name]
+
+
+@pytest.mark.parametrize("name", ["yolox-nano", "YOLOX_NANO", "yolox_nano"])
+def test_spellings(name: str) -> None:
+    assert get_experiment(name) is NANO
+
+
+def test_darknet_has_two_names() -> None:
+    assert get_experiment("yolox-darknet53") is get_experiment("yolov3")
+
+
+def test_unknown_model_names_the_nearest() -> None:
+    with pytest.raises(UsageError, match="Did you mean 'yolox_nano'"):
+        get_experiment("yolox_nan")
+
+
+def test_overrides_in_both_styles() -> None:
+    changed = apply_overrides(
+        NANO, ["max_epoch", "2", "data.mosaic_prob=0.25", "ema", "False", "input_size", "320,352"]
+    )
+    assert changed.recipe.max_epoch == 2
+    assert changed.data.mosaic_prob == 0.25
+    assert changed.recipe.ema is False
+    assert changed.data.input_size == Size(320, 352)
+    assert NANO.recipe.ema is True
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["max_epch", "2"], "Did you mean 'max_epoch'"),
+        (["max_epoch"], "has no value"),
+        (["max_epoch", "two"], "expected a whole number"),
+        (["max_epoch", "0"], "expected 1 or more"),
+        (["ema", "maybe"], "expected true or false"),
+        (["input_size", "400"], "multiples of 32"),
+        (["mosaic_prob", "1.5"], "probability"),
+        (["act", "gelu"], "silu or relu"),
+        (["random_size", "10"], "2 numbers"),
+    ],
+)
+def test_bad_overrides_are_refused(words: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        apply_overrides(NANO, words)
+
+
+def test_yaml_on_a_base(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: yolox-s\nmax_epoch: 7\ndata:\n  degrees: 5\n  data_dir: /data\nnum_classes: 3\n")
+    experiment = experiment_from_file(file)
+    assert (experiment.exp_name, experiment.recipe.max_epoch, experiment.data.degrees) == ("mine", 7, 5.0)
+    assert (experiment.model.width, experiment.model.num_classes) == (0.5, 3)
+
+
+def test_official_exp_file_is_read_not_run(tmp_path: Path) -> None:
+    file = tmp_path / "yolox_custom.py"
+    file.write_text(
+        "import os\nfrom yolox.exp import Exp as MyExp\nraise SystemExit('executed')\n"
+        "class Exp(MyExp):\n    def __init__(self):\n        super(Exp, self).__init__()\n"
+        "        self.depth = 0.33\n        self.width = 0.50\n        self.degrees = 5\n"
+        "        self.basic_lr_per_img = 0.02 / 64.0\n        self.random_size = (14, 26)\n"
+        "        self.exp_name = os.path.split(os.path.realpath(__file__))[1].split('.')[0]\n"
+    )
+    experiment = experiment_from_file(file)
+    assert experiment.exp_name == "yolox_custom"
+    assert (experiment.model.depth, experiment.data.degrees, experiment.data.random_size) == (0.33, 5.0, (14, 26))
+    assert experiment.recipe.basic_lr_per_img == pytest.approx(0.02 / 64)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("class Exp:\n    def get_model(self):\n        return 1\n", "only __init__"),
+        ("class Exp:\n    def __init__(self):\n        self.depth = compute()\n", "line 3"),
+        ("class Exp:\n    def __init__(self):\n        self.dpth = 1\n", "Did you mean 'depth'"),
+        ("x = 1\n", "0 classes named 'Exp'"),
+        ("class Exp(:\n", "not valid Python"),
+    ],
+)
+def test_exp_files_that_do_more_are_refused(tmp_path: Path, body: str, message: str) -> None:
+    file = tmp_path / "exp.py"
+    file.write_text(body)
+    with pytest.raises(UsageError, match=message):
+        experiment_from_file(file)
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.yaml", "- 1"), ("a.yaml", "a: [1"), ("a.txt", "")])
+def test_other_files_are_refused(tmp_path: Path, name: str, text: str) -> None:
+    file = tmp_path / name
+    file.write_text(text)
+    with pytest.raises(UsageError, match=r"expected|not valid"):
+        experiment_from_file(file)
+
+
+def test_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not exist"):
+        experiment_from_file(tmp_path / "none.yaml")
