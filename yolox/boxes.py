@@ -114,7 +114,8 @@ def anchor_grid(level_sizes: Sequence[Size], strides: Sequence[int], like: Tenso
     The tensors may be shared between calls: do not write into them.
     """
     # What is built during a trace belongs to that trace, so only plain eager tensors are kept.
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(like) is not Tensor:
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if torch.compiler.is_compiling() or tracing or type(like) is not Tensor:
         return _build_anchor_grid(level_sizes, strides, like.device)
     return _cached_anchor_grid(tuple(level_sizes), tuple(strides), like.device)
 

@@ -20,9 +20,9 @@ PRIOR_PROBABILITY = 0.01  # of an object and of a class before training (RetinaN
 def _static_size(feature: Tensor) -> Size:
     """Return height and width as plain numbers, so that a trace is for the traced size and its grids are constants."""
     height, width = feature.shape[-2], feature.shape[-1]
-    if torch.jit.is_tracing():
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
             return Size(int(height), int(width))
     return Size(height, width)
 
