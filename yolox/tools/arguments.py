@@ -1,0 +1,199 @@
+"""What the command lines of all tools share: options, errors, exit codes. It imports nothing heavy: --help is quick."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NoReturn, TextIO
+
+from yolox.config import Experiment, apply_overrides
+from yolox.errors import UsageError, YoloxError, did_you_mean
+from yolox.experiments import experiment_from_file, get_experiment
+
+__all__ = [
+    "ToolParser",
+    "add_data_arguments",
+    "add_model_arguments",
+    "add_overrides",
+    "apply_arguments",
+    "asked_experiment",
+    "positive_int",
+    "probability",
+    "run_tool",
+]
+
+INTERRUPTED = 130  # the exit code of a program stopped by Ctrl-C
+
+_OFFICIAL_ONLY = {
+    "-d": "This package runs on CPUs; leave it out.",
+    "--devices": "This package runs on CPUs; leave it out.",
+    "--device": "This package runs on CPUs; leave it out.",
+    "--fp16": "Use '--precision bf16'.",
+    "--trt": "TensorRT needs a GPU; see 'python -m yolox.tools.inference_demo --help' for fast CPU methods.",
+    "--legacy": "Weights of release 0.1.0 are not supported; use those of release 0.1.1 or later.",
+    "--occupy": "There is no GPU memory to reserve; leave it out.",
+    "-o": "There is no GPU memory to reserve; leave it out.",
+    "--fuse": "Convolutions and normalisations are always fused where that is safe; leave it out.",
+}
+"""Options of the official tools that have no place here, and what to do instead."""
+
+
+class ToolParser(argparse.ArgumentParser):
+    """An argument parser that raises `UsageError`, names the nearest option, and takes ``-`` and ``_`` as one.
+
+    Args:
+        tool: The module's name, as in ``python -m yolox.tools.<tool>``.
+        description: One sentence.
+    """
+
+    def __init__(self, tool: str, description: str) -> None:
+        super().__init__(prog=f"python -m yolox.tools.{tool}", description=description, allow_abbrev=False)
+        self.known_options: list[str] = ["--help", "-h"]
+
+    def add_argument(self, *names: str, **settings: Any) -> argparse.Action:  # type: ignore[override]
+        """Add an argument and remember its spellings."""
+        action = super().add_argument(*names, **settings)
+        if not hasattr(self, "known_options"):  # argparse adds --help from its constructor
+            return action
+        self.known_options.extend(action.option_strings)
+        return action
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the command line.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise UsageError(f"{message}. See '{self.prog} --help'.")
+
+    def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """Return the arguments; options and overrides may come in any order.
+
+        Raises:
+            UsageError: For an unknown option or a value that does not convert.
+        """
+        words = [self._canonical(word) for word in (sys.argv[1:] if argv is None else argv)]
+        namespace, unknown = self.parse_known_intermixed_args(words)
+        if unknown:
+            option = unknown[0].partition("=")[0]
+            advice = f" {_OFFICIAL_ONLY[option]}" if option in _OFFICIAL_ONLY else self._nearest(option)
+            raise UsageError(f"unknown option '{option}'.{advice} See '{self.prog} --help'.")
+        return namespace
+
+    def _canonical(self, word: str) -> str:
+        if not word.startswith("--"):
+            return word
+        name, equals, value = word.partition("=")
+        same = (known for known in self.known_options if known.replace("-", "_") == name.replace("-", "_"))
+        return next(same, name) + equals + value
+
+    def _nearest(self, option: str) -> str:
+        return did_you_mean(option, [known for known in self.known_options if len(known) > 2] or self.known_options)
+
+
+def positive_int(text: str) -> int:
+    """Convert the value of an option to a whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"got {value}, expected 1 or more")
+    return value
+
+
+def probability(text: str) -> float:
+    """Convert the value of an option to a number from 0 to 1."""
+    value = float(text)
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"got {value}, expected a value from 0 to 1")
+    return value
+
+
+def add_model_arguments(parser: ToolParser, checkpoint_help: str) -> None:
+    """Add ``-n -f -c -expn``."""
+    parser.add_argument("-n", "--name", help="published model: yolox_nano, -tiny, -s, -m, -l, -x, yolov3")
+    parser.add_argument("-f", "--exp_file", help="experiment file (.yaml, or .py that only sets fields); wins over -n")
+    parser.add_argument("-c", "--ckpt", metavar="FILE", help=checkpoint_help)
+    parser.add_argument("-expn", "--experiment-name", metavar="NAME", help="name of the output sub-folder")
+
+
+def add_data_arguments(parser: ToolParser, batch_size: int) -> None:
+    """Add ``-b --data_dir --num_workers``."""
+    parser.add_argument(
+        "-b", "--batch-size", type=positive_int, default=batch_size, help="images of a step in all (%(default)s)"
+    )
+    parser.add_argument("--data_dir", metavar="DIR", help="data set; default $YOLOX_DATADIR, datasets/COCO, samples")
+    parser.add_argument("--num_workers", type=int, metavar="N", help="loader processes; default: fits the cores")
+
+
+def add_overrides(parser: ToolParser) -> None:
+    """Add the tail of overrides, ``max_epoch 2 data.mosaic_prob=0.5``."""
+    parser.add_argument(
+        "opts", nargs="*", metavar="FIELD VALUE", help="override fields of the experiment: max_epoch 2 data.hsv_prob=0"
+    )
+
+
+def asked_experiment(args: argparse.Namespace) -> Experiment | None:
+    """Return the experiment of ``-f`` or ``-n``, or None when neither was given."""
+    if args.exp_file is not None:
+        return experiment_from_file(args.exp_file)
+    return get_experiment(args.name) if args.name is not None else None
+
+
+def apply_arguments(experiment: Experiment, args: argparse.Namespace) -> Experiment:
+    """Return ``experiment`` with ``-expn``, ``--data_dir``, ``--num_workers`` and the overrides applied.
+
+    Raises:
+        UsageError: For an override that is unknown or does not convert.
+    """
+    experiment = apply_overrides(experiment, getattr(args, "opts", ()))
+    if args.experiment_name is not None:
+        experiment = replace(experiment, exp_name=args.experiment_name)
+    if getattr(args, "data_dir", None) is not None:
+        experiment = replace(experiment, data=replace(experiment.data, data_dir=args.data_dir))
+    if getattr(args, "num_workers", None) is not None:
+        experiment = replace(experiment, data=replace(experiment.data, data_num_workers=args.num_workers))
+    return experiment
+
+
+def run_tool(body: Callable[[], int | None]) -> int:
+    """Run a tool's body and return the exit code of the process.
+
+    Mistakes of the user become one message without a traceback and their own code (2 usage, 3 data, 4 model file,
+    5 missing library); Ctrl-C becomes 130; anything else keeps its traceback and becomes 1.
+    """
+    _show_log()
+    try:
+        return body() or 0
+    except YoloxError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped by the user", file=sys.stderr)
+        return INTERRUPTED
+    except SystemExit as stop:  # argparse leaves this way after --help
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except Exception:  # noqa: BLE001 - the outermost frame: a crash is reported whole, and never as success
+        traceback.print_exc()
+        return 1
+
+
+class _ErrorStreamHandler(logging.StreamHandler[TextIO]):
+    """Writes to what ``sys.stderr`` is at the moment of the message, so that redirections are honoured."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        self.setStream(sys.stderr)
+        super().emit(record)
+
+
+def _show_log() -> None:
+    """Show the package's log on the error stream, once."""
+    logger = logging.getLogger("yolox")
+    logger.setLevel(logging.INFO)
+    if not logger.handlers:
+        handler = _ErrorStreamHandler()
+        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+        logger.addHandler(handler)
