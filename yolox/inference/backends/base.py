@@ -2,7 +2,7 @@
 
 How one method runs (everything here happens in a child process of its own, see ``isolation``):
 
-1. The optimizer wraps the user's model (``structure.FlatModule``): ``forward(*inputs)`` takes positional tensors and
+1. The optimizer wraps the user's model (``flat.FlatModule``): ``forward(*inputs)`` takes positional tensors and
    returns a flat tuple of tensors. Batch is axis 0 of every input and output. ``Backend.prepare`` receives that module
    (its own copy, in eval mode; it may change it) with the ``Method`` and a ``PrepareContext`` and returns a ``Runner``.
 2. The tuner asks ``runner.candidates(...)`` for settings worth trying, times ``runner.configured(settings)`` for each,
@@ -201,16 +201,20 @@ class Manifest:
 
 
 class Runner(Protocol):
-    """A prepared model.
+    """A prepared model; plain attributes do for the two properties."""
 
-    Attributes:
-        settings: What it runs with now.
-        int8_share: Share (0...1) of the multiply-accumulates of the network that really run in int8, counted on the
-            compiled or converted model; ``None`` for methods that are not int8.
-    """
+    @property
+    def settings(self) -> Settings:
+        """What it runs with now."""
+        ...
 
-    settings: Settings
-    int8_share: float | None
+    @property
+    def int8_share(self) -> float | None:
+        """Share (0...1) of the network's multiply-accumulates that really run in int8; ``None`` if not an int8 method.
+
+        Counted on the compiled or converted model.
+        """
+        ...
 
     def __call__(self, *inputs: Array) -> Arrays:
         """Run one batch: numpy in, numpy out; torch in, torch out (use ``as_numpy`` and ``like_inputs``)."""

@@ -1,0 +1,168 @@
+"""What the torch back ends share: a runner over any callable of tensors, and export files without pickle."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from yolox.errors import ModelFileError
+from yolox.inference.backends.base import Array, Arrays, PrepareContext, Settings, as_numpy, run_in_chunks
+
+__all__ = [
+    "TorchRunner",
+    "export_program",
+    "load_program",
+    "save_program",
+    "sizes_to_try",
+    "to_layout",
+    "torch_sample",
+    "torch_threads",
+]
+
+Call = Callable[..., tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class TorchRunner:
+    """Runs a callable of tensors with the threads, layout and pieces of its settings.
+
+    Args:
+        build: Gives the callable for a layout (``channels_last``); called once for each layout.
+        settings: What to run with.
+        write: Writes the model's files into a folder and returns JSON values (``Runner.save``).
+        layouts: Values of ``channels_last`` that may be tried.
+        autocast: Compute in bf16 where PyTorch's autocast does.
+        batch: The only batch size the callable accepts, or ``None`` for any.
+        tunable: Whether any other settings may be tried at all.
+        int8_share: See ``Runner``.
+    """
+
+    build: Callable[[bool], Call]
+    settings: Settings
+    write: Callable[[Path], Mapping[str, Any]]
+    layouts: tuple[bool, ...] = (False,)
+    autocast: bool = False
+    batch: int | None = None
+    tunable: bool = True
+    int8_share: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_call", self.build(self.settings.channels_last))
+
+    def __call__(self, *inputs: Array) -> Arrays:
+        """Run one batch."""
+        numpy = isinstance(inputs[0], np.ndarray)
+        tensors = tuple(torch.from_numpy(np.asarray(a)) if isinstance(a, np.ndarray) else a for a in inputs)
+        with (
+            torch_threads(self.settings.threads),
+            torch.inference_mode(),
+            torch.autocast("cpu", torch.bfloat16, enabled=self.autocast),
+        ):
+            size = self.batch if self.batch is not None else self.settings.micro_batch
+            outputs = run_in_chunks(self._run_piece, tensors, size, pad=self.batch is not None)
+        return tuple(as_numpy(output) for output in outputs) if numpy else outputs
+
+    def _run_piece(self, *inputs: Tensor) -> Arrays:
+        call: Call = self._call  # type: ignore[attr-defined]
+        outputs = call(*(to_layout(tensor, self.settings.channels_last) for tensor in inputs))
+        return tuple(output.float() if output.dtype is torch.bfloat16 else output for output in outputs)
+
+    def candidates(self, batch_size: int, threads: int) -> Sequence[Settings]:
+        """Layouts first, then pieces of the batch."""
+        if not self.tunable:
+            return (self.settings,)
+        sizes = (None,) if self.batch is not None else sizes_to_try(batch_size)
+        return tuple(Settings(threads, 1, size, layout) for size in sizes for layout in self.layouts)
+
+    def configured(self, settings: Settings) -> TorchRunner:
+        """Return the runner with other settings."""
+        return replace(self, settings=settings)
+
+    def save(self, folder: Path) -> Mapping[str, Any]:
+        """Write the model's files."""
+        return self.write(folder)
+
+
+def sizes_to_try(batch_size: int) -> tuple[int | None, ...]:
+    """Return sizes of pieces worth trying, whole first: caches like small pieces, threads like large ones."""
+    return (None, *(size for size in (4, 8, 2, 16, 1) if size * 2 <= batch_size))
+
+
+def to_layout(tensor: Tensor, channels_last: bool) -> Tensor:
+    """Return an image batch in NHWC memory layout if asked; other tensors as they are."""
+    if channels_last and tensor.dim() == 4:
+        return tensor.contiguous(memory_format=torch.channels_last)
+    return tensor
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Run with ``count`` intra-op threads and restore the earlier number."""
+    before = torch.get_num_threads()
+    if before == count:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def torch_sample(context: PrepareContext, batch: int | None = None) -> tuple[Tensor, ...]:
+    """Return the sample inputs as tensors of their own, cut to ``batch`` rows if given."""
+    return tuple(torch.from_numpy(np.array(array[:batch])) for array in context.sample)
+
+
+def export_program(model: nn.Module, context: PrepareContext) -> torch.export.ExportedProgram:
+    """Export ``model`` with a free batch axis where the context allows it."""
+    # two rows: torch.export bakes a size of one into the program
+    rows = min(2, len(context.sample[0])) if context.dynamic_batch else None
+    inputs = torch_sample(context, rows)
+    if context.dynamic_batch and rows == 1:
+        inputs = tuple(torch.cat([tensor, tensor]) for tensor in inputs)
+    axes = ({0: torch.export.Dim.DYNAMIC},) * len(inputs) if context.dynamic_batch else None
+    with torch.no_grad():
+        return torch.export.export(model, inputs, dynamic_shapes=None if axes is None else (axes,), strict=False)
+
+
+def save_program(program: torch.export.ExportedProgram, path: Path) -> None:
+    """Write an exported program without the pickled example inputs that ``torch.export.save`` would add."""
+    program.example_inputs = None
+    torch.export.save(program, path)
+    _refuse_pickle(path)
+
+
+def load_program(path: Path) -> torch.export.ExportedProgram:
+    """Read an exported program; a file that holds pickled objects is refused.
+
+    Raises:
+        ModelFileError: When it is absent, damaged or holds pickled objects.
+    """
+    if not path.is_file():
+        raise ModelFileError(f"'{path}' is missing from the artifact. Save the model again.")
+    try:
+        _refuse_pickle(path)
+        return torch.export.load(path)
+    except (RuntimeError, zipfile.BadZipFile, KeyError, AssertionError) as error:
+        raise ModelFileError(f"'{path}' is not a readable exported program: {error}. Save the model again.") from error
+
+
+def _refuse_pickle(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            pickled = "/sample_inputs/" in entry.filename and entry.file_size > 0
+            if entry.filename.endswith("_config.json"):
+                config = json.loads(archive.read(entry)).get("config", {})
+                pickled = any(item.get("use_pickle", False) for item in config.values())
+            if pickled:
+                raise ModelFileError(f"'{path}' holds pickled objects ('{entry.filename}'); such files are not loaded.")
