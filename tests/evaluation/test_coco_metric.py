@@ -81,9 +81,9 @@ def test_equal_to_pycocotools(seed: int) -> None:
     truth, detections = synthetic(seed)
     result = coco_metric(truth, detections)
     expected = by_pycocotools(truth, detections)
-    assert tuple(result.stats) == METRICS
-    np.testing.assert_allclose(list(result.stats.values()), expected, atol=1e-6)
-    assert 0.03 < result.stats["AP"] < 0.9  # the data are neither trivial nor hopeless
+    assert tuple(result.metrics) == METRICS
+    np.testing.assert_allclose(list(result.metrics.values()), expected, atol=1e-6)
+    assert 0.03 < result.metrics["AP"] < 0.9  # the data are neither trivial nor hopeless
 
 
 def test_more_than_a_hundred_detections_of_a_class_change_nothing() -> None:
@@ -94,7 +94,7 @@ def test_more_than_a_hundred_detections_of_a_class_change_nothing() -> None:
         crowded[image_id] = Detections(found.boxes_xyxy, found.scores, one_class)
         assert len(found.scores) > 100
     np.testing.assert_allclose(
-        list(coco_metric(truth, crowded).stats.values()), by_pycocotools(truth, crowded), atol=1e-6
+        list(coco_metric(truth, crowded).metrics.values()), by_pycocotools(truth, crowded), atol=1e-6
     )
 
 
@@ -109,7 +109,7 @@ def test_perfect_detections() -> None:
         labels = np.array([index[a["category_id"]] for a in own], np.int64)
         perfect[image["id"]] = Detections(boxes, np.ones(len(own), np.float32), labels)
     result = coco_metric(truth, perfect)
-    assert result.stats["AP"] == pytest.approx(1.0)
+    assert result.metrics["AP"] == pytest.approx(1.0)
     assert [row.ap for row in result.per_class] == pytest.approx([1.0, 1.0, 1.0])
     assert [row.ar for row in result.per_class] == pytest.approx([1.0, 1.0, 1.0])
     assert result.num_objects == len(truth["annotations"]) == sum(row.num_objects for row in result.per_class)
@@ -121,7 +121,7 @@ def test_perfect_detections() -> None:
 def test_no_detections_at_all_is_zero(empty: dict[int, Detections]) -> None:
     truth, _ = synthetic(2)
     result = coco_metric(truth, empty)
-    assert set(result.stats.values()) == {0.0}
+    assert set(result.metrics.values()) == {0.0}
     assert all(row.ap == 0.0 and row.ar == 0.0 for row in result.per_class)
     assert result.num_detections == 0
 
@@ -131,7 +131,7 @@ def test_no_labels_is_undefined_not_zero() -> None:
     truth["annotations"] = []
     result = coco_metric(truth, detections)
     assert not result.has_labels
-    assert all(math.isnan(value) for value in result.stats.values())
+    assert all(math.isnan(value) for value in result.metrics.values())
     assert all(math.isnan(row.ap) and math.isnan(row.ar) for row in result.per_class)
 
 
@@ -142,18 +142,18 @@ def test_a_class_without_labels_is_undefined_and_left_out_of_the_mean() -> None:
     assert math.isnan(result.per_class[1].ap)
     assert result.per_class[1].num_objects == 0
     defined = [row.ap for row in result.per_class if row.num_objects]
-    assert result.stats["AP"] == pytest.approx(np.mean(defined))
+    assert result.metrics["AP"] == pytest.approx(np.mean(defined))
 
 
 def test_area_and_iscrowd_may_be_missing_and_nothing_is_changed() -> None:
     truth, detections = synthetic(4, crowds=False)
     for annotation in truth["annotations"]:
         annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
-    expected = coco_metric(truth, detections).stats
+    expected = coco_metric(truth, detections).metrics
     for annotation in truth["annotations"]:
         del annotation["area"], annotation["iscrowd"]
     before = json.dumps(truth)
-    assert coco_metric(truth, detections).stats == expected
+    assert coco_metric(truth, detections).metrics == expected
     assert json.dumps(truth) == before
 
 
@@ -185,4 +185,4 @@ def test_equal_to_pycocotools_on_coco_mini(coco_mini: Path) -> None:
         labels = np.array([ids.index(a["category_id"]) for a in own], np.int64).repeat(3)
         detections[image["id"]] = Detections(boxes, rng.random(len(boxes)).astype(np.float32), labels)
     result = coco_metric(truth, detections)
-    np.testing.assert_allclose(list(result.stats.values()), by_pycocotools(truth, detections), atol=1e-6)
+    np.testing.assert_allclose(list(result.metrics.values()), by_pycocotools(truth, detections), atol=1e-6)

@@ -37,14 +37,14 @@ class CocoResult:
     """The answer of COCO evaluation.
 
     Args:
-        stats: ``METRICS`` to values 0...1, NaN where no object counts (no labels at all, or none of that size).
+        metrics: ``METRICS`` to values 0...1, NaN where no object counts (no labels at all, or none of that size).
         per_class: In the order of the category ids.
         num_images: Images of the data set.
         num_objects: Labelled objects, crowds left out.
         num_detections: Detections given.
     """
 
-    stats: Mapping[str, float]
+    metrics: Mapping[str, float]
     per_class: tuple[ClassResult, ...]
     num_images: int
     num_objects: int
@@ -79,7 +79,7 @@ def coco_metric(ground_truth: Mapping[str, Any], detections: Mapping[int, Detect
         "categories": [{"id": category_id} for category_id in category_ids],
         "annotations": annotations,
     }
-    stats, precision_TRKAM, recall_TKAM = _evaluate(truth, results)
+    metrics, precision_TRKAM, recall_TKAM = _evaluate(truth, results)
     counts = np.zeros(len(category_ids), np.int64)
     index_of = {category_id: index for index, category_id in enumerate(category_ids)}
     for annotation in annotations:
@@ -94,7 +94,7 @@ def coco_metric(ground_truth: Mapping[str, Any], detections: Mapping[int, Detect
         for index, category in enumerate(categories)
     )
     num_detections = sum(len(found.scores) for found in detections.values())
-    return CocoResult(stats, per_class, len(image_ids), int(counts.sum()), num_detections)
+    return CocoResult(metrics, per_class, len(image_ids), int(counts.sum()), num_detections)
 
 
 def _check_detections(detections: Mapping[int, Detections], image_ids: set[int], num_classes: int) -> None:

@@ -11,10 +11,11 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from yolox.data.image_ops import fit_ratio
 from yolox.errors import UsageError
 from yolox.structures import Detections, Size
 
-__all__ = ["letterbox_ratio", "nms_xyxy", "postprocess", "rescale"]
+__all__ = ["nms_xyxy", "postprocess", "rescale"]
 
 LARGEST_COORDINATE = 1e7
 """Boxes beyond this many pixels come from a diverged network; they would exhaust the precision of class offsets."""
@@ -106,11 +107,6 @@ def _postprocess_image(
     return Detections(boxes_xyxy=boxes[kept], scores=best[kept], labels=labels[kept])
 
 
-def letterbox_ratio(original_size: tuple[int, int], input_size: tuple[int, int]) -> float:
-    """Return the scale from original pixels to input pixels; both sizes are (height, width)."""
-    return min(input_size[0] / original_size[0], input_size[1] / original_size[1])
-
-
 def rescale(detections: Detections, original_size: Size, input_size: Size) -> Detections:
     """Return the detections in pixels of the original image (not clipped to it, as in official evaluation).
 
@@ -119,5 +115,5 @@ def rescale(detections: Detections, original_size: Size, input_size: Size) -> De
         original_size: Size of the image file.
         input_size: Size of the network's input.
     """
-    ratio = np.float32(letterbox_ratio(original_size, input_size))
+    ratio = np.float32(fit_ratio(original_size, input_size))
     return Detections(detections.boxes_xyxy / ratio, detections.scores, detections.labels)
