@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -118,9 +118,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             "or use an earlier checkpoint."
         )
     try:
-        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+        with torch.serialization.safe_globals(_NUMPY_SCALARS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks on foreign formats; what cannot be read is refused below
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # a damaged file can make the unpickler fail in any way
         raise ModelFileError(_why_unreadable(file, error)) from error
     if not isinstance(content, dict):
         raise ModelFileError(

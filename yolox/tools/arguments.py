@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 from yolox.config import Experiment, apply_overrides
 from yolox.errors import UsageError, YoloxError, did_you_mean
@@ -180,13 +180,12 @@ def run_tool(body: Callable[[], int | None]) -> int:
         return 1
 
 
-class _ErrorStreamHandler(logging.StreamHandler[TextIO]):
+class _ErrorStreamHandler(logging.Handler):
     """Writes to what ``sys.stderr`` is at the moment of the message, so that redirections are honoured."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
-        self.setStream(sys.stderr)
-        super().emit(record)
+        print(self.format(record), file=sys.stderr)
 
 
 def _show_log() -> None:

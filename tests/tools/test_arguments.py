@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from yolox.errors import DataError, MissingDependencyError, ModelFileError, UsageError
+from yolox.structures import Size
+from yolox.tools.arguments import (
+    ToolParser,
+    add_data_arguments,
+    add_model_arguments,
+    add_overrides,
+    apply_arguments,
+    asked_experiment,
+    positive_int,
+    probability,
+    run_tool,
+)
+
+
+@pytest.fixture
+def parser() -> ToolParser:
+    parser = ToolParser("eval", "Evaluates.")
+    add_model_arguments(parser, "weights")
+    add_data_arguments(parser, batch_size=64)
+    parser.add_argument("--conf", type=probability)
+    add_overrides(parser)
+    return parser
+
+
+def test_options_and_overrides_in_any_order(parser: ToolParser) -> None:
+    words = ["-n", "yolox-s", "max_epoch", "2", "-b", "8", "data.degrees=0", "translate", "-0.5", "--conf", "0.1"]
+    args = parser.parse(words)
+    assert (args.name, args.batch_size, args.conf) == ("yolox-s", 8, 0.1)
+    experiment = asked_experiment(args)
+    assert experiment is not None
+    applied = apply_arguments(experiment, args)
+    assert (applied.recipe.max_epoch, applied.data.degrees, applied.data.translate) == (2, 0.0, -0.5)
+    assert applied.model == experiment.model
+
+
+def test_dashes_and_underscores_are_one(parser: ToolParser) -> None:
+    args = parser.parse(["--data-dir", "d", "--batch_size=3", "--experiment_name", "e", "--num-workers", "0"])
+    assert (args.data_dir, args.batch_size, args.experiment_name, args.num_workers) == ("d", 3, "e", 0)
+    experiment = apply_arguments(asked_experiment(parser.parse(["-n", "yolox_nano"])), args)  # type: ignore[arg-type]
+    assert (experiment.exp_name, experiment.data.data_dir, experiment.data.data_num_workers) == ("e", "d", 0)
+    assert experiment.eval.test_size == Size(416, 416)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--batchsize", "3"], "unknown option '--batchsize'. Did you mean '--batch-size'"),
+        (["--data_dri=x"], "unknown option '--data_dri'. Did you mean '--data_dir'"),
+        (["--fp16"], "--precision bf16"),
+        (["-d", "1"], "runs on CPUs"),
+        (["-b", "0"], "expected 1 or more"),
+        (["-b", "many"], "invalid positive_int value: 'many'"),
+        (["--conf", "7"], "expected a value from 0 to 1"),
+        (["-n"], "expected one argument"),
+    ],
+)
+def test_bad_command_lines(parser: ToolParser, words: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parser.parse(words)
+    assert message in str(caught.value)
+    assert "--help" in str(caught.value)
+
+
+def test_unknown_models_and_overrides_name_the_nearest(parser: ToolParser) -> None:
+    with pytest.raises(UsageError, match="Did you mean 'yolox_nano'"):
+        asked_experiment(parser.parse(["-n", "yolox_nan"]))
+    args = parser.parse(["-n", "yolox_nano", "max_epochs", "3"])
+    with pytest.raises(UsageError, match=r"Did you mean '(recipe\.)?max_epoch'"):
+        apply_arguments(asked_experiment(args), args)  # type: ignore[arg-type]
+    assert asked_experiment(parser.parse([])) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UsageError("no such thing"), 2),
+        (DataError("no such thing"), 3),
+        (ModelFileError("no such thing"), 4),
+        (MissingDependencyError("no such thing", "pip install it"), 5),
+    ],
+)
+def test_mistakes_have_their_code_and_no_traceback(
+    error: Exception, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def body() -> int:
+        raise error
+
+    assert run_tool(body) == code
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("error: no such thing")
+    assert "Traceback" not in shown.err
+
+
+def test_crashes_interrupts_and_success(capsys: pytest.CaptureFixture[str], parser: ToolParser) -> None:
+    def crash() -> int:
+        raise ZeroDivisionError("unexpected")
+
+    def interrupt() -> int:
+        raise KeyboardInterrupt
+
+    assert run_tool(crash) == 1
+    assert "Traceback" in capsys.readouterr().err
+    assert run_tool(interrupt) == 130
+    assert run_tool(lambda: None) == 0
+    assert run_tool(lambda: 3) == 3
+    assert run_tool(lambda: parser.parse(["--help"]) and 9) == 0
+    assert "usage: python -m yolox.tools.eval" in capsys.readouterr().out
+
+
+def test_the_log_goes_to_the_error_stream_once(capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        run_tool(lambda: logging.getLogger("yolox.data").warning("bad image"))
+    assert capsys.readouterr().err.splitlines() == ["WARNING yolox.data: bad image"] * 2
+
+
+def test_numbers() -> None:
+    assert positive_int("4") == 4
+    assert probability("0.5") == 0.5
