@@ -1,0 +1,200 @@
+"""The data of an experiment as Lightning wants it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+
+from yolox.config import DataConfig
+from yolox.data.coco import CocoDataset
+from yolox.data.layout import DatasetPaths, default_data_dir, load_split, resolve_dataset
+from yolox.data.loader import TrainLoader, ValLoader, default_num_workers
+from yolox.data.mosaic import Affine
+from yolox.data.sampling import RequestStream
+from yolox.data.source import ImageSource
+from yolox.data.training_samples import Augmentation, TrainingSamples
+from yolox.data.transforms import TrainTransform
+from yolox.structures import Size
+
+__all__ = ["YoloxDataModule", "build_augmentation", "build_data_module", "build_val_loader"]
+
+
+def build_augmentation(config: DataConfig) -> Augmentation:
+    """Return the augmentation that a configuration describes."""
+    return Augmentation(
+        transform=TrainTransform(config.input_size, config.hsv_prob, config.flip_prob, config.max_labels),
+        mosaic_prob=config.mosaic_prob,
+        mixup_prob=config.mixup_prob if config.enable_mixup else 0.0,
+        mixup_scales=config.mixup_scale,
+        affine=Affine(config.degrees, config.translate, config.mosaic_scale, config.shear),
+    )
+
+
+def find_dataset(config: DataConfig) -> tuple[DatasetPaths, str]:
+    """Return where the data lies, and the line that says which data and why."""
+    folder, reason = default_data_dir(config.data_dir)
+    paths = resolve_dataset(folder, config.train_ann, config.val_ann, config.train_images, config.val_images)
+    return paths, reason
+
+
+def build_data_module(
+    config: DataConfig,
+    *,
+    batch_size: int,
+    test_size: Size,
+    seed: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    final_phase_from_epoch: int | None = None,
+) -> YoloxDataModule:
+    """Return the data module of an experiment.
+
+    Args:
+        config: Which data and how it varies.
+        batch_size: Total over all processes.
+        test_size: Size of images in evaluation.
+        seed: Fixes order and samples.
+        rank: This process, unless a Lightning trainer knows better.
+        world: Number of processes, likewise.
+        final_phase_from_epoch: First epoch (from 0) without mosaic; ``None`` for never.
+
+    Raises:
+        DataError: When the data is missing or malformed.
+    """
+    module = YoloxDataModule(config, batch_size=batch_size, test_size=test_size, seed=seed)
+    module.rank, module.world = rank, world
+    module.final_phase_from_epoch = final_phase_from_epoch
+    return module
+
+
+def build_val_loader(
+    config: DataConfig, *, batch_size: int, test_size: Size, class_names: Sequence[str] | None = None
+) -> ValLoader:
+    """Return the evaluation images alone; ``.dataset`` is their ground truth. Training labels are not read.
+
+    Args:
+        config: Which data.
+        batch_size: Images per batch.
+        test_size: Size of the network's input.
+        class_names: Names in the order of the model's classes; labels are matched to them by name.
+
+    Raises:
+        DataError: When the data is missing or malformed, or uses a class that the model does not know.
+    """
+    paths, _ = find_dataset(config)
+    categories = None if class_names is None else tuple(enumerate(class_names, start=1))
+    source = ImageSource(load_split(paths.require("val"), categories), test_size)
+    return ValLoader(source, batch_size, _num_workers(config, 1))
+
+
+def _num_workers(config: DataConfig, world: int) -> int:
+    if config.data_num_workers is not None:
+        return config.data_num_workers
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return default_num_workers(max(1, num_cores // world))
+
+
+class YoloxDataModule(pl.LightningDataModule):
+    """Training and evaluation data; ``build_data_module`` makes it from a configuration.
+
+    Indices are read and loaders made when first asked for, so the module can be sent to other processes.
+
+    Args:
+        config: Which data and how it varies.
+        batch_size: Total over all processes.
+        test_size: Size of images in evaluation.
+        seed: Fixes order and samples.
+    """
+
+    def __init__(self, config: DataConfig, *, batch_size: int, test_size: Size, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.batch_size = batch_size
+        self.test_size = test_size
+        self.seed = seed
+        self.rank, self.world = 0, 1
+        self.final_phase_from_epoch: int | None = None
+        self.paths, self.reason = find_dataset(config)
+        self._train_set: CocoDataset | None = None
+        self._val_set: CocoDataset | None = None
+        self._train_loader: TrainLoader | None = None
+        self._val_loader: ValLoader | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "trainer": None, "_train_loader": None, "_val_loader": None}
+
+    @property
+    def train_set(self) -> CocoDataset:
+        """Index of the training images."""
+        if self._train_set is None:
+            self._train_set = load_split(self.paths.require("train"))
+        return self._train_set
+
+    @property
+    def val_set(self) -> CocoDataset:
+        """Index of the evaluation images, with the class indices of the training images."""
+        if self._val_set is None:
+            categories = self.train_set.categories if self.paths.train else None
+            self._val_set = load_split(self.paths.require("val"), categories)
+        return self._val_set
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names in the order of the class indices."""
+        return (self.train_set if self.paths.train else self.val_set).class_names
+
+    @property
+    def num_classes(self) -> int:
+        """Number of categories in the data."""
+        return len(self.class_names)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Training steps of an epoch."""
+        return -(-len(self.train_set) // self.batch_size)
+
+    def train_dataloader(self) -> TrainLoader:
+        """Return the training loader: one for the whole run, at the batch where the trainer stands."""
+        if self._train_loader is None:
+            rank, world = self._place()
+            final = self.final_phase_from_epoch
+            stream = RequestStream(
+                num_images=len(self.train_set),
+                batch_size=self.batch_size,
+                seed=self.seed,
+                rank=rank,
+                world=world,
+                no_mosaic_from_batch=None if final is None else final * self.batches_per_epoch,
+            )
+            source = ImageSource(self.train_set, self.config.input_size, reduced_decode=True)
+            samples = TrainingSamples(source, build_augmentation(self.config))
+            self._train_loader = TrainLoader(samples, stream, _num_workers(self.config, world))
+            if self.trainer is not None:
+                self._train_loader.seek(self.trainer.global_step * self.trainer.accumulate_grad_batches)
+        return self._train_loader
+
+    def val_dataloader(self) -> ValLoader:
+        """Return the evaluation loader."""
+        if self._val_loader is None:
+            rank, world = self._place()
+            source = ImageSource(self.val_set, self.test_size)
+            num_workers = _num_workers(self.config, world)
+            self._val_loader = ValLoader(source, self.batch_size // world, num_workers, rank=rank, world=world)
+        return self._val_loader
+
+    def seek(self, batch: int) -> None:
+        """Go on with training batch number ``batch``, counted from the start of the run."""
+        self.train_dataloader().seek(batch)
+
+    def teardown(self, stage: str) -> None:
+        """End the workers."""
+        for loader in (self._train_loader, self._val_loader):
+            if loader is not None:
+                loader.close()
+
+    def _place(self) -> tuple[int, int]:
+        trainer = self.trainer
+        return (self.rank, self.world) if trainer is None else (trainer.global_rank, trainer.world_size)

@@ -1,0 +1,224 @@
+"""Loaders: worker processes that live as long as the run, and batches in a fixed order."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import wait
+from typing import Any
+
+import cv2
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from yolox.data.coco import CocoDataset
+from yolox.data.sampling import RequestStream, SampleRequest
+from yolox.data.source import ImageHealth, ImageSource
+from yolox.data.training_samples import TrainingSamples
+from yolox.data.transforms import collate, letterbox_sample
+from yolox.structures import Batch, Sample, Size
+
+__all__ = ["TrainLoader", "ValLoader", "default_num_workers"]
+
+_NICE = 5
+_PREFETCH = 2
+
+
+def default_num_workers(num_cores: int) -> int:
+    """Return how many workers keep ``num_cores`` computing cores busy without crowding them out."""
+    return max(1, min(16, num_cores // 4))
+
+
+def default_start_method() -> str:
+    """Return how worker processes start.
+
+    Not ``fork``: a copy of a process whose OpenMP and oneDNN threads run may hang, and every page that the parent
+    writes afterwards has to be copied. The fork server is a small process that has imported this module once.
+    """
+    return "forkserver" if sys.platform.startswith("linux") else "spawn"
+
+
+def worker_context(start_method: str | None) -> Any:
+    """Return the multiprocessing context of the workers."""
+    context: Any = multiprocessing.get_context(start_method or default_start_method())
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload([__name__])
+    return context
+
+
+def init_worker(_worker: int) -> None:
+    """Prepare a worker: one thread, behind the computation in the queue for cores, gone when its parent is gone."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    if hasattr(os, "nice"):
+        os.nice(_NICE)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_exit_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _exit_with(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)
+
+
+class _Batches:
+    """The batch sampler of a stream from a given batch on."""
+
+    def __init__(self, stream: RequestStream, start: int) -> None:
+        self._stream, self._start = stream, start
+
+    def __iter__(self) -> Iterator[list[SampleRequest]]:
+        return self._stream.batches(self._start)
+
+
+def _data_loader(dataset: Dataset[Any], batches: Any, collate_fn: Any, num_workers: int, start: str | None) -> Any:
+    extra: dict[str, Any] = {}
+    if num_workers:
+        extra = {
+            "prefetch_factor": _PREFETCH,
+            "persistent_workers": True,
+            "multiprocessing_context": worker_context(start),
+            "worker_init_fn": init_worker,
+        }
+    # a generator of its own: a loader would otherwise draw from the global one
+    generator = torch.Generator()
+    return DataLoader(
+        dataset, batch_sampler=batches, collate_fn=collate_fn, num_workers=num_workers, generator=generator, **extra
+    )
+
+
+class TrainLoader:
+    """Training batches of an endless stream, an epoch at a time.
+
+    Each ``iter()`` yields ``len(self)`` batches and goes on where the one before stopped; the workers stay and fill
+    their queue across epochs.
+
+    Args:
+        samples: Makes samples.
+        stream: Says which.
+        num_workers: Worker processes; 0 works in this process.
+        start_method: How workers start (``fork``, ``forkserver``, ``spawn``); by default as is safe here.
+    """
+
+    def __init__(
+        self, samples: TrainingSamples, stream: RequestStream, num_workers: int, start_method: str | None = None
+    ) -> None:
+        self.samples = samples
+        self.stream = stream
+        self.num_workers = num_workers
+        self.next_batch = 0
+        self._start_method = start_method
+        self._iterator: Iterator[Batch] | None = None
+
+    def __len__(self) -> int:
+        return self.stream.batches_per_epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        for _ in range(len(self)):
+            if self._iterator is None:
+                self._iterator = self._start()
+            batch = next(self._iterator)
+            self.next_batch += 1
+            if self.samples.source.health is not None:
+                self.samples.source.health.report()
+            yield batch
+
+    def seek(self, batch: int) -> None:
+        """Go on with batch number ``batch`` of the stream."""
+        if batch != self.next_batch:
+            self.close()
+            self.next_batch = batch
+
+    def close(self) -> None:
+        """End the workers; a later ``iter()`` starts new ones."""
+        self._iterator = None
+
+    def _start(self) -> Iterator[Batch]:
+        source = self.samples.source
+        if source.health is None:
+            source.health = ImageHealth(source.dataset)
+        batches = _Batches(self.stream, self.next_batch)
+        return iter(_data_loader(self.samples, batches, collate, self.num_workers, self._start_method))
+
+
+class _ValSamples(Dataset[Any]):
+    def __init__(self, source: ImageSource) -> None:
+        self._source = source
+
+    def __getitem__(self, index: int) -> Sample | None:
+        image = self._source.image(index)
+        if image is None:
+            return None
+        dataset = self._source.dataset
+        empty = torch.zeros(0).numpy()
+        sample = Sample(
+            image, empty.reshape(0, 4), empty.astype("int64"), int(dataset.image_ids[index]), dataset.size(index)
+        )
+        return letterbox_sample(sample, self._source.target)
+
+
+def _collate_readable(samples: Sequence[Sample | None]) -> Batch | None:
+    readable = [sample for sample in samples if sample is not None]
+    return collate(readable) if readable else None
+
+
+class ValLoader:
+    """Every image once, in order, letterboxed, without labels (G = 0); an unreadable image is left out.
+
+    Args:
+        source: The images.
+        batch_size: Images per batch; the last one may be smaller.
+        num_workers: Worker processes; 0 works in this process.
+        rank: This process.
+        world: Number of processes, each of which takes every ``world``-th image.
+        start_method: As for ``TrainLoader``.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        batch_size: int,
+        num_workers: int,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        start_method: str | None = None,
+    ) -> None:
+        indices = list(range(rank, len(source), world))
+        self.source = source
+        self.num_workers = num_workers
+        self._batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
+        self._start_method = start_method
+        self._loader: Any = None
+
+    @property
+    def dataset(self) -> CocoDataset:
+        """The index of the images."""
+        return self.source.dataset
+
+    @property
+    def size(self) -> Size:
+        """Size of the network's input."""
+        return self.source.target
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.source.health is None:
+            self.source.health = ImageHealth(self.source.dataset)
+        if self._loader is None:
+            samples = _ValSamples(self.source)
+            self._loader = _data_loader(samples, self._batches, _collate_readable, self.num_workers, self._start_method)
+        for batch in self._loader:
+            self.source.health.report()
+            if batch is not None:
+                yield batch
+
+    def close(self) -> None:
+        """End the workers; a later ``iter()`` starts new ones."""
+        self._loader = None

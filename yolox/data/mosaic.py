@@ -1,0 +1,102 @@
+"""Mosaic of four images, the random affine that follows it, and MixUp (section A6 of the specification)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from yolox.data.image_ops import FILL, affine_matrix, clip_boxes, has_area, letterbox, resize, warp_affine, warp_boxes
+from yolox.data.transforms import flip
+from yolox.structures import Image, Sample, Size
+
+__all__ = ["Affine", "mix_up", "mosaic", "random_affine"]
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Ranges of the affine transform.
+
+    Args:
+        degrees: Largest rotation either way.
+        translate: Largest shift, as a share of the image.
+        scales: Smallest and largest scale.
+        shear: Largest shear either way, in degrees.
+    """
+
+    degrees: float = 10.0
+    translate: float = 0.1
+    scales: tuple[float, float] = (0.1, 2.0)
+    shear: float = 2.0
+
+
+def mosaic(samples: Sequence[Sample], target: Size, rng: np.random.Generator) -> Sample:
+    """Return four samples, each fitted to ``target``, around a random centre of a canvas twice as large.
+
+    The first sample stands top left and lends its id. Objects outside the canvas are gone, the rest is clipped to it.
+    """
+    canvas_size = Size(2 * target.height, 2 * target.width)
+    canvas: Image = np.full((*canvas_size, 3), FILL, np.uint8)
+    centre_y = int(rng.uniform(0.5, 1.5) * target.height)
+    centre_x = int(rng.uniform(0.5, 1.5) * target.width)
+    boxes, labels = [], []
+    for place, sample in enumerate(samples):
+        height, width = sample.image.shape[:2]
+        top = centre_y - height if place < 2 else centre_y
+        left = centre_x - width if place % 2 == 0 else centre_x
+        y0, x0 = max(0, top), max(0, left)
+        y1, x1 = min(canvas_size.height, top + height), min(canvas_size.width, left + width)
+        canvas[y0:y1, x0:x1] = sample.image[y0 - top : y1 - top, x0 - left : x1 - left]
+        boxes.append(sample.boxes_xyxy + np.array([left, top, left, top], np.float32))
+        labels.append(sample.labels)
+    clipped = clip_boxes(np.concatenate(boxes), canvas_size)
+    keep = has_area(clipped)
+    return replace(samples[0], image=canvas, boxes_xyxy=clipped[keep], labels=np.concatenate(labels)[keep])
+
+
+def random_affine(sample: Sample, target: Size, affine: Affine, rng: np.random.Generator) -> Sample:
+    """Return the sample rotated, scaled, sheared and shifted into an image of size ``target``."""
+    matrix = affine_matrix(
+        target,
+        rng,
+        degrees=affine.degrees,
+        translate=affine.translate,
+        scales=affine.scales,
+        shear=affine.shear,
+    )
+    boxes = warp_boxes(sample.boxes_xyxy, matrix, target)
+    keep = has_area(boxes)
+    image = warp_affine(sample.image, matrix, target)
+    return replace(sample, image=image, boxes_xyxy=boxes[keep], labels=sample.labels[keep])
+
+
+def mix_up(sample: Sample, partner: Sample, scales: tuple[float, float], rng: np.random.Generator) -> Sample:
+    """Return the sample blended half and half with a rescaled, maybe mirrored, maybe cropped partner.
+
+    Where the partner does not reach, the sample is blended with black. The partner's objects come last.
+    """
+    size = Size(*sample.image.shape[:2])
+    image, ratio = letterbox(partner.image, size)
+    jitter = rng.uniform(*scales)
+    scaled = Size(max(1, int(size.height * jitter)), max(1, int(size.width * jitter)))
+    partner = replace(partner, image=resize(image, scaled), boxes_xyxy=partner.boxes_xyxy * np.float32(ratio * jitter))
+    partner = replace(partner, boxes_xyxy=clip_boxes(partner.boxes_xyxy, scaled))
+    if rng.random() < 0.5:
+        partner = flip(partner)
+    top = int(rng.integers(max(1, scaled.height - size.height)))
+    left = int(rng.integers(max(1, scaled.width - size.width)))
+    piece = partner.image[top : top + size.height, left : left + size.width]
+    blended = np.right_shift(sample.image, 1, dtype=np.uint8)
+    reached = blended[: piece.shape[0], : piece.shape[1]]
+    own = sample.image[: piece.shape[0], : piece.shape[1]]
+    # the truncated mean without leaving uint8
+    reached += (piece >> 1) + (own & piece & 1)
+    boxes = clip_boxes(partner.boxes_xyxy - np.array([left, top, left, top], np.float32), size)
+    keep = has_area(boxes)
+    return replace(
+        sample,
+        image=blended,
+        boxes_xyxy=np.concatenate([sample.boxes_xyxy, boxes[keep]]),
+        labels=np.concatenate([sample.labels, partner.labels[keep]]),
+    )

@@ -1,0 +1,86 @@
+"""From a request to a training sample: image, mosaic, MixUp and the last transforms, drawn by the request itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from yolox.data.image_ops import FILL
+from yolox.data.mosaic import Affine, mix_up, mosaic, random_affine
+from yolox.data.sampling import SampleRequest
+from yolox.data.source import ImageSource
+from yolox.data.transforms import TrainTransform
+from yolox.structures import Sample
+
+__all__ = ["Augmentation", "TrainingSamples"]
+
+_MAX_REPLACEMENTS = 64
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training samples vary.
+
+    Args:
+        transform: Colour, flip and letterbox, for every sample.
+        mosaic_prob: How often a request that allows it becomes a mosaic.
+        mixup_prob: How often a mosaic with objects is blended with another image.
+        mixup_scales: Range of the partner's scale.
+        affine: Ranges of the affine transform after a mosaic.
+    """
+
+    transform: TrainTransform
+    mosaic_prob: float = 1.0
+    mixup_prob: float = 1.0
+    mixup_scales: tuple[float, float] = (0.5, 1.5)
+    affine: Affine = field(default_factory=Affine)
+
+
+class TrainingSamples(Dataset[Sample]):
+    """Makes the sample of a request.
+
+    Args:
+        source: The images.
+        augmentation: How they vary.
+    """
+
+    def __init__(self, source: ImageSource, augmentation: Augmentation) -> None:
+        self.source = source
+        self.augmentation = augmentation
+        self._labelled = source.dataset.labelled()
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, request: SampleRequest) -> Sample:
+        """Return the sample of a request, always the same for the same request."""
+        rng = request.generator()
+        settings = self.augmentation
+        if request.mosaic and rng.random() < settings.mosaic_prob:
+            sample = self._mosaic(request.index, rng)
+        else:
+            sample = self._read(request.index, rng)
+        return settings.transform(sample, rng)
+
+    def _mosaic(self, index: int, rng: np.random.Generator) -> Sample:
+        target, settings = self.augmentation.transform.target, self.augmentation
+        indices = [index, *(int(other) for other in rng.integers(len(self.source), size=3))]
+        sample = mosaic([self._read(i, rng) for i in indices], target, rng)
+        sample = random_affine(sample, target, settings.affine, rng)
+        if len(sample.labels) and rng.random() < settings.mixup_prob:
+            partner = int(self._labelled[rng.integers(len(self._labelled))])
+            sample = mix_up(sample, self._read(partner, rng), settings.mixup_scales, rng)
+        return sample
+
+    def _read(self, index: int, rng: np.random.Generator) -> Sample:
+        """Return an image, or in place of an unreadable one another that the request's generator chooses."""
+        for _ in range(_MAX_REPLACEMENTS):
+            sample = self.source.sample(index)
+            if sample is not None:
+                return sample
+            index = int(rng.integers(len(self.source)))
+        # hopeless: the loader ends the run as soon as it sees how many images are bad
+        blank = np.full((*self.source.target, 3), FILL, np.uint8)
+        return Sample(blank, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), -1, self.source.target)
