@@ -67,6 +67,20 @@ class AcceleratedModel:
         self._check(inputs)
         return self.runner(*inputs)
 
+    def eval(self) -> AcceleratedModel:
+        """Return itself: it is always in evaluation mode (for metrics written for modules)."""
+        return self
+
+    def train(self, mode: bool = True) -> AcceleratedModel:
+        """Refuse: an accelerated model cannot be trained.
+
+        Raises:
+            UsageError: When ``mode`` is true.
+        """
+        if mode:
+            raise UsageError("an accelerated model cannot be trained; train the original and optimize it again.")
+        return self
+
     def _check(self, inputs: Arrays) -> None:
         shapes = self.manifest.input_shapes
         free = self.manifest.dynamic_batch
@@ -81,8 +95,13 @@ class AcceleratedModel:
             raise UsageError(f"inputs of shape {arrived or 'none'} arrived, expected {expected}. Resize the input.")
 
 
-def save_model(model: AcceleratedModel, folder: Path) -> Manifest:
+def save_model(model: AcceleratedModel, folder: Path, metadata: Mapping[str, Any] | None = None) -> Manifest:
     """Write ``model`` into ``folder``, the manifest last, so that a folder with a manifest is whole.
+
+    Args:
+        model: The model.
+        folder: Created if need be.
+        metadata: Replaces the model's own.
 
     Raises:
         YoloxError: When the folder cannot be written.
@@ -96,6 +115,8 @@ def save_model(model: AcceleratedModel, folder: Path) -> Manifest:
             f"cannot write the model to '{folder}': {error.strerror or error}. Free some space."
         ) from error
     manifest = replace(model.manifest, backend_data=data, settings=model.runner.settings, versions=_versions())
+    if metadata is not None:
+        manifest = replace(manifest, metadata=dict(metadata))
     write_text(folder / MANIFEST_NAME, json.dumps({"format": FORMAT, **asdict(manifest)}, indent=2) + "\n")
     return manifest
 
@@ -180,6 +201,10 @@ def _read_document(folder: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ModelFileError(f"'{path}' is damaged: it holds no JSON object. Save the model again.")
     return document
+
+
+def _cannot_write(folder: Path, error: OSError) -> YoloxError:
+    return YoloxError(f"cannot write the model to '{folder}': {error.strerror or error}. Free some space.")
 
 
 def _versions() -> dict[str, str]:

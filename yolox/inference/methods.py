@@ -16,6 +16,7 @@ __all__ = [
     "INSTALL",
     "METHODS",
     "MethodQuery",
+    "describe_method",
     "get_method",
     "missing_package",
     "select_methods",
@@ -180,3 +181,16 @@ def _check_values(what: str, values: Iterable[str | None], known: tuple[str | No
             raise UsageError(
                 f"{what} is '{value}'; expected one of {', '.join(names)}.{did_you_mean(str(value), names)}"
             )
+
+
+def describe_method(method: Method) -> str:
+    """Return what a method uses in a few words: ``openvino + int8``, ``ipex + jit + channels_last``."""
+    parts = [method.backend] if method.backend != "eager" else []
+    if method.backend == "ipex" and method.options.get("jit"):
+        parts.append("jit")
+    if method.precision is not Precision.FP32:
+        parts.append(method.precision.value)
+    parts += [str(method.options[key]) for key in ("quantizer", "rest") if key in method.options]
+    if method.options.get("channels_last"):
+        parts.append("channels_last")
+    return " + ".join(parts) or method.name

@@ -1,7 +1,7 @@
 """Nested outputs as a flat tuple of tensors plus a description in JSON values, and back. Works without torch.
 
-A description is ``"*"`` for one tensor, ``{"list": [...]}``, ``{"tuple": [...]}`` (named tuples too), ``{"dict": {...}}``
-or ``{"value": x}`` for anything else that JSON can hold.
+A description is ``"*"`` for one tensor, ``{"list": [...]}``, ``{"tuple": [...]}`` (named tuples too),
+``{"dict": {...}}``, or ``{"value": x}`` for anything else that JSON can hold.
 """
 
 from __future__ import annotations

@@ -91,7 +91,9 @@ class Method:
     @property
     def accelerator(self) -> str | None:
         """The value of the ``accelerator`` filter that selects this method; ``None`` for plain PyTorch."""
-        return self.backend if self.backend in ("openvino", "onnxruntime", "jit", "inductor") else None
+        if self.backend == "ipex":
+            return "jit" if self.options.get("jit") else None
+        return None if self.backend == "eager" or self.name == "static_int8" else self.backend
 
     @property
     def uses_ipex(self) -> bool:

@@ -1,0 +1,111 @@
+"""What the parent hands to the process of a method: the job in JSON values and the files that all methods share.
+
+The same user writes them on the same machine moments before; they are no artifacts and are removed with the run.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yolox.errors import UsageError
+
+__all__ = ["Job", "Payload"]
+
+NumpyArrays = tuple[np.ndarray[Any, Any], ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that the process of one method needs to know; JSON values only.
+
+    Args:
+        method: Name of the method.
+        payload: Folder that ``Payload`` describes.
+        artifact: Folder to write the artifact to.
+        work_dir: Folder for temporary files.
+        threads: Cores to use.
+        prepare_seconds: Time for the conversion.
+        tune_seconds: Time for the tuner.
+        max_drop: Accuracy that int8 methods may lose.
+        baseline_ms: Latency of the original, once it is known.
+        original_scores: Accuracy of the original, once it is known.
+        facts: What the process of ``original`` found out: ``structure``, ``dynamic_batch``.
+        metadata: The user's values for the artifact.
+    """
+
+    method: str
+    payload: str
+    artifact: str
+    work_dir: str
+    threads: int
+    prepare_seconds: float = 300.0
+    tune_seconds: float = 8.0
+    max_drop: float = 0.01
+    baseline_ms: float | None = None
+    original_scores: Mapping[str, float] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_original(self) -> bool:
+        """Whether this is the model as it is: default allocator, no tuning, and it writes the reference outputs."""
+        return self.method == "original"
+
+
+@dataclass(frozen=True)
+class Payload:
+    """The files that all methods share.
+
+    Args:
+        folder: Where ``model.pkl``, ``scorer.pkl`` (only with a metric), ``sample_I.npy``, ``calibration_K_I.npy`` and,
+            once the original has run, ``reference_I.npy`` lie.
+    """
+
+    folder: Path
+
+    def arrays(self, stem: str) -> NumpyArrays:
+        """Return ``stem_0.npy``, ``stem_1.npy`` ... mapped into memory, so that all processes share the pages."""
+        found: list[np.ndarray[Any, Any]] = []
+        while (path := self.folder / f"{stem}_{len(found)}.npy").exists():
+            found.append(np.load(path, mmap_mode="c", allow_pickle=False))
+        return tuple(found)
+
+    def write_arrays(self, stem: str, arrays: Sequence[Any]) -> None:
+        """Write arrays under the names that ``arrays`` reads."""
+        for index, array in enumerate(arrays):
+            np.save(self.folder / f"{stem}_{index}.npy", array, allow_pickle=False)
+
+    def calibration(self) -> tuple[NumpyArrays, ...]:
+        """Return the calibration batches."""
+        items: list[NumpyArrays] = []
+        while batch := self.arrays(f"calibration_{len(items)}"):
+            items.append(batch)
+        return tuple(items)
+
+    def load(self, name: str) -> Any:
+        """Unpickle ``name.pkl``, or return ``None`` when it does not exist."""
+        import cloudpickle
+
+        path = self.folder / f"{name}.pkl"
+        return cloudpickle.loads(path.read_bytes()) if path.exists() else None
+
+    def write(self, name: str, value: Any) -> None:
+        """Pickle ``value`` under the name that ``load`` reads, code of ``__main__`` included.
+
+        Raises:
+            UsageError: When it cannot be pickled.
+        """
+        import cloudpickle
+
+        try:
+            (self.folder / f"{name}.pkl").write_bytes(cloudpickle.dumps(value))
+        except (TypeError, AttributeError, ValueError, RuntimeError, pickle.PicklingError) as error:
+            raise UsageError(
+                f"the {name} cannot be sent to another process: {error}. Give one without open files, locks or handles."
+            ) from error

@@ -1,0 +1,211 @@
+"""The run over all methods: one process each, prepared one after the other, measured in interleaved rounds."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from yolox.errors import MissingDependencyError, UsageError
+from yolox.inference.backends import BACKENDS
+from yolox.inference.backends.base import Method, Settings
+from yolox.inference.isolation import MethodProcess, ProcessFailure
+from yolox.inference.jobs import Job
+from yolox.inference.latency import Latency, MeasurePlan, interleave
+from yolox.inference.methods import missing_package
+from yolox.inference.results import MethodResult, Status
+
+__all__ = ["Listener", "Search", "SearchOptions"]
+
+ROUND_SECONDS_LIMIT = 300.0
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who hears what goes on.
+
+    Args:
+        on_progress: Method name and a few words.
+        on_result: Each row as soon as it has its first latency or its failure.
+    """
+
+    on_progress: Callable[[str, str], None] = lambda method, message: None
+    on_result: Callable[[MethodResult], None] = lambda result: None
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """Limits of a run.
+
+    Args:
+        threads: Cores to use.
+        method_seconds: Time limit of one method until its first latency.
+        tune_seconds: Time of its tuner.
+        time_budget: Seconds for the whole run; methods whose turn comes later are not started. ``None``: no limit.
+        max_drop: Accuracy that int8 methods may lose.
+        plan: How latency is measured.
+        metadata: The user's values for the artifacts.
+    """
+
+    threads: int
+    method_seconds: float = 300.0
+    tune_seconds: float = 8.0
+    time_budget: float | None = None
+    max_drop: float = 0.01
+    plan: MeasurePlan = field(default_factory=MeasurePlan)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Search:
+    """Runs the methods. ``results`` holds the finished rows at any time, also after an interruption.
+
+    Args:
+        methods: What to run, ``original`` first.
+        folder: Where ``payload`` lies and ``artifacts``, ``logs`` and ``tmp`` are made.
+        batch_size: Rows of the sample.
+        options: Limits.
+        listener: Who hears what goes on.
+    """
+
+    def __init__(
+        self, methods: tuple[Method, ...], folder: Path, batch_size: int, options: SearchOptions, listener: Listener
+    ) -> None:
+        self._methods = methods
+        self._folder = folder
+        self._batch_size = batch_size
+        self._options = options
+        self._listener = listener
+        self._start = time.monotonic()
+        self._processes: dict[str, MethodProcess] = {}
+        self._facts: Mapping[str, Any] = {}
+        self.results: dict[str, MethodResult] = {}
+        for name in ("artifacts", "logs", "tmp"):
+            (folder / name).mkdir(exist_ok=True)
+
+    def run(self) -> None:
+        """Run everything; ``results`` fills up meanwhile.
+
+        Raises:
+            UsageError: When the original itself does not run.
+        """
+        try:
+            for method in self._methods:
+                self._finish_row(self._run_method(method))
+            self._measure_rounds()
+        finally:
+            for process in self._processes.values():
+                process.stop()
+
+    def _finish_row(self, result: MethodResult) -> None:
+        self.results[result.name] = result
+        self._listener.on_result(result)
+        if result.name == "original" and not result.successful:
+            raise UsageError(f"the original model does not run: {result.reason} Its log: {result.log}.")
+
+    def _run_method(self, method: Method) -> MethodResult:
+        missing = missing_package(method)
+        if missing is not None:
+            return MethodResult(method, Status.LACK_DEPENDENCY, str(missing))
+        seconds = min(self._options.method_seconds, self._seconds_left())
+        if seconds <= 0:
+            reason = f"the time budget of {self._options.time_budget:.0f} s was used up before its turn"
+            return MethodResult(method, Status.EARLY_STOPPED, reason)
+        self._listener.on_progress(method.name, "starting")
+        log = self._folder / "logs" / f"{method.name}.log"
+        try:
+            process = MethodProcess(method, self._job(method, seconds), log, _interpreter(method))
+        except MissingDependencyError as error:
+            return MethodResult(method, Status.LACK_DEPENDENCY, str(error))
+        self._processes[method.name] = process
+        return replace(self._await_row(process, seconds), log=log)
+
+    def _await_row(self, process: MethodProcess, seconds: float) -> MethodResult:
+        """Wait until the method is ready and has run its first round."""
+        method = process.method
+        try:
+            message = process.wait(seconds, lambda text: self._listener.on_progress(method.name, text))
+            row = self._row_of(method, message)
+            if message.get("early_stopped"):
+                process.stop()
+                return row
+            samples = process.measure(self._options.plan, ROUND_SECONDS_LIMIT)
+        except ProcessFailure as failure:
+            self._processes.pop(method.name)
+            status = Status(failure.status) if failure.status else _status_of_stage(process.stage)
+            return MethodResult(method, status, failure.reason, peak_memory_mb=failure.peak_memory_mb)
+        self._facts = message.get("facts", self._facts)
+        return self._with_samples(row, samples)
+
+    def _row_of(self, method: Method, message: Mapping[str, Any]) -> MethodResult:
+        stopped = bool(message.get("early_stopped"))
+        saved = message.get("size_mb") is not None
+        return MethodResult(
+            method,
+            Status.EARLY_STOPPED if stopped else Status.SUCCESSFUL,
+            "more than 12 times as slow as the original" if stopped else str(message.get("note", "")),
+            latency=Latency(tuple(message["samples"]), self._batch_size) if stopped else None,
+            metrics=message.get("scores", {}),
+            size_mb=message.get("size_mb"),
+            peak_memory_mb=message["peak_memory_mb"],
+            int8_share=message.get("int8_share"),
+            max_difference=message.get("max_difference"),
+            settings=Settings(**message["settings"]),
+            artifact=self._folder / "artifacts" / method.name if saved else None,
+        )
+
+    def _with_samples(self, row: MethodResult, message: Mapping[str, Any]) -> MethodResult:
+        new = Latency(tuple(message["samples"]), self._batch_size)
+        latency = row.latency.merge(new) if row.latency else new
+        return replace(row, latency=latency, peak_memory_mb=message["peak_memory_mb"])
+
+    def _measure_rounds(self) -> None:
+        """Measure the remaining rounds; the time budget may cut them short, never the first."""
+        names = [name for name, result in self.results.items() if result.successful and name in self._processes]
+        for number, name in interleave(names, self._options.plan.rounds - 1):
+            if name not in self._processes or self._seconds_left() <= 0:
+                continue
+            self._listener.on_progress(name, f"measuring, round {number + 2} of {self._options.plan.rounds}")
+            row = self.results[name]
+            try:
+                message = self._processes[name].measure(self._options.plan, ROUND_SECONDS_LIMIT)
+                self.results[name] = self._with_samples(row, message)
+            except ProcessFailure as failure:
+                self._processes.pop(name)
+                self.results[name] = replace(row, status=Status.FAIL_TO_FORWARD, reason=failure.reason)
+
+    def _job(self, method: Method, seconds: float) -> Job:
+        original = self.results.get("original")
+        return Job(
+            method=method.name,
+            payload=str(self._folder / "payload"),
+            artifact=str(self._folder / "artifacts" / method.name),
+            work_dir=str(self._folder / "tmp" / method.name),
+            threads=self._options.threads,
+            prepare_seconds=0.6 * seconds,
+            tune_seconds=self._options.tune_seconds,
+            max_drop=self._options.max_drop,
+            baseline_ms=original.latency.median_ms if original and original.latency else None,
+            original_scores=original.metrics if original else {},
+            facts=self._facts,
+            metadata=self._options.metadata,
+        )
+
+    def _seconds_left(self) -> float:
+        if self._options.time_budget is None:
+            return float("inf")
+        return self._options.time_budget - (time.monotonic() - self._start)
+
+
+def _interpreter(method: Method) -> str:
+    """Return the Python that runs the method: another one than ours for IPEX, which needs an older PyTorch."""
+    return str(import_module(BACKENDS["ipex"]).interpreter()) if method.uses_ipex else sys.executable
+
+
+def _status_of_stage(stage: str) -> Status:
+    """Return what it means to die there."""
+    forward = ("measuring", "ready", "tuning", "saving", "running")
+    return Status.FAIL_TO_FORWARD if stage.startswith(forward) else Status.FAIL_TO_CONVERT
