@@ -90,12 +90,14 @@ class LoadedModel:
         class_names: In the order of the class indices.
         detector: In evaluation mode, float32.
         source: One line: where it comes from and how it was recognised.
+        has_own_names: Whether the file itself names its classes; 80 classes without names are called as in COCO.
     """
 
     experiment: Experiment
     class_names: tuple[str, ...]
     detector: Detector
     source: str
+    has_own_names: bool
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -265,7 +267,7 @@ def load_model(path: str | Path, experiment: Experiment | None = None, num_class
         load_weights_(detector, weights, strict=True)
     except ModelFileError as error:
         raise ModelFileError(f"'{path}' does not fit {chosen.exp_name}: {error}") from error
-    return LoadedModel(chosen, _class_names(content, count, path), detector.eval(), source)
+    return LoadedModel(chosen, _class_names(content, count, path), detector.eval(), source, "class_names" in content)
 
 
 def _own_experiment(content: Mapping[str, Any], path: str | Path) -> Experiment | None:
