@@ -34,7 +34,10 @@ class _Objects(NamedTuple):
 
 
 class _Cells(NamedTuple):
-    """The M candidate cells in row-major order of ``[B, A]``: flat index, image, decoded box, class probabilities ``[M, C]``."""
+    """The M candidate cells in row-major order of ``[B, A]``.
+
+    Flat index and image ``[M]``, decoded boxes ``[M, 4]``, and probabilities of class and object together ``[M, C]``.
+    """
 
     flat: Tensor
     image: Tensor
