@@ -1,0 +1,104 @@
+"""Limits that a container puts on its processes, from cgroup version 1 and version 2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+__all__ = ["cpu_quota", "cpuset", "memory_limit", "parse_cpu_list"]
+
+_NO_MEMORY_LIMIT = 2**60  # version 1 writes a number near 2**63 where there is no limit
+
+
+@dataclass(frozen=True, slots=True)
+class _Mount:
+    """One mounted hierarchy: where it is, which of its folders it shows as its root, its controllers (empty: v2)."""
+
+    point: str
+    root: str
+    controllers: frozenset[str]
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """Return the CPUs' worth of time that this process may use, None without a limit."""
+    quotas = []
+    for folder in _folders(root, "cpu"):
+        quota, period = [*_read(folder / "cpu.max").split(), "", ""][:2]
+        if not quota:
+            quota, period = _read(folder / "cpu.cfs_quota_us").strip(), _read(folder / "cpu.cfs_period_us").strip()
+        if quota.isdigit() and period.isdigit() and int(period) > 0:  # "max" and -1 mean no limit
+            quotas.append(int(quota) / int(period))
+    return min(quotas, default=None)
+
+
+def cpuset(root: Path = Path("/")) -> set[int]:
+    """Return the hardware threads of this process's cpuset; empty when there is none."""
+    for folder in _folders(root, "cpuset"):
+        for name in ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus"):
+            numbers = parse_cpu_list(_read(folder / name))
+            if numbers:
+                return numbers
+    return set()
+
+
+def memory_limit(root: Path = Path("/")) -> int | None:
+    """Return the memory in bytes that this process's group may use, None without a limit."""
+    limits = []
+    for folder in _folders(root, "memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            text = _read(folder / name).strip()
+            if text.isdigit() and int(text) < _NO_MEMORY_LIMIT:
+                limits.append(int(text))
+    return min(limits, default=None)
+
+
+def parse_cpu_list(text: str) -> set[int]:
+    """Return the numbers of a list such as ``0-3,8,10-11``."""
+    numbers: set[int] = set()
+    for part in text.strip().split(","):
+        first, _, last = part.strip().partition("-")
+        if first.isdigit() and (last.isdigit() or not last):
+            numbers.update(range(int(first), int(last or first) + 1))
+    return numbers
+
+
+def _folders(root: Path, controller: str) -> Iterator[Path]:
+    """Yield the folders with limits of a controller: this process's own, then each one above, which binds as well."""
+    groups = _groups(_read(root / "proc/self/cgroup"))
+    for mount in _mounts(_read(root / "proc/self/mountinfo")):
+        if mount.controllers and controller not in mount.controllers:
+            continue
+        group = PurePosixPath(groups.get(controller if mount.controllers else "", "/"))
+        shown = group.relative_to(mount.root) if group.is_relative_to(mount.root) else PurePosixPath()
+        top = root / mount.point.lstrip("/")
+        for path in (shown, *shown.parents):
+            yield top / str(path)
+
+
+def _groups(text: str) -> dict[str, str]:
+    """Return ``{controller: group}`` from ``/proc/self/cgroup``; the key of version 2 is the empty string."""
+    groups = {}
+    for line in text.splitlines():
+        _, controllers, group = [*line.split(":", 2), "", ""][:3]
+        groups.update({controller: group or "/" for controller in controllers.split(",")})
+    return groups
+
+
+def _mounts(text: str) -> list[_Mount]:
+    mounts = []
+    for line in text.splitlines():
+        before, separator, after = line.partition(" - ")
+        fields, kind = before.split(), after.split()
+        if not separator or len(fields) < 5 or len(kind) < 3 or kind[0] not in ("cgroup", "cgroup2"):
+            continue
+        controllers = frozenset(kind[2].split(",")) if kind[0] == "cgroup" else frozenset[str]()
+        mounts.append(_Mount(point=fields[4], root=fields[3], controllers=controllers))
+    return mounts or [_Mount(point="/sys/fs/cgroup", root="/", controllers=frozenset())]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

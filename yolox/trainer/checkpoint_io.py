@@ -1,0 +1,73 @@
+"""Checkpoint files that are whole or absent, and are read without executing anything."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins.io import CheckpointIO
+
+from yolox.errors import ModelFileError
+from yolox.files import atomic_path
+
+__all__ = ["AtomicCheckpointIO"]
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Writes beside the place, then moves the file there in one step; remembers what it wrote last.
+
+    Args:
+        journal: A file that gets the path of each checkpoint written, one a line, for a process that watches.
+    """
+
+    def __init__(self, journal: Path | None = None) -> None:
+        self.journal = journal
+        self.last_written: Path | None = None
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: object | None = None
+    ) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            TypeError: When storage options are given; there is only the local disk.
+        """
+        if storage_options is not None:
+            raise TypeError(f"storage_options {storage_options!r} are for remote storage; expected None.")
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(target) as temporary:
+            torch.save(checkpoint, temporary)
+        self.last_written = target.resolve()
+        if self.journal is not None:
+            with self.journal.open("a", encoding="utf-8") as lines:
+                lines.write(f"{self.last_written}\n")
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Callable[..., Any] | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint; code in it is refused unless ``weights_only`` is False.
+
+        Raises:
+            ModelFileError: When the file is missing, truncated or holds code to execute.
+        """
+        if not Path(path).is_file():
+            raise ModelFileError(f"checkpoint '{path}' does not exist; expected a file. Check the path.")
+        try:
+            content = torch.load(path, map_location=map_location or "cpu", weights_only=weights_only is not False)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ModelFileError(
+                f"checkpoint '{path}' cannot be read: {reason[:300]}. It is damaged, or holds objects that would "
+                "execute code; use an earlier checkpoint, or save its plain tensors where you trust it."
+            ) from error
+        if not isinstance(content, dict):
+            raise ModelFileError(f"'{path}' holds {type(content).__name__}; expected a checkpoint, a dictionary.")
+        return content
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete a checkpoint file if it is there."""
+        Path(path).unlink(missing_ok=True)
