@@ -9,6 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from yolox.config import DataConfig
+from yolox.data.cache import open_cache
 from yolox.data.coco import CocoDataset
 from yolox.data.layout import DatasetPaths, default_data_dir, load_split, resolve_dataset
 from yolox.data.loader import TrainLoader, ValLoader, default_num_workers
@@ -169,7 +170,7 @@ class YoloxDataModule(pl.LightningDataModule):
                 world=world,
                 no_mosaic_from_batch=None if final is None else final * self.batches_per_epoch,
             )
-            source = ImageSource(self.train_set, self.config.input_size, reduced_decode=True)
+            source = self._source(self.train_set, self.config.input_size, reduced_decode=True)
             samples = TrainingSamples(source, build_augmentation(self.config))
             self._train_loader = TrainLoader(samples, stream, _num_workers(self.config, world))
             if self.trainer is not None:
@@ -180,7 +181,7 @@ class YoloxDataModule(pl.LightningDataModule):
         """Return the evaluation loader."""
         if self._val_loader is None:
             rank, world = self._place()
-            source = ImageSource(self.val_set, self.test_size)
+            source = self._source(self.val_set, self.test_size, reduced_decode=False)
             num_workers = _num_workers(self.config, world)
             self._val_loader = ValLoader(source, self.batch_size // world, num_workers, rank=rank, world=world)
         return self._val_loader
@@ -194,6 +195,11 @@ class YoloxDataModule(pl.LightningDataModule):
         for loader in (self._train_loader, self._val_loader):
             if loader is not None:
                 loader.close()
+
+    def _source(self, dataset: CocoDataset, target: Size, *, reduced_decode: bool) -> ImageSource:
+        copies = self._place()[1]
+        cache = open_cache(self.config.cache, dataset, target, reduced_decode=reduced_decode, copies=copies)
+        return ImageSource(dataset, target, reduced_decode=reduced_decode, cache=cache)
 
     def _place(self) -> tuple[int, int]:
         trainer = self.trainer

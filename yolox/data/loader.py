@@ -6,7 +6,9 @@ import multiprocessing
 import os
 import sys
 import threading
+import types
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -45,8 +47,24 @@ def worker_context(start_method: str | None) -> Any:
     """Return the multiprocessing context of the workers."""
     context: Any = multiprocessing.get_context(start_method or default_start_method())
     if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload([__name__])
+        # torch and cv2 also by name: some Python versions look for preloaded modules in site-packages only
+        context.set_forkserver_preload(["torch", "cv2", __name__])
     return context
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Start processes that leave the user's script alone.
+
+    Workers need nothing from ``__main__``. Importing it in each of them costs seconds where a script imports Lightning,
+    and starts the script all over again where it does not guard its last lines.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def init_worker(_worker: int) -> None:
@@ -142,7 +160,9 @@ class TrainLoader:
         if source.health is None:
             source.health = ImageHealth(source.dataset)
         batches = _Batches(self.stream, self.next_batch)
-        return iter(_data_loader(self.samples, batches, collate, self.num_workers, self._start_method))
+        loader = _data_loader(self.samples, batches, collate, self.num_workers, self._start_method)
+        with _without_main():
+            return iter(loader)
 
 
 class _ValSamples(Dataset[Any]):
@@ -214,7 +234,9 @@ class ValLoader:
         if self._loader is None:
             samples = _ValSamples(self.source)
             self._loader = _data_loader(samples, self._batches, _collate_readable, self.num_workers, self._start_method)
-        for batch in self._loader:
+        with _without_main():
+            batches = iter(self._loader)
+        for batch in batches:
             self.source.health.report()
             if batch is not None:
                 yield batch

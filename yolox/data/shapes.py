@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from yolox.data.cache import cache_root
 from yolox.errors import DataError
 from yolox.structures import Image
 
@@ -39,14 +39,12 @@ Points = NDArray[np.float64]
 def sample_set_dir() -> Path:
     """Return the folder of the sample set, drawn if it is not there yet.
 
-    It lies in ``YOLOX_CACHE``, else ``XDG_CACHE_HOME/yolox``, else ``~/.cache/yolox``.
+    It lies in ``cache_root()``.
 
     Raises:
         DataError: When it cannot be written.
     """
-    explicit, base = os.environ.get("YOLOX_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    cache = Path(explicit) if explicit else (Path(base) if base else Path.home() / ".cache") / "yolox"
-    target = cache.expanduser() / f"shapes-{VERSION}"
+    target = cache_root() / f"shapes-{VERSION}"
     if target.is_dir():
         return target
     _LOG.info("drawing the built-in sample set into %s", target)

@@ -1,0 +1,218 @@
+"""Caches of resized images: one mapped file that all workers share, in memory or on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import zlib
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yolox.data.coco import CocoDataset
+from yolox.errors import DataError
+from yolox.structures import Image, Size
+
+__all__ = ["ResizedImages", "cache_root", "open_cache"]
+
+_VERSION = 1
+_RESERVE = 0.05  # share of the free space that stays free
+_IN_MEMORY = 1  # the key of entries that live no longer than this run
+
+
+def cache_root() -> Path:
+    """Return the folder for things that can be made again: ``YOLOX_CACHE``, else the user's cache folder."""
+    explicit, base = os.environ.get("YOLOX_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if explicit:
+        return Path(explicit).expanduser()
+    return (Path(base) if base else Path.home() / ".cache") / "yolox"
+
+
+def open_cache(
+    kind: Literal["ram", "disk"] | None, dataset: CocoDataset, target: Size, *, reduced_decode: bool, copies: int = 1
+) -> ResizedImages | None:
+    """Return the cache of a data set's images fitted into ``target``; ``None`` for no cache.
+
+    Args:
+        kind: ``ram`` lives as long as this process; ``disk`` stays in ``cache_root()`` for later runs.
+        dataset: The images.
+        target: What they are fitted into.
+        reduced_decode: Whether they were decoded at a fraction of their size; such pixels differ a little.
+        copies: Processes that each hold a cache in memory.
+
+    Raises:
+        DataError: When there is not enough space, or the folder cannot be written.
+    """
+    if kind is None:
+        return None
+    layout = _Layout(dataset, target)
+    if kind == "ram":
+        _check_space(layout.num_bytes * copies, available_memory(), "memory", "use cache=disk, or none")
+        return ResizedImages(dataset, layout, *_memory_file(layout.num_bytes))
+    return ResizedImages(dataset, layout, _disk_file(dataset, layout, target, reduced_decode))
+
+
+class _Layout:
+    """Where each image lies in the file: keys, checksums, then pixels one image after the other."""
+
+    def __init__(self, dataset: CocoDataset, target: Size) -> None:
+        sizes = dataset.sizes.astype(np.float64)
+        # the same arithmetic as image_ops.fitted_size, for all images at once
+        ratio = np.minimum(target.height / sizes[:, 0], target.width / sizes[:, 1])
+        self.shapes = np.maximum(1, (sizes * ratio[:, None]).astype(np.int32))
+        lengths = self.shapes.prod(axis=1, dtype=np.int64) * 3
+        self.num_images = len(sizes)
+        self.first_pixel = 12 * self.num_images
+        self.starts = self.first_pixel + np.concatenate([[0], np.cumsum(lengths)])
+        self.num_bytes = int(self.starts[-1])
+
+
+class ResizedImages:
+    """Resized images in a mapped file; an entry that is stale or damaged counts as absent and is made again.
+
+    Args:
+        dataset: The images.
+        layout: Where each lies.
+        path: The file; processes that get a copy of this object open it again.
+        descriptor: Keeps a file in memory alive; ``None`` for a file on disk, whose entries are checked.
+    """
+
+    def __init__(self, dataset: CocoDataset, layout: _Layout, path: str, descriptor: int | None = None) -> None:
+        self._dataset = dataset
+        self._layout = layout
+        self._path = path
+        self._descriptor = descriptor
+        self._owner = os.getpid()
+        self._checked = descriptor is None
+        self._file: NDArray[np.uint8] | None = None
+        self._verified = bytearray(layout.num_images)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None, "_descriptor": None}
+
+    def __del__(self) -> None:
+        descriptor = getattr(self, "_descriptor", None)
+        if descriptor is not None:
+            os.close(descriptor)
+            if os.getpid() == self._owner and not self._path.startswith("/proc/"):
+                Path(self._path).unlink(missing_ok=True)
+
+    def get(self, index: int) -> Image | None:
+        """Return the kept image (not to be written to), or ``None``."""
+        keys, sums, pixels = self._open(index)
+        if keys[index] == 0 or keys[index] != self._key(index):
+            return None
+        if self._checked and not self._verified[index]:
+            if zlib.crc32(pixels.data) != sums[index]:
+                return None
+            self._verified[index] = 1
+        return pixels
+
+    def put(self, index: int, image: Image) -> None:
+        """Keep an image. Several processes may write the same one: they write the same bytes."""
+        keys, sums, pixels = self._open(index)
+        keys[index] = 0
+        pixels[...] = image
+        if self._checked:
+            sums[index] = zlib.crc32(pixels.data)
+        keys[index] = self._key(index)
+
+    def _open(self, index: int) -> tuple[NDArray[np.uint64], NDArray[np.uint32], Image]:
+        if self._file is None:
+            self._file = np.memmap(self._path, np.uint8, "r+", shape=(self._layout.num_bytes,))
+        num_images, starts = self._layout.num_images, self._layout.starts
+        height, width = self._layout.shapes[index]
+        keys = self._file[: 8 * num_images].view(np.uint64)
+        sums = self._file[8 * num_images : self._layout.first_pixel].view(np.uint32)
+        pixels = self._file[starts[index] : starts[index + 1]].reshape(height, width, 3)
+        return keys, sums, np.asarray(pixels)
+
+    def _key(self, index: int) -> int:
+        """Return what an entry must carry to be valid: on disk, a digest of the file's identity."""
+        if not self._checked:
+            return _IN_MEMORY
+        path = self._dataset.path(index)
+        try:
+            state = path.stat()
+        except OSError:
+            return 0
+        text = f"{path}|{state.st_mtime_ns}|{state.st_size}"
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") | 1
+
+
+def _memory_file(num_bytes: int) -> tuple[str, int]:
+    """Return path and descriptor of a file in memory that is gone with this process, however that ends."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("yolox-images")
+        os.ftruncate(descriptor, num_bytes)
+        return f"/proc/{os.getpid()}/fd/{descriptor}", descriptor
+    handle, path = tempfile.mkstemp(prefix="yolox-images-")
+    os.ftruncate(handle, num_bytes)
+    return path, handle
+
+
+def _disk_file(dataset: CocoDataset, layout: _Layout, target: Size, reduced_decode: bool) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for part in (str(dataset.image_dir.absolute()), str(_VERSION), str(tuple(target)), str(reduced_decode)):
+        digest.update(part.encode() + b"\0")
+    digest.update(dataset.names)
+    digest.update(dataset.sizes.tobytes())
+    path = cache_root() / f"images-{target.height}x{target.width}-{digest.hexdigest()}.bin"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        present = path.stat().st_size if path.exists() else 0
+        if present != layout.num_bytes:
+            free = shutil.disk_usage(path.parent).free
+            remedy = "set YOLOX_CACHE to a folder with more space, or use no cache"
+            _check_space(layout.num_bytes - present, free, f"'{path.parent}'", remedy)
+            with path.open("ab") as handle:
+                # reserved now: a mapped file that meets a full disk kills the process
+                _reserve(handle.fileno(), layout.num_bytes)
+    except OSError as error:
+        raise DataError(
+            f"cannot make the image cache '{path}': {error.strerror}. Set YOLOX_CACHE to a writable folder with "
+            f"{_gigabytes(layout.num_bytes)} free, or use no cache."
+        ) from error
+    return str(path)
+
+
+def _reserve(descriptor: int, num_bytes: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, num_bytes)
+    os.ftruncate(descriptor, num_bytes)
+
+
+def _check_space(needed: int, available: int | None, place: str, remedy: str) -> None:
+    if available is not None and needed > available * (1 - _RESERVE):
+        raise DataError(
+            f"the image cache needs {_gigabytes(needed)} of {place}, {_gigabytes(available)} are free; {remedy}."
+        )
+
+
+def _gigabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f} GB"
+
+
+def available_memory() -> int | None:
+    """Return the bytes that this process may still use, within its control group; ``None`` where that is unknown."""
+    found = []
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                found.append(int(line.split()[1]) * 1024)
+    except OSError:
+        return None
+    group = Path("/sys/fs/cgroup")
+    for limit, usage in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            found.append(int((group / limit).read_text()) - int((group / usage).read_text()))
+        except (OSError, ValueError):  # no such group, or "max"
+            continue
+    return min(found, default=None)
