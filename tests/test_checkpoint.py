@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from yolox.checkpoint import load_model, load_weights_, read_checkpoint, recognise, save_checkpoint, weights_of
-from yolox.coco_names import COCO_NAMES
+from yolox.class_names import COCO_NAMES
 from yolox.config import experiment_to_dict
 from yolox.errors import ModelFileError, YoloxError
 from yolox.experiments import EXPERIMENTS, get_experiment

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from yolox.coco_names import COCO_NAMES
+from yolox.class_names import COCO_NAMES
 from yolox.config import Experiment, ModelConfig, experiment_from_dict
 from yolox.errors import ModelFileError, UsageError
 from yolox.experiments import EXPERIMENTS
