@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ __all__ = [
     "apply_arguments",
     "asked_experiment",
     "positive_int",
+    "prepare_cpu",
     "probability",
     "run_tool",
 ]
@@ -156,6 +158,29 @@ def apply_arguments(experiment: Experiment, args: argparse.Namespace) -> Experim
     if getattr(args, "num_workers", None) is not None:
         experiment = replace(experiment, data=replace(experiment.data, data_num_workers=args.num_workers))
     return experiment
+
+
+def prepare_cpu(with_torch: bool = True) -> str:
+    """Set allocator and threads of this process for computing on this machine and return one line about them.
+
+    A user's ``OMP_NUM_THREADS`` is left alone.
+
+    Args:
+        with_torch: Import PyTorch and set its threads; without it (deployed models) only the allocator is set.
+    """
+    from yolox.cpu.allocator import keep_freed_memory
+    from yolox.cpu.machine import read_machine
+
+    setting = keep_freed_memory()
+    machine = read_machine()
+    threads = ""
+    if with_torch:
+        import torch
+
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(machine.num_threads)
+        threads = f"; {torch.get_num_threads()} threads"
+    return f"machine: {machine}{threads}; {setting}"
 
 
 def run_tool(body: Callable[[], int | None]) -> int:

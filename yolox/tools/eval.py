@@ -20,6 +20,7 @@ from yolox.tools.arguments import (
     apply_arguments,
     asked_experiment,
     positive_int,
+    prepare_cpu,
     probability,
     run_tool,
 )
@@ -58,6 +59,7 @@ def _run(args: argparse.Namespace) -> None:
     from yolox.models.detector import summarize
 
     asked = asked_experiment(args)
+    print(prepare_cpu())
     loaded = load_model(_checkpoint_path(args, asked), asked)
     experiment = _experiment(loaded.experiment, args)
     settings = experiment.eval
@@ -175,8 +177,11 @@ def _machine() -> dict[str, Any]:
 
     import torch
 
+    from yolox.cpu.machine import read_machine
+
     return {
-        "system": platform.platform(),
+        **read_machine().as_dict(),
+        "platform": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
