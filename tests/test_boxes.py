@@ -1,0 +1,105 @@
+"""Laws of box arithmetic and of the anchor grid."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from yolox.boxes import (
+    anchor_grid,
+    area_xyxy,
+    clip_xyxy,
+    cxcywh_to_xyxy,
+    decode_cxcywh,
+    iou_xyxy,
+    paired_iou_cxcywh,
+    xyxy_to_cxcywh,
+)
+from yolox.structures import Size
+
+
+def _boxes_cxcywh(seed: int, num: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(num, 4, generator=generator, dtype=torch.float64) * 100 + 1
+
+
+def test_formats_round_trip() -> None:
+    boxes = _boxes_cxcywh(0, 50)
+    torch.testing.assert_close(xyxy_to_cxcywh(cxcywh_to_xyxy(boxes)), boxes)
+    torch.testing.assert_close(cxcywh_to_xyxy(torch.tensor([10.0, 20.0, 4.0, 6.0])), torch.tensor([8.0, 17, 12, 23]))
+
+
+def test_overlap_by_hand() -> None:
+    one = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
+    others = torch.tensor([[1.0, 1.0, 3.0, 3.0], [0.0, 0.0, 2.0, 2.0], [2.0, 0.0, 4.0, 2.0], [5.0, 5.0, 5.0, 5.0]])
+    torch.testing.assert_close(iou_xyxy(one, others), torch.tensor([[1 / 7, 1.0, 0.0, 0.0]]))
+
+
+def test_overlap_is_symmetric_and_bounded() -> None:
+    one, other = cxcywh_to_xyxy(_boxes_cxcywh(1, 20)), cxcywh_to_xyxy(_boxes_cxcywh(2, 30))
+    overlap = iou_xyxy(one, other)
+    assert overlap.shape == (20, 30)
+    torch.testing.assert_close(overlap, iou_xyxy(other, one).T)
+    assert ((overlap >= 0) & (overlap <= 1)).all()
+    torch.testing.assert_close(iou_xyxy(one, one).diagonal(), torch.ones(20, dtype=torch.float64))
+
+
+def test_overlap_takes_leading_axes() -> None:
+    one, other = cxcywh_to_xyxy(_boxes_cxcywh(3, 24)).view(2, 3, 4, 4), cxcywh_to_xyxy(_boxes_cxcywh(4, 5))
+    overlap = iou_xyxy(one, other)
+    assert overlap.shape == (2, 3, 4, 5)
+    assert torch.equal(overlap[1, 2], iou_xyxy(one[1, 2], other))
+
+
+def test_paired_overlap_is_the_diagonal_of_all_pairs() -> None:
+    one, other = _boxes_cxcywh(5, 40), _boxes_cxcywh(6, 40)
+    pairs = iou_xyxy(cxcywh_to_xyxy(one), cxcywh_to_xyxy(other)).diagonal()
+    torch.testing.assert_close(paired_iou_cxcywh(one, other), pairs)
+
+
+def test_points_overlap_with_nothing() -> None:
+    points = torch.zeros(2, 4, requires_grad=True)
+    overlap = paired_iou_cxcywh(points, torch.zeros(2, 4))
+    overlap.sum().backward()
+    assert not overlap.any()
+    assert points.grad is not None
+    assert points.grad.isfinite().all()
+    assert not iou_xyxy(torch.zeros(2, 4), torch.zeros(3, 4)).any()
+
+
+def test_clip_and_area() -> None:
+    boxes = torch.tensor([[-5.0, -5.0, 50.0, 10.0], [30.0, 30.0, 40.0, 40.0], [3.0, 3.0, 1.0, 1.0]])
+    clipped = clip_xyxy(boxes, Size(height=20, width=40))
+    assert clipped[0].tolist() == [0, 0, 40, 10]
+    assert area_xyxy(clipped).tolist() == [400, 0, 0]
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0, 4)])
+def test_no_boxes_at_all(shape: tuple[int, ...]) -> None:
+    empty = torch.zeros(shape)
+    assert cxcywh_to_xyxy(empty).shape == xyxy_to_cxcywh(empty).shape == clip_xyxy(empty, Size(8, 8)).shape == shape
+    assert iou_xyxy(empty, torch.zeros(2, 4)).shape == (*shape[:-1], 2)
+
+
+def test_anchor_grid_runs_over_levels_row_by_row() -> None:
+    grid, stride = anchor_grid((Size(2, 3), Size(1, 2)), (8, 16), torch.zeros(1))
+    assert grid.tolist() == [[0, 0], [1, 0], [2, 0], [0, 1], [1, 1], [2, 1], [0, 0], [1, 0]]
+    assert stride.squeeze(1).tolist() == [8] * 6 + [16] * 2
+
+
+def test_anchor_grid_first_made_in_inference_mode_serves_training() -> None:
+    sizes = (Size(3, 5),)
+    with torch.inference_mode():
+        anchor_grid(sizes, (8,), torch.zeros(1))
+    grid, stride = anchor_grid(sizes, (8,), torch.zeros(1))
+    raw = torch.zeros(15, 4, requires_grad=True)
+    decode_cxcywh(raw, grid, stride).sum().backward()
+    assert raw.grad is not None
+    assert (raw.grad == 8).all()
+
+
+def test_decode_by_hand() -> None:
+    raw = torch.tensor([0.5, 0.25, 0.0, 1.0])
+    box = decode_cxcywh(raw, torch.tensor([3.0, 2.0]), torch.tensor([16.0]))
+    torch.testing.assert_close(box, torch.tensor([56.0, 36.0, 16.0, 16 * torch.e]))
