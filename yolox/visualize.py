@@ -47,7 +47,7 @@ def draw_detections(
         clipped = np.clip(np.round(detections.boxes_xyxy[index]), 0, limits).astype(int)
         left, top, right, bottom = (int(edge) for edge in clipped)
         color = color_of(label)
-        cv2.rectangle(canvas, (left, top), (right, bottom), color, thickness, cv2.LINE_AA)
+        cv2.rectangle(canvas, (left, top), (right, bottom), color, thickness)
         name = class_names[label] if label < len(class_names) else f"class {label}"
         _write_label_(canvas, f"{name} {100 * score:.0f}%", (left, top), color, thickness)
     return canvas

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from yolox.checkpoint import save_checkpoint
+from yolox.config import apply_fields, experiment_to_dict
+from yolox.experiments import get_experiment
+from yolox.models.detector import build_detector
+from yolox.tools.demo import main
+
+NAMES = ("apple", "bolt", "crab")
+
+
+def eager(num_classes: int = 3) -> dict[str, Any]:
+    """A checkpoint whose network sees objects everywhere."""
+    torch.manual_seed(0)
+    experiment = apply_fields(get_experiment("yolox_nano"), {"num_classes": num_classes, "eval.test_size": "64"})
+    detector = build_detector(experiment.model)
+    for branch in (detector.head.cls_preds, detector.head.obj_preds):
+        for conv in branch:
+            torch.nn.init.constant_(conv.bias, 3.0)
+    return {
+        "format": 1,
+        "model": detector.state_dict(),
+        "experiment": experiment_to_dict(experiment),
+        "class_names": list(NAMES[:num_classes]),
+    }
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("demo") / "model.pth"
+    save_checkpoint(path, eager())
+    return str(path)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "in"
+    (folder / "deep er").mkdir(parents=True)
+    for name in ("one.jpg", "TWO.PNG", "deep er/one.jpg", "deep er/three.webp"):
+        assert cv2.imwrite(str(folder / name), rng.integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def test_folder_of_images(checkpoint: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main(["image", "--path", str(pictures), "-c", checkpoint, "--output_dir", str(out)]) == 0
+    written = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    assert written == ["TWO.PNG", "deep er/one.jpg", "deep er/three.webp", "one.jpg"]
+    for name in written:
+        assert cv2.imread(str(out / name)).shape == (40, 60, 3)
+    assert not np.array_equal(cv2.imread(str(out / "TWO.PNG")), cv2.imread(str(pictures / "TWO.PNG")))
+    shown = capsys.readouterr().out
+    assert shown.count(" objects (") == 4
+    assert shown.count(" ms") == 4
+    assert any(name in shown for name in NAMES)
+
+
+def test_bad_images_are_skipped_by_name(
+    checkpoint: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = (pictures / "one.jpg").read_bytes()
+    (pictures / "bad.jpg").write_bytes(whole[: len(whole) // 2])
+    (pictures / "empty.png").write_bytes(b"")
+    assert main(["image", "--path", str(pictures), "-c", checkpoint]) == 0
+    shown = capsys.readouterr()
+    assert "bad.jpg' is unreadable or truncated" in shown.err
+    assert "empty.png' is unreadable" in shown.err
+    assert "2 of 6 images were skipped" in shown.out
+    assert "--save_result writes them" in shown.out
+    assert main(["image", "--path", str(pictures / "bad.jpg"), "-c", checkpoint]) == 3
+
+
+def test_official_place_of_the_results(
+    checkpoint: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["image", "--path", str(pictures / "one.jpg"), "-c", checkpoint, "--save_result", "-expn", "run"]
+    assert main([*words, "--conf", "0.3", "--nms", "0.3", "--tsize", "96", "--precision", "bf16"]) == 0
+    assert len(list((tmp_path / "YOLOX_outputs" / "run" / "vis_res").glob("*/one.jpg"))) == 1
+
+
+def test_video(checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "film.avi"
+    writer = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (64, 48))
+    if not writer.isOpened():
+        pytest.skip("this OpenCV cannot write the test video")
+    for shade in (0, 100, 200):
+        writer.write(np.full((48, 64, 3), shade, np.uint8))
+    writer.release()
+    out = tmp_path / "out"
+    assert main(["video", "--path", str(file), "-c", checkpoint, "--output_dir", str(out)]) == 0
+    assert "frame 3:" in capsys.readouterr().out
+    capture = cv2.VideoCapture(str(out / "film.mp4"))
+    assert int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) == 3
+    assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(10.0)
+    capture.release()
+
+
+def refused(capsys: pytest.CaptureFixture[str], words: list[str], code: int, *parts: str) -> None:
+    assert main(words) == code
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    for part in parts:
+        assert part in error
+
+
+def test_bad_input(checkpoint: str, pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    some = ["--path", str(pictures)]
+    refused(capfd, ["picture", *some, "-c", checkpoint], 2, "invalid choice: 'picture'")
+    refused(capfd, ["image", "-c", checkpoint], 2, "no --path given")
+    refused(capfd, ["image", *some], 2, "expected -c FILE")
+    refused(capfd, ["image", *some, "-c", checkpoint, "--model", "x"], 2, "expected one of them")
+    refused(capfd, ["image", *some, "-c", checkpoint, "--save_results"], 2, "Did you mean '--save_result'")
+    refused(capfd, ["image", "--path", "nowhere", "-c", checkpoint], 3, "'nowhere' does not exist")
+    (tmp_path / "empty").mkdir()
+    refused(capfd, ["image", "--path", str(tmp_path / "empty"), "-c", checkpoint], 3, "holds no image")
+    refused(capfd, ["video", "--path", str(pictures / "notes.txt"), "-c", checkpoint], 3, "cannot open video")
+    refused(capfd, ["image", *some, "-c", str(tmp_path / "none.pth")], 4, "does not exist")
+    refused(capfd, ["image", *some, "--model", str(tmp_path / "none")], 4, "does not exist")
+
+
+@pytest.mark.parametrize("tool", ["demo", "eval"])
+def test_help_is_quick_and_imports_nothing_heavy(tool: str) -> None:
+    code = (
+        f"import sys; from yolox.tools.{tool} import main; code = main(['--help']); "
+        "heavy = {'torch', 'cv2', 'pytorch_lightning'} & set(sys.modules); print(heavy, file=sys.stderr); "
+        "sys.exit(code + 10 * len(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage: python -m yolox.tools." in done.stdout
