@@ -16,12 +16,12 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yolox.cpu.allocator import keep_freed_memory
 from yolox.errors import MissingDependencyError, UsageError, YoloxError
 from yolox.inference.jobs import Job, Payload
 
@@ -123,7 +123,7 @@ def _prepare(job: Job, payload: Payload, channel: Channel) -> AcceleratedModel:
     from yolox.inference.methods import get_method
 
     if not job.is_original:
-        _use_fast_allocator()
+        sys.stderr.write(f"{keep_freed_memory()}\n")
     method = get_method(job.method)
     import torch
 
@@ -279,13 +279,6 @@ def _release_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
-
-
-def _use_fast_allocator() -> None:
-    from importlib import import_module
-
-    with suppress(ImportError):
-        import_module("yolox.cpu.allocator").use_fast_allocator()
 
 
 def run() -> None:

@@ -129,7 +129,7 @@ def serve(folder: str, descriptor: str, threads: str) -> None:
         number, inputs = item
         try:
             result: Any = runner(*inputs)
-        except Exception as error:  # whatever the library raises is the caller's to see
+        except Exception as error:  # noqa: BLE001 - whatever the library raises is the caller's to see
             result = f"{type(error).__name__}: {error}"
         connection.send((number, result))
 

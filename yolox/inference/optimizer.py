@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yolox.cpu.machine import read_machine
 from yolox.errors import UsageError
 from yolox.files import make_output_dir, write_text
 from yolox.inference.artifact import AcceleratedModel, copy_artifact, load_model, save_model
@@ -132,7 +133,7 @@ class InferenceOptimizer:
         inputs = gather_inputs(training_data, input_sample, num_inputs, limits.calibration_size)
         scorer = None if metric is None else Scorer(metric, validation_data, direction, num_inputs)
         options = SearchOptions(
-            threads=thread_num or available_cores(),
+            threads=thread_num or read_machine().num_threads,
             method_seconds=limits.method_seconds,
             tune_seconds=limits.tune_seconds,
             time_budget=limits.time_budget,
@@ -292,11 +293,6 @@ class InferenceOptimizer:
         for name in ("payload", "artifacts", "logs"):
             make_output_dir(folder / name)
         return folder
-
-
-def available_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _write_payload(folder: Path, model: nn.Module, scorer: Scorer | None, inputs: ModelInputs) -> None:

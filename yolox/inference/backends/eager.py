@@ -42,7 +42,7 @@ class EagerBackend:
         return TorchRunner(
             build=_layouts(program.module()),
             settings=manifest.settings,
-            write=lambda target: _save(program, target),
+            write=lambda target, _: _save(program, target),
             autocast=manifest.precision == Precision.BF16.value,
             batch=None if manifest.dynamic_batch else manifest.input_shapes[0][0],
         )
@@ -60,8 +60,8 @@ def _layouts(model: nn.Module) -> Callable[[bool], Callable[..., tuple[Tensor, .
     return build
 
 
-def _writer(model: nn.Module, context: PrepareContext) -> Callable[[Path], Mapping[str, Any]]:
-    return lambda folder: _save(export_program(model, context), folder)
+def _writer(model: nn.Module, context: PrepareContext) -> Callable[[Path, Settings], Mapping[str, Any]]:
+    return lambda folder, _: _save(export_program(model, context), folder)
 
 
 def _save(program: torch.export.ExportedProgram, folder: Path) -> Mapping[str, Any]:

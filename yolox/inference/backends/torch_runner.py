@@ -38,7 +38,7 @@ class TorchRunner:
     Args:
         build: Gives the callable for a layout (``channels_last``); called once for each layout.
         settings: What to run with.
-        write: Writes the model's files into a folder and returns JSON values (``Runner.save``).
+        write: Writes the model's files for these settings into a folder and returns JSON values (``Runner.save``).
         layouts: Values of ``channels_last`` that may be tried.
         autocast: Compute in bf16 where PyTorch's autocast does.
         batch: The only batch size the callable accepts, or ``None`` for any.
@@ -48,7 +48,7 @@ class TorchRunner:
 
     build: Callable[[bool], Call]
     settings: Settings
-    write: Callable[[Path], Mapping[str, Any]]
+    write: Callable[[Path, Settings], Mapping[str, Any]]
     layouts: tuple[bool, ...] = (False,)
     autocast: bool = False
     batch: int | None = None
@@ -89,7 +89,7 @@ class TorchRunner:
 
     def save(self, folder: Path) -> Mapping[str, Any]:
         """Write the model's files."""
-        return self.write(folder)
+        return self.write(folder, self.settings)
 
 
 def sizes_to_try(batch_size: int) -> tuple[int | None, ...]:

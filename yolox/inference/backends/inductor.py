@@ -1,0 +1,116 @@
+"""TorchInductor, compiled ahead of time: one package of machine code and weights, loaded in milliseconds.
+
+Weights are frozen into the package and pre-packed for oneDNN. The code fits CPUs with the instruction sets of the one
+that compiled it; the manifest says which, and another CPU gets a clear refusal.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from yolox.errors import MissingDependencyError, ModelFileError
+from yolox.inference.backends.base import Manifest, Method, Precision, PrepareContext, Runner, Settings
+from yolox.inference.backends.torch_runner import TorchRunner, export_program
+
+__all__ = ["BACKEND", "InductorBackend"]
+
+PACKAGE = "model.pt2"
+QUANTIZERS = {
+    "pt2e": ("yolox.inference.quantizers.pt2e", "quantize_pt2e"),
+    "neural_compressor": ("yolox.inference.quantizers.neural_compressor", "quantize_static"),
+}
+
+
+class _Autocast(nn.Module):
+    """Runs a module under bf16 autocast, so that an export holds the casts."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs: tuple[Tensor, ...] = self.module(*inputs)
+        return tuple(output.float() if output.dtype is torch.bfloat16 else output for output in outputs)
+
+
+class InductorBackend:
+    """Compiles fp32, bf16 and int8 models."""
+
+    def prepare(self, model: nn.Module, method: Method, context: PrepareContext) -> Runner:
+        """Quantize if the method says so, then compile."""
+        _need_compiler()
+        share = None
+        if method.precision is Precision.INT8:
+            module, function = QUANTIZERS[method.options["quantizer"]]
+            model, share = getattr(import_module(module), function)(model, context)
+        if method.precision is Precision.BF16 or method.options.get("rest") == "bf16":
+            model = _Autocast(model)
+        context.progress("compiling")
+        package = _compile(model, context, context.work_dir.parent / f"{method.name}.pt2")
+        return _runner(package, Settings(threads=context.threads), _batch(context), share)
+
+    def load(self, folder: Path, manifest: Manifest) -> Runner:
+        """Load the package.
+
+        Raises:
+            ModelFileError: When it is absent or was compiled for another kind of CPU.
+        """
+        package = folder / PACKAGE
+        if not package.is_file():
+            raise ModelFileError(f"'{package}' is missing from the artifact. Save the model again.")
+        compiled_for = manifest.backend_data.get("cpu_capability")
+        if compiled_for != torch.backends.cpu.get_cpu_capability():
+            raise ModelFileError(
+                f"'{folder}' was compiled for {compiled_for}, this CPU has "
+                f"{torch.backends.cpu.get_cpu_capability()}. Run the optimizer on this machine."
+            )
+        batch = None if manifest.dynamic_batch else manifest.input_shapes[0][0]
+        return _runner(package, manifest.settings, batch, manifest.int8_share)
+
+
+def _batch(context: PrepareContext) -> int | None:
+    return None if context.dynamic_batch else len(context.sample[0])
+
+
+def _compile(model: nn.Module, context: PrepareContext, target: Path) -> Path:
+    program = export_program(model, context)
+    with torch.no_grad():
+        path = torch._inductor.aoti_compile_and_package(
+            program, package_path=str(target), inductor_configs={"freezing": True}
+        )
+    return Path(path)
+
+
+def _runner(package: Path, settings: Settings, batch: int | None, share: float | None) -> TorchRunner:
+    compiled = torch._inductor.aoti_load_package(str(package))
+
+    def call(*inputs: Tensor) -> tuple[Tensor, ...]:
+        outputs = compiled(*(tensor.contiguous() for tensor in inputs))
+        return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+
+    def build(channels_last: bool) -> Callable[..., tuple[Tensor, ...]]:
+        return call
+
+    def write(folder: Path, settings: Settings) -> Mapping[str, Any]:
+        shutil.copyfile(package, folder / PACKAGE)
+        return {"cpu_capability": torch.backends.cpu.get_cpu_capability()}
+
+    return TorchRunner(build, settings, write, batch=batch, int8_share=share)
+
+
+def _need_compiler() -> None:
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise MissingDependencyError(f"a C++ compiler ('{compiler}')", "apt-get install g++")
+
+
+BACKEND = InductorBackend()
