@@ -1,0 +1,201 @@
+"""Training with Intel's extension for PyTorch (IPEX): where to run, and what to change in module and optimizer.
+
+IPEX 2.8 is its last release and works with PyTorch 2.8 alone. A process that cannot import it runs its command again
+in a Python that can, or goes on with what PyTorch itself offers.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from yolox.cpu.ipex_location import INSTALL, IpexLocation, source_root
+from yolox.errors import MissingDependencyError
+
+__all__ = ["IpexPlan", "PreparedModule", "plan_ipex", "prepare_", "run_again"]
+
+GUARD = "YOLOX_IPEX_RERUN"
+"""Set for the second run, which never starts a third."""
+_FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.Adagrad)
+"""Optimizers whose step IPEX does on split bf16 weights; for any other it would lose the gradients of a closure."""
+
+
+@dataclass(frozen=True)
+class IpexPlan:
+    """What asking for IPEX comes to.
+
+    Args:
+        note: One line for log, report and checkpoint.
+        available: Whether this process prepares its module with ``prepare_``.
+        command: The command to run instead of this process, see ``run_again``.
+    """
+
+    note: str
+    available: bool = False
+    command: tuple[str, ...] | None = None
+
+
+def plan_ipex(
+    location: IpexLocation,
+    module: str | None = None,
+    argv: Sequence[str] = (),
+    *,
+    strict: bool = False,
+    environment: Mapping[str, str] | None = None,
+) -> IpexPlan:
+    """Decide how a run that asks for IPEX goes on; pure.
+
+    Args:
+        location: From ``locate_ipex``.
+        module: Module that can be run again as ``python -m module argv...``; ``None`` when that is impossible.
+        argv: Its arguments.
+        strict: Refuse to go on without IPEX.
+        environment: Variables; ``None`` for those of this process.
+
+    Raises:
+        MissingDependencyError: When ``strict`` and IPEX is out of reach.
+    """
+    environment = os.environ if environment is None else environment
+    if location.importable:
+        return IpexPlan(location.reason, available=True)
+    why = location.reason
+    if location.interpreter is not None:
+        python = str(location.interpreter)
+        if module is not None and GUARD not in environment:
+            return IpexPlan(f"{why} The same command runs again there.", command=(python, "-m", module, *argv))
+        why = f"{why} This process is another Python's; start it with {python}."
+    if strict:
+        raise MissingDependencyError("intel-extension-for-pytorch", INSTALL)
+    return IpexPlan(
+        f"{why} Training goes on with PyTorch's own equivalents: oneDNN, channels_last, the fused optimizer. "
+        f"'{INSTALL}' builds an environment with IPEX; --strict refuses to go on without."
+    )
+
+
+def run_again(plan: IpexPlan, *, replace: bool = True) -> int:
+    """Run the plan's command with the terminal, signals and exit code of this process.
+
+    Args:
+        plan: One with a command.
+        replace: Become that process and never return; else run it as a child and return its exit code.
+    """
+    assert plan.command is not None, "only a plan with a command can run"
+    environment = rerun_environment(os.environ)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if replace:
+        os.execve(plan.command[0], plan.command, environment)
+    code = subprocess.run(plan.command, env=environment, check=False).returncode
+    return 128 - code if code < 0 else code
+
+
+def rerun_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables for the second run: the guard, and this very source code."""
+    changed = {"TORCH_CPP_LOG_LEVEL": "ERROR", **environment, GUARD: "1"}  # a note on every import otherwise
+    root = source_root()
+    if (root / "setup.py").is_file():  # else it is a folder of packages, other Python's PyTorch included
+        changed["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), environment.get("PYTHONPATH"))))
+    return changed
+
+
+class PreparedModule:
+    """A module and its optimizer that IPEX has changed in place, and the way back.
+
+    Made by ``prepare_``; ``note`` says in one line what was done.
+    """
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, precision: str) -> None:
+        self.module = module
+        ipex = _import_ipex()
+        fused = type(optimizer) in _FUSED
+        half = precision == "bf16" and fused
+        self._children = [(parent, *item) for parent in module.modules() for item in parent.named_children()]
+        self._names = [(part, set(vars(part)), set(part._parameters)) for part in module.modules()]
+        training = module.training
+        module.train()  # the other mode would fold normalisations into convolutions
+        ipex.optimize(module, dtype=torch.bfloat16 if half else None, optimizer=optimizer, inplace=True)
+        module.train(training)
+        # torch counts calls of the step that IPEX has just replaced, and warns of a wrong order
+        warnings.filterwarnings("ignore", message="Seems like `optimizer.step", category=UserWarning)
+        self._wrappers: Mapping[Tensor, Any] = vars(module)["params_attr"]
+        self._hooks = [_on_state_dict(part, self._publish) for part in module.modules()]
+        for name in ("state_dict", "_original_state_dict"):  # IPEX's own, which knows the outermost module alone
+            vars(module).pop(name, None)
+        packed = sum(getattr(parent, name) is not child for parent, name, child in self._children)
+        self.note = f"IPEX packed the weights of {packed} layers in {'bf16' if half else 'fp32'}"
+        if precision == "bf16" and not fused:
+            self.note += f" ({type(optimizer).__name__} has no step for bf16 weights there)"
+        if fused:
+            self.note += f" and fused the step of {type(optimizer).__name__}"
+
+    def restore_(self) -> None:
+        """Give the module its own layers back, with the trained weights in fp32; the optimizer is spent."""
+        plain = {parameter: wrapper._unpack_cast_to_fp32() for parameter, wrapper in self._wrappers.items()}
+        for hook in self._hooks:
+            hook.remove()
+        for parent, name, child in self._children:
+            child.train(getattr(parent, name).training)
+            parent.add_module(name, child)
+        for part, attributes, parameters in self._names:
+            for name in set(vars(part)) - attributes:
+                del vars(part)[name]
+            for name in set(part._parameters) - parameters:
+                del part._parameters[name]
+        for parameter, value in plain.items():
+            parameter.grad = None
+            parameter.data = value
+
+    def _publish(self, part: nn.Module, state: dict[str, Any], prefix: str) -> None:
+        """Put plain fp32 weights into the state dict of one part."""
+        for name, parameter in part._parameters.items():
+            if name.startswith("_ipex_module_empty"):
+                state.pop(prefix + name, None)
+            elif parameter is not None and parameter in self._wrappers:
+                state[prefix + name] = self._wrappers[parameter]._unpack_cast_to_fp32().detach()
+
+
+def prepare_(module: nn.Module, optimizer: torch.optim.Optimizer, precision: str) -> PreparedModule:
+    """Change module and optimizer in place: weights in oneDNN's blocked layout, one fused kernel for the step.
+
+    With ``bf16`` the weights of convolutions and linear layers become bf16, their lower halves kept beside them, so
+    that the step is as exact as in fp32; the caller runs the steps under autocast. ``state_dict`` of the module, and of
+    every part of it, still gives plain fp32 weights, and the optimizer's gives plain fp32 states; both load too.
+    Call it before ``DistributedDataParallel`` wraps the module.
+
+    Args:
+        module: In training mode or not; the mode is kept.
+        optimizer: Its only optimizer.
+        precision: ``bf16``, or anything else for fp32 weights.
+
+    Raises:
+        MissingDependencyError: When IPEX cannot be imported.
+    """
+    return PreparedModule(module, optimizer, precision)
+
+
+def _on_state_dict(part: nn.Module, publish: Callable[[nn.Module, dict[str, Any], str], None]) -> Any:
+    """Have ``publish`` edit every state dict of ``part``; return the handle that removes it again."""
+
+    # torch marks the hook, and a bound method takes no marks
+    def hook(part: nn.Module, state: dict[str, Any], prefix: str, metadata: object) -> None:
+        publish(part, state, prefix)
+
+    return part.register_state_dict_post_hook(hook)  # type: ignore[no-untyped-call]
+
+
+def _import_ipex() -> Any:
+    try:
+        import intel_extension_for_pytorch as ipex
+    except ImportError as error:
+        raise MissingDependencyError("intel-extension-for-pytorch", INSTALL) from error
+    logging.getLogger("IPEX").setLevel(logging.ERROR)  # it announces a next release that will never come
+    return ipex
