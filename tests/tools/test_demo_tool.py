@@ -131,7 +131,7 @@ def test_bad_input(checkpoint: str, pictures: Path, tmp_path: Path, capfd: pytes
     refused(capfd, ["image", *some, "--model", str(tmp_path / "none")], 4, "does not exist")
 
 
-@pytest.mark.parametrize("tool", ["demo", "eval"])
+@pytest.mark.parametrize("tool", ["demo", "eval", "export"])
 def test_help_is_quick_and_imports_nothing_heavy(tool: str) -> None:
     code = (
         f"import sys; from yolox.tools.{tool} import main; code = main(['--help']); "
