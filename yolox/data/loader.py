@@ -112,8 +112,8 @@ def _data_loader(dataset: Dataset[Any], batches: Any, collate_fn: Any, num_worke
 class TrainLoader:
     """Training batches of an endless stream, an epoch at a time.
 
-    Each ``iter()`` yields ``len(self)`` batches and goes on where the one before stopped; the workers stay and fill
-    their queue across epochs.
+    Each ``iter()`` yields the batches up to the next multiple of ``len(self)`` and goes on where the one before stopped;
+    the workers stay and fill their queue across epochs.
 
     Args:
         samples: Makes samples.
@@ -136,7 +136,7 @@ class TrainLoader:
         return self.stream.batches_per_epoch
 
     def __iter__(self) -> Iterator[Batch]:
-        for _ in range(len(self)):
+        for _ in range(len(self) - self.next_batch % len(self)):
             if self._iterator is None:
                 self._iterator = self._start()
             batch = next(self._iterator)

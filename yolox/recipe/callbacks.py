@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -14,7 +13,8 @@ import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint
 
 from yolox.config import Experiment
-from yolox.evaluation.loop import EvaluationResult
+from yolox.evaluation.loop import EvaluationResult, Share, evaluate
+from yolox.evaluation.predictor import build_predict
 from yolox.files import atomic_path
 from yolox.recipe.module import YoloxModule
 from yolox.recipe.phases import final_phase_epoch
@@ -29,13 +29,12 @@ class Evaluation(Callback):
     """Evaluates the averaged weights every ``eval_interval`` epochs, in every epoch of the final phase, and at the end.
 
     Args:
-        experiment: Gives the interval and the phases.
-        evaluate: Evaluates a module on this process's share of the data and returns the result over all processes.
+        experiment: Gives the interval, the phases and the thresholds.
     """
 
-    def __init__(self, experiment: Experiment, evaluate: Callable[[pl.Trainer, YoloxModule], EvaluationResult]) -> None:
+    def __init__(self, experiment: Experiment) -> None:
         self.recipe = experiment.recipe
-        self.evaluate = evaluate
+        self.settings = experiment.eval
         self.best_epoch = 0
         self.history: list[dict[str, float]] = []
 
@@ -52,7 +51,7 @@ class Evaluation(Callback):
         epoch = trainer.current_epoch
         if not self.due(epoch) or not isinstance(pl_module, YoloxModule):
             return
-        metrics = self.evaluate(trainer, pl_module).metrics
+        metrics = self._evaluate(trainer, pl_module).metrics
         values = {f"val/{key}": float(metrics[key]) for key in ("AP", "AP50", "AP75")}
         pl_module.log_dict(values, rank_zero_only=False, sync_dist=False)
         if values["val/AP"] > max((past["val/AP"] for past in self.history), default=-1.0):
@@ -62,6 +61,17 @@ class Evaluation(Callback):
             shown = "  ".join(f"{key} {value:.4f}" for key, value in values.items())
             _log.info("epoch %d: %s", epoch + 1, shown)
 
+    def _evaluate(self, trainer: pl.Trainer, module: YoloxModule) -> EvaluationResult:
+        loader = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
+        return evaluate(
+            build_predict(module.deployed_detector),
+            loader,
+            loader.dataset.ground_truth_json(),
+            confidence=self.settings.test_conf,
+            nms_iou=self.settings.nmsthre,
+            gather=_gather if trainer.world_size > 1 else None,
+        )
+
     def state_dict(self) -> dict[str, object]:
         """Return what a resumed run needs."""
         return {"best_epoch": self.best_epoch, "history": self.history}
@@ -70,6 +80,12 @@ class Evaluation(Callback):
         """Continue from a checkpoint."""
         self.best_epoch = int(state_dict["best_epoch"])  # type: ignore[call-overload]
         self.history = list(state_dict["history"])  # type: ignore[call-overload]
+
+
+def _gather(share: Share) -> list[Share]:
+    shares: list[Share] = [share] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(shares, share)
+    return shares
 
 
 class CheckpointFiles(Checkpoint):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,10 @@ def ema_decay(updates: int, limit: float = 0.9998, time_constant: float = 2000.0
     return limit * (1.0 - math.exp(-updates / time_constant))
 
 
-class ModelEma:
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class ModelEma(Generic[Model]):
     """A copy of a model whose floating-point tensors follow the original slowly; other tensors are copied.
 
     It is no ``nn.Module``, so that a module may hold it without training, saving or counting it twice.
@@ -25,9 +29,9 @@ class ModelEma:
         model: The model to follow.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Model) -> None:
         self.updates = 0
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model: Model = copy.deepcopy(model).eval().requires_grad_(False)
 
     @torch.no_grad()
     def update_(self, model: nn.Module) -> None:
@@ -39,7 +43,7 @@ class ModelEma:
         for key, average in self.model.state_dict().items():
             if average.is_floating_point():
                 averages.append(average)
-                currents.append(state[key])
+                currents.append(state[key].to(average.dtype))
             else:
                 average.copy_(state[key])
         torch._foreach_lerp_(averages, currents, 1.0 - ema_decay(self.updates))

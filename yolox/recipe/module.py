@@ -7,12 +7,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from yolox.config import Experiment, experiment_to_dict
 from yolox.losses.detection_loss import detection_loss
 from yolox.models.decoding import decode
-from yolox.models.detector import build_detector
+from yolox.models.detector import Detector, build_detector
 from yolox.recipe.ema import ModelEma
 from yolox.recipe.optim import build_optimizer
 from yolox.recipe.phases import final_phase_epoch, resize_batch, size_of_step
@@ -32,12 +33,19 @@ class YoloxModule(pl.LightningModule):
         class_names: Names in the order of the class indices, stored in every checkpoint.
         batch_size: Total batch over all processes; the learning rate follows it.
         steps_per_epoch: Steps of one epoch, for the schedule.
+        start_epoch: Resume as if this 0-based epoch came next, whatever the checkpoint says; None believes it.
     """
 
     def __init__(
-        self, experiment: Experiment, class_names: Sequence[str], batch_size: int, steps_per_epoch: int
+        self,
+        experiment: Experiment,
+        class_names: Sequence[str],
+        batch_size: int,
+        steps_per_epoch: int,
+        start_epoch: int | None = None,
     ) -> None:
         super().__init__()
+        self.start_epoch = start_epoch
         self.experiment = experiment
         self.class_names = tuple(class_names)
         self.batch_size = batch_size
@@ -51,7 +59,7 @@ class YoloxModule(pl.LightningModule):
         return self.current_epoch >= final_phase_epoch(self.experiment.recipe)
 
     @property
-    def deployed_detector(self) -> torch.nn.Module:
+    def deployed_detector(self) -> Detector:
         """The detector to evaluate and save: the averaged one, or the raw one where the recipe has no EMA."""
         return self.detector if self.ema is None else self.ema.model
 
@@ -80,7 +88,7 @@ class YoloxModule(pl.LightningModule):
         if self.ema is not None and self.ema.updates < self.global_step:
             self.ema.update_(self.detector)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build the optimizer and a schedule that moves at every step."""
         recipe = self.experiment.recipe
         rate = highest_learning_rate(recipe, self.batch_size)
@@ -101,3 +109,19 @@ class YoloxModule(pl.LightningModule):
         """Continue the averages where the file left them."""
         if self.ema is not None:
             self.ema.load_(checkpoint["model"], int(checkpoint["ema_updates"]))
+        if self.start_epoch is not None:
+            _move_to_epoch_(checkpoint, self.start_epoch, self.steps_per_epoch)
+
+
+def _move_to_epoch_(checkpoint: dict[str, Any], epoch: int, steps_per_epoch: int) -> None:
+    """Rewrite the counters of a loaded checkpoint so that ``epoch`` (0-based) comes next."""
+    steps = epoch * steps_per_epoch
+    checkpoint["epoch"], checkpoint["global_step"] = epoch, steps
+    loop = checkpoint["loops"]["fit_loop"]
+    for progress in (loop["epoch_progress"]["current"], loop["epoch_progress"]["total"]):
+        progress.update({key: epoch for key in progress if not isinstance(progress[key], bool)})
+    loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"].update(
+        ready=steps, completed=steps
+    )
+    for schedule in checkpoint["lr_schedulers"]:
+        schedule.update(last_epoch=steps, _step_count=steps + 1)

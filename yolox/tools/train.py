@@ -1,0 +1,235 @@
+"""``python -m yolox.tools.train``: train YOLOX on a data set."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yolox.config import Experiment, apply_fields
+from yolox.errors import MissingDependencyError, UsageError
+from yolox.tools.arguments import (
+    ToolParser,
+    add_data_arguments,
+    add_model_arguments,
+    add_overrides,
+    apply_arguments,
+    asked_experiment,
+    positive_int,
+    prepare_cpu,
+    run_tool,
+)
+
+if TYPE_CHECKING:
+    from yolox.data.datamodule import YoloxDataModule
+    from yolox.recipe.module import YoloxModule
+
+__all__ = ["main"]
+
+LOGGERS = ("tensorboard", "wandb", "mlflow", "none")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool and return its exit code."""
+    return run_tool(lambda: _run(_parser().parse(argv)))
+
+
+def _parser() -> ToolParser:
+    parser = ToolParser("train", "Train YOLOX on ordinary CPUs.")
+    add_model_arguments(parser, "weights to start from, by name and shape; with --resume the checkpoint to go on from")
+    add_data_arguments(parser, batch_size=64)
+    parser.add_argument("--resume", action="store_true", help="go on from -c, or from latest_ckpt.pth of this run")
+    parser.add_argument(
+        "-e", "--start_epoch", type=positive_int, help="with --resume: the epoch (1-based) to go on with"
+    )
+    parser.add_argument("--precision", choices=("64", "32", "16", "bf16"), default="32", help="(%(default)s)")
+    parser.add_argument("--seed", type=int, help="fixes images, order and sizes of the whole run (0)")
+    parser.add_argument("--output_dir", metavar="DIR", help="runs are written to DIR/NAME (./YOLOX_outputs)")
+    parser.add_argument("--eval_interval", type=positive_int, metavar="N", help="evaluate every N epochs (10)")
+    parser.add_argument(
+        "--cache", nargs="?", const="ram", choices=("ram", "disk"), help="keep resized images (bare: ram)"
+    )
+    parser.add_argument("-l", "--logger", choices=LOGGERS, default="tensorboard", help="(%(default)s)")
+    add_overrides(parser)
+    return parser
+
+
+def _run(args: argparse.Namespace) -> None:
+    from yolox.data.datamodule import build_data_module
+    from yolox.files import make_output_dir
+    from yolox.recipe.module import YoloxModule
+    from yolox.recipe.phases import final_phase_epoch
+
+    experiment, explicit_classes = _experiment(args)
+    print(prepare_cpu())
+    folder = Path(experiment.output_dir) / experiment.exp_name
+    resume_from = _resume_file(args, folder)
+    data = build_data_module(
+        experiment.data,
+        batch_size=args.batch_size,
+        test_size=experiment.eval.test_size,
+        seed=experiment.seed,
+        final_phase_from_epoch=final_phase_epoch(experiment.recipe),
+    )
+    print(data.reason)
+    experiment = _fit_classes(experiment, data, explicit_classes)
+    make_output_dir(folder)
+    if not args.resume:
+        _set_aside(folder)
+    start_epoch = None if args.start_epoch is None else args.start_epoch - 1
+    module = YoloxModule(experiment, data.class_names, args.batch_size, data.batches_per_epoch, start_epoch)
+    if args.ckpt is not None and not args.resume:
+        _load_start(module, args.ckpt)
+    _describe(module, data, args)
+    trainer = _trainer(experiment, folder, args)
+    trainer.fit(module, datamodule=data, ckpt_path=resume_from)
+    _finish(folder, trainer)
+
+
+def _experiment(args: argparse.Namespace) -> tuple[Experiment, bool]:
+    """Return the experiment asked for, and whether it names its number of classes."""
+    experiment = asked_experiment(args)
+    explicit = experiment is not None and experiment.model.num_classes != Experiment("").model.num_classes
+    if experiment is None and args.ckpt is not None:
+        from yolox.checkpoint import load_model
+
+        experiment = load_model(args.ckpt).experiment
+    if experiment is None:
+        raise UsageError("no model given; expected -n NAME (for instance -n yolox_nano), -f FILE or -c CHECKPOINT.")
+    experiment = apply_arguments(experiment, args)
+    given = {"seed": args.seed, "output_dir": args.output_dir, "eval_interval": args.eval_interval, "cache": args.cache}
+    experiment = apply_fields(experiment, {key: value for key, value in given.items() if value is not None})
+    return experiment, explicit or any(word.split("=")[0].endswith("num_classes") for word in args.opts)
+
+
+def _fit_classes(experiment: Experiment, data: YoloxDataModule, explicit: bool) -> Experiment:
+    """Return the experiment with as many classes as the data has."""
+    if explicit and experiment.model.num_classes != data.num_classes:
+        raise UsageError(
+            f"num_classes is {experiment.model.num_classes}, the data set has {data.num_classes} classes "
+            f"({', '.join(data.class_names[:5])}, ...). Leave num_classes out: the data decides."
+        )
+    return replace(experiment, model=replace(experiment.model, num_classes=data.num_classes))
+
+
+def _resume_file(args: argparse.Namespace, folder: Path) -> Path | None:
+    """Return the checkpoint to go on from, or None to begin."""
+    from yolox.recipe.callbacks import LATEST
+
+    if args.start_epoch is not None and not args.resume:
+        raise UsageError("--start_epoch moves a resumed run; give it together with --resume.")
+    if not args.resume:
+        return None
+    if args.ckpt is not None:
+        from yolox.checkpoint import read_checkpoint
+        from yolox.errors import ModelFileError
+
+        if "loops" not in read_checkpoint(args.ckpt):
+            raise ModelFileError(
+                f"'{args.ckpt}' holds weights but no state of a training run. Leave --resume out to start from them."
+            )
+        return Path(args.ckpt)
+    if (folder / LATEST).is_file():
+        return folder / LATEST
+    if not folder.is_dir():
+        raise UsageError(f"--resume: there is no run in '{folder}'. Check -expn and --output_dir, or leave it out.")
+    print(f"--resume: '{folder}' holds no checkpoint yet; the run starts from its beginning")
+    return None
+
+
+def _set_aside(folder: Path) -> None:
+    """Move the files of an earlier run away, so that nothing is lost and the name stays with the newest run."""
+    from yolox.recipe.callbacks import LATEST
+
+    if not (folder / LATEST).exists():
+        return
+    number = 1
+    while folder.with_name(f"{folder.name}.old{number}").exists():
+        number += 1
+    aside = folder.with_name(f"{folder.name}.old{number}")
+    folder.rename(aside)
+    folder.mkdir()
+    print(f"an earlier run was in '{folder}'; it is now in '{aside}' (--resume would have gone on with it)")
+
+
+def _load_start(module: YoloxModule, path: str) -> None:
+    from yolox.checkpoint import load_weights_, read_checkpoint, weights_of
+    from yolox.recipe.ema import ModelEma
+
+    report = load_weights_(module.detector, weights_of(read_checkpoint(path), path))
+    print(f"start weights: {path}: {report}")
+    if module.ema is not None:
+        module.ema = ModelEma(module.detector)
+
+
+def _describe(module: YoloxModule, data: YoloxDataModule, args: argparse.Namespace) -> None:
+    from yolox.models.detector import summarize
+    from yolox.recipe.phases import final_phase_epoch
+
+    experiment = module.experiment
+    recipe = experiment.recipe
+    print(f"model: {experiment.exp_name}; {summarize(experiment.model, experiment.data.input_size)}")
+    print(
+        f"run: {len(data.train_set)} images, {data.num_classes} classes, batch {args.batch_size}, "
+        f"{data.batches_per_epoch} steps an epoch, {recipe.max_epoch} epochs, precision {args.precision}"
+    )
+    final = final_phase_epoch(recipe)
+    if recipe.warmup_epochs >= final:
+        print(
+            f"note: warm-up ({recipe.warmup_epochs} epochs) and final phase (from epoch {final + 1}) leave no epoch in "
+            "between; for short runs set 'warmup_epochs 1 no_aug_epochs 2' or the like"
+        )
+
+
+def _trainer(experiment: Experiment, folder: Path, args: argparse.Namespace) -> Any:
+    from yolox.recipe.callbacks import CheckpointFiles, Evaluation
+    from yolox.recipe.epoch_log import EpochLog
+    from yolox.trainer.trainer import Trainer
+
+    recipe = experiment.recipe
+    history = recipe.max_history_ckpt if recipe.save_history_ckpt else 0
+    return Trainer(
+        precision=args.precision,
+        channels_last=True,
+        max_epochs=recipe.max_epoch,
+        callbacks=[Evaluation(experiment), EpochLog(folder), CheckpointFiles(folder, history)],
+        logger=_logger(args.logger, folder, experiment.exp_name),
+        default_root_dir=str(folder),
+        log_every_n_steps=recipe.print_interval,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+    )
+
+
+def _logger(name: str, folder: Path, run: str) -> Any:
+    """Return Lightning's logger of that name, or False."""
+    from pytorch_lightning import loggers
+
+    if name == "none":
+        return False
+    try:
+        if name == "wandb":
+            return loggers.WandbLogger(name=run, save_dir=folder)
+        if name == "mlflow":
+            return loggers.MLFlowLogger(experiment_name=run, save_dir=str(folder / "mlruns"))
+        return loggers.TensorBoardLogger(folder, name="", version="tensorboard")
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(name, f"pip install {name}") from error
+
+
+def _finish(folder: Path, trainer: Any) -> None:
+    from yolox.recipe.callbacks import BEST, Evaluation
+
+    evaluation = next(item for item in trainer.callbacks if isinstance(item, Evaluation))
+    if evaluation.best_epoch:
+        best = next(row for row in evaluation.history if row["epoch"] == evaluation.best_epoch)
+        print(f"best: epoch {evaluation.best_epoch}, AP {best['val/AP']:.4f}, AP50 {best['val/AP50']:.4f}")
+    print(f"written: {folder / BEST}, results.csv, curves.png")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
