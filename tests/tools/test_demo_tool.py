@@ -141,3 +141,33 @@ def test_help_is_quick_and_imports_nothing_heavy(tool: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "usage: python -m yolox.tools." in done.stdout
+
+
+@pytest.mark.backends
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(("accelerator", "needs_torch"), [("openvino", False), ("jit", True)])
+def test_a_deployed_model_finds_the_same_and_imports_only_what_it_needs(
+    checkpoint: str, pictures: Path, tmp_path: Path, accelerator: str, needs_torch: bool
+) -> None:
+    pytest.importorskip("openvino")
+    from yolox.checkpoint import load_model
+    from yolox.inference.artifact import save_model
+    from yolox.inference.convert import trace
+    from yolox.models.decoding import DecodedDetector
+
+    detector = DecodedDetector(load_model(checkpoint).detector).eval()
+    fast = trace(detector, torch.zeros(1, 3, 64, 64), accelerator=accelerator, thread_num=2)
+    save_model(fast, tmp_path / "fast", {"class_names": list(NAMES)})
+    code = (
+        "import sys; from yolox.tools.demo import main; code = main(sys.argv[1:]); "
+        "print('torch' in sys.modules, file=sys.stderr); sys.exit(code)"
+    )
+    shown = []
+    for model in (["--model", str(tmp_path / "fast")], ["-c", checkpoint]):
+        words = ["image", "--path", str(pictures), *model]
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        shown.append([line.rpartition(",")[0] for line in done.stdout.splitlines() if " objects (" in line])
+        assert done.stderr.strip().endswith(str(needs_torch or "-c" in model))
+    assert len(shown[0]) == 4
+    assert shown[0] == shown[1]
