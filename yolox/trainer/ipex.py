@@ -122,20 +122,24 @@ class PreparedModule:
         self._names = [(part, set(vars(part)), set(part._parameters)) for part in module.modules()]
         training = module.training
         module.train()  # the other mode would fold normalisations into convolutions
-        ipex.optimize(module, dtype=torch.bfloat16 if half else None, optimizer=optimizer, inplace=True)
+        # packed fp32 weights under bf16 autocast corrupt the heap in IPEX 2.8
+        pack = half or precision != "bf16"
+        dtype = torch.bfloat16 if half else None
+        ipex.optimize(module, dtype=dtype, optimizer=optimizer, inplace=True, weights_prepack=pack)
         module.train(training)
         # torch counts calls of the step that IPEX has just replaced, and warns of a wrong order
         warnings.filterwarnings("ignore", message="Seems like `optimizer.step", category=UserWarning)
-        self._wrappers: Mapping[Tensor, Any] = vars(module)["params_attr"]
+        self._wrappers: Mapping[Tensor, Any] = vars(module).get("params_attr", {})
         self._hooks = [_on_state_dict(part, self._publish) for part in module.modules()]
         for name in ("state_dict", "_original_state_dict"):  # IPEX's own, which knows the outermost module alone
             vars(module).pop(name, None)
         packed = sum(getattr(parent, name) is not child for parent, name, child in self._children)
+        name = type(optimizer).__name__
         self.note = f"IPEX packed the weights of {packed} layers in {'bf16' if half else 'fp32'}"
-        if precision == "bf16" and not fused:
-            self.note += f" ({type(optimizer).__name__} has no step for bf16 weights there)"
-        if fused:
-            self.note += f" and fused the step of {type(optimizer).__name__}"
+        if not pack:
+            self.note = f"IPEX left the weights as they are: it has no step of {name} for bf16 weights"
+        elif fused:
+            self.note += f" and fused the step of {name}"
 
     def restore_(self) -> None:
         """Give the module its own layers back, with the trained weights in fp32; the optimizer is spent."""
