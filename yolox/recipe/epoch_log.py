@@ -71,7 +71,7 @@ def _as_csv(rows: list[dict[str, float]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, header, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: f"{value:.6g}" for key, value in row.items()} for row in rows)
+    writer.writerows({key: f"{value:.9g}" for key, value in row.items()} for row in rows)
     return text.getvalue()
 
 

@@ -50,7 +50,9 @@ class YoloxModule(pl.LightningModule):
         self.class_names = tuple(class_names)
         self.batch_size = batch_size
         self.steps_per_epoch = steps_per_epoch
-        self.detector = build_detector(experiment.model)
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(experiment.seed)  # PyTorch's layers draw their weights from the global generator
+            self.detector = build_detector(experiment.model)
         self.ema = ModelEma(self.detector) if experiment.recipe.ema else None
 
     @property

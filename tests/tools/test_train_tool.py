@@ -1,0 +1,141 @@
+"""The training tool through its command line: files, resuming, start weights, refusals."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from yolox.checkpoint import load_model
+from yolox.data.shapes import draw_sample_set
+from yolox.tools import eval as eval_tool
+from yolox.tools import train as train_tool
+
+SMALL = ("input_size", "64", "test_size", "64", "random_size", "2,3", "eval_interval", "2")
+LENGTH = ("max_epoch", "4", "warmup_epochs", "1", "no_aug_epochs", "1")
+SILENT = pytest.mark.filterwarnings("ignore::UserWarning:pytorch_lightning", "ignore::FutureWarning:pytorch_lightning")
+pytestmark = [SILENT]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    draw_sample_set(folder, num_train=10, num_val=4)
+    return folder
+
+
+def words(data: Path, out: Path, *more: str) -> list[str]:
+    common = ["-n", "yolox_nano", "-b", "4", "--data_dir", str(data), "--output_dir", str(out), "--num_workers", "0"]
+    return [*common, "--logger", "none", *more, *SMALL, *LENGTH]
+
+
+def rows(out: Path) -> list[dict[str, float]]:
+    with (out / "yolox_nano" / "results.csv").open() as file:
+        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run")
+    assert train_tool.main(words(data, out)) == 0
+    return out
+
+
+def test_files_of_a_run(finished: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = finished / "yolox_nano"
+    assert {"latest_ckpt.pth", "best_ckpt.pth", "results.csv", "curves.png"} <= {item.name for item in folder.iterdir()}
+    history = rows(finished)
+    assert [row["epoch"] for row in history] == [1, 2, 3, 4]
+    assert all("val/AP" in row for row in (history[1], history[3]))
+    assert "val/AP" not in history[0]
+    assert history[3]["train/l1"] > 0 == history[2]["train/l1"]
+    loaded = load_model(folder / "best_ckpt.pth")
+    assert loaded.class_names == ("circle", "square", "triangle", "star", "cross", "ring")
+    assert loaded.experiment.recipe.max_epoch == 4
+    assert eval_tool.main(["-c", str(folder / "best_ckpt.pth"), "--data_dir", str(data), "--num_workers", "0"]) == 0
+    assert "AP" in capsys.readouterr().out
+
+
+def test_checkpoint_holds_everything_and_nothing_to_execute(finished: Path) -> None:
+    content = torch.load(finished / "yolox_nano" / "latest_ckpt.pth", weights_only=True)
+    assert {"model", "state_dict", "optimizer_states", "lr_schedulers", "loops", "experiment", "class_names"} <= set(
+        content
+    )
+    raw, averaged = (
+        content["state_dict"]["detector.head.stems.0.conv.weight"],
+        content["model"]["head.stems.0.conv.weight"],
+    )
+    assert raw.shape == averaged.shape
+    assert not torch.equal(raw, averaged)
+    assert content["ema_updates"] == content["global_step"] == 12
+
+
+@pytest.mark.processes
+def test_killed_run_resumes_with_the_same_losses(finished: Path, data: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "yolox.tools.train", *words(data, tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    latest = tmp_path / "yolox_nano" / "latest_ckpt.pth"
+    deadline = time.monotonic() + 120
+    while not latest.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert train_tool.main(words(data, tmp_path, "--resume")) == 0
+    for resumed, whole in zip(rows(tmp_path), rows(finished), strict=True):
+        assert resumed == pytest.approx(whole, rel=1e-6, abs=1e-9)
+
+
+def test_start_epoch_moves_a_resumed_run(finished: Path, data: Path, tmp_path: Path) -> None:
+    checkpoint = str(finished / "yolox_nano" / "latest_ckpt.pth")
+    assert train_tool.main(words(data, tmp_path, "--resume", "-c", checkpoint, "--start_epoch", "4")) == 0
+    (last,) = [row for row in rows(tmp_path) if row["epoch"] == 4]
+    assert last["train/total"] != rows(finished)[3]["train/total"]
+    content = torch.load(tmp_path / "yolox_nano" / "latest_ckpt.pth", weights_only=True)
+    assert content["global_step"] == 12
+
+
+def test_earlier_run_is_set_aside(
+    finished: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one_epoch = ("max_epoch", "1", "eval_interval", "5", "no_aug_epochs", "0")
+    for _ in range(2):
+        start = str(finished / "yolox_nano" / "best_ckpt.pth")
+        assert train_tool.main([*words(data, tmp_path, "-c", start), *one_epoch]) == 0
+    assert (tmp_path / "yolox_nano.old1" / "latest_ckpt.pth").exists()
+    assert "an earlier run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("extra", "code", "message"),
+    [
+        (("--epochs", "3"), 2, "unknown option '--epochs'"),
+        (("max_epch", "3"), 2, "Did you mean 'max_epoch'"),
+        (("num_classes", "3"), 2, "the data set has 6 classes"),
+        (("--resume",), 2, "there is no run"),
+        (("--start_epoch", "2"), 2, "together with --resume"),
+        (("--data_dir", "/nowhere"), 3, "/nowhere"),
+        (("-c", "/nowhere.pth"), 4, "/nowhere.pth"),
+        (("-n", "yolox_q"), 2, "unknown model"),
+        (("--output_dir", "/proc/none"), 1, "Choose another output folder"),
+    ],
+)
+def test_bad_input(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], extra: tuple[str, ...], code: int, message: str
+) -> None:
+    assert train_tool.main([*words(data, tmp_path), *extra]) == code
+    error = capfd.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_no_model_asked_for(capfd: pytest.CaptureFixture[str]) -> None:
+    assert train_tool.main([]) == 2
+    assert "-n yolox_nano" in capfd.readouterr().err
