@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -37,11 +38,10 @@ _ACTIVATIONS = {_ATEN.silu.default: "swish", _ATEN.relu.default: "relu", _ATEN.s
 
 def lower_int8_(module: GraphModule) -> GraphModule:
     """Rewrite ``module``, a converted PT2E graph, in place and return it; its outputs stay the same up to rounding."""
-    convolution = torch._C._create_function_from_graph("int8_convolution", torch._C.parse_ir(_CONVOLUTION))
     graph = module.graph
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target in (_ATEN.conv2d.default, _ATEN.convolution.default):
-            _lower_convolution_(module, node, convolution)
+            _lower_convolution_(module, node)
     for node in list(graph.nodes):
         name = str(node.target)
         if node.op != "call_function" or "quantized_decomposed" not in name:
@@ -73,7 +73,19 @@ def _dequantize(x: Tensor, scale: float, zero_point: int) -> Tensor:
     return (x.to(torch.float32) - zero_point) * scale
 
 
-def _lower_convolution_(module: GraphModule, node: Node, convolution: Callable[..., Tensor]) -> None:
+@cache
+def _convolution() -> Callable[..., Tensor]:
+    function: Callable[..., Tensor] = torch._C._create_function_from_graph(
+        "int8_convolution", torch._C.parse_ir(_CONVOLUTION)
+    )
+    return function
+
+
+def _convolve(*arguments: Any) -> Tensor:
+    return _convolution()(*arguments)
+
+
+def _lower_convolution_(module: GraphModule, node: Node) -> None:
     source, weight = node.args[0], node.args[1]
     if not (_is(source, "dequantize_per_tensor") and _is(weight, "dequantize_per_channel")):
         return
@@ -91,7 +103,7 @@ def _lower_convolution_(module: GraphModule, node: Node, convolution: Callable[.
     bias = node.args[2] if len(node.args) > 2 else None
     with module.graph.inserting_after(last):
         new = module.graph.call_function(
-            convolution,
+            _convolve,
             (
                 *(source.args[0], source.args[1], source.args[2], *weight.args[:3], bias),
                 *(stride, padding, dilation, groups, out_scale, out_zero),
