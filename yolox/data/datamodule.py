@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 
 from yolox.config import DataConfig
+from yolox.cpu.machine import read_machine
 from yolox.data.cache import open_cache
 from yolox.data.coco import CocoDataset
 from yolox.data.layout import DatasetPaths, default_data_dir, load_split, resolve_dataset
@@ -88,14 +89,14 @@ def build_val_loader(
     paths, _ = find_dataset(config)
     categories = None if class_names is None else tuple(enumerate(class_names, start=1))
     source = ImageSource(load_split(paths.require("val"), categories), test_size)
-    return ValLoader(source, batch_size, _num_workers(config, 1))
+    return ValLoader(source, batch_size, _num_workers(config))
 
 
-def _num_workers(config: DataConfig, world: int) -> int:
+def _num_workers(config: DataConfig) -> int:
     if config.data_num_workers is not None:
         return config.data_num_workers
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return default_num_workers(max(1, num_cores // world))
+    # a process among several computes on fewer threads than the machine has cores
+    return default_num_workers(min(torch.get_num_threads(), read_machine().num_threads))
 
 
 class YoloxDataModule(pl.LightningDataModule):
@@ -172,7 +173,7 @@ class YoloxDataModule(pl.LightningDataModule):
             )
             source = self._source(self.train_set, self.config.input_size, reduced_decode=True)
             samples = TrainingSamples(source, build_augmentation(self.config))
-            self._train_loader = TrainLoader(samples, stream, _num_workers(self.config, world))
+            self._train_loader = TrainLoader(samples, stream, _num_workers(self.config))
             if self.trainer is not None:
                 self._train_loader.seek(self.trainer.global_step * self.trainer.accumulate_grad_batches)
         return self._train_loader
@@ -182,7 +183,7 @@ class YoloxDataModule(pl.LightningDataModule):
         if self._val_loader is None:
             rank, world = self._place()
             source = self._source(self.val_set, self.test_size, reduced_decode=False)
-            num_workers = _num_workers(self.config, world)
+            num_workers = _num_workers(self.config)
             self._val_loader = ValLoader(source, self.batch_size // world, num_workers, rank=rank, world=world)
         return self._val_loader
 

@@ -21,6 +21,7 @@ __all__ = [
     "fit_ratio",
     "fitted_size",
     "flip_boxes",
+    "flip_image",
     "has_area",
     "jitter_hsv",
     "letterbox",
@@ -69,15 +70,21 @@ def jitter_hsv(image: Image, rng: np.random.Generator) -> Image:
     """Return the image with hue, saturation and value shifted by up to 5, 30, 30, each with probability one half."""
     gains = rng.uniform(-1, 1, 3) * _HSV_GAINS
     gains *= rng.integers(0, 2, 3)
-    hue, saturation, value = gains.astype(np.int16)
+    hue, saturation, value = (int(gain) for gain in gains)
     if not (hue or saturation or value):
         return image
-    levels = np.arange(256, dtype=np.int16)
-    columns = (levels + hue) % 180, np.clip(levels + saturation, 0, 255), np.clip(levels + value, 0, 255)
-    table = np.stack(columns, axis=-1).astype(np.uint8)[None]
     hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV)
-    cv2.LUT(hsv, table, dst=hsv)
+    if hue < 0:
+        turned = ((np.arange(256) + hue) % 180).astype(np.uint8)
+        cv2.insertChannel(cv2.LUT(cv2.extractChannel(hsv, 0), turned), hsv, 0)
+    # saturating, as wanted; a hue of 180 and more means the same to OpenCV as that less 180
+    cv2.add(hsv, (max(hue, 0), saturation, value, 0), dst=hsv)
     return cast(Image, cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR, dst=hsv))
+
+
+def flip_image(image: Image) -> Image:
+    """Return the image mirrored left to right, contiguous."""
+    return cast(Image, cv2.flip(image, 1))
 
 
 def flip_boxes(boxes_xyxy: Boxes, width: int) -> Boxes:

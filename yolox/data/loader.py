@@ -16,6 +16,7 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from yolox.cpu.allocator import keep_freed_memory
 from yolox.data.coco import CocoDataset
 from yolox.data.sampling import RequestStream, SampleRequest
 from yolox.data.source import ImageHealth, ImageSource
@@ -30,8 +31,12 @@ _PREFETCH = 2
 
 
 def default_num_workers(num_cores: int) -> int:
-    """Return how many workers keep ``num_cores`` computing cores busy without crowding them out."""
-    return max(1, min(16, num_cores // 4))
+    """Return how many workers keep ``num_cores`` computing cores busy without crowding them out.
+
+    Measured on one Zen 5 core: a worker makes 85 mosaics of COCO files a second (450 from a cache), the smallest
+    network trains on 20 to 30 images a second and core.
+    """
+    return max(1, min(16, (num_cores + 2) // 3))
 
 
 def default_start_method() -> str:
@@ -69,6 +74,7 @@ def _without_main() -> Iterator[None]:
 
 def init_worker(_worker: int) -> None:
     """Prepare a worker: one thread, behind the computation in the queue for cores, gone when its parent is gone."""
+    keep_freed_memory()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     if hasattr(os, "nice"):
@@ -112,8 +118,8 @@ def _data_loader(dataset: Dataset[Any], batches: Any, collate_fn: Any, num_worke
 class TrainLoader:
     """Training batches of an endless stream, an epoch at a time.
 
-    Each ``iter()`` yields the batches up to the next multiple of ``len(self)`` and goes on where the one before stopped;
-    the workers stay and fill their queue across epochs.
+    Each ``iter()`` yields the batches up to the next multiple of ``len(self)`` and goes on where the one before
+    stopped; the workers stay and fill their queue across epochs.
 
     Args:
         samples: Makes samples.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from yolox.data.image_ops import flip_boxes, has_area, jitter_hsv, letterbox, xyxy_to_cxcywh
+from yolox.data.image_ops import flip_boxes, flip_image, has_area, jitter_hsv, letterbox, xyxy_to_cxcywh
 from yolox.structures import Batch, Sample, Size, Targets
 
 __all__ = ["TrainTransform", "collate", "letterbox_sample"]
@@ -53,7 +53,7 @@ class TrainTransform:
 def flip(sample: Sample) -> Sample:
     """Return the sample mirrored left to right."""
     image = sample.image
-    return replace(sample, image=image[:, ::-1], boxes_xyxy=flip_boxes(sample.boxes_xyxy, image.shape[1]))
+    return replace(sample, image=flip_image(image), boxes_xyxy=flip_boxes(sample.boxes_xyxy, image.shape[1]))
 
 
 def letterbox_sample(sample: Sample, target: Size) -> Sample:
