@@ -52,7 +52,7 @@ class DataConfig:
     train_images: str | None = None
     val_images: str | None = None
     data_num_workers: int | None = None
-    cache: Literal["ram", "disk"] | None = None
+    cache: Literal["ram", "disk", "off"] | None = None
     input_size: Size = SQUARE_640
     multiscale_range: int = 5
     random_size: tuple[int, int] | None = None

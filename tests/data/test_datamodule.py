@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,7 @@ def test_evaluation_alone_reads_no_training_labels(make_coco: MakeCoco) -> None:
 def test_cache_changes_no_batch(make_coco: MakeCoco, cache_folder: Path, cache: Any) -> None:
     root = make_coco()
     plain = module(root)
+    plain.config = replace(plain.config, cache="off")
     config = DataConfig(data_dir=str(root), input_size=SIZE, data_num_workers=0, cache=cache)
     cached = build_data_module(config, batch_size=4, test_size=SIZE)
     for _ in range(3):

@@ -129,5 +129,8 @@ def test_too_little_space_is_refused(
     assert not list(cache_root().glob("images-*.bin"))
 
 
-def test_no_cache(dataset: CocoDataset) -> None:
+def test_without_a_wish_a_small_set_is_kept_in_memory(dataset: CocoDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert open_cache("off", dataset, TARGET, reduced_decode=False) is None
+    assert open_cache(None, dataset, TARGET, reduced_decode=False) is not None
+    monkeypatch.setattr("yolox.data.cache.available_memory", lambda: 200_000)
     assert open_cache(None, dataset, TARGET, reduced_decode=False) is None

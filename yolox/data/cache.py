@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
@@ -19,8 +20,10 @@ from yolox.structures import Image, Size
 
 __all__ = ["ResizedImages", "cache_root", "open_cache"]
 
+_LOG = logging.getLogger(__name__)
 _VERSION = 1
 _RESERVE = 0.05  # share of the free space that stays free
+_EASY = 0.2  # share of the available memory that a cache nobody asked for may take
 _IN_MEMORY = 1  # the key of entries that live no longer than this run
 
 
@@ -33,12 +36,18 @@ def cache_root() -> Path:
 
 
 def open_cache(
-    kind: Literal["ram", "disk"] | None, dataset: CocoDataset, target: Size, *, reduced_decode: bool, copies: int = 1
+    kind: Literal["ram", "disk", "off"] | None,
+    dataset: CocoDataset,
+    target: Size,
+    *,
+    reduced_decode: bool,
+    copies: int = 1,
 ) -> ResizedImages | None:
-    """Return the cache of a data set's images fitted into ``target``; ``None`` for no cache.
+    """Return the cache of a data set's images fitted into ``target``, or ``None``.
 
     Args:
-        kind: ``ram`` lives as long as this process; ``disk`` stays in ``cache_root()`` for later runs.
+        kind: ``ram`` lives as long as this process; ``disk`` stays in ``cache_root()`` for later runs; ``off`` is none;
+            ``None`` is ``ram`` where that takes a small share of the free memory, else none.
         dataset: The images.
         target: What they are fitted into.
         reduced_decode: Whether they were decoded at a fraction of their size; such pixels differ a little.
@@ -47,9 +56,15 @@ def open_cache(
     Raises:
         DataError: When there is not enough space, or the folder cannot be written.
     """
-    if kind is None:
+    if kind == "off":
         return None
     layout = _Layout(dataset, target)
+    if kind is None:
+        available = available_memory()
+        if available is None or layout.num_bytes * copies > _EASY * available:
+            return None
+        _LOG.info("keeping the resized images in memory, %s", _gigabytes(layout.num_bytes))
+        return ResizedImages(dataset, layout, *_memory_file(layout.num_bytes))
     if kind == "ram":
         _check_space(layout.num_bytes * copies, available_memory(), "memory", "use cache=disk, or none")
         return ResizedImages(dataset, layout, *_memory_file(layout.num_bytes))

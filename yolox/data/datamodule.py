@@ -198,8 +198,10 @@ class YoloxDataModule(pl.LightningDataModule):
                 loader.close()
 
     def _source(self, dataset: CocoDataset, target: Size, *, reduced_decode: bool) -> ImageSource:
+        # evaluation reads each image once: no cache unless asked for
+        kind = self.config.cache or (None if dataset is self._train_set else "off")
         copies = self._place()[1]
-        cache = open_cache(self.config.cache, dataset, target, reduced_decode=reduced_decode, copies=copies)
+        cache = open_cache(kind, dataset, target, reduced_decode=reduced_decode, copies=copies)
         return ImageSource(dataset, target, reduced_decode=reduced_decode, cache=cache)
 
     def _place(self) -> tuple[int, int]:

@@ -78,7 +78,7 @@ def jitter_hsv(image: Image, rng: np.random.Generator) -> Image:
         turned = ((np.arange(256) + hue) % 180).astype(np.uint8)
         cv2.insertChannel(cv2.LUT(cv2.extractChannel(hsv, 0), turned), hsv, 0)
     # saturating, as wanted; a hue of 180 and more means the same to OpenCV as that less 180
-    cv2.add(hsv, (max(hue, 0), saturation, value, 0), dst=hsv)
+    cv2.add(hsv, np.array([max(hue, 0), saturation, value, 0], np.float64), dst=hsv)
     return cast(Image, cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR, dst=hsv))
 
 
