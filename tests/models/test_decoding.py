@@ -95,8 +95,7 @@ def _exported(module: torch.nn.Module, images: Tensor) -> Function:
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:DeprecationWarning")
 @pytest.mark.parametrize("convert", [_traced, _frozen, _exported])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
-@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(("dtype", "channels_last"), [(torch.float32, False), (torch.uint8, True)])
 def test_a_converted_module_equals_the_eager_one(
     module: DecodedDetector,
     convert: Callable[[torch.nn.Module, Tensor], Function],

@@ -84,18 +84,10 @@ class ModelSummary:
 
 def summarize(config: ModelConfig, size: Size) -> ModelSummary:
     """Count parameters and operations of a network without computing or storing anything."""
-    macs = 0
+    from torch.utils.flop_counter import FlopCounterMode
 
-    def count(module: nn.Module, _inputs: object, output: Tensor) -> None:
-        nonlocal macs
-        assert isinstance(module, nn.Conv2d)
-        macs += output.numel() * module.weight[0].numel()
-
-    with torch.device("meta"):
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         detector = build_detector(config).eval()
-        for module in detector.modules():
-            if isinstance(module, nn.Conv2d):
-                module.register_forward_hook(count)
-        with torch.no_grad():
-            detector(torch.empty(1, 3, *size))
-    return ModelSummary(sum(parameter.numel() for parameter in detector.parameters()), macs, size)
+        detector(torch.empty(1, 3, *size))
+    num_parameters = sum(parameter.numel() for parameter in detector.parameters())
+    return ModelSummary(num_parameters, counter.get_total_flops() // 2, size)
