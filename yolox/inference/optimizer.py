@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -149,6 +150,7 @@ class InferenceOptimizer:
             search.run()
         finally:
             self._report = _report(search, direction, time.monotonic() - start)
+            shutil.rmtree(folder / "payload", ignore_errors=True)
         if output_filename is not None:
             write_text(Path(output_filename), self._report.to_text() + "\n")
         if self._listener is None:
@@ -290,14 +292,13 @@ class InferenceOptimizer:
             folder = Path(temporary.name)
         else:
             folder = self._folder
-        for name in ("payload", "artifacts", "logs"):
+        for name in ("payload", "artifacts", "logs", "tmp"):
+            shutil.rmtree(folder / name, ignore_errors=True)  # what an earlier run left
             make_output_dir(folder / name)
         return folder
 
 
 def _write_payload(folder: Path, model: nn.Module, scorer: Scorer | None, inputs: ModelInputs) -> None:
-    for old in folder.iterdir():
-        old.unlink()
     payload = Payload(folder)
     payload.write("model", model)
     if scorer is not None:

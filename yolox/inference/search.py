@@ -65,7 +65,7 @@ class Search:
 
     Args:
         methods: What to run, ``original`` first.
-        folder: Where ``payload`` lies and ``artifacts``, ``logs`` and ``tmp`` are made.
+        folder: Where ``payload`` lies, with empty ``artifacts``, ``logs`` and ``tmp`` beside it.
         batch_size: Rows of the sample.
         options: Limits.
         listener: Who hears what goes on.
@@ -83,8 +83,6 @@ class Search:
         self._processes: dict[str, MethodProcess] = {}
         self._facts: Mapping[str, Any] = {}
         self.results: dict[str, MethodResult] = {}
-        for name in ("artifacts", "logs", "tmp"):
-            (folder / name).mkdir(exist_ok=True)
 
     def run(self) -> None:
         """Run everything; ``results`` fills up meanwhile.

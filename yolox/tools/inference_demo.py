@@ -1,0 +1,254 @@
+"""``python -m yolox.tools.inference_demo``: the fastest way to run a detector here, and what it costs in AP."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yolox.config import Experiment, apply_fields
+from yolox.errors import UsageError
+from yolox.tools.arguments import (
+    ToolParser,
+    add_data_arguments,
+    add_model_arguments,
+    add_overrides,
+    apply_arguments,
+    asked_experiment,
+    positive_int,
+    prepare_cpu,
+    probability,
+    run_tool,
+)
+
+if TYPE_CHECKING:
+    from yolox.checkpoint import LoadedModel
+    from yolox.inference.optimizer import InferenceOptimizer
+    from yolox.inference.results import MethodResult, OptimizationReport
+    from yolox.tools.detection_metric import EvalImages
+
+__all__ = ["NOTHING_BETTER", "main"]
+
+NOTHING_BETTER = 6
+"""Exit code when no method is faster than the original within ``--max_drop``; the original is kept then."""
+METRICS = ("AP", "AP50")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool and return its exit code."""
+    return run_tool(lambda: _run(_parser().parse(argv)))
+
+
+def _parser() -> ToolParser:
+    parser = ToolParser("inference_demo", "Measure latency, memory and AP of every way to run a checkpoint here.")
+    add_model_arguments(parser, "checkpoint; alone it is enough. Default: best_ckpt.pth of -n, -f or -expn")
+    add_data_arguments(parser, batch_size=64)
+    parser.add_argument("--conf", type=probability, help="lowest score for AP (default: test_conf, 0.01)")
+    parser.add_argument("--nms", type=probability, help="IoU of non-maximum suppression (default: nmsthre, 0.65)")
+    parser.add_argument("--tsize", type=positive_int, help="side of the square input (default: test_size)")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these methods, and the original")
+    parser.add_argument("--includes", nargs="+", default=[], metavar="NAME", help="add these methods")
+    parser.add_argument("--excludes", nargs="+", default=[], metavar="NAME", help="leave these methods out")
+    parser.add_argument("--accelerator", nargs="+", metavar="NAME", help="openvino, onnxruntime, jit, inductor, none")
+    parser.add_argument("--precision", nargs="+", metavar="NAME", help="fp32, bf16, fp16, int8")
+    parser.add_argument("--search_mode", default="default", help="default, all or grid (%(default)s)")
+    parser.add_argument("--thread_num", type=positive_int, metavar="N", help="threads (default: one for each core)")
+    parser.add_argument("--max_drop", type=float, default=0.01, help="AP that may be lost, absolute (%(default)s)")
+    parser.add_argument("--time_budget", type=float, default=660.0, metavar="S", help="seconds in all (%(default)s)")
+    parser.add_argument("--num_images", type=positive_int, default=512, help="images for AP, at most (%(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="write the table as JSON")
+    parser.add_argument("--csv", metavar="FILE", help="write the table as CSV")
+    parser.add_argument("--markdown", metavar="FILE", help="write the table as Markdown")
+    parser.add_argument("--plot", metavar="FILE", help="draw latency against AP (.png, .svg, .pdf)")
+    parser.add_argument("--save", metavar="DIR", help="folder for the best model (default: in the output folder)")
+    add_overrides(parser)
+    return parser
+
+
+def _run(args: argparse.Namespace) -> int:
+    from yolox.checkpoint import load_model
+    from yolox.files import make_output_dir
+    from yolox.inference.methods import MethodQuery, select_methods
+
+    query = _query(args)
+    select_methods(  # a wrong name is told before anything is read
+        MethodQuery(
+            search_mode=query["search_mode"],
+            only=query["methods"],
+            accelerators=query["accelerator"],
+            precisions=query["precision"],
+            includes=query["includes"],
+            excludes=query["excludes"],
+        )
+    )
+    _check_files(args)
+    asked = asked_experiment(args)
+    print(prepare_cpu())
+    loaded = load_model(_checkpoint_path(args, asked), asked)
+    experiment = _experiment(loaded.experiment, args)
+    output = make_output_dir(Path(experiment.output_dir) / experiment.exp_name / f"inference_b{args.batch_size}")
+    print(f"model: {loaded.source}")
+    with tempfile.TemporaryDirectory(prefix="inference-demo-") as folder:
+        return _measure(args, loaded, experiment, Path(folder), output)
+
+
+def _measure(args: argparse.Namespace, loaded: LoadedModel, experiment: Experiment, scratch: Path, output: Path) -> int:
+    from yolox.inference.optimizer import InferenceOptimizer, Limits
+    from yolox.models.decoding import DecodedDetector
+    from yolox.tools.detection_metric import DetectionMetric, calibration_images, read_eval_images
+    from yolox.tools.inference_report import LiveProgress
+
+    settings = experiment.eval
+    size = settings.test_size
+    images = read_eval_images(experiment.data, loaded, size, args.num_images, scratch / "images.npy")
+    calibration = calibration_images(experiment.data, size, Limits().calibration_size, 32)
+    if not calibration:
+        print("no training images: calibrating on the evaluation images")
+        calibration = [images.batch(min(len(images), Limits().calibration_size))]
+    print(f"data: {images.source}; batch {args.batch_size}")
+    metric = None
+    if images.has_labels:
+        metric = DetectionMetric(images, min(max(args.batch_size, 16), 64), settings.test_conf, settings.nmsthre)
+    else:
+        print("the data set has no labels: no accuracy is measured, and no method can be called within --max_drop")
+    progress = LiveProgress(METRICS[0])
+    optimizer = InferenceOptimizer(output, progress.listener)
+    try:
+        optimizer.optimize(
+            DecodedDetector(loaded.detector),
+            training_data=calibration,
+            input_sample=images.batch(args.batch_size),
+            metric=metric,
+            thread_num=args.thread_num,
+            **_query(args),
+            limits=Limits(time_budget=args.time_budget or None, max_drop=args.max_drop),
+            metadata=_metadata(loaded, experiment),
+        )
+    except KeyboardInterrupt:
+        progress.close()
+        print("stopped by the user; the finished rows:")
+        _show(args, optimizer, images)
+        raise
+    progress.close()
+    return _show(args, optimizer, images)
+
+
+def _show(args: argparse.Namespace, optimizer: InferenceOptimizer, images: EvalImages) -> int:
+    """Print and write the table, name and save the best row, and return the exit code."""
+    report = optimizer.report
+    if report.original is None or not report.original.successful:
+        return 0
+    best = report.best(args.max_drop if images.has_labels else None) or report.original
+    table = replace(report, metric_names=METRICS)
+    print(table.to_text())
+    print(f"batch {args.batch_size}, {images.source}, {report.seconds:.0f} s in all")
+    better = best.name != "original"
+    if better:
+        print(_praise(report, best, args.max_drop))
+    else:
+        print(f"no method is faster than the original within a drop of {args.max_drop:g} AP; the original is kept")
+    _write_files(args, table, best)
+    if best.artifact is not None:
+        target = best.artifact
+        if args.save is not None:
+            target = Path(args.save)
+            optimizer.save(optimizer.get_model(best.name), target)
+        print(f"saved: {target}\nrun it: python -m yolox.tools.demo image --model {target} --path IMAGE")
+    return 0 if better else NOTHING_BETTER
+
+
+def _praise(report: OptimizationReport, best: MethodResult, max_drop: float) -> str:
+    assert best.latency is not None
+    drop = report.drop(best)
+    ties = [other.name for other in report.ties(best)]
+    within = f", AP drop {drop:.4f} (allowed {max_drop:g})" if drop is not None else ""
+    level = f"; not to be told from it: {', '.join(ties)}" if ties else ""
+    return (
+        f"best: {best.name}, {best.latency.median_ms:.1f} ms, {best.latency.images_per_second:.1f} images/s, "
+        f"{report.speedup(best):.2f} times as fast as the original{within}{level}"
+    )
+
+
+def _write_files(args: argparse.Namespace, table: OptimizationReport, best: MethodResult) -> None:
+    from yolox.files import write_text
+    from yolox.tools.inference_report import draw_plot, machine_facts
+
+    facts = {"best": best.name, "max_drop": args.max_drop, "batch_size": args.batch_size, "machine": machine_facts()}
+    if args.json is not None:
+        write_text(Path(args.json), table.to_json(**facts))
+    if args.csv is not None:
+        write_text(Path(args.csv), table.to_csv())
+    if args.markdown is not None:
+        write_text(Path(args.markdown), table.to_markdown())
+    if args.plot is not None:
+        draw_plot(table, best, Path(args.plot))
+    written = [name for name in (args.json, args.csv, args.markdown, args.plot) if name is not None]
+    if written:
+        print(f"written: {', '.join(written)}")
+
+
+def _query(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the choice of methods under the names of ``optimize``."""
+    accelerators = tuple(None if name.lower() == "none" else name for name in args.accelerator or ())
+    return {
+        "methods": tuple(args.methods or ()),
+        "includes": tuple(args.includes),
+        "excludes": tuple(args.excludes),
+        "accelerator": accelerators,
+        "precision": tuple(args.precision or ()),
+        "search_mode": args.search_mode,
+    }
+
+
+def _checkpoint_path(args: argparse.Namespace, asked: Experiment | None) -> Path:
+    if args.ckpt is not None:
+        return Path(args.ckpt)
+    if asked is None:
+        raise UsageError("no checkpoint given; expected -c FILE (or -n, -f for the best one of an earlier training).")
+    chosen = apply_arguments(asked, args)
+    return Path(chosen.output_dir) / chosen.exp_name / "best_ckpt.pth"
+
+
+def _experiment(described: Experiment, args: argparse.Namespace) -> Experiment:
+    given = {"eval.test_conf": args.conf, "eval.nmsthre": args.nms, "eval.test_size": args.tsize}
+    fields = {key: str(value) for key, value in given.items() if value is not None}
+    experiment = apply_fields(apply_arguments(described, args), fields)
+    if experiment.model != described.model:
+        raise UsageError(
+            f"the overrides ask for {experiment.model}, the checkpoint holds {described.model}. "
+            "Leave overrides of the model out; the weights decide."
+        )
+    return experiment
+
+
+def _check_files(args: argparse.Namespace) -> None:
+    """Find out before ten minutes of work that a result could not be written.
+
+    Raises:
+        UsageError: When a file's folder does not exist or the plot has an unknown ending.
+    """
+    for option in ("json", "csv", "markdown", "plot"):
+        name = getattr(args, option)
+        if name is not None and not Path(name).absolute().parent.is_dir():
+            raise UsageError(f"--{option} {name}: the folder does not exist. Create it or choose another one.")
+    if args.plot is not None and Path(args.plot).suffix not in (".png", ".svg", ".pdf"):
+        raise UsageError(f"--plot {args.plot}: expected a name that ends in .png, .svg or .pdf.")
+
+
+def _metadata(loaded: LoadedModel, experiment: Experiment) -> dict[str, Any]:
+    return {
+        "class_names": list(loaded.class_names),
+        "input_size": list(experiment.eval.test_size),
+        "preprocessing": {"layout": "NCHW", "channels": "BGR", "range": [0, 255], "resize": "letterbox", "fill": 114},
+        "confidence": experiment.eval.test_conf,
+        "nms_iou": experiment.eval.nmsthre,
+        "model": experiment.exp_name,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
