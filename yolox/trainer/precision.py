@@ -2,52 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from pytorch_lightning.plugins.precision import DoublePrecision, MixedPrecision, Precision
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from yolox.errors import UsageError
+from yolox.trainer.operations import NO_OPERATIONS, OperationMode, Operations, hold_in_fp32_
+from yolox.trainer.precision_names import PrecisionName
 from yolox.trainer.tensors import map_tensors
 
-__all__ = ["PRECISIONS", "build_precision", "canonical_precision"]
-
-PrecisionName = Literal["64", "32", "16", "bf16"]
-PRECISIONS: dict[str, PrecisionName] = {
-    **dict.fromkeys(("64", "64-true", "fp64", "float64", "double"), "64"),
-    **dict.fromkeys(("32", "32-true", "fp32", "float32", "float"), "32"),
-    **dict.fromkeys(("16", "16-mixed", "fp16", "float16", "half"), "16"),
-    **dict.fromkeys(("bf16", "bf16-mixed", "bfloat16"), "bf16"),
-}
-"""Every spelling that is understood, and the one used from there on."""
+__all__ = ["PrecisionOptions", "build_precision"]
 
 
-def canonical_precision(precision: int | str) -> PrecisionName:
-    """Return the one spelling of a precision.
+@dataclass(frozen=True)
+class PrecisionOptions:
+    """What may be chosen besides the precision itself.
 
-    Raises:
-        UsageError: When it is none of 64, 32, 16 and bf16.
+    Args:
+        channels_last: Whether module and 4-D batches take the channels_last memory format.
+        fp32_modules: Parts of the module that compute in float32 under autocast.
+        operations: Operators with a precision of their own under autocast.
     """
-    name = PRECISIONS.get(str(precision).lower())
-    if name is None:
-        raise UsageError(f"unknown precision '{precision}'; expected 64, 32, 16 or bf16.")
-    return name
+
+    channels_last: bool = False
+    fp32_modules: tuple[str, ...] = ()
+    operations: Operations = NO_OPERATIONS
 
 
-def build_precision(precision: PrecisionName, device: str = "cpu", channels_last: bool = False) -> Precision:
+def build_precision(
+    precision: PrecisionName, device: str = "cpu", options: PrecisionOptions | None = None
+) -> Precision:
     """Return the plug-in for a precision.
 
     Args:
         precision: One of the canonical names.
         device: Device type, for automatic mixed precision.
-        channels_last: Whether module and 4-D batches take the channels_last memory format.
+        options: Memory format, and exceptions from mixed precision.
+
+    Raises:
+        UsageError: When there are exceptions from a precision that is not mixed.
     """
-    if precision == "64":
-        return _Double(channels_last)
-    if precision == "32":
-        return _Single(channels_last)
-    return _Mixed("16-mixed" if precision == "16" else "bf16-mixed", device, channels_last)
+    options = options or PrecisionOptions()
+    if precision in ("16", "bf16"):
+        return _Mixed("16-mixed" if precision == "16" else "bf16-mixed", device, options)
+    if options.fp32_modules or options.operations != NO_OPERATIONS:
+        raise UsageError(
+            f"fp32_modules and lists of operators make exceptions from mixed precision; precision is {precision}. "
+            "Use precision 'bf16', or leave them out."
+        )
+    return _Double(options) if precision == "64" else _Single(options)
 
 
 def _to_channels_last(tensor: Tensor) -> Tensor:
@@ -58,44 +67,70 @@ def _to_double(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
+def _lay_out(module: nn.Module, options: PrecisionOptions) -> nn.Module:
+    if options.channels_last:
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return module
+
+
+def _lay_out_input(data: Any, options: PrecisionOptions) -> Any:
+    return map_tensors(_to_channels_last, data) if options.channels_last else data
+
+
 class _Single(Precision):
     """float32 everywhere."""
 
     precision = "32-true"
 
-    def __init__(self, channels_last: bool) -> None:
-        self.channels_last = channels_last
+    def __init__(self, options: PrecisionOptions) -> None:
+        self.options = options
 
     def convert_module(self, module: nn.Module) -> nn.Module:
-        return module.to(memory_format=torch.channels_last) if self.channels_last else module  # type: ignore[call-overload, no-any-return]
+        return _lay_out(module, self.options)
 
     def convert_input(self, data: Any) -> Any:
-        return map_tensors(_to_channels_last, data) if self.channels_last else data
+        return _lay_out_input(data, self.options)
 
 
 class _Double(DoublePrecision):
     """float64 everywhere."""
 
-    def __init__(self, channels_last: bool) -> None:
-        self.channels_last = channels_last
+    def __init__(self, options: PrecisionOptions) -> None:
+        self.options = options
 
     def convert_module(self, module: nn.Module) -> nn.Module:
-        return module.double().to(memory_format=torch.channels_last) if self.channels_last else module.double()  # type: ignore[call-overload, no-any-return]
+        return _lay_out(module.double(), self.options)
 
     def convert_input(self, data: Any) -> Any:
-        data = map_tensors(_to_double, data)
-        return map_tensors(_to_channels_last, data) if self.channels_last else data
+        return _lay_out_input(map_tensors(_to_double, data), self.options)
 
 
 class _Mixed(MixedPrecision):
     """float32 weights; products in bfloat16 or half precision under autocast."""
 
-    def __init__(self, precision: Literal["16-mixed", "bf16-mixed"], device: str, channels_last: bool) -> None:
+    def __init__(self, precision: Literal["16-mixed", "bf16-mixed"], device: str, options: PrecisionOptions) -> None:
         super().__init__(precision, device)
-        self.channels_last = channels_last
+        self.options = options
+        self._hooks: list[RemovableHandle] = []
 
     def convert_module(self, module: nn.Module) -> nn.Module:
-        return module.to(memory_format=torch.channels_last) if self.channels_last else module  # type: ignore[call-overload, no-any-return]
+        self.teardown()
+        self._hooks = hold_in_fp32_(module, self.options.fp32_modules, self.device)
+        return _lay_out(module, self.options)
 
     def convert_input(self, data: Any) -> Any:
-        return map_tensors(_to_channels_last, data) if self.channels_last else data
+        return _lay_out_input(data, self.options)
+
+    @contextmanager
+    def forward_context(self) -> Iterator[None]:
+        with super().forward_context():
+            if self.options.operations == NO_OPERATIONS:
+                yield
+            else:
+                with OperationMode(self.options.operations, self.device):
+                    yield
+
+    def teardown(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []

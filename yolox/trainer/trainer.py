@@ -1,45 +1,81 @@
-"""`Trainer`: Lightning's trainer on ordinary CPUs, with all cores and all precisions."""
+"""`Trainer`: Lightning's trainer on ordinary CPUs, with all cores, several processes and all precisions."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from yolox.cpu.allocator import keep_freed_memory
 from yolox.cpu.machine import read_machine
-from yolox.errors import UsageError
+from yolox.trainer.arguments import (
+    as_list,
+    check_accelerator,
+    check_arguments,
+    count_processes,
+    silence_advertisements,
+    unknown_operations,
+    warmup_epochs,
+)
+from yolox.trainer.auto_lr import ScaledLearningRate
 from yolox.trainer.checkpoint_io import AtomicCheckpointIO
-from yolox.trainer.precision import build_precision, canonical_precision
+from yolox.trainer.launchers import build_launcher
+from yolox.trainer.launchers.heartbeat import HangLimits
+from yolox.trainer.lightning_bridge import LauncherStrategy, install_stop_signals, synchronise_batchnorm
+from yolox.trainer.operations import read_operations
+from yolox.trainer.plan import CCL, IPEX, Request, make_plan
+from yolox.trainer.precision import PrecisionOptions, build_precision
+from yolox.trainer.restarts import run_with_restarts
+from yolox.trainer.saving import load_module, save_module
+from yolox.trainer.stopping import StopInOrder
+from yolox.trainer.wrapped import compile_module
 
 __all__ = ["Trainer"]
 
 _log = logging.getLogger(__name__)
+_OPTIONAL = (IPEX, CCL, "ray", "pyspark")
 
 
 class Trainer(pl.Trainer):
-    """Trains any LightningModule fast on CPUs.
+    """Trains any LightningModule fast on CPUs, in one process or several.
+
+    N processes give the weights of one: the batch size of an ordinary DataLoader is the total, every rank takes its
+    share of each batch, and gradients are averaged. After `fit` the caller's module, optimizers, callbacks and
+    counters are as if everything had happened in this process.
 
     Args:
-        num_processes: Data-parallel processes on this host; None means one.
+        num_processes: Data-parallel processes; None means one, or one for each list of ``cpu_for_each_process``.
         use_ipex: Use Intel's extension where it can be found.
         distributed_backend: How processes start: ``subprocess``, ``spawn``, ``ray`` or ``spark``.
-        process_group_backend: How processes talk: None for gloo, ``gloo`` or ``ccl``.
+        process_group_backend: How processes talk: None for gloo, ``gloo``, ``ccl`` or ``mpi``.
         cpu_for_each_process: For each process the hardware threads it is bound to.
         channels_last: Whether module and 4-D batches take the channels_last memory format.
-        auto_lr: Scale the learning rate with the number of processes and warm it up; off by default.
+        auto_lr: True or ``{"warmup_epochs": n}``: multiply the learning rate by the number of processes.
         precision: 64, 32, 16 or "bf16".
+        strict: Whether a wish that cannot be met is an error instead of a note.
+        fp32_modules: Names of parts that compute in float32 under precision bf16 or 16; ``*`` and ``?`` allowed.
+        bf16_operations: File that lists operators to run in bf16.
+        fp32_operations: File that lists operators to run in fp32.
+        max_restarts: How often to start again from the last checkpoint after a process died.
+        stop_checkpoint: What SIGTERM writes; by default ``interrupted.ckpt`` in ``default_root_dir``.
+        hang_timeout: Seconds without any activity in a step after which a run of several processes is stopped; None
+            for never.
         pl_arguments: Handed to ``pytorch_lightning.Trainer``.
 
     Raises:
         UsageError: When an argument cannot be meant.
+        MissingDependencyError: When a library that was asked for is not there.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917 - the interface of BigDL-Nano
+    def __init__(  # noqa: PLR0913, PLR0917 - the interface of BigDL-Nano, and what it lacks
         self,
         num_processes: int | None = None,
         use_ipex: bool = False,
@@ -49,18 +85,132 @@ class Trainer(pl.Trainer):
         channels_last: bool = False,
         auto_lr: bool | dict[str, int] = False,
         precision: int | str = 32,
+        *,
+        strict: bool = False,
+        fp32_modules: Sequence[str] = (),
+        bf16_operations: str | Path | None = None,
+        fp32_operations: str | Path | None = None,
+        max_restarts: int = 0,
+        stop_checkpoint: str | Path | None = None,
+        hang_timeout: float | None = HangLimits.step,
         **pl_arguments: Any,
     ) -> None:
-        if num_processes not in (None, 1):
-            raise UsageError(f"num_processes {num_processes}: several processes are being built; use 1 for now.")
-        _log.info("%s", keep_freed_memory())
+        warmup = warmup_epochs(auto_lr)
         accelerator = pl_arguments.setdefault("accelerator", "cpu")
-        if accelerator == "cpu":
-            pl_arguments.setdefault("devices", 1)
-            if "OMP_NUM_THREADS" not in os.environ:
-                torch.set_num_threads(read_machine().num_threads)
-        plugins = list(pl_arguments.pop("plugins", None) or ())
-        device = accelerator if isinstance(accelerator, str) else "cpu"
-        plugins.append(build_precision(canonical_precision(precision), device, channels_last))
-        plugins.append(AtomicCheckpointIO())
-        super().__init__(plugins=plugins, **pl_arguments)
+        check_accelerator(accelerator)
+        on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
+        num_processes = count_processes(num_processes, pl_arguments)
+        check_arguments(pl_arguments, num_processes or 1)
+        self.plan = make_plan(
+            Request(
+                num_processes=num_processes if on_cpu else 1,
+                distributed_backend=distributed_backend,
+                process_group_backend=process_group_backend,
+                cpu_for_each_process=cpu_for_each_process,
+                precision=precision,
+                use_ipex=use_ipex,
+                auto_lr=bool(auto_lr),
+                strict=strict,
+                supervised=max_restarts > 0,
+                omp_num_threads=_omp_num_threads(),
+                importable=frozenset(name for name in _OPTIONAL if find_spec(name) is not None),
+            ),
+            read_machine(),
+        )
+        self.max_restarts = max_restarts
+        self._checkpoint_files = AtomicCheckpointIO()
+        options = PrecisionOptions(
+            channels_last or use_ipex, tuple(fp32_modules), read_operations(bf16_operations, fp32_operations)
+        )
+        device = accelerator if isinstance(accelerator, str) and not on_cpu else "cpu"
+        plugins = [build_precision(self.plan.precision, device, options), self._checkpoint_files]
+        pl_arguments["plugins"] = [*as_list(pl_arguments.get("plugins")), *plugins]
+        callbacks = as_list(pl_arguments.get("callbacks"))
+        callbacks += [ScaledLearningRate(warmup)] if auto_lr else []
+        pl_arguments["callbacks"] = [*callbacks, StopInOrder(Path(stop_checkpoint) if stop_checkpoint else None)]
+        if on_cpu:
+            sync_batchnorm = pl_arguments.pop("sync_batchnorm", False)
+            pl_arguments.update(self._cpu_arguments(hang_timeout, pl_arguments))
+        else:
+            sync_batchnorm = False
+            pl_arguments.setdefault("devices", num_processes or 1)
+        silence_advertisements()
+        super().__init__(**pl_arguments)
+        install_stop_signals(self)
+        if sync_batchnorm:
+            synchronise_batchnorm(self)
+        for note in (*self.plan.notes, *unknown_operations(options)):
+            _log.warning("%s", note)
+
+    def _cpu_arguments(self, hang_timeout: float | None, given: dict[str, Any]) -> dict[str, Any]:
+        """Return Lightning's arguments for the plan, after setting up this process where it is the one that trains."""
+        setting = keep_freed_memory()
+        _log.info("%s", setting)
+        if self.plan.launcher == "none":
+            torch.set_num_threads(self.plan.slots[0].threads)
+            return {"accelerator": "cpu", "devices": 1}
+        limits = None if hang_timeout is None else HangLimits(step=hang_timeout)
+        launcher = build_launcher(self.plan.launcher, limits)
+        return {
+            "accelerator": "cpu",
+            "devices": self.plan.world,
+            "strategy": LauncherStrategy(launcher, self.plan.slots, self.plan.process_group),
+            "use_distributed_sampler": given.get("use_distributed_sampler", False),
+        }
+
+    def fit(
+        self,
+        model: pl.LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: pl.LightningDataModule | None = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Train ``model``; arguments are those of ``pytorch_lightning.Trainer.fit``.
+
+        Raises:
+            RankError: When a process failed; the message holds its traceback.
+            SystemExit: With code 143 after SIGTERM, once a checkpoint is written.
+        """
+        begin = super().fit
+
+        def fit(path: str | Path | None) -> None:
+            begin(model, train_dataloaders, val_dataloaders, datamodule, path, weights_only)
+
+        if self.max_restarts:
+            run_with_restarts(fit, self._checkpoint_files, ckpt_path, self.max_restarts)
+        else:
+            fit(ckpt_path)
+
+    @staticmethod
+    def compile(
+        model: nn.Module,
+        loss: Callable[..., Tensor] | None = None,
+        optimizer: Optimizer | None = None,
+        scheduler: Any = None,
+        metrics: Sequence[Callable[..., Any]] | None = None,
+    ) -> pl.LightningModule:
+        """Return a LightningModule around a plain module; see `compile_module`."""
+        return compile_module(model, loss, optimizer, scheduler, metrics)
+
+    @staticmethod
+    def save(model: nn.Module, path: str | Path) -> None:
+        """Write the weights of ``model`` into the folder ``path``; see `save_module`."""
+        save_module(model, path)
+
+    @staticmethod
+    def load(
+        path: str | Path,
+        model: nn.Module | None = None,
+        input_sample: Any = None,
+        inplace: bool = False,
+        device: Any = None,
+    ) -> nn.Module:
+        """Return ``model`` with the weights in the folder ``path``; see `load_module`."""
+        return load_module(path, model, input_sample, inplace, device)
+
+
+def _omp_num_threads() -> int | None:
+    text = os.environ.get("OMP_NUM_THREADS", "")
+    return int(text) if text.isdigit() else None

@@ -1,0 +1,109 @@
+"""Fresh interpreters: works from a notebook, and from a script without a main guard."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from yolox.cpu.affinity import thread_environment
+from yolox.trainer.launchers.base import Slot, Worker
+from yolox.trainer.launchers.heartbeat import HangLimits
+from yolox.trainer.launchers.supervise import kill_all, supervise
+from yolox.trainer.launchers.worker import Desk
+
+__all__ = ["PopenLauncher"]
+
+_SERVE = "import sys; from yolox.trainer.launchers.worker import main; sys.exit(main(sys.argv[1:]))"
+
+
+class PopenLauncher:
+    """Starts ``python`` once for each slot and sends it the function as a file.
+
+    Args:
+        limits: When a run that does nothing is taken to hang; None for never.
+        python: The interpreter; by default this one.
+    """
+
+    def __init__(self, limits: HangLimits | None = HangLimits(), python: str | None = None) -> None:  # noqa: B008 - frozen
+        self.limits = limits
+        self.python = python
+
+    def run(self, function: Callable[[Worker], Any], slots: Sequence[Slot]) -> list[Any]:
+        """Return the results by rank; see `Launcher`."""
+        desk = Desk(Path(tempfile.mkdtemp(prefix="yolox-run-")))
+        processes: list[subprocess.Popen[bytes]] = []
+        try:
+            desk.place(slots, function)
+            for slot in slots:
+                processes.append(self._start(desk, slot))
+            return supervise(desk, processes, self.limits)
+        finally:
+            kill_all(processes)
+            shutil.rmtree(desk.folder, ignore_errors=True)
+
+    def _start(self, desk: Desk, slot: Slot) -> subprocess.Popen[bytes]:
+        environment = thread_environment(os.environ, slot.threads, bool(slot.cpus))
+        environment.update(local_network(environment), PYTHONPATH=package_path(environment))
+        command = [self.python or sys.executable, "-c", _SERVE, str(desk.folder), str(slot.rank)]
+        if slot.rank == 0:
+            return _start_visible(command, environment)
+        with desk.output(slot.rank).open("wb") as output:
+            return subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+
+def package_path(environment: dict[str, str]) -> str:
+    """Return a PYTHONPATH with which a fresh interpreter finds this very package first."""
+    here = str(Path(__file__).resolve().parents[3])
+    return os.pathsep.join([here, *filter(None, [environment.get("PYTHONPATH")])])
+
+
+def local_network(environment: dict[str, str]) -> dict[str, str]:
+    """Return settings that keep ranks of one machine on its loopback interface, whatever its name resolves to."""
+    if "GLOO_SOCKET_IFNAME" in environment or not Path("/sys/class/net/lo").exists():
+        return {}
+    return {"GLOO_SOCKET_IFNAME": "lo"}
+
+
+def _start_visible(command: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start rank 0, whose output the user sees, in a notebook as well, where it has to be carried over."""
+    carried = {name: not _has_descriptor(getattr(sys, name)) for name in ("stdout", "stderr")}
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE if carried["stdout"] else None,
+        stderr=subprocess.PIPE if carried["stderr"] else None,
+        start_new_session=True,
+    )
+    for source, target in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
+        if source is not None:
+            threading.Thread(target=_carry, args=(source, target), daemon=True).start()
+    return process
+
+
+def _has_descriptor(stream: Any) -> bool:
+    try:
+        return stream.fileno() in (1, 2)
+    except (AttributeError, OSError, ValueError):
+        return False
+
+
+def _carry(source: IO[bytes], target: Any) -> None:
+    with source:
+        for line in source:
+            target.write(line.decode("utf-8", errors="replace"))
+            target.flush()

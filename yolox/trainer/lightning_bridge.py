@@ -1,0 +1,309 @@
+"""The only file that knows Lightning from the inside: it runs a trainer in the processes of a launcher.
+
+The trainer is sent to every rank and does there what it would do here; what rank 0 has become in the end is sent back
+and put into the caller's own objects: weights, optimizers, callbacks, counters, metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from lightning_fabric.plugins import ClusterEnvironment
+from lightning_fabric.utilities.seed import _collect_rng_states, _set_rng_states, reset_seed
+from lightning_utilities.core.rank_zero import rank_zero_only
+from pytorch_lightning.loops.loop import _Loop
+from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.strategies.launchers.launcher import _Launcher
+from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
+from pytorch_lightning.trainer.states import TrainerFn
+
+from yolox.trainer.launchers.base import Launcher, Slot, Worker
+from yolox.trainer.return_mail import Mailbag
+from yolox.trainer.run_callbacks import Heartbeat
+from yolox.trainer.sharing import share_loader
+from yolox.trainer.sync_batchnorm import SyncBatchNormLayers
+
+__all__ = ["LauncherStrategy", "StopSignals", "install_stop_signals", "stop_requested", "synchronise_batchnorm"]
+
+_TIMEOUT = timedelta(minutes=30)  # of one collective; the supervisor notices a hang long before
+
+
+class SlotEnvironment(ClusterEnvironment):
+    """Tells Lightning which rank this process is; here, before launching, it is rank 0.
+
+    Args:
+        world: Number of processes.
+    """
+
+    def __init__(self, world: int) -> None:
+        self._world = world
+        self.worker: Worker | None = None
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        """The launcher does, not Lightning."""
+        return True
+
+    @property
+    def main_address(self) -> str:
+        """Not used: ranks meet at the worker's rendezvous."""
+        return "127.0.0.1"
+
+    @property
+    def main_port(self) -> int:
+        """Not used."""
+        return 0
+
+    @staticmethod
+    def detect() -> bool:
+        """Never chosen by itself."""
+        return False
+
+    def world_size(self) -> int:
+        """Return the number of processes."""
+        return self._world
+
+    def set_world_size(self, size: int) -> None:
+        """Ignore it: the plan decides."""
+
+    def global_rank(self) -> int:
+        """Return this process's number."""
+        return self.worker.slot.rank if self.worker else 0
+
+    def set_global_rank(self, rank: int) -> None:
+        """Ignore it: the plan decides."""
+
+    def local_rank(self) -> int:
+        """Return this process's number on its machine."""
+        return self.worker.local_rank if self.worker else 0
+
+    def node_rank(self) -> int:
+        """Return the machine's number."""
+        return self.worker.node_rank if self.worker else 0
+
+
+class LauncherStrategy(DDPStrategy):
+    """Data-parallel training on CPUs in the processes of one of our launchers.
+
+    Args:
+        launcher: Starts the processes.
+        slots: One for each process.
+        process_group: ``gloo``, ``ccl`` or ``mpi``.
+        ddp_arguments: For ``DistributedDataParallel``.
+    """
+
+    def __init__(self, launcher: Launcher, slots: Sequence[Slot], process_group: str, **ddp_arguments: Any) -> None:
+        self.slots = tuple(slots)
+        self.environment = SlotEnvironment(len(self.slots))
+        super().__init__(
+            cluster_environment=self.environment, process_group_backend=process_group, timeout=_TIMEOUT, **ddp_arguments
+        )
+        self.process_launcher = launcher
+        self.share_seed = 0
+
+    @property
+    def root_device(self) -> torch.device:
+        """The CPU."""
+        return torch.device("cpu")
+
+    @property
+    def num_processes(self) -> int:
+        """All of them; Lightning's idea of machines is not used."""
+        return len(self.slots)
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        """For samplers that Lightning makes."""
+        return {"num_replicas": len(self.slots), "rank": self.global_rank}
+
+    def set_world_ranks(self) -> None:
+        """Tell Lightning's logging which rank this is."""
+        vars(rank_zero_only)["rank"] = self.global_rank  # Lightning keeps it as an attribute of the function
+
+    def _configure_launcher(self) -> None:
+        self._launcher = _Bridge(self)
+
+    def setup_distributed(self) -> None:
+        """Join the other ranks."""
+        reset_seed()
+        self.set_world_ranks()
+        worker = self.environment.worker
+        if worker is None:
+            raise RuntimeError("the strategy is set up outside a worker; start it through Trainer.fit")
+        if not dist.is_initialized():
+            dist.init_process_group(
+                self.process_group_backend,
+                init_method=worker.rendezvous,
+                rank=worker.slot.rank,
+                world_size=worker.slot.world,
+                timeout=_TIMEOUT,
+            )
+
+    def process_dataloader(self, dataloader: object) -> object:
+        """Take this rank's share of every batch."""
+        return share_loader(dataloader, self.global_rank, self.world_size, self.share_seed)
+
+    def teardown(self) -> None:
+        """Undo `setup`; where nothing was set up, in the caller's process, there is nothing to undo."""
+        if self.environment.worker is not None:
+            super().teardown()
+
+
+class _Bridge(_Launcher):
+    """Lightning's side of a launcher."""
+
+    def __init__(self, strategy: LauncherStrategy) -> None:
+        self.strategy = strategy
+
+    @property
+    def is_interactive_compatible(self) -> bool:
+        return True
+
+    def launch(self, function: Callable[..., Any], *args: Any, trainer: pl.Trainer | None = None, **kwargs: Any) -> Any:
+        if trainer is None:
+            raise TypeError("only the methods of a trainer can be launched; got no trainer")
+        for logger in trainer.loggers:
+            _ = logger.version  # chosen here, so that this process and the workers write to the same place
+        self.strategy.share_seed = int(torch.randint(2**31, ()).item())
+        task = _Task(trainer, function, args, kwargs, _collect_rng_states(include_cuda=False))
+        mail = self.strategy.process_launcher.run(task, self.strategy.slots)[0]
+        return _put_back(trainer, mail)
+
+    def kill(self, signum: Any) -> None:
+        """Do nothing: the supervisor of the processes does."""
+
+
+class _Task:
+    """What every rank runs: the trainer's own method, in a process group."""
+
+    def __init__(
+        self, trainer: pl.Trainer, function: Callable[..., Any], args: Any, kwargs: Any, random_states: dict[str, Any]
+    ) -> None:
+        self.trainer = trainer
+        self.function = function
+        self.args = args
+        self.kwargs = kwargs
+        self.random_states = random_states
+
+    def __call__(self, worker: Worker) -> Mailbag | None:
+        trainer = self.trainer
+        strategy = trainer.strategy
+        assert isinstance(strategy, LauncherStrategy)
+        strategy.environment.worker = worker
+        strategy.set_world_ranks()
+        _set_rng_states(self.random_states)
+        originals = list(trainer.callbacks)  # type: ignore[attr-defined]
+        trainer.callbacks.append(Heartbeat(worker.beat))  # type: ignore[attr-defined]
+        try:
+            results = self.function(*self.args, **self.kwargs)
+            worker.beat("other")
+            mail = _collect(trainer, originals, results)
+        finally:
+            trainer.callbacks[:] = [c for c in trainer.callbacks if not isinstance(c, Heartbeat)]  # type: ignore[attr-defined]
+        if dist.is_initialized():
+            dist.barrier()
+            dist.destroy_process_group()
+        return mail if worker.slot.rank == 0 else None
+
+
+def _collect(trainer: pl.Trainer, callbacks: list[Any], results: Any) -> Mailbag:
+    """Return what rank 0 sends home; every rank takes part, since a metric may have to be gathered."""
+    checkpoint: dict[str, Any] = {}
+    if trainer.state.fn == TrainerFn.FITTING:
+        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        for name in ("optimizer_states", "lr_schedulers"):  # the objects themselves are sent
+            checkpoint.pop(name, None)
+    connector = trainer._logger_connector
+    return Mailbag.pack(
+        trainer,
+        callbacks,
+        checkpoint=checkpoint,
+        results=results,
+        metrics={
+            "callback": dict(trainer.callback_metrics),
+            "logged": dict(trainer.logged_metrics),
+            "progress_bar": dict(connector.progress_bar_metrics),
+        },
+        optimizers=list(trainer.strategy.optimizers),
+        schedulers=list(trainer.strategy.lr_scheduler_configs),
+        status=trainer.state,
+        should_stop=trainer.should_stop,
+    )
+
+
+def _put_back(trainer: pl.Trainer, mail: Mailbag) -> Any:
+    """Give the caller's objects the state of rank 0; return what the method returned there."""
+    content = mail.unpack(trainer, list(trainer.callbacks))  # type: ignore[attr-defined]
+    checkpoint = content["checkpoint"]
+    trainer.state = content["status"]
+    trainer.should_stop = content["should_stop"]
+    module = trainer.lightning_module
+    if "state_dict" in checkpoint:
+        module.trainer = trainer
+        module.on_load_checkpoint(checkpoint)
+        module.load_state_dict(checkpoint["state_dict"], strict=False)
+        for name, loop in (
+            ("fit_loop", trainer.fit_loop),
+            ("validate_loop", trainer.validate_loop),
+            ("test_loop", trainer.test_loop),
+            ("predict_loop", trainer.predict_loop),
+        ):
+            loop.load_state_dict(checkpoint["loops"][name])
+            _forget_restart(loop)
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        if datamodule is not None and type(datamodule).__qualname__ in checkpoint:
+            datamodule.load_state_dict(checkpoint[type(datamodule).__qualname__])
+        trainer.strategy._optimizers = content["optimizers"]
+        trainer.strategy.lr_scheduler_configs = content["schedulers"]
+    connector = trainer._logger_connector
+    connector._callback_metrics.update(content["metrics"]["callback"])
+    connector._logged_metrics.update(content["metrics"]["logged"])
+    connector._progress_bar_metrics.update(content["metrics"]["progress_bar"])
+    return content["results"]
+
+
+def _forget_restart(loop: _Loop) -> None:
+    """Leave the counters, but not the idea that the loop goes on from a checkpoint."""
+    loop._restarting = loop._loaded_from_state_dict = loop._resuming_from_checkpoint = False
+    loop.reset_restart_stage()
+    for child in vars(loop).values():
+        if isinstance(child, _Loop):
+            _forget_restart(child)
+
+
+class StopSignals(_SignalConnector):
+    """Notes SIGTERM instead of acting on it inside the signal handler, where a collective may be under way."""
+
+    stop_requested = False
+
+    def _sigterm_notifier_fn(self, signum: int, _: Any) -> None:
+        if self.stop_requested:
+            raise SystemExit(128 + signum)
+        self.stop_requested = True
+
+
+def install_stop_signals(trainer: pl.Trainer) -> None:
+    """Have ``trainer`` note SIGTERM for `stop_requested`."""
+    trainer._signal_connector = StopSignals(trainer)
+
+
+def stop_requested(trainer: pl.Trainer) -> bool:
+    """Return whether SIGTERM came, on any rank; every rank has to ask."""
+    connector = trainer._signal_connector
+    mine = isinstance(connector, StopSignals) and connector.stop_requested
+    if trainer.world_size == 1 or not dist.is_initialized():
+        return mine
+    anyone = torch.tensor([float(mine)])
+    dist.all_reduce(anyone)
+    return bool(anyone.item() > 0)
+
+
+def synchronise_batchnorm(trainer: pl.Trainer) -> None:
+    """Have the batch normalisations use the statistics of all ranks during a fit."""
+    if isinstance(trainer.strategy, LauncherStrategy):
+        trainer.strategy._layer_sync = SyncBatchNormLayers()

@@ -1,0 +1,285 @@
+"""Who computes where: a pure function from what was asked and what the machine has to a plan that explains itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from yolox.cpu.machine import LogicalCpu, Machine
+from yolox.errors import MissingDependencyError, UsageError, did_you_mean
+from yolox.tables import text_table
+from yolox.trainer.launchers.base import Slot
+from yolox.trainer.precision_names import PrecisionName, canonical_precision
+
+__all__ = ["BACKENDS", "ExecutionPlan", "Request", "make_plan"]
+
+BACKENDS = ("subprocess", "spawn", "ray", "spark")
+"""Ways to start processes."""
+_LOCAL = ("subprocess", "spawn")
+_NO_LONGER = {
+    "k8s": "Kubernetes pods are not started from here; start one Ray or Spark worker per pod and use that",
+    "horovod": "Horovod is not offered; 'ray' does the same",
+    "ddp": "DDP is what every backend does; choose how processes start",
+    "ddp_spawn": "use 'spawn'",
+}
+_GROUPS = {None: "gloo", "gloo": "gloo", "ccl": "ccl", "mpi": "mpi"}
+IPEX, CCL = "intel_extension_for_pytorch", "oneccl_bindings_for_pytorch"
+
+Core = tuple[LogicalCpu, ...]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked of the trainer.
+
+    Args:
+        num_processes: None means one, or as many as ``cpu_for_each_process`` names.
+        distributed_backend: One of `BACKENDS`.
+        process_group_backend: None for gloo, ``gloo``, ``ccl`` or ``mpi``.
+        cpu_for_each_process: For each process the hardware threads it is bound to.
+        precision: 64, 32, 16 or bf16, in any spelling.
+        use_ipex: Whether Intel's extension is asked for.
+        auto_lr: Whether the learning rate is to be scaled with the number of processes.
+        strict: Whether a wish that cannot be met is an error instead of a note.
+        supervised: Whether even a single process runs as a watched worker (to start it again after a crash).
+        omp_num_threads: The user's OMP_NUM_THREADS, if any.
+        importable: Names of optional modules that can be imported.
+    """
+
+    num_processes: int | None = None
+    distributed_backend: str = "subprocess"
+    process_group_backend: str | None = None
+    cpu_for_each_process: Sequence[Sequence[int]] | None = None
+    precision: int | str = 32
+    use_ipex: bool = False
+    auto_lr: bool = False
+    strict: bool = False
+    supervised: bool = False
+    omp_num_threads: int | None = None
+    importable: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class ExecutionPlan:
+    """Who computes where.
+
+    Args:
+        slots: One place for each process.
+        launcher: How processes start; ``none`` trains in this process.
+        precision: The canonical name of the precision.
+        notes: What the user should know of it, one sentence each.
+        machine: The machine it is made for, in one line.
+        process_group: How the ranks talk.
+    """
+
+    slots: tuple[Slot, ...]
+    launcher: str
+    precision: PrecisionName
+    notes: tuple[str, ...] = ()
+    machine: str = ""
+    process_group: str = "gloo"
+
+    @property
+    def world(self) -> int:
+        """Number of processes."""
+        return len(self.slots)
+
+    def describe(self) -> str:
+        """Return the plan as text: the machine, a table of the processes, the notes."""
+        rows = [(str(slot.rank), str(slot.threads), cpu_ranges(slot.cpus) or "not bound") for slot in self.slots]
+        how = "in this process" if self.launcher == "none" else f"{self.world} processes started by {self.launcher}"
+        lines = [
+            f"machine: {self.machine}",
+            f"plan: {how}, precision {self.precision}" + (f", {self.process_group}" if self.world > 1 else ""),
+            text_table(("rank", "threads", "hardware threads"), rows, left=(2,)),
+        ]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def as_dict(self) -> dict[str, object]:
+        """Return plain values for a report file."""
+        slots = [{"rank": slot.rank, "threads": slot.threads, "cpus": list(slot.cpus)} for slot in self.slots]
+        return {
+            "launcher": self.launcher,
+            "precision": self.precision,
+            "process_group": self.process_group,
+            "slots": slots,
+            "notes": list(self.notes),
+        }
+
+
+def make_plan(request: Request, machine: Machine) -> ExecutionPlan:
+    """Decide who computes where.
+
+    Raises:
+        UsageError: When the request contradicts itself or the machine.
+        MissingDependencyError: When a library that was asked for is not there.
+    """
+    world = _num_processes(request)
+    _check_backend(request)
+    notes: list[str] = []
+    if request.cpu_for_each_process is not None:
+        slots = _given_slots(request.cpu_for_each_process, machine, notes)
+    else:
+        slots = _shared_slots(world, machine, notes)
+    slots = _respect_omp(slots, request.omp_num_threads, notes)
+    in_process = world == 1 and not request.supervised and request.cpu_for_each_process is None
+    if in_process or request.distributed_backend not in _LOCAL:
+        slots = tuple(Slot(slot.rank, slot.world, (), slot.threads) for slot in slots)
+    precision = canonical_precision(request.precision)
+    notes += _precision_notes(precision, machine)
+    notes += _other_notes(request, machine, world)
+    return ExecutionPlan(
+        slots=slots,
+        launcher="none" if in_process else request.distributed_backend,
+        precision=precision,
+        notes=tuple(notes),
+        machine=str(machine),
+        process_group=_GROUPS[request.process_group_backend],
+    )
+
+
+def cpu_ranges(numbers: Sequence[int]) -> str:
+    """Return numbers as a list such as ``0-3,8``."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and parts[-1][-1] == number - 1:
+            parts[-1][1:] = [number]
+        else:
+            parts.append([number])
+    return ",".join("-".join(str(end) for end in part) for part in parts)
+
+
+def _num_processes(request: Request) -> int:
+    given, lists = request.num_processes, request.cpu_for_each_process
+    if given is not None and (isinstance(given, bool) or not isinstance(given, int) or given < 1):
+        raise UsageError(f"num_processes is {given!r}; expected a whole number of at least 1, or None for one process.")
+    if lists is None:
+        return given or 1
+    if not lists or (given is not None and given != len(lists)):
+        raise UsageError(
+            f"cpu_for_each_process has {len(lists)} lists for {given or 'no'} processes; expected one list for each."
+        )
+    return len(lists)
+
+
+def _check_backend(request: Request) -> None:
+    backend, group = request.distributed_backend, request.process_group_backend
+    if backend not in BACKENDS:
+        reason = f" {_NO_LONGER[backend]}." if backend in _NO_LONGER else did_you_mean(str(backend), BACKENDS)
+        raise UsageError(f"unknown distributed_backend '{backend}'; expected one of {', '.join(BACKENDS)}.{reason}")
+    if group not in _GROUPS:
+        raise UsageError(f"unknown process_group_backend '{group}'; expected None, 'gloo', 'ccl' or 'mpi'.")
+    if group == "ccl" and CCL not in request.importable:
+        raise MissingDependencyError(
+            "oneCCL's binding for PyTorch (its development has ended; gloo, the default, needs nothing)",
+            "pip install oneccl-bind-pt",
+        )
+    needed = {"ray": "ray", "spark": "pyspark"}.get(backend)
+    if needed is not None and needed not in request.importable and (request.num_processes or 1) > 1:
+        raise MissingDependencyError(needed, f"pip install 'yolox-cpu[{backend}]'")
+
+
+def _given_slots(lists: Sequence[Sequence[int]], machine: Machine, notes: list[str]) -> tuple[Slot, ...]:
+    allowed = set(machine.allowed)
+    known = {cpu.number: (cpu.node, cpu.socket, cpu.core) for cpu in machine.cpus}
+    slots = []
+    for rank, numbers in enumerate(lists):
+        missing = [number for number in numbers if number not in allowed]
+        if missing or not numbers:
+            raise UsageError(
+                f"cpu_for_each_process gives rank {rank} the hardware threads {list(numbers)}; "
+                f"this process may use {cpu_ranges(machine.allowed)}. Name at least one, and only those."
+            )
+        cores = {known[number] for number in numbers}
+        slots.append(Slot(rank, len(lists), tuple(sorted(set(numbers))), len(cores)))
+    used = [number for slot in slots for number in slot.cpus]
+    if len(used) > len(set(used)):
+        notes.append("cpu_for_each_process gives some hardware threads to several processes: they share them")
+    return tuple(slots)
+
+
+def _shared_slots(world: int, machine: Machine, notes: list[str]) -> tuple[Slot, ...]:
+    cores = machine.cores
+    if machine.num_threads < machine.num_cores:
+        notes.append(
+            f"the container's quota is {machine.quota:g} CPUs: {machine.num_threads} computing threads in all, "
+            f"although {machine.num_cores} cores can be seen"
+        )
+    if world > machine.num_threads:
+        notes.append(
+            f"{world} processes share {machine.num_threads} cores: that works, but fewer processes would be faster"
+        )
+        blocks: list[tuple[Core, ...]] = [(cores[rank % len(cores)],) for rank in range(world)]
+    else:
+        blocks = _split(cores, world, machine, notes)
+    per_process = max(1, machine.num_threads // world)
+    threads = [min(len(block), per_process) for block in blocks]
+    idle = machine.num_threads - sum(threads)
+    if idle > 0 and world > 1:
+        notes.append(f"{idle} core(s) are left to data loading, so that all processes compute alike")
+    return tuple(
+        Slot(rank, world, tuple(sorted(cpu.number for core in block for cpu in core)), count)
+        for rank, (block, count) in enumerate(zip(blocks, threads, strict=True))
+    )
+
+
+def _split(cores: Sequence[Core], world: int, machine: Machine, notes: list[str]) -> list[tuple[Core, ...]]:
+    """Cut the cores into equal blocks, none of which crosses a NUMA node where that can be had."""
+    nodes: dict[int, list[Core]] = {}
+    for core in cores:
+        nodes.setdefault(core[0].node, []).append(core)
+    sizes = [len(node) for node in nodes.values()]
+    if world < len(nodes) or len(nodes) == 1:
+        size = len(cores) // world
+        if world < len(nodes) and len(nodes) % world:
+            notes.append(f"{world} processes on {len(nodes)} NUMA nodes: some processes compute on two nodes")
+        return [tuple(cores[rank * size : (rank + 1) * size]) for rank in range(world)]
+    # the largest block size with which every process finds a place inside one node
+    size = next(size for size in range(max(sizes), 0, -1) if sum(count // size for count in sizes) >= world)
+    blocks = [tuple(node[at : at + size]) for node in nodes.values() for at in range(0, len(node) - size + 1, size)]
+    if len(set(sizes)) > 1 and world % len(nodes):
+        notes.append("the NUMA nodes differ in size: no process crosses a node, some nodes have cores to spare")
+    return _spread(blocks, world)
+
+
+def _spread(blocks: list[tuple[Core, ...]], world: int) -> list[tuple[Core, ...]]:
+    """Choose ``world`` of the blocks, as evenly over the nodes as they allow, in their order."""
+    seen: dict[int, int] = {}
+    order = []
+    for position, block in enumerate(blocks):
+        node = block[0][0].node
+        seen[node] = seen.get(node, 0) + 1
+        order.append((seen[node], position))
+    chosen = sorted(position for _, position in sorted(order)[:world])
+    return [blocks[position] for position in chosen]
+
+
+def _respect_omp(slots: tuple[Slot, ...], omp: int | None, notes: list[str]) -> tuple[Slot, ...]:
+    if omp is None or omp < 1 or all(slot.threads <= omp for slot in slots):
+        return slots
+    notes.append(f"OMP_NUM_THREADS={omp} limits every process to {omp} thread(s)")
+    return tuple(Slot(slot.rank, slot.world, slot.cpus, min(slot.threads, omp)) for slot in slots)
+
+
+def _precision_notes(precision: PrecisionName, machine: Machine) -> list[str]:
+    if precision == "bf16" and not machine.has_bf16:
+        return ["this processor has no bfloat16 arithmetic: bf16 works, but is slower than 32 here"]
+    if precision == "16" and not machine.has_fp16:
+        return ["this processor has no half-precision arithmetic: 16 works, but is slower than 32 here; try bf16"]
+    return []
+
+
+def _other_notes(request: Request, machine: Machine, world: int) -> list[str]:
+    notes = []
+    if request.use_ipex and IPEX not in request.importable:
+        if request.strict:
+            raise MissingDependencyError("Intel's extension for PyTorch", "make ipex")
+        notes.append(
+            "use_ipex: Intel's extension is not installed here (it ended with PyTorch 2.8; 'make ipex' builds an "
+            "environment for it); training goes on with PyTorch's own equivalents: channels_last and oneDNN"
+        )
+    if request.auto_lr and world == 1:
+        notes.append("auto_lr changes nothing with one process")
+    if world > 1 and machine.system != "Linux":
+        notes.append(f"{machine.system} cannot bind processes to cores: the system places them")
+    return notes
