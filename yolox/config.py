@@ -53,6 +53,7 @@ class DataConfig:
     val_images: str | None = None
     data_num_workers: int | None = None
     cache: Literal["ram", "disk", "off"] | None = None
+    reduced_decode: bool = False
     input_size: Size = SQUARE_640
     multiscale_range: int = 5
     random_size: tuple[int, int] | None = None

@@ -56,6 +56,7 @@ def assert_same(one: Batch, other: Batch) -> None:
 
 
 @pytest.mark.processes
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # the risk of fork, from 3.12
 @pytest.mark.parametrize(("num_workers", "method"), [(1, None), (2, None), (1, "fork"), (1, "spawn")])
 def test_workers_change_nothing(make_coco: MakeCoco, num_workers: int, method: str | None) -> None:
     dataset = train_set(make_coco())

@@ -21,7 +21,7 @@ from yolox.data.training_samples import Augmentation, TrainingSamples
 from yolox.data.transforms import TrainTransform
 from yolox.structures import Size
 
-__all__ = ["YoloxDataModule", "build_augmentation", "build_data_module", "build_val_loader"]
+__all__ = ["YoloxDataModule", "build_augmentation", "build_data_module", "build_val_loader", "find_dataset"]
 
 
 def build_augmentation(config: DataConfig) -> Augmentation:
@@ -171,7 +171,7 @@ class YoloxDataModule(pl.LightningDataModule):
                 world=world,
                 no_mosaic_from_batch=None if final is None else final * self.batches_per_epoch,
             )
-            source = self._source(self.train_set, self.config.input_size, reduced_decode=True)
+            source = self._source(self.train_set, self.config.input_size, reduced_decode=self.config.reduced_decode)
             samples = TrainingSamples(source, build_augmentation(self.config))
             self._train_loader = TrainLoader(samples, stream, _num_workers(self.config))
             if self.trainer is not None:
