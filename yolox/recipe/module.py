@@ -85,9 +85,10 @@ class YoloxModule(pl.LightningModule):
         reduced: Tensor = self.trainer.strategy.reduce(value.detach().clone(), reduce_op="mean")
         return reduced
 
-    def on_train_batch_end(self, outputs: object, batch: Batch, batch_idx: int) -> None:
-        """Follow the weights after each optimizer step; batches that only accumulate gradients change nothing."""
-        if self.ema is not None and self.ema.updates < self.global_step:
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step the optimizer, then let the averages follow; batches that only accumulate gradients come by neither."""
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:
             self.ema.update_(self.detector)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

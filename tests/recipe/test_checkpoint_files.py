@@ -1,0 +1,111 @@
+"""Checkpoints inside an epoch, history, and averages that follow optimizer steps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from yolox.config import Experiment, apply_fields
+from yolox.data.datamodule import YoloxDataModule, build_data_module
+from yolox.data.shapes import draw_sample_set
+from yolox.experiments import EXPERIMENTS
+from yolox.recipe.callbacks import CheckpointFiles, Evaluation
+from yolox.recipe.epoch_log import EpochLog
+from yolox.recipe.module import YoloxModule
+from yolox.trainer.trainer import Trainer
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::UserWarning:pytorch_lightning", "ignore::FutureWarning:pytorch_lightning"
+)
+
+
+class StopError(Exception):
+    pass
+
+
+class StopInside(CheckpointFiles):
+    """Writes after every step and dies after step 4, in the middle of epoch 2."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if trainer.global_step == 4:
+            raise StopError
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    draw_sample_set(folder, num_train=9, num_val=2)
+    return folder
+
+
+@pytest.fixture
+def experiment(data_dir: Path) -> Experiment:
+    short = {"max_epoch": 3, "warmup_epochs": 1, "no_aug_epochs": 1, "eval_interval": 1, "num_classes": 6}
+    small = {"input_size": 64, "test_size": 64, "random_size": "2,2", "data_dir": str(data_dir), "data_num_workers": 0}
+    return apply_fields(EXPERIMENTS["yolox_nano"], {**short, **{key: str(value) for key, value in small.items()}})
+
+
+def parts(experiment: Experiment) -> tuple[YoloxModule, YoloxDataModule]:
+    data = build_data_module(
+        experiment.data,
+        batch_size=3,
+        test_size=experiment.eval.test_size,
+        seed=experiment.seed,
+        final_phase_from_epoch=2,
+    )
+    return YoloxModule(experiment, data.class_names, 3, data.batches_per_epoch), data
+
+
+def fit(experiment: Experiment, files: CheckpointFiles, resume: Path | None = None) -> YoloxModule:
+    module, data = parts(experiment)
+    callbacks = [Evaluation(experiment), EpochLog(files.folder), files]
+    trainer = Trainer(
+        max_epochs=experiment.recipe.max_epoch,
+        callbacks=callbacks,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        default_root_dir=str(files.folder),
+    )
+    trainer.fit(module, datamodule=data, ckpt_path=resume)
+    return module
+
+
+def test_resume_from_the_middle_of_an_epoch(experiment: Experiment, tmp_path: Path) -> None:
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "broken").mkdir()
+    whole = fit(experiment, CheckpointFiles(tmp_path / "whole"))
+    with pytest.raises(StopError):
+        fit(experiment, StopInside(tmp_path / "broken", every_minutes=0.0))
+    latest = tmp_path / "broken" / "latest_ckpt.pth"
+    assert torch.load(latest, weights_only=True)["global_step"] == 4
+    resumed = fit(experiment, CheckpointFiles(tmp_path / "broken"), latest)
+    assert resumed.global_step == whole.global_step == 9
+    torch.testing.assert_close(resumed.detector.state_dict(), whole.detector.state_dict(), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(
+        resumed.deployed_detector.state_dict(), whole.deployed_detector.state_dict(), rtol=1e-6, atol=1e-7
+    )
+
+
+def test_history_keeps_the_newest_files(experiment: Experiment, tmp_path: Path) -> None:
+    fit(experiment, CheckpointFiles(tmp_path, history=2))
+    assert sorted(file.name for file in tmp_path.glob("epoch_*")) == ["epoch_2_ckpt.pth", "epoch_3_ckpt.pth"]
+    assert (tmp_path / "best_ckpt.pth").exists()
+
+
+def test_without_averages_the_raw_weights_are_deployed(experiment: Experiment, tmp_path: Path) -> None:
+    plain = replace(experiment, recipe=replace(experiment.recipe, ema=False, max_epoch=1))
+    module = fit(plain, CheckpointFiles(tmp_path))
+    content = torch.load(tmp_path / "latest_ckpt.pth", weights_only=True)
+    torch.testing.assert_close(content["model"], dict(module.detector.state_dict()))
+
+
+def test_evaluation_is_due_at_intervals_in_the_final_phase_and_at_the_end() -> None:
+    recipe = {"max_epoch": 20, "no_aug_epochs": 3, "eval_interval": 8}
+    evaluation = Evaluation(apply_fields(EXPERIMENTS["yolox_nano"], recipe))
+    assert [epoch + 1 for epoch in range(20) if evaluation.due(epoch)] == [8, 16, 18, 19, 20]
