@@ -23,6 +23,8 @@ from yolox.structures import Size
 
 __all__ = ["YoloxDataModule", "build_augmentation", "build_data_module", "build_val_loader", "find_dataset"]
 
+_WORTH_A_WORKER = 512  # images that take as long to read as a worker takes to start
+
 
 def build_augmentation(config: DataConfig) -> Augmentation:
     """Return the augmentation that a configuration describes."""
@@ -89,12 +91,15 @@ def build_val_loader(
     paths, _ = find_dataset(config)
     categories = None if class_names is None else tuple(enumerate(class_names, start=1))
     source = ImageSource(load_split(paths.require("val"), categories), test_size)
-    return ValLoader(source, batch_size, _num_workers(config))
+    return ValLoader(source, batch_size, _num_workers(config, len(source)))
 
 
-def _num_workers(config: DataConfig) -> int:
+def _num_workers(config: DataConfig, num_val_images: int | None = None) -> int:
+    """Return the number of workers for training, or for the evaluation of so many images."""
     if config.data_num_workers is not None:
         return config.data_num_workers
+    if num_val_images is not None and num_val_images < _WORTH_A_WORKER:
+        return 0
     # a process among several computes on fewer threads than the machine has cores
     return default_num_workers(min(torch.get_num_threads(), read_machine().num_threads))
 
@@ -183,7 +188,7 @@ class YoloxDataModule(pl.LightningDataModule):
         if self._val_loader is None:
             rank, world = self._place()
             source = self._source(self.val_set, self.test_size, reduced_decode=False)
-            num_workers = _num_workers(self.config)
+            num_workers = _num_workers(self.config, len(source) // world)
             self._val_loader = ValLoader(source, self.batch_size // world, num_workers, rank=rank, world=world)
         return self._val_loader
 
