@@ -137,7 +137,7 @@ class CheckpointFiles(Checkpoint):
             self._forget_oldest()
 
     def _write(self, trainer: pl.Trainer) -> None:
-        trainer.save_checkpoint(self.latest)
+        trainer.save_checkpoint(self.latest, weights_only=False)
         self._written_at = time.monotonic()
 
     def _copy(self, target: Path) -> None:

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
 from yolox.files import atomic_path, write_text
+from yolox.recipe.callbacks import Evaluation
 
 __all__ = ["EpochLog", "draw_curves"]
 
@@ -44,9 +45,9 @@ class EpochLog(Callback):
         epoch = float(trainer.current_epoch + 1)
         row = {"epoch": epoch, **{f"train/{name}": total / self._steps for name, total in self._sums.items()}}
         row["lr"] = float(trainer.callback_metrics.get("lr", float("nan")))
-        for name in ("val/AP", "val/AP50", "val/AP75"):
-            if name in trainer.callback_metrics:
-                row[name] = float(trainer.callback_metrics[name])
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Evaluation):
+                row.update(next((past for past in callback.history if past["epoch"] == epoch), {}))
         self.rows = [past for past in self.rows if past["epoch"] < epoch] + [row]
         self._sums, self._steps = {}, 0
         if trainer.is_global_zero:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+STRATEGIES = ("subprocess", "spawn", "ray", "spark")
 LOGGERS = ("tensorboard", "wandb", "mlflow", "none")
 
 
@@ -53,8 +54,25 @@ def _parser() -> ToolParser:
         "--cache", nargs="?", const="ram", choices=("ram", "disk"), help="keep resized images (bare: ram)"
     )
     parser.add_argument("-l", "--logger", choices=LOGGERS, default="tensorboard", help="(%(default)s)")
+    _add_trainer_arguments(parser)
     add_overrides(parser)
     return parser
+
+
+def _add_trainer_arguments(parser: ToolParser) -> None:
+    group = parser.add_argument_group("processes and precision")
+    group.add_argument("--num_processes", type=positive_int, metavar="N", help="processes that share each batch (1)")
+    group.add_argument("--strategy", choices=STRATEGIES, default="subprocess", help="how they start (%(default)s)")
+    group.add_argument("--process_group_backend", choices=("gloo", "ccl", "mpi"), help="how they talk (gloo)")
+    group.add_argument("--cpu_for_each_process", metavar="IDS", help="hardware threads of each: '0-3;4-7'")
+    group.add_argument("--sync_bn", action="store_true", help="BatchNorm over the batch of all processes")
+    group.add_argument("--use_ipex", action="store_true", help="use Intel's extension, see 'make ipex'")
+    group.add_argument("--strict", action="store_true", help="refuse what would otherwise go on with a note")
+    group.add_argument("--fp32_modules", nargs="+", default=(), metavar="PATTERN", help="parts kept in fp32")
+    group.add_argument("--hmp_bf16", metavar="FILE", help="file that lists operators to run in bf16")
+    group.add_argument("--hmp_fp32", metavar="FILE", help="file that lists operators to run in fp32")
+    group.add_argument("--max_restarts", type=int, default=0, metavar="N", help="start again after a crash (0)")
+    group.add_argument("--accelerator", default="cpu", help="cpu, or cuda, xpu, hpu, npu where they exist (cpu)")
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -84,6 +102,7 @@ def _run(args: argparse.Namespace) -> None:
     if args.ckpt is not None and not args.resume:
         _load_start(module, args.ckpt)
     _describe(module, data, args)
+    _quiet_lightning()
     trainer = _trainer(experiment, folder, args)
     trainer.fit(module, datamodule=data, ckpt_path=resume_from)
     _finish(folder, trainer)
@@ -185,15 +204,28 @@ def _describe(module: YoloxModule, data: YoloxDataModule, args: argparse.Namespa
 
 
 def _trainer(experiment: Experiment, folder: Path, args: argparse.Namespace) -> Any:
-    from yolox.recipe.callbacks import CheckpointFiles, Evaluation
+    from yolox.recipe.callbacks import LATEST, CheckpointFiles, Evaluation
     from yolox.recipe.epoch_log import EpochLog
     from yolox.trainer.trainer import Trainer
 
     recipe = experiment.recipe
     history = recipe.max_history_ckpt if recipe.save_history_ckpt else 0
     return Trainer(
-        precision=args.precision,
+        num_processes=args.num_processes,
+        use_ipex=args.use_ipex,
+        distributed_backend=args.strategy,
+        process_group_backend=args.process_group_backend,
+        cpu_for_each_process=_cpu_lists(args.cpu_for_each_process),
         channels_last=True,
+        precision=args.precision,
+        strict=args.strict,
+        fp32_modules=args.fp32_modules,
+        bf16_operations=args.hmp_bf16,
+        fp32_operations=args.hmp_fp32,
+        max_restarts=args.max_restarts,
+        stop_checkpoint=folder / LATEST,
+        accelerator=args.accelerator,
+        sync_batchnorm=args.sync_bn,
         max_epochs=recipe.max_epoch,
         callbacks=[Evaluation(experiment), EpochLog(folder), CheckpointFiles(folder, history)],
         logger=_logger(args.logger, folder, experiment.exp_name),
@@ -203,6 +235,33 @@ def _trainer(experiment: Experiment, folder: Path, args: argparse.Namespace) -> 
         num_sanity_val_steps=0,
         enable_model_summary=False,
     )
+
+
+def _quiet_lightning() -> None:
+    """Keep away lines that tell the user of this tool nothing: absent GPUs, and an evaluation that is ours."""
+    import logging
+    import warnings
+
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=r"You passed in a `val_dataloader` but have no `validation_step`")
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+
+
+def _cpu_lists(text: str | None) -> list[list[int]] | None:
+    """Return the thread ids of ``0-3;4,5``, one list for each process."""
+    if text is None:
+        return None
+    try:
+        return [
+            [cpu for part in process.split(",") for cpu in _cpu_range(*part.strip().split("-"))]
+            for process in text.split(";")
+        ]
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"--cpu_for_each_process got '{text}', expected ids such as '0-3;4-7'.") from error
+
+
+def _cpu_range(first: str, last: str | None = None) -> range:
+    return range(int(first), int(first if last is None else last) + 1)
 
 
 def _logger(name: str, folder: Path, run: str) -> Any:
