@@ -230,7 +230,8 @@ class InferenceOptimizer:
             if not report.metric_names or report.original is None:
                 raise UsageError("accuracy_criterion needs accuracies; give optimize() a metric.")
             max_drop = accuracy_criterion * abs(report.original.metrics[report.metric_names[0]])
-        rows = [row for row in report.candidates(max_drop) if query.matches(row.method) and row.artifact]
+        select_methods(query)  # refuses unknown values
+        rows = [row for row in report.candidates(max_drop) if row.artifact and query.matches(row.method)]
         if not rows:
             raise UsageError("no successful method passes these filters; see summary() for what each one did.")
         best = report.best(max_drop)

@@ -139,6 +139,8 @@ def _measure(args: argparse.Namespace, loaded: LoadedModel, experiment: Experime
 
 def _show(args: argparse.Namespace, optimizer: InferenceOptimizer, images: EvalImages) -> int:
     """Print and write the table, name and save the best row, and return the exit code."""
+    from yolox.inference.artifact import copy_artifact
+
     report = optimizer.report
     if report.original is None or not report.original.successful:
         return 0
@@ -156,7 +158,7 @@ def _show(args: argparse.Namespace, optimizer: InferenceOptimizer, images: EvalI
         target = best.artifact
         if args.save is not None:
             target = Path(args.save)
-            optimizer.save(optimizer.get_model(best.name), target)
+            copy_artifact(best.artifact, target)
         print(f"saved: {target}\nrun it: python -m yolox.tools.demo image --model {target} --path IMAGE")
     return 0 if better else NOTHING_BETTER
 

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from yolox.inference.backends.base import Manifest, Method, Precision, PrepareContext, Runner, Settings
-from yolox.inference.backends.torch_runner import TorchRunner, export_program, load_program, save_program
+from yolox.inference.backends.torch_runner import (
+    TorchRunner,
+    export_program,
+    load_program,
+    program_module,
+    save_program,
+)
 
 __all__ = ["BACKEND", "EagerBackend"]
 
@@ -27,7 +33,7 @@ class EagerBackend:
         autocast = method.precision is Precision.BF16
         original = method.name == "original"
         return TorchRunner(
-            build=_layouts(model),
+            build=_layouts(lambda: copy.deepcopy(model)),
             settings=Settings(threads=context.threads, channels_last=forced),
             write=_writer(model, context),
             layouts=(True,) if forced else (False, True),
@@ -40,7 +46,7 @@ class EagerBackend:
         """Load the exported program."""
         program = load_program(folder / PROGRAM)
         return TorchRunner(
-            build=_layouts(program.module()),
+            build=_layouts(lambda: program_module(program)),
             settings=manifest.settings,
             write=lambda target, _: _save(program, target),
             autocast=manifest.precision == Precision.BF16.value,
@@ -48,13 +54,14 @@ class EagerBackend:
         )
 
 
-def _layouts(model: nn.Module) -> Callable[[bool], Callable[..., tuple[Tensor, ...]]]:
-    """Return a function that gives the module in a layout; the NHWC one is a copy, made once."""
-    made: dict[bool, nn.Module] = {False: model}
+def _layouts(make: Callable[[], nn.Module]) -> Callable[[bool], Callable[..., tuple[Tensor, ...]]]:
+    """Return a function that gives the module in a layout, each made once."""
+    made: dict[bool, nn.Module] = {}
 
     def build(channels_last: bool) -> nn.Module:
         if channels_last not in made:
-            made[True] = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            layout = torch.channels_last if channels_last else torch.preserve_format
+            made[channels_last] = make().to(memory_format=layout)  # type: ignore[call-overload]
         return made[channels_last]
 
     return build

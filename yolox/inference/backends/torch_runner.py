@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ __all__ = [
     "TorchRunner",
     "export_program",
     "load_program",
+    "program_module",
     "save_program",
     "sizes_to_try",
     "to_layout",
@@ -131,7 +133,7 @@ def export_program(model: nn.Module, context: PrepareContext) -> torch.export.Ex
     if context.dynamic_batch and rows == 1:
         inputs = tuple(torch.cat([tensor, tensor]) for tensor in inputs)
     axes = ({0: torch.export.Dim.DYNAMIC},) * len(inputs) if context.dynamic_batch else None
-    with torch.no_grad():
+    with torch.no_grad(), _without_future_warnings():
         return torch.export.export(model, inputs, dynamic_shapes=None if axes is None else (axes,), strict=False)
 
 
@@ -152,9 +154,25 @@ def load_program(path: Path) -> torch.export.ExportedProgram:
         raise ModelFileError(f"'{path}' is missing from the artifact. Save the model again.")
     try:
         _refuse_pickle(path)
-        return torch.export.load(path)
+        with _without_future_warnings():
+            return torch.export.load(path)
     except (RuntimeError, zipfile.BadZipFile, KeyError, AssertionError) as error:
         raise ModelFileError(f"'{path}' is not a readable exported program: {error}. Save the model again.") from error
+
+
+def program_module(program: torch.export.ExportedProgram) -> nn.Module:
+    """Return the module of an exported program."""
+    with _without_future_warnings():
+        module: nn.Module = program.module()
+    return module
+
+
+@contextmanager
+def _without_future_warnings() -> Iterator[None]:
+    """Leave out what torch.export says of its own use of deprecated names."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def _refuse_pickle(path: Path) -> None:
