@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -149,7 +150,8 @@ def unknown_operations(options: PrecisionOptions) -> list[str]:
 
 
 def silence_advertisements() -> None:
-    """Keep Lightning from recommending other products of its makers in the log."""
+    """Keep Lightning from recommending other products of its makers, and from warning of its own old calls."""
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_is_news)  # adding it twice changes nothing
 
 

@@ -22,6 +22,7 @@ from pytorch_lightning.strategies.launchers.launcher import _Launcher
 from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
 from pytorch_lightning.trainer.states import TrainerFn
 
+from yolox.trainer.arguments import silence_advertisements
 from yolox.trainer.launchers.base import Launcher, Slot, Worker
 from yolox.trainer.return_mail import Mailbag
 from yolox.trainer.run_callbacks import Heartbeat
@@ -195,6 +196,7 @@ class _Task:
         strategy = trainer.strategy
         assert isinstance(strategy, LauncherStrategy)
         strategy.environment.worker = worker
+        silence_advertisements()
         strategy.set_world_ranks()
         _set_rng_states(self.random_states)
         originals = list(trainer.callbacks)  # type: ignore[attr-defined]

@@ -17,11 +17,11 @@ from typing import get_args
 
 from yolox.trainer.launchers.base import Phase
 
-__all__ = ["Activity", "HangLimits", "HangWatch", "Heart", "is_busy", "read_activity", "read_heart"]
+__all__ = ["Activity", "Effort", "HangLimits", "HangWatch", "Heart", "is_busy", "read_effort", "read_heart"]
 
 _PHASES: tuple[Phase, ...] = get_args(Phase)
 _RECORD = struct.Struct("=qq")  # number of beats, index of the phase
-_MIN_CPU_SECONDS = 0.03  # a second; less is housekeeping, not work
+_MIN_COMPUTED, _MIN_RUNNABLE = 0.03, 0.4  # seconds a second; less is housekeeping, not work
 
 
 @dataclass(frozen=True)
@@ -135,33 +135,69 @@ class HangWatch:
         return f"rank {busy[0].rank} has been computing one step for {spent:.0f} s and all others wait for it"
 
 
-def read_activity(sessions: Sequence[int], proc: Path = Path("/proc")) -> dict[int, tuple[float, bool]]:
-    """Return for each session its processor seconds so far, and whether a thread runs or waits for the disk.
+@dataclass(frozen=True)
+class Effort:
+    """What the threads of one session have done so far.
+
+    Args:
+        computed: Seconds on a processor.
+        queued: Seconds in the queue for one, on a crowded machine.
+        disk: Whether one of them waits for the disk right now.
+    """
+
+    computed: float = 0.0
+    queued: float = 0.0
+    disk: bool = False
+
+
+def read_effort(sessions: Sequence[int], proc: Path = Path("/proc")) -> dict[int, Effort]:
+    """Return the effort of each session.
 
     Args:
         sessions: Session numbers; a worker leads its own, and its children stay in it.
         proc: Where the process table lies.
     """
-    ticks = os.sysconf("SC_CLK_TCK")
-    wanted = dict.fromkeys(sessions, (0.0, False))
+    efforts = dict.fromkeys(sessions, Effort())
     for entry in proc.glob("[0-9]*"):
         fields = _stat(entry / "stat")
         session = int(fields[3]) if fields else -1
-        if session not in wanted:
+        if session not in efforts:
             continue
-        seconds, runs = wanted[session]
-        seconds += (int(fields[11]) + int(fields[12])) / ticks
-        runs = runs or any((_stat(task) or ["S"])[0] in "RD" for task in (entry / "task").glob("*/stat"))
-        wanted[session] = seconds, runs
-    return wanted
+        effort = efforts[session]
+        computed, queued, disk = effort.computed, effort.queued, effort.disk
+        for task in (entry / "task").glob("[0-9]*"):
+            fields = _stat(task / "stat") or ["S"]
+            seconds = _schedule(task / "schedstat") or _ticks(fields)
+            computed, queued, disk = computed + seconds[0], queued + seconds[1], disk or fields[0] == "D"
+        efforts[session] = Effort(computed, queued, disk)
+    return efforts
 
 
-def is_busy(before: tuple[float, bool] | None, after: tuple[float, bool], elapsed: float) -> bool:
-    """Return whether a session worked between two readings ``elapsed`` seconds apart."""
-    if before is None or after[1]:
+def is_busy(before: Effort | None, after: Effort, elapsed: float) -> bool:
+    """Return whether a session worked between two readings ``elapsed`` seconds apart.
+
+    A thread that works is on a processor or in the queue all the time; one that waits wakes up now and then.
+    """
+    if before is None or after.disk:
         return True
-    spent = after[0] - before[0]
-    return spent < 0 or spent > _MIN_CPU_SECONDS * max(elapsed, 0.1)  # less than before: a child has ended
+    computed, queued = after.computed - before.computed, after.queued - before.queued
+    ended = computed < 0  # a child's seconds are gone with it
+    return ended or computed > _MIN_COMPUTED * elapsed or computed + queued > _MIN_RUNNABLE * elapsed
+
+
+def _schedule(path: Path) -> tuple[float, float] | None:
+    """Return seconds on a processor and in the queue, where the kernel counts both."""
+    try:
+        computed, queued = path.read_text(encoding="ascii").split()[:2]
+    except (OSError, ValueError):
+        return None
+    return int(computed) / 1e9, int(queued) / 1e9
+
+
+def _ticks(fields: Sequence[str]) -> tuple[float, float]:
+    if len(fields) < 13:
+        return 0.0, 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), 0.0
 
 
 def _stat(path: Path) -> list[str]:

@@ -16,7 +16,15 @@ from typing import Any, NoReturn, Protocol
 
 from yolox.errors import YoloxError
 from yolox.trainer.launchers.base import Failure, RankError, first_cause
-from yolox.trainer.launchers.heartbeat import Activity, HangLimits, HangWatch, is_busy, read_activity, read_heart
+from yolox.trainer.launchers.heartbeat import (
+    Activity,
+    Effort,
+    HangLimits,
+    HangWatch,
+    is_busy,
+    read_effort,
+    read_heart,
+)
 from yolox.trainer.launchers.worker import Desk
 
 __all__ = ["Member", "supervise"]
@@ -110,14 +118,14 @@ class _Watcher:
     def __init__(self, run: _Run) -> None:
         self.run = run
         self.watch = HangWatch(run.limits) if run.limits is not None and Path("/proc/self/stat").exists() else None
-        self._last: dict[int, tuple[float, bool]] = {}
+        self._last: dict[int, Effort] = {}
         self._last_at = 0.0
 
     def look(self, now: float, ranks: Sequence[int]) -> None:
         elapsed = now - self._last_at
         if self.watch is None or elapsed < _LOOK_SECONDS:
             return
-        readings = read_activity([self.run.members[rank].pid for rank in ranks])
+        readings = read_effort([self.run.members[rank].pid for rank in ranks])
         activities = []
         for rank in ranks:
             pid = self.run.members[rank].pid
