@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -83,7 +84,10 @@ def _batch(context: PrepareContext) -> int | None:
 
 def _compile(model: nn.Module, context: PrepareContext, target: Path) -> Path:
     program = export_program(model, context)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        # the compiler speaks of its own use of deprecated names
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
         path = torch._inductor.aoti_compile_and_package(
             program, package_path=str(target), inductor_configs={"freezing": True}
         )

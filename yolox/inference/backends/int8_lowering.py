@@ -44,6 +44,8 @@ def lower_int8_(module: GraphModule) -> GraphModule:
             _lower_convolution_(module, node)
     for node in list(graph.nodes):
         name = str(node.target)
+        if node.op == "call_module" and name == "_guards_fn" and not node.users:
+            graph.erase_node(node)  # torch.export's checks of the input shape cannot be traced
         if node.op != "call_function" or "quantized_decomposed" not in name:
             continue
         if "dequantize_per_channel" in name:

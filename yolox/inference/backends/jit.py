@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ class JitBackend:
 
             silence_quantize_warning()
         try:
-            script = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
+            with _without_deprecations():
+                script = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
         except RuntimeError as error:
             raise ModelFileError(f"'{path}' is not a readable TorchScript file: {error}") from error
         batch = None if manifest.dynamic_batch else manifest.input_shapes[0][0]
@@ -81,7 +83,8 @@ def _runner(
     share: float | None,
 ) -> TorchRunner:
     def write(folder: Path, settings: Settings) -> Mapping[str, Any]:
-        torch.jit.save(scripts[settings.channels_last], str(folder / SCRIPT))
+        with _without_deprecations():
+            torch.jit.save(scripts[settings.channels_last], str(folder / SCRIPT))
         return {}
 
     return TorchRunner(build, settings, write, layouts=layouts, batch=batch, int8_share=share)
@@ -101,18 +104,26 @@ def _trace(model: nn.Module, method: Method, context: PrepareContext, channels_l
     with (
         torch.no_grad(),
         torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False),
-        warnings.catch_warnings(),
+        _without_deprecations(),
     ):
         # the outputs are compared with the original's afterwards; what tracing fixes shows there
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
-        warnings.simplefilter("ignore", DeprecationWarning)
         script = torch.jit.trace(own, sample, check_trace=False)  # type: ignore[no-untyped-call]
     torch._C._jit_pass_inline(script.graph)
     return script
 
 
 def _frozen(script: Any) -> Any:
-    return torch.jit.freeze(script.eval())
+    with _without_deprecations():
+        return torch.jit.freeze(script.eval())
+
+
+@contextmanager
+def _without_deprecations() -> Iterator[None]:
+    """TorchScript says of every call that it is deprecated; the user asked for it by name."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
 
 
 def _call(script: Any) -> Callable[..., tuple[Tensor, ...]]:

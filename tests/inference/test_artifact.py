@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_models import SmallClassifier
+
+from yolox.errors import ModelFileError, UsageError, YoloxError
+from yolox.inference.artifact import (
+    AcceleratedModel,
+    copy_artifact,
+    folder_size_mb,
+    load_manifest,
+    load_model,
+    load_runner,
+    save_model,
+)
+from yolox.inference.optimizer import InferenceOptimizer
+
+SAMPLE = np.random.default_rng(0).random((4, 3, 16, 16), np.float32)
+
+
+@pytest.fixture(scope="module")
+def model() -> AcceleratedModel:
+    torch.manual_seed(0)
+    return InferenceOptimizer.trace(SmallClassifier(), torch.from_numpy(SAMPLE), channels_last=True, thread_num=1)
+
+
+@pytest.fixture
+def folder(model: AcceleratedModel, tmp_path: Path) -> Path:
+    save_model(model, tmp_path / "artifact", {"classes": ["a"]})
+    return tmp_path / "artifact"
+
+
+def test_round_trip(model: AcceleratedModel, folder: Path) -> None:
+    again = load_model(folder)
+    np.testing.assert_allclose(again(SAMPLE), model(SAMPLE), rtol=1e-5, atol=1e-6)
+    assert again.metadata == {"classes": ["a"]}
+    assert again.manifest.settings == model.manifest.settings
+    assert again.manifest.input_shapes == ((4, 3, 16, 16),)
+    assert again.manifest.versions["torch"]
+    np.testing.assert_allclose(load_runner(folder)(SAMPLE)[0], model(SAMPLE), rtol=1e-5, atol=1e-6)
+    assert folder_size_mb(folder) > 0.005
+
+
+def test_any_batch_size_is_taken_and_other_shapes_are_refused(folder: Path) -> None:
+    model = load_model(folder)
+    whole = model(SAMPLE)
+    np.testing.assert_allclose(model(SAMPLE[:1]), whole[:1], rtol=1e-4, atol=1e-5)
+    with pytest.raises(UsageError, match=r"inputs of shape \(4, 3, 8, 8\) arrived, expected \(B, 3, 16, 16\)"):
+        model(SAMPLE[:, :, :8, :8])
+    with pytest.raises(UsageError, match="expected"):
+        model(SAMPLE, SAMPLE)
+    with pytest.raises(UsageError, match="expected"):
+        model(SAMPLE[:0])
+    assert model.eval() is model
+    with pytest.raises(UsageError, match="cannot be trained"):
+        model.train()
+
+
+def test_torch_in_torch_out(folder: Path) -> None:
+    outputs = load_model(folder)(torch.from_numpy(SAMPLE))
+    assert isinstance(outputs, torch.Tensor)
+    assert isinstance(load_model(folder)(SAMPLE), np.ndarray)
+
+
+def test_copy_keeps_all_and_may_change_the_metadata(folder: Path, tmp_path: Path) -> None:
+    copy_artifact(folder, tmp_path / "copy", {"x": 2})
+    assert load_model(tmp_path / "copy").metadata == {"x": 2}
+    assert {path.name for path in folder.iterdir()} == {path.name for path in (tmp_path / "copy").iterdir()}
+
+
+def test_damage_is_told(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="does not exist"):
+        load_model(tmp_path / "nothing")
+    with pytest.raises(ModelFileError, match=r"no manifest\.json"):
+        load_model(tmp_path)
+    manifest = folder / "manifest.json"
+    text = manifest.read_text()
+    manifest.write_text("{")
+    with pytest.raises(ModelFileError, match="damaged"):
+        load_model(folder)
+    manifest.write_text(json.dumps({**json.loads(text), "format": 99}))
+    with pytest.raises(ModelFileError, match="format"):
+        load_model(folder)
+    manifest.write_text(json.dumps({**json.loads(text), "backend": "abacus"}))
+    with pytest.raises(ModelFileError, match="abacus"):
+        load_manifest(folder)
+    manifest.write_text(text)
+    (folder / "model.pt2").write_bytes(b"no zip")
+    with pytest.raises(ModelFileError, match="not a readable"):
+        load_model(folder)
+    (folder / "model.pt2").unlink()
+    with pytest.raises(ModelFileError, match="missing"):
+        load_model(folder)
+
+
+def test_pickled_objects_are_never_loaded(folder: Path) -> None:
+    path = folder / "model.pt2"
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in entries.items():
+            changed = content
+            if name.endswith("weights_config.json"):
+                changed = content.replace(b'"use_pickle": false', b'"use_pickle": true', 1)
+                assert changed != content
+            archive.writestr(name, changed)
+    with pytest.raises(ModelFileError, match="holds pickled objects"):
+        load_model(folder)
+
+
+def test_nothing_in_an_artifact_is_a_pickle(folder: Path) -> None:
+    with zipfile.ZipFile(folder / "model.pt2") as archive:
+        inputs = [entry for entry in archive.infolist() if "sample_inputs" in entry.filename]
+        assert all(entry.file_size == 0 for entry in inputs)
+        assert not [name for name in archive.namelist() if name.endswith(".pkl")]
+
+
+def test_a_place_that_cannot_be_written(model: AcceleratedModel, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(YoloxError, match="cannot write"):
+        save_model(model, tmp_path / "file" / "artifact")
+
+
+def test_reading_artifacts_needs_no_torch() -> None:
+    code = "import sys, yolox.inference.artifact, yolox.inference.backends.base; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
