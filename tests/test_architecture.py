@@ -110,7 +110,7 @@ def imports_at_top(node: ast.stmt) -> Iterator[str]:
 
 @pytest.mark.parametrize("file", [f for f in FILES if room(f) == "tools"], ids=relative)
 def test_tools_import_nothing_heavy_at_the_top(file: Path) -> None:
-    heavy = {"torch", "pytorch_lightning", "cv2", "matplotlib", "faster_coco_eval", "numpy"}
+    heavy = {"torch", "pytorch_lightning", "cv2", "matplotlib", "faster_coco_eval"}
     top = {name.split(".")[0] for node in tree(file).body for name in imports_at_top(node)}
     assert not top & heavy, f"{relative(file)} slows --help down with {top & heavy}"
 

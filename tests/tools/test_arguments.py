@@ -118,7 +118,7 @@ def test_crashes_interrupts_and_success(capsys: pytest.CaptureFixture[str], pars
 def test_the_log_goes_to_the_error_stream_once(capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(2):
         run_tool(lambda: logging.getLogger("yolox.data").warning("bad image"))
-    assert capsys.readouterr().err.splitlines() == ["WARNING yolox.data: bad image"] * 2
+    assert capsys.readouterr().err.splitlines() == ["warning: bad image"] * 2
 
 
 def test_numbers() -> None:

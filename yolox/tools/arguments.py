@@ -213,11 +213,19 @@ class _ErrorStreamHandler(logging.Handler):
         print(self.format(record), file=sys.stderr)
 
 
+class _PlainFormatter(logging.Formatter):
+    """News as it is; anything worse says so first."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {text}"
+
+
 def _show_log() -> None:
     """Show the package's log on the error stream, once."""
     logger = logging.getLogger("yolox")
     logger.setLevel(logging.INFO)
     if not logger.handlers:
         handler = _ErrorStreamHandler()
-        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+        handler.setFormatter(_PlainFormatter())
         logger.addHandler(handler)

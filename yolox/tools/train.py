@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolox.config import Experiment, apply_fields
-from yolox.errors import MissingDependencyError, UsageError
+from yolox.errors import UsageError
 from yolox.tools.arguments import (
     ToolParser,
     add_data_arguments,
@@ -22,6 +22,7 @@ from yolox.tools.arguments import (
     prepare_cpu,
     run_tool,
 )
+from yolox.tools.training import LOGGERS, STRATEGIES, build_trainer
 
 if TYPE_CHECKING:
     from yolox.data.datamodule import YoloxDataModule
@@ -29,13 +30,10 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-STRATEGIES = ("subprocess", "spawn", "ray", "spark")
-LOGGERS = ("tensorboard", "wandb", "mlflow", "none")
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool and return its exit code."""
-    return run_tool(lambda: _run(_parser().parse(argv)))
+    return run_tool(lambda: _run(_parser().parse(argv), sys.argv[1:] if argv is None else argv))
 
 
 def _parser() -> ToolParser:
@@ -51,7 +49,11 @@ def _parser() -> ToolParser:
     parser.add_argument("--output_dir", metavar="DIR", help="runs are written to DIR/NAME (./YOLOX_outputs)")
     parser.add_argument("--eval_interval", type=positive_int, metavar="N", help="evaluate every N epochs (10)")
     parser.add_argument(
-        "--cache", nargs="?", const="ram", choices=("ram", "disk"), help="keep resized images (bare: ram)"
+        "--cache",
+        nargs="?",
+        const="ram",
+        choices=("ram", "disk", "off"),
+        help="keep resized images (bare: ram; default: ram where small)",
     )
     parser.add_argument("-l", "--logger", choices=LOGGERS, default="tensorboard", help="(%(default)s)")
     _add_trainer_arguments(parser)
@@ -72,10 +74,30 @@ def _add_trainer_arguments(parser: ToolParser) -> None:
     group.add_argument("--hmp_bf16", metavar="FILE", help="file that lists operators to run in bf16")
     group.add_argument("--hmp_fp32", metavar="FILE", help="file that lists operators to run in fp32")
     group.add_argument("--max_restarts", type=int, default=0, metavar="N", help="start again after a crash (0)")
+    group.add_argument("--profile", action="store_true", help="write a trace of a few steps, trace.json")
     group.add_argument("--accelerator", default="cpu", help="cpu, or cuda, xpu, hpu, npu where they exist (cpu)")
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    if args.use_ipex and args.accelerator == "cpu":
+        code = _find_ipex(args, argv)
+        if code is not None:
+            return code
+    _train(args)
+    return 0
+
+
+def _find_ipex(args: argparse.Namespace, argv: Sequence[str]) -> int | None:
+    """Say where IPEX is; where only another Python has it, train there and return its exit code."""
+    from yolox.cpu.ipex_location import locate_ipex
+    from yolox.trainer.ipex import plan_ipex, run_again
+
+    plan = plan_ipex(locate_ipex(), "yolox.tools.train", argv, strict=args.strict)
+    print(f"IPEX: {plan.note}")
+    return run_again(plan, replace=False) if plan.command is not None else None
+
+
+def _train(args: argparse.Namespace) -> None:
     from yolox.data.datamodule import build_data_module
     from yolox.files import make_output_dir
     from yolox.recipe.module import YoloxModule
@@ -102,8 +124,7 @@ def _run(args: argparse.Namespace) -> None:
     if args.ckpt is not None and not args.resume:
         _load_start(module, args.ckpt)
     _describe(module, data, args)
-    _quiet_lightning()
-    trainer = _trainer(experiment, folder, args)
+    trainer = build_trainer(experiment, folder, args)
     trainer.fit(module, datamodule=data, ckpt_path=resume_from)
     _finish(folder, trainer)
 
@@ -203,83 +224,6 @@ def _describe(module: YoloxModule, data: YoloxDataModule, args: argparse.Namespa
         )
 
 
-def _trainer(experiment: Experiment, folder: Path, args: argparse.Namespace) -> Any:
-    from yolox.recipe.callbacks import LATEST, CheckpointFiles, Evaluation
-    from yolox.recipe.epoch_log import EpochLog
-    from yolox.trainer.trainer import Trainer
-
-    recipe = experiment.recipe
-    history = recipe.max_history_ckpt if recipe.save_history_ckpt else 0
-    return Trainer(
-        num_processes=args.num_processes,
-        use_ipex=args.use_ipex,
-        distributed_backend=args.strategy,
-        process_group_backend=args.process_group_backend,
-        cpu_for_each_process=_cpu_lists(args.cpu_for_each_process),
-        channels_last=True,
-        precision=args.precision,
-        strict=args.strict,
-        fp32_modules=args.fp32_modules,
-        bf16_operations=args.hmp_bf16,
-        fp32_operations=args.hmp_fp32,
-        max_restarts=args.max_restarts,
-        stop_checkpoint=folder / LATEST,
-        accelerator=args.accelerator,
-        sync_batchnorm=args.sync_bn,
-        max_epochs=recipe.max_epoch,
-        callbacks=[Evaluation(experiment), EpochLog(folder), CheckpointFiles(folder, history)],
-        logger=_logger(args.logger, folder, experiment.exp_name),
-        default_root_dir=str(folder),
-        log_every_n_steps=recipe.print_interval,
-        limit_val_batches=0,
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
-    )
-
-
-def _quiet_lightning() -> None:
-    """Keep away lines that tell the user of this tool nothing: absent GPUs, and an evaluation that is ours."""
-    import logging
-    import warnings
-
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=r"You passed in a `val_dataloader` but have no `validation_step`")
-    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
-
-
-def _cpu_lists(text: str | None) -> list[list[int]] | None:
-    """Return the thread ids of ``0-3;4,5``, one list for each process."""
-    if text is None:
-        return None
-    try:
-        return [
-            [cpu for part in process.split(",") for cpu in _cpu_range(*part.strip().split("-"))]
-            for process in text.split(";")
-        ]
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"--cpu_for_each_process got '{text}', expected ids such as '0-3;4-7'.") from error
-
-
-def _cpu_range(first: str, last: str | None = None) -> range:
-    return range(int(first), int(first if last is None else last) + 1)
-
-
-def _logger(name: str, folder: Path, run: str) -> Any:
-    """Return Lightning's logger of that name, or False."""
-    from pytorch_lightning import loggers
-
-    if name == "none":
-        return False
-    try:
-        if name == "wandb":
-            return loggers.WandbLogger(name=run, save_dir=folder)
-        if name == "mlflow":
-            return loggers.MLFlowLogger(experiment_name=run, save_dir=str(folder / "mlruns"))
-        return loggers.TensorBoardLogger(folder, name="", version="tensorboard")
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(name, f"pip install {name}") from error
-
-
 def _finish(folder: Path, trainer: Any) -> None:
     from yolox.recipe.callbacks import BEST, Evaluation
 
@@ -287,7 +231,7 @@ def _finish(folder: Path, trainer: Any) -> None:
     if evaluation.best_epoch:
         best = next(row for row in evaluation.history if row["epoch"] == evaluation.best_epoch)
         print(f"best: epoch {evaluation.best_epoch}, AP {best['val/AP']:.4f}, AP50 {best['val/AP50']:.4f}")
-    print(f"written: {folder / BEST}, results.csv, curves.png")
+    print(f"written to {folder}: {BEST}, results.csv, curves.png, run.json")
 
 
 if __name__ == "__main__":
