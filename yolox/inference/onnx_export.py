@@ -1,0 +1,153 @@
+"""ONNX files out of torch modules, with a free batch axis, checked against the module that they came from."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from yolox.errors import YoloxError
+
+__all__ = ["check_outputs", "export_onnx", "input_names", "output_names"]
+
+OPSET = 18
+"""Understood by every release of ONNX Runtime and OpenVINO of the last three years."""
+
+TOLERANCE = 1e-3
+"""Largest difference to the module, as a share of the largest output value; fp32 conversions stay far below."""
+
+
+def input_names(count: int) -> list[str]:
+    """Return the names of the inputs of an exported file."""
+    return [f"input_{index}" for index in range(count)]
+
+
+def output_names(count: int) -> list[str]:
+    """Return the names of the outputs of an exported file."""
+    return [f"output_{index}" for index in range(count)]
+
+
+def export_onnx(model: nn.Module, sample: Sequence[np.ndarray[Any, Any]], path: Path, *, dynamic_batch: bool) -> None:
+    """Write ``model`` as an ONNX file; BatchNorm is folded and weights keep the names they have in the module.
+
+    ``torch.export`` does it where it can; a module that it cannot follow is traced instead.
+
+    Args:
+        model: Takes positional tensors, returns a flat tuple of tensors; in eval mode.
+        sample: Inputs of one batch.
+        path: The file to write.
+        dynamic_batch: Leave axis 0 of inputs and outputs free.
+
+    Raises:
+        YoloxError: When neither way works, with the reason of both.
+    """
+    inputs = _example(sample, dynamic_batch)
+    with torch.inference_mode():
+        count = len(model(*inputs))
+    reasons = []
+    for way in (_export_graph, _export_trace):
+        try:
+            with _quiet(), torch.no_grad():
+                way(model, inputs, path, count, dynamic_batch)
+            return
+        except Exception as error:  # noqa: BLE001 - exporters raise anything; the next way is tried, then all are told
+            reasons.append(f"{way.__name__.strip('_')}: {_first_line(error)}")
+    raise YoloxError(f"no ONNX export: {'; '.join(reasons)}. Rewrite the operation named there with plain torch ones.")
+
+
+def check_outputs(model: nn.Module, sample: Sequence[np.ndarray[Any, Any]], outputs: Sequence[Any]) -> None:
+    """Prove that ``outputs`` are what ``model`` returns for ``sample``, up to rounding.
+
+    Raises:
+        YoloxError: With the index of the output and the difference.
+    """
+    with torch.inference_mode():
+        expected = model(*(torch.from_numpy(np.array(array)) for array in sample))
+    for index, (ours, theirs) in enumerate(zip(outputs, expected, strict=True)):
+        reference = theirs.detach().numpy()
+        if ours.shape != reference.shape:
+            raise YoloxError(f"output {index} has shape {ours.shape} after conversion, {reference.shape} before.")
+        difference = float(np.abs(ours.astype(np.float64) - reference).max(initial=0.0))
+        scale = float(np.abs(reference).max(initial=0.0))
+        if not difference <= TOLERANCE * max(scale, 1.0):
+            raise YoloxError(
+                f"output {index} differs by {difference:.4g} after conversion (largest value {scale:.4g})."
+            )
+
+
+def _example(sample: Sequence[np.ndarray[Any, Any]], dynamic_batch: bool) -> tuple[Tensor, ...]:
+    """Return two rows where the batch is free: torch.export bakes a size of one into the graph, and two cost little."""
+    tensors = tuple(torch.from_numpy(np.array(array[:2] if dynamic_batch else array)) for array in sample)
+    if dynamic_batch and len(tensors[0]) == 1:
+        tensors = tuple(torch.cat([tensor, tensor]) for tensor in tensors)
+    return tensors
+
+
+def _export_graph(
+    model: nn.Module, inputs: tuple[Tensor, ...], path: Path, num_outputs: int, dynamic_batch: bool
+) -> None:
+    axes = tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs)
+    program = torch.export.export(
+        model, inputs, dynamic_shapes=_as_forward_takes(model, axes) if dynamic_batch else None
+    )
+    torch.onnx.export(
+        program,
+        (),
+        path,
+        input_names=input_names(len(inputs)),
+        output_names=output_names(num_outputs),
+        opset_version=OPSET,
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+
+
+def _as_forward_takes(model: nn.Module, axes: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return ``axes`` nested as the signature wants it: a ``*inputs`` parameter takes all of them as one tuple."""
+    code = getattr(type(model).forward, "__code__", None)
+    takes_any_number = code is not None and code.co_argcount == 1 and bool(code.co_flags & 0x04)
+    return (axes,) if takes_any_number else axes
+
+
+def _export_trace(
+    model: nn.Module, inputs: tuple[Tensor, ...], path: Path, num_outputs: int, dynamic_batch: bool
+) -> None:
+    names = [*input_names(len(inputs)), *output_names(num_outputs)]
+    torch.onnx.export(
+        model,
+        inputs,
+        str(path),
+        input_names=names[: len(inputs)],
+        output_names=names[len(inputs) :],
+        dynamic_axes={name: {0: "batch"} for name in names} if dynamic_batch else None,
+        opset_version=OPSET,
+        dynamo=False,
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporters, which print progress and warn of their own internals."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__} {lines[0] if lines else ''}".strip()
