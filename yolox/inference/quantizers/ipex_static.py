@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from yolox.errors import UsageError
-from yolox.inference.backends.base import Array, Arrays, PrepareContext, as_numpy
+from yolox.inference.backends.base import Array, Arrays, PrepareContext, as_numpy, like_inputs
 from yolox.inference.backends.torch_runner import torch_sample
+from yolox.inference.structure import flatten
 
 __all__ = ["quantize_static"]
 
@@ -148,7 +149,7 @@ def _predictor(module: nn.Module, context: PrepareContext) -> Callable[..., Arra
     def predict(*inputs: Array) -> Arrays:
         with torch.inference_mode():
             outputs = script(*(torch.from_numpy(as_numpy(array)) for array in inputs))
-        return tuple(as_numpy(output) for output in ((outputs,) if isinstance(outputs, Tensor) else outputs))
+        return like_inputs([as_numpy(output) for output in flatten(outputs)], inputs)
 
     return predict
 
