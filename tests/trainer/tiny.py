@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from yolox.trainer.trainer import Trainer
+
+QUIET = [
+    pytest.mark.filterwarnings(f"ignore:{message}")
+    for message in (
+        ".*does not have many workers",  # advice that does not matter for eight samples
+        "The number of training batches",
+        ".*no `val_dataloader`",
+        "Checkpoint directory .* exists and is not empty",
+        "You called `self.log",
+        "Trainer already configured with model summary callbacks",
+    )
+]
+"""Lightning's advice, which a test may ignore."""
 
 
 class TinyModule(pl.LightningModule):
