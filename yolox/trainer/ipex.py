@@ -15,16 +15,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from yolox.cpu.ipex_location import INSTALL, IpexLocation, source_root
-from yolox.errors import MissingDependencyError
+from yolox.errors import MissingDependencyError, UsageError
 
-__all__ = ["IpexPlan", "PreparedModule", "plan_ipex", "prepare_", "run_again"]
+__all__ = ["IpexPlan", "IpexTraining", "PreparedModule", "plan_ipex", "prepare_", "run_again"]
 
 GUARD = "YOLOX_IPEX_RERUN"
 """Set for the second run, which never starts a third."""
+_log = logging.getLogger(__name__)
 _FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.Adagrad)
 """Optimizers whose step IPEX does on split bf16 weights; for any other it would lose the gradients of a closure."""
 
@@ -115,11 +119,13 @@ class PreparedModule:
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, precision: str) -> None:
         self.module = module
+        self.optimizer = optimizer
         ipex = _import_ipex()
         fused = type(optimizer) in _FUSED
         half = precision == "bf16" and fused
         self._children = [(parent, *item) for parent in module.modules() for item in parent.named_children()]
         self._names = [(part, set(vars(part)), set(part._parameters)) for part in module.modules()]
+        self._optimizer_names = dict(vars(optimizer))
         training = module.training
         module.train()  # the other mode would fold normalisations into convolutions
         # packed fp32 weights under bf16 autocast corrupt the heap in IPEX 2.8
@@ -142,7 +148,8 @@ class PreparedModule:
             self.note += f" and fused the step of {name}"
 
     def restore_(self) -> None:
-        """Give the module its own layers back, with the trained weights in fp32; the optimizer is spent."""
+        """Give the module its own layers back, with the trained weights in fp32, and the optimizer its own step."""
+        state = self.optimizer.state_dict()
         plain = {parameter: wrapper._unpack_cast_to_fp32() for parameter, wrapper in self._wrappers.items()}
         for hook in self._hooks:
             hook.remove()
@@ -157,6 +164,12 @@ class PreparedModule:
         for parameter, value in plain.items():
             parameter.grad = None
             parameter.data = value
+        for name in set(vars(self.optimizer)) - set(self._optimizer_names):
+            del vars(self.optimizer)[name]
+        vars(self.optimizer).update(
+            {name: self._optimizer_names[name] for name in ("step",) if name in self._optimizer_names}
+        )
+        self.optimizer.load_state_dict(state)
 
     def _publish(self, part: nn.Module, state: dict[str, Any], prefix: str) -> None:
         """Put plain fp32 weights into the state dict of one part."""
@@ -184,6 +197,49 @@ def prepare_(module: nn.Module, optimizer: torch.optim.Optimizer, precision: str
         MissingDependencyError: When IPEX cannot be imported.
     """
     return PreparedModule(module, optimizer, precision)
+
+
+class IpexTraining(Callback):
+    """Prepares the module of a fit with IPEX and gives it its own layers back afterwards.
+
+    Args:
+        precision: As for ``prepare_``; the trainer itself runs the steps under autocast.
+    """
+
+    def __init__(self, precision: str) -> None:
+        self.precision = precision
+        self._prepared: PreparedModule | None = None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Prepare; Lightning loads the optimizer's state of a checkpoint after this.
+
+        Raises:
+            UsageError: When there is more than one optimizer.
+        """
+        if len(trainer.optimizers) != 1:
+            raise UsageError(
+                f"use_ipex works with one optimizer, the module has {len(trainer.optimizers)}. Leave use_ipex out."
+            )
+        self._prepared = prepare_(pl_module, trainer.optimizers[0], self.precision)
+        strategy = trainer.strategy
+        if isinstance(strategy, DDPStrategy):  # it was wrapped around weights of another shape
+            strategy.model = pl_module
+            strategy.configure_ddp()
+        if trainer.is_global_zero:
+            _log.info("%s", self._prepared.note)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Restore."""
+        self._restore()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Restore."""
+        self._restore()
+
+    def _restore(self) -> None:
+        if self._prepared is not None:
+            self._prepared.restore_()
+            self._prepared = None
 
 
 def _on_state_dict(part: nn.Module, publish: Callable[[nn.Module, dict[str, Any], str], None]) -> Any:

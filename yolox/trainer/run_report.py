@@ -44,7 +44,7 @@ class RunReport(Callback):
         content = {
             **_speed(trainer),
             "metrics": {name: _number(value) for name, value in trainer.callback_metrics.items()},
-            "epochs_done": trainer.current_epoch + 1,
+            "epochs_done": trainer.current_epoch,
             "steps_done": trainer.global_step,
             "end_to_end_seconds": time.time() - self._began,
             "peak_memory_bytes": memory,

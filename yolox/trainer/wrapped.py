@@ -75,19 +75,21 @@ class WrappedModule(pl.LightningModule):
         """Call the module with as many items of the batch as it takes."""
         return self.model(*batch[: self._num_inputs])
 
-    def on_fit_start(self) -> None:
+    def setup(self, stage: str) -> None:
         """Refuse to train without a loss or an optimizer.
 
         Raises:
             UsageError: When one is missing.
         """
+        if stage != "fit":
+            return
         missing = [name for name in ("loss", "optimizer") if getattr(self, name) is None]
         if missing:
             raise UsageError(f"this module was compiled without {' and '.join(missing)}; give it to Trainer.compile.")
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of a batch and log it as ``train/loss``."""
-        assert self.loss is not None, "on_fit_start has seen to it"
+        assert self.loss is not None, "setup has seen to it"
         loss = self.loss(self(*batch), batch[-1])
         self.log("train/loss", loss, on_step=True)
         return loss

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tiny import QUIET, make_loader, make_module, make_trainer
+from torch import nn
+
+from yolox.errors import UsageError
+from yolox.structures import Targets
+from yolox.trainer.auto_lr import ScaledLearningRate
+from yolox.trainer.callbacks import LiveProgress, Throughput, TraceProfile, format_seconds
+from yolox.trainer.run_report import RunReport, peak_memory_bytes
+from yolox.trainer.tensors import first_dimension, map_tensors
+
+pytestmark = QUIET
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
+def test_progress_shows_losses_speed_and_time_left(stream: io.StringIO, tmp_path: Path) -> None:
+    progress = LiveProgress(interval=1, names=["loss"], stream=stream)
+    trainer = make_trainer(tmp_path, callbacks=[progress], enable_progress_bar=True)
+    trainer.fit(make_module(), make_loader())
+    lines = [line for line in stream.getvalue().replace("\r", "\n").splitlines() if line.strip()]
+    assert lines[0].startswith("epoch 1/2  step 1/2  loss ")
+    assert "images/s" in lines[-1]
+    assert lines[-1].rstrip().endswith("0:00:00 left")
+    assert ("\r" in stream.getvalue()) == stream.isatty()
+
+
+def test_a_run_leaves_its_figures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "yolox")
+    report = RunReport(tmp_path / "run.json", {"dataset": "drawn"})
+    trainer = make_trainer(tmp_path, callbacks=[Throughput(), report], max_epochs=2)
+    trainer.fit(make_module(), make_loader(), make_loader())
+    content = json.loads((tmp_path / "run.json").read_text())
+    assert content["images_per_second"] > 0
+    assert content["seconds_per_step"] >= content["data_wait_seconds_per_step"] >= 0
+    assert content["steps_done"] == 4
+    assert content["epochs_done"] == 2
+    assert set(content["metrics"]) == {"loss", "val_loss"}
+    assert content["dataset"] == "drawn"
+    assert content["plan"]["precision"] == "32"
+    assert content["machine"]["usable_cores"] >= 1
+    assert 0 < content["peak_memory_bytes"][0] <= peak_memory_bytes()
+    lines = [record.getMessage() for record in caplog.records if "images/s" in record.getMessage()]
+    assert [line.partition(":")[0] for line in lines] == ["epoch 1", "epoch 2"]
+    assert all(part in lines[0] for part in ("data ", "step ", "images/s", "min"))
+
+
+def test_a_trace_can_be_opened(tmp_path: Path) -> None:
+    trace = TraceProfile(tmp_path / "trace.json", skip=1, steps=2)
+    make_trainer(tmp_path, callbacks=[trace]).fit(make_module(), make_loader())
+    names = {event.get("name") for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]}
+    assert any("conv" in str(name) for name in names)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00:00"), (59.6, "0:01:00"), (3723, "1:02:03")])
+def test_durations(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
+
+
+def test_batches_of_any_make() -> None:
+    targets = Targets(torch.ones(3, 2, 4), torch.ones(3, 2), torch.ones(3, 2))
+    batch = {"a": [torch.ones(3, 1), "text"], "b": (targets, 5)}
+    doubled = map_tensors(lambda tensor: tensor * 2, batch)
+    assert doubled["a"][1] == "text"
+    assert isinstance(doubled["b"][0], Targets)
+    assert float(doubled["b"][0][0].max()) == 2.0
+    assert float(targets[0].max()) == 1.0
+    assert first_dimension(batch) == 3
+    assert first_dimension("nothing") == 0
+
+
+def pretend_trainer(world: int, schedulers: list[Any], optimizer: torch.optim.Optimizer) -> Any:
+    configs = [SimpleNamespace(scheduler=scheduler) for scheduler in schedulers]
+    return SimpleNamespace(
+        world_size=world,
+        lr_scheduler_configs=configs,
+        optimizers=[optimizer],
+        is_global_zero=True,
+        global_step=0,
+        num_training_batches=10,
+        max_epochs=20,
+    )
+
+
+def test_auto_lr_scales_once_says_so_and_warms_up(caplog: pytest.LogCaptureFixture) -> None:
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), 0.1)
+    trainer = pretend_trainer(4, [], optimizer)
+    callback = ScaledLearningRate()
+    callback.on_train_start(trainer, None)  # type: ignore[arg-type]
+    assert "multiplied by 4" in caplog.text
+    rates = []
+    for step in (0, 10, 20, 30):
+        trainer.global_step = step
+        callback.on_train_batch_start(trainer, None, None, 0)  # type: ignore[arg-type]
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.1, 0.25, 0.4, 0.4])
+    resumed = ScaledLearningRate()
+    resumed.load_state_dict(callback.state_dict())
+    resumed.on_train_start(trainer, None)  # type: ignore[arg-type]
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.4)
+
+
+def test_auto_lr_scales_a_scheduler_or_refuses_it() -> None:
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), 0.1, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    ScaledLearningRate().on_train_start(pretend_trainer(2, [schedule], optimizer), None)  # type: ignore[arg-type]
+    assert schedule.base_lrs == [0.2]
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.2)
+    with pytest.raises(UsageError, match="cannot scale the rates of object"):
+        ScaledLearningRate().on_train_start(pretend_trainer(2, [object()], optimizer), None)  # type: ignore[arg-type]
