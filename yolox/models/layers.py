@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yolox.errors import UsageError
+from yolox.models.depthwise import DepthwiseConv2d
 
 __all__ = [
     "Bottleneck",
@@ -55,7 +56,8 @@ class ConvBnAct(nn.Module):
     ) -> None:
         super().__init__()
         padding = (kernel - 1) // 2
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False)
+        kind = DepthwiseConv2d if groups == in_channels == out_channels > 1 else nn.Conv2d
+        self.conv: nn.Conv2d = kind(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(out_channels, eps=BN_EPS, momentum=BN_MOMENTUM)
         self.act = activation(act)
 
