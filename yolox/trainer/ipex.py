@@ -117,12 +117,14 @@ class PreparedModule:
     Made by ``prepare_``; ``note`` says in one line what was done.
     """
 
-    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, precision: str) -> None:
+    def __init__(
+        self, module: nn.Module, optimizer: torch.optim.Optimizer, precision: str, *, bf16_weights: bool = True
+    ) -> None:
         self.module = module
         self.optimizer = optimizer
         ipex = _import_ipex()
         fused = type(optimizer) in _FUSED
-        half = precision == "bf16" and fused
+        half = precision == "bf16" and fused and bf16_weights
         self._children = [(parent, *item) for parent in module.modules() for item in parent.named_children()]
         self._names = [(part, set(vars(part)), set(part._parameters)) for part in module.modules()]
         self._optimizer_names = dict(vars(optimizer))
@@ -143,7 +145,8 @@ class PreparedModule:
         name = type(optimizer).__name__
         self.note = f"IPEX packed the weights of {packed} layers in {'bf16' if half else 'fp32'}"
         if not pack:
-            self.note = f"IPEX left the weights as they are: it has no step of {name} for bf16 weights"
+            reason = "parts of the module compute in fp32" if fused else f"it has no step of {name} for bf16 weights"
+            self.note = f"IPEX left the weights as they are, since {reason}"
         elif fused:
             self.note += f" and fused the step of {name}"
 
@@ -180,7 +183,9 @@ class PreparedModule:
                 state[prefix + name] = self._wrappers[parameter]._unpack_cast_to_fp32().detach()
 
 
-def prepare_(module: nn.Module, optimizer: torch.optim.Optimizer, precision: str) -> PreparedModule:
+def prepare_(
+    module: nn.Module, optimizer: torch.optim.Optimizer, precision: str, *, bf16_weights: bool = True
+) -> PreparedModule:
     """Change module and optimizer in place: weights in oneDNN's blocked layout, one fused kernel for the step.
 
     With ``bf16`` the weights of convolutions and linear layers become bf16, their lower halves kept beside them, so
@@ -192,11 +197,12 @@ def prepare_(module: nn.Module, optimizer: torch.optim.Optimizer, precision: str
         module: In training mode or not; the mode is kept.
         optimizer: Its only optimizer.
         precision: ``bf16``, or anything else for fp32 weights.
+        bf16_weights: Whether they may be bf16; not where parts of the module compute in fp32 all the same.
 
     Raises:
         MissingDependencyError: When IPEX cannot be imported.
     """
-    return PreparedModule(module, optimizer, precision)
+    return PreparedModule(module, optimizer, precision, bf16_weights=bf16_weights)
 
 
 class IpexTraining(Callback):
@@ -204,10 +210,12 @@ class IpexTraining(Callback):
 
     Args:
         precision: As for ``prepare_``; the trainer itself runs the steps under autocast.
+        bf16_weights: As for ``prepare_``.
     """
 
-    def __init__(self, precision: str) -> None:
+    def __init__(self, precision: str, *, bf16_weights: bool = True) -> None:
         self.precision = precision
+        self.bf16_weights = bf16_weights
         self._prepared: PreparedModule | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -220,7 +228,7 @@ class IpexTraining(Callback):
             raise UsageError(
                 f"use_ipex works with one optimizer, the module has {len(trainer.optimizers)}. Leave use_ipex out."
             )
-        self._prepared = prepare_(pl_module, trainer.optimizers[0], self.precision)
+        self._prepared = prepare_(pl_module, trainer.optimizers[0], self.precision, bf16_weights=self.bf16_weights)
         strategy = trainer.strategy
         if isinstance(strategy, DDPStrategy):  # it was wrapped around weights of another shape
             strategy.model = pl_module

@@ -1,0 +1,209 @@
+"""Training with IPEX: where it runs, and, where .venv-ipex has been built, that it learns what PyTorch learns."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from yolox.cpu import ipex_location
+from yolox.cpu.ipex_location import VARIABLE, IpexLocation, locate_ipex
+from yolox.errors import MissingDependencyError, UsageError
+from yolox.trainer.ipex import GUARD, plan_ipex, rerun_environment, run_again
+
+ROOT = Path(__file__).resolve().parents[2]
+ELSEWHERE = IpexLocation(False, Path("/opt/ipex/bin/python"), "IPEX is in /opt/ipex/bin/python.")
+NOWHERE = IpexLocation(False, None, "IPEX was not found.")
+
+TRAIN = """
+import copy, json, torch
+from torch import nn
+from yolox.trainer.ipex import prepare_
+
+def layers():
+    torch.manual_seed(0)
+    return nn.ModuleDict({"net": nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.SiLU(),
+        nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.SiLU(), nn.Conv2d(16, 8, 1),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))})
+
+def train(module, optimizer, half):
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(10):
+        x, y = torch.randn(8, 3, 16, 16, generator=generator), torch.randint(0, 4, (8,), generator=generator)
+        def closure():
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                out = module["net"](x)
+            loss = nn.functional.cross_entropy(out.float(), y)
+            loss.backward()
+            return loss
+        optimizer.step(closure)
+
+def largest(a, b):
+    return max(float((a[key].double() - b[key].double()).abs().max()) for key in a)
+
+answers = {}
+for name, options in (("SGD", {"momentum": 0.9, "nesterov": True, "fused": True}), ("AdamW", {})):
+    for precision in ("32", "bf16"):
+        plain = layers()
+        ours = copy.deepcopy(plain)
+        make = getattr(torch.optim, name)
+        optimizers = [make(m.parameters(), lr=0.01, **options) for m in (plain, ours)]
+        names = set(vars(ours["net"][0]))
+        prepared = prepare_(ours, optimizers[1], precision)
+        published = largest(plain["net"].state_dict(), ours["net"].state_dict())
+        train(plain, optimizers[0], precision == "bf16")
+        train(ours, optimizers[1], precision == "bf16")
+        while_prepared = {key: value.clone() for key, value in ours["net"].state_dict().items()}
+        prepared.restore_()
+        shapes = [tuple(value.shape) for state in optimizers[1].state.values() for value in state.values()
+                  if torch.is_tensor(value) and value.dim()]
+        train(ours, optimizers[1], precision == "bf16")  # both go on without IPEX
+        train(plain, optimizers[0], precision == "bf16")
+        answers[f"{name} {precision}"] = {
+            "note": prepared.note,
+            "published": published,
+            "dtypes": sorted({str(value.dtype) for value in while_prepared.values()}),
+            "after": largest(plain.state_dict(), ours.state_dict()),
+            "type": type(ours["net"][0]).__name__,
+            "names": sorted(set(vars(ours["net"][0])) ^ names),
+            "shapes": [list(shape) for shape in shapes],
+        }
+print(json.dumps(answers))
+"""
+
+
+@pytest.fixture(scope="session")
+def ipex_python() -> str:
+    location = locate_ipex(folders=(ROOT,))
+    if location.importable:
+        return sys.executable
+    if location.interpreter is None:
+        pytest.skip(f"{location.reason} Run 'make ipex'.")
+    return str(location.interpreter)
+
+
+def fake_python(folder: Path, body: str) -> Path:
+    python = folder / ".venv-ipex" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\n{body}\n")
+    python.chmod(0o755)
+    return python
+
+
+def test_finds_the_environment_and_keeps_its_own_path(tmp_path: Path) -> None:
+    python = fake_python(tmp_path, """echo '["2.8.0+cpu", "2.8.0"]'""")
+    location = locate_ipex({}, (tmp_path / "absent", tmp_path), look_here=False)
+    assert location.interpreter == python
+    assert location.found
+    assert not location.importable
+
+
+def test_a_half_built_environment_is_not_used_and_named(tmp_path: Path) -> None:
+    python = fake_python(tmp_path, "echo 'No package metadata was found' >&2; exit 1")
+    location = locate_ipex({}, (tmp_path,), look_here=False)
+    assert not location.found
+    assert str(python) in location.reason
+    assert "No package metadata" in location.reason
+
+
+def test_another_pytorch_beside_ipex_is_refused(tmp_path: Path) -> None:
+    python = fake_python(tmp_path, """echo '["2.13.0", "2.8.0"]'""")
+    with pytest.raises(UsageError, match=r"IPEX 2\.8\.0 beside PyTorch 2\.13\.0"):
+        locate_ipex({VARIABLE: str(python)}, (), look_here=False)
+
+
+def test_the_variable_wins_and_a_wrong_one_is_an_error(tmp_path: Path) -> None:
+    fake_python(tmp_path, """echo '["2.8.0", "2.8.0"]'""")
+    other = fake_python(tmp_path / "other", """echo '["2.8.0", "2.8.0"]'""")
+    assert locate_ipex({VARIABLE: str(other)}, (tmp_path,), look_here=False).interpreter == other
+    with pytest.raises(UsageError, match=f"{VARIABLE} is '/no/python'.*does not run.*make ipex"):
+        locate_ipex({VARIABLE: "/no/python"}, (tmp_path,), look_here=False)
+
+
+def test_this_python_is_the_first_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ipex_location, "_own_versions", lambda: ("2.8.0+cpu", "2.8.0"))
+    assert locate_ipex({VARIABLE: "/no/python"}).importable
+    monkeypatch.setattr(ipex_location, "_own_versions", lambda: ("2.13.0", "2.8.0"))
+    assert not locate_ipex({}, ()).found
+
+
+def test_plan_runs_the_same_command_elsewhere_once() -> None:
+    plan = plan_ipex(ELSEWHERE, "yolox.tools.train", ["-n", "yolox_nano", "--use_ipex"], environment={})
+    assert plan.command == ("/opt/ipex/bin/python", "-m", "yolox.tools.train", "-n", "yolox_nano", "--use_ipex")
+    assert "runs again there" in plan.note
+    second = plan_ipex(ELSEWHERE, "yolox.tools.train", [], environment={GUARD: "1"})
+    assert second.command is None
+    assert not second.available
+
+
+def test_plan_without_a_module_names_the_python_to_start() -> None:
+    plan = plan_ipex(ELSEWHERE, environment={})
+    assert plan.command is None
+    assert "start it with /opt/ipex/bin/python" in plan.note
+
+
+def test_plan_goes_on_with_a_note_and_strict_refuses() -> None:
+    plan = plan_ipex(NOWHERE, "yolox.tools.train", [], environment={})
+    assert plan.command is None
+    for part in ("channels_last", "fused optimizer", "oneDNN", "make ipex", "--strict"):
+        assert part in plan.note
+    with pytest.raises(MissingDependencyError, match="make ipex"):
+        plan_ipex(NOWHERE, "yolox.tools.train", [], strict=True, environment={})
+    assert plan_ipex(ELSEWHERE, "m", [], strict=True, environment={}).command is not None
+
+
+def test_importable_ipex_is_used_here() -> None:
+    plan = plan_ipex(IpexLocation(True, None, "IPEX 2.8.0 with PyTorch 2.8.0 is used."), "m", [], strict=True)
+    assert plan.available
+    assert plan.command is None
+
+
+def test_the_second_run_gets_arguments_guard_and_exit_code(tmp_path: Path) -> None:
+    python = fake_python(tmp_path, f'echo "$@" "${GUARD}" "$PYTHONPATH" > {tmp_path}/seen; exit 7')
+    location = locate_ipex_without_probe(python)
+    assert run_again(plan_ipex(location, "some.tool", ["a b", "-c"], environment={}), replace=False) == 7
+    seen = (tmp_path / "seen").read_text()
+    assert seen.startswith("-m some.tool a b -c 1")
+    assert str(ROOT) in seen
+
+
+def test_a_second_run_that_is_killed_has_the_shell_s_exit_code(tmp_path: Path) -> None:
+    python = fake_python(tmp_path, "kill -9 $$")
+    plan = plan_ipex(locate_ipex_without_probe(python), "some.tool", [], environment={})
+    assert run_again(plan, replace=False) == 128 + 9
+
+
+def locate_ipex_without_probe(python: Path) -> IpexLocation:
+    return IpexLocation(False, python, "there")
+
+
+def test_rerun_environment_keeps_what_the_user_set() -> None:
+    changed = rerun_environment({"PYTHONPATH": "/mine", "TORCH_CPP_LOG_LEVEL": "INFO"})
+    assert changed["PYTHONPATH"] == os.pathsep.join((str(ROOT), "/mine"))
+    assert changed["TORCH_CPP_LOG_LEVEL"] == "INFO"
+    assert changed[GUARD] == "1"
+
+
+@pytest.mark.processes
+def test_prepared_modules_learn_publish_and_come_back(ipex_python: str) -> None:
+    environment = {**rerun_environment(os.environ), "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [ipex_python, "-c", TRAIN], capture_output=True, text=True, env=environment, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    answers = json.loads(done.stdout.strip().splitlines()[-1])
+    for name, answer in answers.items():
+        assert answer["published"] == 0.0, name
+        assert answer["dtypes"] == ["torch.float32", "torch.int64"], name
+        assert answer["type"] == "Conv2d", name
+        assert answer["names"] == [], name
+        assert answer["after"] < (5e-3 if "bf16" in name else 1e-5), (name, answer["after"])
+        assert [16, 3, 3, 3] in answer["shapes"], name
+    assert "bf16 and fused the step of SGD" in answers["SGD bf16"]["note"]
+    assert "no step of AdamW" in answers["AdamW bf16"]["note"]
