@@ -146,6 +146,14 @@ def test_ipex_is_noted_or_with_strict_refused() -> None:
     assert any("use_ipex" in note for note in make_plan(Request(use_ipex=True), SMALL).notes)
     with pytest.raises(MissingDependencyError):
         make_plan(Request(use_ipex=True, strict=True), SMALL)
+    there = frozenset({"intel_extension_for_pytorch"})
+    plan = make_plan(Request(use_ipex=True, strict=True, importable=there), SMALL)
+    assert plan.ipex
+    assert "with IPEX" in plan.describe()
+    assert not plan.notes
+    double = make_plan(Request(use_ipex=True, precision=64, importable=there), SMALL)
+    assert not double.ipex
+    assert any("precision 64" in note for note in double.notes)
 
 
 @pytest.mark.parametrize("machine", [BIG, HUGE, replace(SMALL, system="Darwin")])

@@ -23,6 +23,7 @@ _NO_LONGER = {
     "ddp_spawn": "use 'spawn'",
 }
 _GROUPS = {None: "gloo", "gloo": "gloo", "ccl": "ccl", "mpi": "mpi"}
+_IPEX_PRECISIONS = ("32", "bf16")
 IPEX, CCL = "intel_extension_for_pytorch", "oneccl_bindings_for_pytorch"
 
 Core = tuple[LogicalCpu, ...]
@@ -70,6 +71,7 @@ class ExecutionPlan:
         notes: What the user should know of it, one sentence each.
         machine: The machine it is made for, in one line.
         process_group: How the ranks talk.
+        ipex: Whether Intel's extension prepares the module.
     """
 
     slots: tuple[Slot, ...]
@@ -78,6 +80,7 @@ class ExecutionPlan:
     notes: tuple[str, ...] = ()
     machine: str = ""
     process_group: str = "gloo"
+    ipex: bool = False
 
     @property
     def world(self) -> int:
@@ -88,9 +91,10 @@ class ExecutionPlan:
         """Return the plan as text: the machine, a table of the processes, the notes."""
         rows = [(str(slot.rank), str(slot.threads), cpu_ranges(slot.cpus) or "not bound") for slot in self.slots]
         how = "in this process" if self.launcher == "none" else f"{self.world} processes started by {self.launcher}"
+        ipex = " with IPEX" if self.ipex else ""
         lines = [
             f"machine: {self.machine}",
-            f"plan: {how}, precision {self.precision}" + (f", {self.process_group}" if self.world > 1 else ""),
+            f"plan: {how}, precision {self.precision}{ipex}" + (f", {self.process_group}" if self.world > 1 else ""),
             text_table(("rank", "threads", "hardware threads"), rows, left=(2,)),
         ]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
@@ -102,6 +106,7 @@ class ExecutionPlan:
             "launcher": self.launcher,
             "precision": self.precision,
             "process_group": self.process_group,
+            "ipex": self.ipex,
             "slots": slots,
             "notes": list(self.notes),
         }
@@ -127,7 +132,7 @@ def make_plan(request: Request, machine: Machine) -> ExecutionPlan:
         slots = tuple(Slot(slot.rank, slot.world, (), slot.threads) for slot in slots)
     precision = canonical_precision(request.precision)
     notes += _precision_notes(precision, machine)
-    notes += _other_notes(request, machine, world)
+    notes += _other_notes(request, precision, machine, world)
     return ExecutionPlan(
         slots=slots,
         launcher="none" if in_process else request.distributed_backend,
@@ -135,6 +140,7 @@ def make_plan(request: Request, machine: Machine) -> ExecutionPlan:
         notes=tuple(notes),
         machine=str(machine),
         process_group=_GROUPS[request.process_group_backend],
+        ipex=request.use_ipex and IPEX in request.importable and precision in _IPEX_PRECISIONS,
     )
 
 
@@ -269,8 +275,10 @@ def _precision_notes(precision: PrecisionName, machine: Machine) -> list[str]:
     return []
 
 
-def _other_notes(request: Request, machine: Machine, world: int) -> list[str]:
+def _other_notes(request: Request, precision: PrecisionName, machine: Machine, world: int) -> list[str]:
     notes = []
+    if request.use_ipex and IPEX in request.importable and precision not in _IPEX_PRECISIONS:
+        notes.append(f"use_ipex: Intel's extension has no precision {precision}; training uses PyTorch's own operators")
     if request.use_ipex and IPEX not in request.importable:
         if request.strict:
             raise MissingDependencyError("Intel's extension for PyTorch", "make ipex")

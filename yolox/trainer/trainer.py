@@ -27,6 +27,7 @@ from yolox.trainer.arguments import (
 )
 from yolox.trainer.auto_lr import ScaledLearningRate
 from yolox.trainer.checkpoint_io import AtomicCheckpointIO
+from yolox.trainer.ipex import IpexTraining
 from yolox.trainer.launchers import build_launcher
 from yolox.trainer.launchers.heartbeat import HangLimits
 from yolox.trainer.lightning_bridge import LauncherStrategy, install_stop_signals, synchronise_batchnorm
@@ -108,7 +109,7 @@ class Trainer(pl.Trainer):
                 process_group_backend=process_group_backend,
                 cpu_for_each_process=cpu_for_each_process,
                 precision=precision,
-                use_ipex=use_ipex,
+                use_ipex=use_ipex and on_cpu,
                 auto_lr=bool(auto_lr),
                 strict=strict,
                 supervised=max_restarts > 0,
@@ -127,6 +128,7 @@ class Trainer(pl.Trainer):
         pl_arguments["plugins"] = [*as_list(pl_arguments.get("plugins")), *plugins]
         callbacks = as_list(pl_arguments.get("callbacks"))
         callbacks += [ScaledLearningRate(warmup)] if auto_lr else []
+        callbacks += [IpexTraining(self.plan.precision)] if self.plan.ipex else []
         pl_arguments["callbacks"] = [*callbacks, StopInOrder(Path(stop_checkpoint) if stop_checkpoint else None)]
         if on_cpu:
             sync_batchnorm = pl_arguments.pop("sync_batchnorm", False)
