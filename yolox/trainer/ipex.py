@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,7 +92,8 @@ def run_again(plan: IpexPlan, *, replace: bool = True) -> int:
 
     Args:
         plan: One with a command.
-        replace: Become that process and never return; else run it as a child and return its exit code.
+        replace: Become that process and never return; else run it as a child and return its exit code. The child is
+            told of SIGTERM; Ctrl-C reaches it from the terminal.
     """
     assert plan.command is not None, "only a plan with a command can run"
     environment = rerun_environment(os.environ)
@@ -98,7 +101,16 @@ def run_again(plan: IpexPlan, *, replace: bool = True) -> int:
     sys.stderr.flush()
     if replace:
         os.execve(plan.command[0], plan.command, environment)
-    code = subprocess.run(plan.command, env=environment, check=False).returncode
+    process = subprocess.Popen(plan.command, env=environment)
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before[signal.SIGTERM] = signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda number, frame: None)
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return 128 - code if code < 0 else code
 
 
