@@ -160,6 +160,7 @@ def test_lowered_int8_equals_its_simulation() -> None:
         module = nn.Sequential(
             *(nn.Conv2d(3, 16, 3, 2, 1), nn.SiLU(), nn.Conv2d(16, 16, 3, 1, 1, groups=16), nn.ReLU()),
             *(nn.Conv2d(16, 8, 1), nn.Sigmoid(), nn.Conv2d(8, 4, 1, bias=False)),
+            *(nn.Flatten(), nn.Linear(4 * 8 * 8, 5)),
         ).eval()
         sample = torch.from_numpy(SAMPLE)
         quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
@@ -175,5 +176,7 @@ def test_lowered_int8_equals_its_simulation() -> None:
         torch.testing.assert_close(script(sample), expected, rtol=0, atol=0.02)
     graph = str(script.inlined_graph)
     assert graph.count("onednn::qconv2d_pointwise") == 4
+    assert graph.count("onednn::qlinear_pointwise") == 1
+    assert "aten::linear" not in graph
     assert "aten::_convolution" not in graph
     assert "aten::conv2d" not in graph

@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from yolox.errors import MissingDependencyError, UsageError
+from yolox.errors import UsageError, YoloxError
 from yolox.inference.backends import BACKENDS
 from yolox.inference.backends.base import Method, Settings
 from yolox.inference.isolation import MethodProcess, ProcessFailure
@@ -115,9 +115,10 @@ class Search:
         self._listener.on_progress(method.name, "starting")
         log = self._folder / "logs" / f"{method.name}.log"
         try:
-            process = MethodProcess(method, self._job(method, seconds), log, _interpreter(method))
-        except MissingDependencyError as error:
+            interpreter = _interpreter(method)
+        except YoloxError as error:  # none there, or the one that the user named is of no use
             return MethodResult(method, Status.LACK_DEPENDENCY, str(error))
+        process = MethodProcess(method, self._job(method, seconds), log, interpreter)
         self._processes[method.name] = process
         return replace(self._await_row(process, seconds), log=log)
 

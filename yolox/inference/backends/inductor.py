@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from yolox.errors import MissingDependencyError, ModelFileError
 from yolox.inference.backends.base import Manifest, Method, Precision, PrepareContext, Runner, Settings
+from yolox.inference.backends.int8_lowering import strip_checks_
 from yolox.inference.backends.torch_runner import TorchRunner, export_program
 
 __all__ = ["BACKEND", "InductorBackend"]
@@ -52,7 +53,9 @@ class InductorBackend:
         share = None
         if method.precision is Precision.INT8:
             module, function = QUANTIZERS[method.options["quantizer"]]
-            model, share = getattr(import_module(module), function)(model, context)
+            quantized, share = getattr(import_module(module), function)(model, context)
+            strip_checks_(quantized)
+            model = quantized
         if method.precision is Precision.BF16 or method.options.get("rest") == "bf16":
             model = _Autocast(model)
         context.progress("compiling")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-__all__ = ["lower_int8_", "silence_quantize_warning"]
+__all__ = ["lower_int8_", "silence_quantize_warning", "strip_checks_"]
 
 _ATEN = torch.ops.aten
 # The pre-packing op and this list type cannot be traced, but TorchScript's own representation can hold them.
@@ -33,19 +33,31 @@ graph(%x : Tensor, %x_scale : float, %x_zero : int, %weight : Tensor, %w_scale :
       %dilation, %groups, %y_scale, %y_zero, %dtype, %activation, %scalars, %algorithm)
   return (%y)
 """
+_LINEAR = """
+graph(%x : Tensor, %x_scale : float, %x_zero : int, %weight : Tensor, %w_scale : Tensor, %w_zero : Tensor,
+      %bias : Tensor?, %y_scale : float, %y_zero : int, %dtype : int, %activation : str):
+  %none : NoneType = prim::Constant()
+  %packed : Tensor = onednn::qlinear_prepack(%weight, %none)
+  %scalars : Scalar?[] = prim::ListConstruct()
+  %algorithm : str = prim::Constant[value=""]()
+  %y : Tensor = onednn::qlinear_pointwise(%x, %x_scale, %x_zero, %packed, %w_scale, %w_zero, %bias,
+      %y_scale, %y_zero, %dtype, %activation, %scalars, %algorithm)
+  return (%y)
+"""
 _ACTIVATIONS = {_ATEN.silu.default: "swish", _ATEN.relu.default: "relu", _ATEN.silu_.default: "swish"}
 
 
 def lower_int8_(module: GraphModule) -> GraphModule:
     """Rewrite ``module``, a converted PT2E graph, in place and return it; its outputs stay the same up to rounding."""
+    strip_checks_(module)
     graph = module.graph
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target in (_ATEN.conv2d.default, _ATEN.convolution.default):
             _lower_convolution_(module, node)
+        elif node.op == "call_function" and node.target == _ATEN.linear.default:
+            _lower_linear_(module, node)
     for node in list(graph.nodes):
         name = str(node.target)
-        if node.op == "call_module" and name == "_guards_fn" and not node.users:
-            graph.erase_node(node)  # torch.export's checks of the input shape cannot be traced
         if node.op != "call_function" or "quantized_decomposed" not in name:
             continue
         if "dequantize_per_channel" in name:
@@ -58,6 +70,15 @@ def lower_int8_(module: GraphModule) -> GraphModule:
     graph.lint()
     module.recompile()
     return module
+
+
+def strip_checks_(module: GraphModule) -> None:
+    """Take torch.export's checks of shapes and types out: they can neither be traced nor survive autocast."""
+    for node in list(module.graph.nodes):
+        guards = node.op == "call_module" and str(node.target) == "_guards_fn"
+        if (guards or node.target == _ATEN._assert_tensor_metadata.default) and not node.users:
+            module.graph.erase_node(node)
+    module.recompile()
 
 
 def silence_quantize_warning() -> None:
@@ -76,62 +97,83 @@ def _dequantize(x: Tensor, scale: float, zero_point: int) -> Tensor:
 
 
 @cache
-def _convolution() -> Callable[..., Tensor]:
-    function: Callable[..., Tensor] = torch._C._create_function_from_graph(
-        "int8_convolution", torch._C.parse_ir(_CONVOLUTION)
-    )
+def _compiled(name: str, text: str) -> Callable[..., Tensor]:
+    function: Callable[..., Tensor] = torch._C._create_function_from_graph(name, torch._C.parse_ir(text))
     return function
 
 
 def _convolve(*arguments: Any) -> Tensor:
-    return _convolution()(*arguments)
+    return _compiled("int8_convolution", _CONVOLUTION)(*arguments)
+
+
+def _multiply(*arguments: Any) -> Tensor:
+    return _compiled("int8_linear", _LINEAR)(*arguments)
 
 
 def _lower_convolution_(module: GraphModule, node: Node) -> None:
     source, weight = node.args[0], node.args[1]
     if not (_is(source, "dequantize_per_tensor") and _is(weight, "dequantize_per_channel")):
         return
+    if not _is_uint8(source) or (node.target == _ATEN.convolution.default and bool(node.args[6])):
+        return  # a transposed one has no int8 kernel here
+    last, activation = _fused_activation(node)
+    requantized = _common_quantize(last)
+    arguments = (*_operands(node), *_geometry(node), *_output(requantized), activation)
+    _put_(module, node, last, requantized, (_convolve, arguments))
+
+
+def _lower_linear_(module: GraphModule, node: Node) -> None:
+    source, weight = node.args[0], node.args[1]
+    if not (_is(source, "dequantize_per_tensor") and _is(weight, "dequantize_per_channel") and _is_uint8(source)):
+        return
+    arguments = (*_operands(node), *_output([]), "none")
+    _put_(module, node, node, [], (_multiply, arguments))
+
+
+def _put_(
+    module: GraphModule,
+    node: Node,
+    last: Node,
+    requantized: list[Node],
+    call: tuple[Callable[..., Tensor], tuple[Any, ...]],
+) -> None:
+    """Put ``call`` in the place of ``node`` up to ``last`` and of the quantizations behind it."""
+    with module.graph.inserting_after(last):
+        new = module.graph.call_function(*call)
+    for old in requantized or [last]:
+        old.replace_all_uses_with(new)
+    for old in dict.fromkeys((*requantized, last, node)):
+        module.graph.erase_node(old)
+
+
+def _operands(node: Node) -> tuple[Any, ...]:
+    """Return quantized input, its scale and zero point, the same of the weight, and the bias."""
+    source, weight = node.args[0], node.args[1]
     assert isinstance(source, Node)
     assert isinstance(weight, Node)
-    if _is_transposed(node) or not _is_uint8(source):
-        return
-    last, activation = node, "none"
+    return (*source.args[:3], *weight.args[:3], node.args[2] if len(node.args) > 2 else None)
+
+
+def _output(requantized: list[Node]) -> tuple[Any, ...]:
+    """Return scale, zero point and type of the output."""
+    if requantized:
+        return (requantized[0].args[1], requantized[0].args[2], torch.uint8)
+    return (1.0, 0, torch.float32)
+
+
+def _fused_activation(node: Node) -> tuple[Node, str]:
     users = list(node.users)
     if len(users) == 1 and users[0].target in _ACTIVATIONS:
-        last, activation = users[0], _ACTIVATIONS[users[0].target]
-    requantized = _common_quantize(last)
-    out_scale, out_zero = (requantized[0].args[1], requantized[0].args[2]) if requantized else (1.0, 0)
-    stride, padding, dilation, groups = _geometry(node)
-    bias = node.args[2] if len(node.args) > 2 else None
-    with module.graph.inserting_after(last):
-        new = module.graph.call_function(
-            _convolve,
-            (
-                *(source.args[0], source.args[1], source.args[2], *weight.args[:3], bias),
-                *(stride, padding, dilation, groups, out_scale, out_zero),
-                *(torch.uint8 if requantized else torch.float32, activation),
-            ),
-        )
-    if requantized:
-        for quantize in requantized:
-            quantize.replace_all_uses_with(new)
-            module.graph.erase_node(quantize)
-    else:
-        last.replace_all_uses_with(new)
-    for old in dict.fromkeys((last, node)):
-        module.graph.erase_node(old)
+        return users[0], _ACTIVATIONS[users[0].target]
+    return node, "none"
 
 
 def _is(node: Any, name: str) -> bool:
     return isinstance(node, Node) and f"quantized_decomposed.{name}." in str(node.target)
 
 
-def _is_uint8(dequantize: Node) -> bool:
-    return dequantize.args[3:6] == (0, 255, torch.uint8)
-
-
-def _is_transposed(node: Node) -> bool:
-    return node.target == _ATEN.convolution.default and bool(node.args[6])
+def _is_uint8(dequantize: Any) -> bool:
+    return bool(dequantize.args[3:6] == (0, 255, torch.uint8))
 
 
 def _geometry(node: Node) -> tuple[list[int], list[int], list[int], int]:

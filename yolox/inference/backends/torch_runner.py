@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import warnings
 import zipfile
@@ -132,9 +133,16 @@ def export_program(model: nn.Module, context: PrepareContext) -> torch.export.Ex
     inputs = torch_sample(context, rows)
     if context.dynamic_batch and rows == 1:
         inputs = tuple(torch.cat([tensor, tensor]) for tensor in inputs)
-    axes = ({0: torch.export.Dim.DYNAMIC},) * len(inputs) if context.dynamic_batch else None
+    axes: tuple[Any, ...] | None = ({0: torch.export.Dim.DYNAMIC},) * len(inputs) if context.dynamic_batch else None
+    if axes is not None and _takes_any_number(model):
+        axes = (axes,)  # a *inputs parameter takes all of them as one tuple
     with torch.no_grad(), _without_future_warnings():
-        return torch.export.export(model, inputs, dynamic_shapes=None if axes is None else (axes,), strict=False)
+        return torch.export.export(model, inputs, dynamic_shapes=axes, strict=False)
+
+
+def _takes_any_number(model: nn.Module) -> bool:
+    parameters = inspect.signature(model.forward).parameters.values()
+    return any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters)
 
 
 def save_program(program: torch.export.ExportedProgram, path: Path) -> None:
