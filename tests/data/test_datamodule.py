@@ -86,7 +86,7 @@ def test_cache_changes_no_batch(make_coco: MakeCoco, cache_folder: Path, cache: 
     for _ in range(3):
         for mine, theirs in zip(plain.train_dataloader(), cached.train_dataloader(), strict=True):
             assert torch.equal(mine.images, theirs.images)
-        for mine, theirs in zip(plain.val_dataloader(), cached.val_dataloader(), strict=True):
+        for mine, theirs in zip(plain.evaluation_loader(), cached.evaluation_loader(), strict=True):
             assert torch.equal(mine.images, theirs.images)
 
 
@@ -145,6 +145,6 @@ def test_coco_mini(coco_mini: Path) -> None:
         DataConfig(data_dir=str(coco_mini), data_num_workers=0), batch_size=16, test_size=Size(416, 416)
     )
     assert (len(data.train_set), len(data.val_set), data.num_classes) == (128, 64, 80)
-    batch = next(iter(data.val_dataloader()))
+    batch = next(iter(data.evaluation_loader()))
     assert batch.images.shape == (16, 3, 416, 416)
     assert batch.original_sizes[0].tolist() == [426, 640]

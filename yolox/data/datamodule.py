@@ -183,8 +183,8 @@ class YoloxDataModule(pl.LightningDataModule):
                 self._train_loader.seek(self.trainer.global_step * self.trainer.accumulate_grad_batches)
         return self._train_loader
 
-    def val_dataloader(self) -> ValLoader:
-        """Return the evaluation loader."""
+    def evaluation_loader(self) -> ValLoader:
+        """Return the evaluation images. Not `val_dataloader`: the loop is `evaluation.evaluate`, not Lightning's."""
         if self._val_loader is None:
             rank, world = self._place()
             source = self._source(self.val_set, self.test_size, reduced_decode=False)

@@ -53,7 +53,7 @@ class Evaluation(Callback):
             return
         metrics = self._evaluate(trainer, pl_module).metrics
         values = {f"val/{key}": float(metrics[key]) for key in ("AP", "AP50", "AP75")}
-        pl_module.log_dict(values, rank_zero_only=False, sync_dist=False)
+        pl_module.log_dict(values, sync_dist=trainer.world_size > 1)  # the same on all ranks
         if values["val/AP"] > max((past["val/AP"] for past in self.history), default=-1.0):
             self.best_epoch = epoch + 1
         self.history.append({"epoch": float(epoch + 1), **values})
@@ -62,7 +62,7 @@ class Evaluation(Callback):
             _log.info("epoch %d: %s", epoch + 1, shown)
 
     def _evaluate(self, trainer: pl.Trainer, module: YoloxModule) -> EvaluationResult:
-        loader = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
+        loader = trainer.datamodule.evaluation_loader()  # type: ignore[attr-defined]
         return evaluate(
             build_predict(module.deployed_detector),
             loader,
