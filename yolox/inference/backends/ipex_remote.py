@@ -61,7 +61,7 @@ class RemoteRunner:
                 env={**os.environ, "OMP_NUM_THREADS": str(manifest.settings.threads)},
             )
         self._connection = Connection(ours.detach())
-        self._close = weakref.finalize(self, _end, self._connection, self._process)
+        self._close = weakref.finalize(self, _end, self._connection, self._process, self._log)
         answer = self._answer()
         if "error" in answer:
             raise ModelFileError(f"'{folder}' cannot be loaded by {interpreter}: {answer['error']}")
@@ -148,8 +148,9 @@ def _receive_arrays(connection: Connection, header: Mapping[str, Any]) -> tuple[
     return tuple(arrays)
 
 
-def _end(connection: Connection, process: subprocess.Popen[bytes]) -> None:
+def _end(connection: Connection, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
     connection.close()
+    log.close()
     with suppress(ProcessLookupError):
         process.kill()
     process.wait()

@@ -1,0 +1,199 @@
+"""The IPEX back end, where .venv-ipex has been built: every method there, and its artifacts from this Python."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from yolox.cpu.ipex_location import IpexLocation, locate_ipex
+from yolox.errors import MissingDependencyError, ModelFileError
+from yolox.inference.artifact import load_manifest, load_model
+from yolox.inference.backends import ipex
+from yolox.inference.backends.base import Method, PrepareContext
+from yolox.inference.methods import METHODS, get_method
+from yolox.inference.quantizers.ipex_static import count_work, keep_float
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = [method.name for method in METHODS if method.backend == "ipex"]
+WRITE = """
+import copy, json, sys
+from pathlib import Path
+import numpy as np, torch
+from small_models import SmallClassifier
+from yolox.inference.artifact import AcceleratedModel, save_model
+from yolox.inference.backends.base import Manifest, PrepareContext
+from yolox.inference.backends.ipex import BACKEND
+from yolox.inference.flat import FlatModule
+from yolox.inference.methods import get_method
+
+folder, names = Path(sys.argv[1]), sys.argv[2:]
+torch.manual_seed(0)
+model = FlatModule(SmallClassifier()).eval()
+model.model.features[1].running_mean.uniform_(-0.5, 0.5)
+sample = np.random.default_rng(0).random((4, 3, 16, 16), dtype=np.float32)
+with torch.inference_mode():
+    np.save(folder / "reference.npy", model(torch.from_numpy(sample))[0].numpy())
+np.save(folder / "sample.npy", sample)
+answers = {}
+for name in names:
+    work = folder / "work" / name
+    work.mkdir(parents=True)
+    context = PrepareContext(sample=(sample,), calibration=((sample,),), threads=1, work_dir=work)
+    method = get_method(name)
+    runner = BACKEND.prepare(copy.deepcopy(model), method, context)
+    for _ in range(3):  # fused kernels are compiled in the first runs
+        outputs = runner(sample)
+    one = runner(sample[:1])
+    manifest = Manifest(
+        method=name, backend="ipex", precision=method.precision.value, options=dict(method.options),
+        settings=runner.settings, input_shapes=(sample.shape,), input_dtypes=("float32",), num_outputs=1,
+        int8_share=runner.int8_share, structure="*")
+    save_model(AcceleratedModel(runner, manifest), folder / name)
+    np.save(folder / f"{name}.npy", outputs[0])
+    answers[name] = {"share": runner.int8_share, "one": float(abs(one[0] - outputs[0][:1]).max())}
+print(json.dumps(answers))
+"""
+
+
+@dataclass(frozen=True)
+class Written:
+    folder: Path
+    answers: dict[str, dict[str, float]]
+
+    def array(self, name: str) -> np.ndarray:
+        return np.load(self.folder / f"{name}.npy")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """Artifacts of every method, written by the Python that has IPEX."""
+    location = locate_ipex(folders=(ROOT,))
+    if not location.found:
+        pytest.skip(f"{location.reason} Run 'make ipex'.")
+    folder = tmp_path_factory.mktemp("ipex")
+    python = sys.executable if location.importable else str(location.interpreter)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(Path(__file__).parent)))}
+    done = subprocess.run(
+        [python, "-c", WRITE, str(folder), *NAMES],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return Written(folder, json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize("name", NAMES)
+def test_methods_answer_like_the_original(written: Written, name: str) -> None:
+    method = get_method(name)
+    tolerance = {"fp32": 1e-5, "bf16": 0.02, "int8": 0.1}[method.precision.value]
+    reference = written.array("reference")
+    np.testing.assert_allclose(written.array(name), reference, atol=tolerance * np.abs(reference).max())
+    assert written.answers[name]["one"] <= tolerance * np.abs(reference).max()
+    share = written.answers[name]["share"]
+    assert share == 1.0 if method.precision.value == "int8" else share is None
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize("name", ["bf16_ipex", "static_int8_ipex"])
+def test_artifacts_answer_the_same_in_a_fresh_process(written: Written, name: str) -> None:
+    model = load_model(written.folder / name)
+    sample, expected = written.array("sample"), written.array(name)
+    for _ in range(3):
+        answer = model(sample)
+    np.testing.assert_allclose(answer, expected, atol=1e-6)
+    assert isinstance(model(torch.from_numpy(sample)), torch.Tensor)
+    assert model(sample[:3]).shape == (3, 10)
+
+
+@pytest.mark.backends
+def test_a_damaged_artifact_is_named(written: Written, tmp_path: Path) -> None:
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    for file in ("manifest.json", ipex.SCRIPT):
+        (folder / file).write_bytes((written.folder / "bf16_ipex" / file).read_bytes())
+    (folder / ipex.SCRIPT).write_bytes(b"nothing")
+    with pytest.raises(ModelFileError, match=r"not a readable TorchScript file"):
+        load_model(folder)
+    (folder / ipex.SCRIPT).unlink()
+    with pytest.raises(ModelFileError, match="missing from the artifact"):
+        load_model(folder)
+    assert load_manifest(folder).backend == "ipex"
+
+
+def test_without_ipex_the_row_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ipex, "locate_ipex", lambda: IpexLocation(False, None, "nowhere"))
+    with pytest.raises(MissingDependencyError, match="make ipex"):
+        ipex.interpreter()
+    context = PrepareContext(sample=(np.zeros((1, 3, 8, 8), np.float32),), calibration=(), threads=1, work_dir=tmp_path)
+    method: Method = get_method("bf16_ipex")
+    with pytest.raises(MissingDependencyError, match="make ipex"):
+        ipex.BACKEND.prepare(nn.Conv2d(3, 4, 1), method, context)
+
+
+def test_interpreter_is_this_python_or_the_one_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ipex, "locate_ipex", lambda: IpexLocation(True, None, "here"))
+    assert ipex.interpreter() == sys.executable
+    monkeypatch.setattr(ipex, "locate_ipex", lambda: IpexLocation(False, Path("/opt/python"), "there"))
+    assert ipex.interpreter() == "/opt/python"
+
+
+class Branching(nn.Module):
+    """One normalisation right after its convolution, one after an activation, and a convolution that is used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.first_bn = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)
+        self.later_bn = nn.BatchNorm2d(4)
+        self.twice, self.twice_bn = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.later_bn(torch.relu(self.first_bn(self.first(x))))
+        return self.twice_bn(self.twice(y)) + self.twice(y)
+
+
+def test_only_normalisations_right_after_a_convolution_are_folded() -> None:
+    torch.manual_seed(0)
+    model = Branching().eval()
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.normal_()
+            part.running_var.uniform_(0.5, 2.0)
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        before = model(x)
+        ipex.fold_normalisations_(model, (x,))
+        assert isinstance(model.first_bn, nn.Identity)
+        assert isinstance(model.later_bn, nn.BatchNorm2d)
+        assert isinstance(model.twice_bn, nn.BatchNorm2d)
+        torch.testing.assert_close(model(x), before, atol=1e-5, rtol=1e-5)
+
+
+def test_work_counts_multiply_accumulates() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, 2, 1, groups=8), nn.Flatten())
+    model.append(nn.Linear(8 * 4 * 4, 10))
+    work = count_work(model, (torch.zeros(1, 3, 8, 8),))
+    assert work == {"0": 64 * 8 * 3 * 9, "1": 16 * 8 * 9, "3": 128 * 10}
+
+
+def test_float_layers_and_additions_lose_their_int8_types() -> None:
+    def operation(kind: str, name: str) -> dict[str, object]:
+        tensor = {"inf_dtype": "torch.quint8", "force_dtype": "torch.quint8"}
+        return {"op_type": kind, "fqn": name, "input_tensor_infos": [dict(tensor)], "weight_tensor_infos": [None]}
+
+    operations = {"0": operation("Conv2d", "a"), "1": operation("Conv2d", "b"), "2": operation("method add", "")}
+    keep_float({"part": {"q_op_infos": operations}}, ["b"])
+    types = [op["input_tensor_infos"][0]["inf_dtype"] for op in operations.values()]  # type: ignore[index]
+    assert types == ["torch.quint8", "torch.float32", "torch.float32"]
