@@ -22,7 +22,6 @@ from yolox.inference.backends.base import (
     as_numpy,
     like_inputs,
 )
-
 from yolox.inference.quantizers.nncf import HEAVY, multiply_accumulates, quantize_openvino
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ import numpy as np
 
 from yolox.errors import MissingDependencyError, UsageError
 from yolox.inference.backends.base import Arrays, PrepareContext
-from yolox.inference.quantizers.ladder import Layer, climb, relative_noise
+from yolox.inference.quantizers.ladder import Layer, climb
+from yolox.inference.quantizers.ranges import relative_noise
 
 __all__ = ["HEAVY", "multiply_accumulates", "quantize_openvino"]
 
@@ -60,7 +61,7 @@ def quantize_openvino(graph: Any, context: PrepareContext, build: Callable[[Any]
                 ignored_scope=scope,
             )
 
-    return climb(quantize, lambda: (_measure_layers(graph, rows[:MEASURED_ROWS]), 0), build, context)
+    return climb(quantize, _measure_layers(graph, rows[:MEASURED_ROWS]), 0, build, context)
 
 
 def _measure_layers(graph: Any, rows: list[Any]) -> list[Layer]:
@@ -88,11 +89,11 @@ def _measure_layers(graph: Any, rows: list[Any]) -> list[Layer]:
 def multiply_accumulates(node: Any) -> int:
     """Return the products that one OpenVINO layer of static shapes sums up."""
     kind = node.get_type_name()
-    data, weights, result = list(node.input(0).shape), list(node.input(1).shape), list(node.output(0).shape)
+    data, weights, result = (list(port.get_shape()) for port in (node.input(0), node.input(1), node.output(0)))
     if kind == "MatMul":
-        return int(np.prod(result)) * (data[-2] if node.get_attributes().get("transpose_a") else data[-1])
+        return int(np.prod(result) * (data[-2] if node.get_attributes().get("transpose_a") else data[-1]))
     per_value = int(np.prod(weights[2:] if kind.startswith("Group") else weights[1:]))
-    return int(np.prod(data if kind.endswith("BackpropData") else result)) * per_value
+    return int(np.prod(data if kind.endswith("BackpropData") else result) * per_value)
 
 
 @contextlib.contextmanager
