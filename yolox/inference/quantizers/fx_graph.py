@@ -13,6 +13,7 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from yolox.errors import UsageError
 from yolox.inference.backends.base import Array, Arrays, PrepareContext, as_numpy, like_inputs, run_in_chunks
+from yolox.inference.backends.int8_lowering import lower_int8_, silence_quantize_warning
 from yolox.inference.backends.torch_runner import export_program
 from yolox.inference.quantizers.ladder import Layer, climb
 from yolox.inference.quantizers.ranges import RangeFinder, relative_noise
@@ -108,10 +109,15 @@ def _set_ranges_(prepared: GraphModule, layers: Collection[Node], intervals: Map
     for node in layers:
         observer_node = node.args[_first_operand(node)]
         assert isinstance(observer_node, Node)
-        observer = prepared.get_submodule(str(observer_node.target))
+        # quantizers let one observer serve the inputs and outputs of concatenations; here each input has its own range
+        observer = copy.deepcopy(prepared.get_submodule(str(observer_node.target)))
+        name = f"range_of_{node.name}"
+        prepared.add_submodule(name, observer)
+        observer_node.target = name
         low, high = intervals[node.name]
         observer.min_val = torch.tensor(low)
         observer.max_val = torch.tensor(high)
+    prepared.recompile()
 
 
 def _find_intervals(graph: GraphModule, rows: Sequence[Arrays], batch: int | None) -> dict[str, tuple[float, float]]:
@@ -200,17 +206,19 @@ def _is_depthwise(node: Node, weight: Tensor) -> bool:
     """Whether each group of a convolution has one input channel."""
     position = 8 if node.target is _ATEN.convolution.default else 6
     groups = node.args[position] if len(node.args) > position else 1
-    return weight.dim() > 2 and weight.shape[1] == 1 and groups != 1
+    return bool(weight.dim() > 2 and weight.shape[1] == 1 and groups != 1)
 
 
 def _predictor(graph: GraphModule, batch: int | None) -> Callable[..., Arrays]:
-    """Return a function that simulates the quantized graph in float."""
+    """Return a function that runs the quantized graph in int8."""
+    lowered = lower_int8_(copy.deepcopy(graph))
 
     def run(*inputs: Tensor) -> Arrays:
-        return tuple(graph(*inputs))
+        return tuple(lowered(*inputs))
 
     def predict(*inputs: Array) -> Arrays:
         tensors = tuple(torch.from_numpy(as_numpy(array)) for array in inputs)
+        silence_quantize_warning()
         with torch.no_grad():
             outputs = run_in_chunks(run, tensors, batch or CHUNK, pad=batch is not None)
         return like_inputs([as_numpy(output) for output in outputs], inputs)
