@@ -273,9 +273,11 @@ def _on_state_dict(part: nn.Module, publish: Callable[[nn.Module, dict[str, Any]
 
 
 def _import_ipex() -> Any:
+    handlers = list(logging.root.handlers)
     try:
         import intel_extension_for_pytorch as ipex
     except ImportError as error:
         raise MissingDependencyError("intel-extension-for-pytorch", INSTALL) from error
+    logging.root.handlers[:] = handlers  # it gives the whole process a log of its own
     logging.getLogger("IPEX").setLevel(logging.ERROR)  # it announces a next release that will never come
     return ipex
