@@ -75,6 +75,10 @@ def test_two_processes_equal_one(backend: str, normalise: bool, tmp_path: Path) 
     assert schedulers[0] == schedulers[1]
     throughput = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
     assert [record["images"] for record in throughput.epochs] == [16.0] * 4
+    if backend == "spawn":
+        outputs = trainer.predict(module, make_loader())
+        assert outputs is not None
+        assert [len(output) for output in outputs] == [8, 8]
     if backend == "subprocess":
         trainer.save_checkpoint(tmp_path / "after.ckpt")
         content = torch.load(tmp_path / "after.ckpt", weights_only=True)

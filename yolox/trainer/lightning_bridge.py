@@ -24,6 +24,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 
 from yolox.trainer.arguments import silence_advertisements
 from yolox.trainer.launchers.base import Launcher, Slot, Worker
+from yolox.trainer.log_settings import LogSettings, WarningFilters
 from yolox.trainer.return_mail import Mailbag
 from yolox.trainer.run_callbacks import Heartbeat
 from yolox.trainer.sharing import share_loader
@@ -146,7 +147,10 @@ class LauncherStrategy(DDPStrategy):
             )
 
     def process_dataloader(self, dataloader: object) -> object:
-        """Take this rank's share of every batch."""
+        """Take this rank's share of every batch; predictions are all made by rank 0, which returns them."""
+        module = self.lightning_module
+        if module is not None and module.trainer.state.fn == TrainerFn.PREDICTING:
+            return dataloader
         return share_loader(dataloader, self.global_rank, self.world_size, self.share_seed)
 
     def teardown(self) -> None:
@@ -190,13 +194,18 @@ class _Task:
         self.args = args
         self.kwargs = kwargs
         self.random_states = random_states
+        self.logs = [LogSettings.of(name) for name in ("", "yolox", "pytorch_lightning")]
+        self.warnings = WarningFilters()
 
     def __call__(self, worker: Worker) -> Mailbag | None:
         trainer = self.trainer
         strategy = trainer.strategy
         assert isinstance(strategy, LauncherStrategy)
         strategy.environment.worker = worker
+        self.warnings.apply()
         silence_advertisements()
+        for log in self.logs:
+            log.apply()
         strategy.set_world_ranks()
         _set_rng_states(self.random_states)
         originals = list(trainer.callbacks)  # type: ignore[attr-defined]

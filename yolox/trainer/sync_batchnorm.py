@@ -98,15 +98,18 @@ class SyncBatchNormLayers(LayerSync):
 
 
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mean [C], biased variance [C] and sample count [] over all ranks, without cancellation."""
+    """Return mean [C], biased variance [C] and sample count [] over all ranks: one message, without cancellation."""
     axes = _other_axes(x)
-    count = torch.tensor([x.numel() / x.shape[1]], dtype=x.dtype, device=x.device)
-    sums = torch.cat([x.sum(axes), count])
-    dist.all_reduce(sums)
-    total = sums[-1]
-    mean = sums[:-1] / total
+    mean = x.mean(axes)
     squares = (x - mean.view(_channel_shape(x))).square().sum(axes)
-    dist.all_reduce(squares)
+    mine = torch.cat([mean, squares, torch.tensor([x.numel() / x.shape[1]], dtype=x.dtype, device=x.device)])
+    ranks = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(ranks, mine)
+    everyone = torch.stack(ranks)
+    means, squares_of_ranks, counts = everyone[:, : len(mean)], everyone[:, len(mean) : -1], everyone[:, -1:]
+    total = counts.sum()
+    mean = (means * counts).sum(0) / total
+    squares = squares_of_ranks.sum(0) + ((means - mean).square() * counts).sum(0)
     return mean, squares / total, total
 
 

@@ -112,7 +112,7 @@ class Trainer(pl.Trainer):
                 use_ipex=use_ipex and on_cpu,
                 auto_lr=bool(auto_lr),
                 strict=strict,
-                supervised=max_restarts > 0,
+                supervised=max_restarts > 0 and on_cpu,
                 omp_num_threads=_omp_num_threads(),
                 importable=frozenset(name for name in _OPTIONAL if find_spec(name) is not None),
             ),

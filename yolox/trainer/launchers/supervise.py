@@ -31,6 +31,7 @@ __all__ = ["Member", "supervise"]
 
 _POLL_SECONDS = 0.1
 _LOOK_SECONDS = 1.0
+_PAUSE_SECONDS = 5.0
 _SETTLE_SECONDS = 0.5  # after the first failure, for the failures that came before it but show later
 _EXIT_SECONDS = 10.0  # from the result to the end of the process
 _TAIL_LINES = 20
@@ -130,7 +131,9 @@ class _Watcher:
         for rank in ranks:
             pid = self.run.members[rank].pid
             beats, phase = read_heart(self.run.desk.heart(rank))
-            activities.append(Activity(rank, phase, beats, is_busy(self._last.get(pid), readings[pid], elapsed)))
+            # a parent that was paused itself knows nothing of the time in between
+            busy = elapsed > _PAUSE_SECONDS or is_busy(self._last.get(pid), readings[pid], elapsed)
+            activities.append(Activity(rank, phase, beats, busy))
         self._last, self._last_at = readings, now
         reason = self.watch.look(now, activities)
         if reason is not None:
