@@ -4,7 +4,11 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 TORCH := torch==2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
-DEMO_DIR ?= YOLOX_outputs/demo
+DEMO_DIR := YOLOX_outputs/demo
+DEMO_IMAGES = $$($(PY) -c 'from yolox.data.shapes import sample_set_dir; print(sample_set_dir() / "val2017")')
+DEMO_RECIPE := -b 8 input_size 256 test_size 256 random_size 7,9 max_epoch 150 warmup_epochs 3 no_aug_epochs 20 eval_interval 25 basic_lr_per_img 0.0025 mosaic_scale 0.7,1.5
+DEMO_PRECISION := $(shell grep -qs avx512_bf16 /proc/cpuinfo && echo bf16 || echo 32)
+DEMO_METHODS := bf16 inductor_bf16 onnxruntime_fp32 openvino_fp32 openvino_bf16 openvino_int8
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help env demo test lint slow bench clean
@@ -24,9 +28,13 @@ $(VENV)/.ready: setup.py constraints.txt
 	$(PY) -m pip install --quiet -c constraints.txt -e '.[inference,dev]'
 	touch $@
 
-demo: env  ## sample data, a short training, evaluation, a picture, the inference table
-	$(PY) -m yolox.tools.train -n yolox_nano -expn demo --demo_run
+demo: env  ## sample data, a training from scratch, evaluation, pictures, the inference table
+	$(PY) -m yolox.tools.train -n yolox_nano -expn demo $(DEMO_RECIPE) --precision $(DEMO_PRECISION)
 	$(PY) -m yolox.tools.eval -c $(DEMO_DIR)/best_ckpt.pth
+	$(PY) -m yolox.tools.demo image -c $(DEMO_DIR)/best_ckpt.pth --path $(DEMO_IMAGES) --output_dir $(DEMO_DIR)/pictures
+	$(PY) -m yolox.tools.inference_demo -c $(DEMO_DIR)/best_ckpt.pth -b 16 --methods $(DEMO_METHODS) --time_budget 240 \
+	  --plot $(DEMO_DIR)/inference.png --save $(DEMO_DIR)/deployed
+	@echo "look at: $(DEMO_DIR)/pictures  $(DEMO_DIR)/curves.png  $(DEMO_DIR)/inference.png"
 
 test: env lint  ## style, types and all tests but the slow ones
 	$(PY) -m pytest -q --durations=15
