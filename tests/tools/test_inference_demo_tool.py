@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from yolox.checkpoint import save_checkpoint
+from yolox.config import apply_fields, experiment_to_dict
+from yolox.experiments import get_experiment
+from yolox.inference.latency import Latency
+from yolox.inference.methods import get_method
+from yolox.inference.optimizer import InferenceOptimizer
+from yolox.inference.results import MethodResult, OptimizationReport, Status
+from yolox.models.detector import build_detector
+from yolox.tools import demo
+from yolox.tools.inference_demo import NOTHING_BETTER, main
+from yolox.tools.inference_report import draw_plot
+
+NAMES = ("apple", "bolt", "crab")
+
+
+def write_data(folder: Path, labels: bool = True) -> Path:
+    rng = np.random.default_rng(0)
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "val2017").mkdir()
+    images, annotations = [], []
+    for number in range(1, 4):
+        name = f"{number:03d}.png"
+        cv2.imwrite(str(folder / "val2017" / name), rng.integers(0, 256, (48, 64, 3), dtype=np.uint8))
+        images.append({"id": number, "file_name": name, "height": 48, "width": 64})
+        annotations.append({"image_id": number, "category_id": number, "bbox": [4, 4, 30, 20]})
+    content = {
+        "images": images,
+        "annotations": annotations if labels else [],
+        "categories": [{"id": k + 1, "name": name} for k, name in enumerate(NAMES)],
+    }
+    (folder / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture
+def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    experiment = apply_fields(get_experiment("yolox_nano"), {"num_classes": 3, "exp_name": "mine"})
+    content = {
+        "format": 1,
+        "model": build_detector(experiment.model).state_dict(),
+        "experiment": experiment_to_dict(experiment),
+        "class_names": list(NAMES),
+    }
+    save_checkpoint(tmp_path / "model.pth", content)
+    return [
+        "-c",
+        "model.pth",
+        "--data_dir",
+        str(write_data(tmp_path / "data")),
+        "--tsize",
+        "64",
+        "-b",
+        "2",
+        "--thread_num",
+        "1",
+    ]
+
+
+@pytest.mark.processes
+def test_table_files_artifact_and_demo(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = ["--json", "t.json", "--csv", "t.csv", "--markdown", "t.md", "--plot", "t.png", "--save", "best"]
+    code = main([*words, "--methods", "jit_fp32", "--max_drop", "0.5", *files])
+    shown = capsys.readouterr()
+    assert code in (0, NOTHING_BETTER)
+    assert "jit_fp32" in shown.err
+    assert "no training images" in shown.out
+    table = json.loads((tmp_path / "t.json").read_text())
+    assert [row["method"] for row in table["rows"]] == ["original", "jit_fp32"]
+    for row in table["rows"]:
+        needed = {"status", "reason", "latency_ms", "images_per_second", "speedup", "AP", "AP50", "size_mb"}
+        assert needed | {"peak_memory_mb", "int8_share", "drop"} <= row.keys()
+        assert row["status"] == "successful"
+        assert row["AP"] is not None
+    assert table["batch_size"] == 2
+    assert table["machine"]["torch"] == torch.__version__
+    assert len(list(csv.reader((tmp_path / "t.csv").read_text().splitlines()))) == 3
+    assert "| jit_fp32 |" in (tmp_path / "t.md").read_text()
+    assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
+    model = InferenceOptimizer.load(tmp_path / "best")
+    assert model.metadata["class_names"] == list(NAMES)
+    assert model.metadata["input_size"] == [64, 64]
+    picture = next((tmp_path / "data" / "val2017").iterdir())
+    assert demo.main(["image", "--model", "best", "--path", str(picture)]) == 0
+
+
+@pytest.mark.processes
+def test_without_labels_nothing_is_called_accurate(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words[words.index("--data_dir") + 1] = str(write_data(tmp_path / "unlabelled", labels=False))
+    main([*words, "--methods", "original", "--json", "t.json"])
+    shown = capsys.readouterr().out
+    assert "no labels" in shown
+    rows = json.loads((tmp_path / "t.json").read_text())["rows"]
+    assert [(row["method"], row["AP"]) for row in rows] == [("original", None)]
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--methods", "opnvino_int8"], "Did you mean 'openvino_int8'"),
+        (["--accelerator", "openvin"], "Did you mean 'openvino'"),
+        (["--precision", "int4"], "expected one of"),
+        (["--plot", "t.txt"], "ends in .png"),
+        (["--json", "nowhere/t.json"], "does not exist"),
+        (["--max_dropp", "1"], "--max_drop"),
+    ],
+)
+def test_mistakes_are_told_at_once(
+    words: list[str], extra: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, *extra]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_no_checkpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main([]) == 2
+    assert "no checkpoint given" in capsys.readouterr().err
+    (tmp_path / "bad.pth").write_bytes(b"nothing")
+    assert main(["-c", str(tmp_path / "bad.pth")]) == 4
+
+
+def test_help_is_quick() -> None:
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "yolox.tools.inference_demo", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "--max_drop" in done.stdout
+    assert time.monotonic() - start < 5
+    code = "import sys, yolox.tools.inference_demo; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_plot_takes_rows_without_accuracy(tmp_path: Path) -> None:
+    row = MethodResult(get_method("original"), Status.SUCCESSFUL, latency=Latency((2.0, 3.0), 4))
+    failed = replace(row, method=get_method("bf16"), status=Status.FAIL_TO_CONVERT, latency=None)
+    draw_plot(OptimizationReport((row, failed), ("AP",)), row, tmp_path / "plot.svg")
+    assert "<svg" in (tmp_path / "plot.svg").read_text()
