@@ -39,6 +39,17 @@ def activation(name: str) -> nn.Module:
     raise UsageError(f"activation got '{name}', expected silu, relu or lrelu. Set model.act to one of them.")
 
 
+def _follows_official_rounding(module: nn.Module, x: Tensor) -> bool:
+    """Whether this is fp32 training, where each sum keeps its official order.
+
+    Shortcuts that are equal on paper change the last bits, and training amplifies those to percents within some steps
+    (the gradient of the stem has a norm of 900); then nobody could tell a shortcut from a mistake.
+    """
+    if x.is_meta or not (module.training and torch.is_grad_enabled()):
+        return False
+    return x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
+
+
 class ConvBnAct(nn.Module):
     """Convolution without bias, batch normalisation, activation.
 
@@ -145,7 +156,12 @@ class SppBottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, in, H, W]`` to ``[B, out, H, W]``."""
         x = self.conv1(x)
-        # Windows of 5 after each other are exactly windows of 9 and 13, for 75 comparisons a pixel instead of 275.
+        if _follows_official_rounding(self, x):
+            pools = [F.max_pool2d(x, side, stride=1, padding=side // 2) for side in (5, 9, 13)]
+            exact: Tensor = self.conv2(torch.cat((x, *pools), dim=1))
+            return exact
+        # Windows of 5 after each other are exactly windows of 9 and 13, for 75 comparisons a pixel instead of 275;
+        # only the gradients of equal pixels (letterbox margins) go to another one of them.
         pool5 = F.max_pool2d(x, 5, stride=1, padding=2)
         pool9 = F.max_pool2d(pool5, 5, stride=1, padding=2)
         pool13 = F.max_pool2d(pool9, 5, stride=1, padding=2)
@@ -156,8 +172,9 @@ class SppBottleneck(nn.Module):
 class Focus(nn.Module):
     """Each 2x2 block of pixels becomes one pixel of four times the channels, then a 3x3 convolution.
 
-    Eagerly, both are computed as the one 6x6 convolution of stride 2 that they are together: without the copy, the stem
-    takes about two thirds of the time. Conversions see the plain form, whose weight quantizers and fusions recognise.
+    Eagerly, in bf16 and in evaluation, both are computed as the one 6x6 convolution of stride 2 that they are together:
+    without the copy, the stem takes about two thirds of the time. Conversions see the plain form, whose weight
+    quantizers and fusions recognise.
     """
 
     def __init__(self, in_channels: int, out_channels: int, act: str = "silu") -> None:
@@ -168,7 +185,8 @@ class Focus(nn.Module):
         """Map ``[B, in, H, W]`` to ``[B, out, H / 2, W / 2]``."""
         tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         # A replaced convolution (prepacked, quantized, parametrized) may not have a weight that can be rearranged.
-        if tracing or torch.compiler.is_compiling() or type(self.conv.conv) is not nn.Conv2d:
+        plain = tracing or torch.compiler.is_compiling() or type(self.conv.conv) is not nn.Conv2d
+        if plain or _follows_official_rounding(self, x):
             y: Tensor = self.conv(self.space_to_depth(x))
             return y
         y = F.conv2d(x, self._weight_6x6(), self.conv.conv.bias, stride=2, padding=2)
