@@ -25,6 +25,8 @@ MEASURED_ROWS = 4
 CHUNK = 8
 """Rows at once while calibrating and simulating; memory, not speed, sets it."""
 
+SMALLEST_SCALE = 1e-12
+
 _ATEN = torch.ops.aten
 _HEAVY = (
     _ATEN.conv1d.default,
@@ -80,6 +82,7 @@ def quantize_graph(
         prepared = prepare(copy.deepcopy(source))
         nodes = [node for node in heavy_nodes(prepared) if node.name in chosen]
         keep_observers_(prepared, nodes)
+        _allow_small_scales_(prepared)
         with torch.no_grad():
             prepared(*next(_pieces(rows, batch or 2, True)))  # the weights' observers see the weights
         _set_ranges_(prepared, nodes, intervals)
@@ -102,6 +105,14 @@ def keep_observers_(prepared: GraphModule, layers: Collection[Node]) -> None:
             prepared.graph.erase_node(node)
     prepared.graph.lint()
     prepared.recompile()
+
+
+def _allow_small_scales_(prepared: GraphModule) -> None:
+    """Lower the observers' smallest scale: it rounds the weights of a first layer that sees 0...255 to zero."""
+    for observer in prepared.modules():
+        smallest = getattr(observer, "eps", None)
+        if isinstance(smallest, Tensor):
+            observer.eps = torch.full_like(smallest, SMALLEST_SCALE)
 
 
 def _set_ranges_(prepared: GraphModule, layers: Collection[Node], intervals: Mapping[str, tuple[float, float]]) -> None:
