@@ -53,7 +53,7 @@ class Evaluation(Callback):
             return
         metrics = self._evaluate(trainer, pl_module).metrics
         values = {f"val/{key}": float(metrics[key]) for key in ("AP", "AP50", "AP75")}
-        pl_module.log_dict(values, sync_dist=trainer.world_size > 1)  # the same on all ranks
+        pl_module.log_dict(values, sync_dist=trainer.world_size > 1)
         if values["val/AP"] > max((past["val/AP"] for past in self.history), default=-1.0):
             self.best_epoch = epoch + 1
         self.history.append({"epoch": float(epoch + 1), **values})
@@ -117,10 +117,12 @@ class CheckpointFiles(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         """Write ``latest`` inside a long epoch."""
-        due = torch.tensor(float(time.monotonic() - self._written_at > self.every_seconds))
-        if trainer.world_size > 1 and trainer.global_step % 10:
-            return  # the ranks agree on the time every ten steps only
-        if float(trainer.strategy.broadcast(due)) > 0:
+        due = time.monotonic() - self._written_at > self.every_seconds
+        if trainer.world_size > 1:
+            if trainer.global_step % 10:
+                return  # the ranks agree on the time every ten steps only
+            due = bool(trainer.strategy.broadcast(due))
+        if due:
             self._write(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -125,7 +125,13 @@ def _train(args: argparse.Namespace) -> None:
         _load_start(module, args.ckpt)
     _describe(module, data, args)
     trainer = build_trainer(experiment, folder, args)
-    trainer.fit(module, datamodule=data, ckpt_path=resume_from)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=resume_from)
+    except SystemExit as stop:
+        if trainer.interrupted:  # Lightning turns Ctrl-C into exit code 1
+            print(f"go on with --resume; the last checkpoint is in {folder}")
+            raise KeyboardInterrupt from stop
+        raise
     _finish(folder, trainer)
 
 
