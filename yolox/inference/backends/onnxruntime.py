@@ -72,6 +72,8 @@ def make_session(model: bytes, threads: int, profile_prefix: str | None = None) 
     if profile_prefix is not None:
         options.enable_profiling = True
         options.profile_file_prefix = profile_prefix
+        # packed weights would be missing from the profile
+        options.add_session_config_entry("session.disable_prepacking", "1")
     return library.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 

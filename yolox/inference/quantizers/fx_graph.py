@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from yolox.inference.backends.torch_runner import export_program
 from yolox.inference.quantizers.ladder import Layer, climb
 from yolox.inference.quantizers.ranges import RangeFinder, relative_noise
 
-__all__ = ["export_graph", "heavy_nodes", "int8_share", "keep_observers_", "quantize_graph"]
+__all__ = ["export_graph", "fold_weights_", "heavy_nodes", "int8_share", "keep_observers_", "quantize_graph"]
 
 CALIBRATION_ROWS = 64
 MEASURED_ROWS = 4
@@ -105,6 +106,24 @@ def keep_observers_(prepared: GraphModule, layers: Collection[Node]) -> None:
             prepared.graph.erase_node(node)
     prepared.graph.lint()
     prepared.recompile()
+
+
+def fold_weights_(converted: GraphModule) -> GraphModule:
+    """Replace float weights and their quantize operators by int8 weights, and return the graph."""
+    for number, node in enumerate(list(converted.graph.nodes)):
+        if "quantized_decomposed.quantize_per_channel" not in str(node.target) or node.args[0].op != "get_attr":
+            continue
+        arguments = [
+            operator.attrgetter(str(item.target))(converted) if isinstance(item, Node) else item for item in node.args
+        ]
+        with torch.no_grad():
+            converted.register_buffer(f"int8_weight_{number}", node.target(*arguments))
+        with converted.graph.inserting_before(node):
+            node.replace_all_uses_with(converted.graph.get_attr(f"int8_weight_{number}"))
+        converted.graph.erase_node(node)
+    converted.graph.eliminate_dead_code()
+    converted.recompile()
+    return converted
 
 
 def _allow_small_scales_(prepared: GraphModule) -> None:

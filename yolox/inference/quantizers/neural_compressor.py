@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 
 from yolox.errors import MissingDependencyError
 from yolox.inference.backends.base import PrepareContext
-from yolox.inference.quantizers.fx_graph import quantize_graph
+from yolox.inference.quantizers.fx_graph import fold_weights_, quantize_graph
 
 __all__ = ["quantize_static"]
 
@@ -41,26 +41,26 @@ def quantize_static(model: nn.Module, context: PrepareContext) -> tuple[GraphMod
         def prepare(graph: GraphModule) -> GraphModule:
             config = quantization.StaticQuantConfig(excluded_precisions=["bf16", "fp16"])
             source: Any = graph
-            source._exported = True  # what its own export function notes
+            # what its own export function notes on the graph
+            source._exported = True
+            source.dynamic_shapes = None
             prepared: GraphModule = quantization.prepare(source, config)
             return prepared
 
         def convert(graph: GraphModule) -> GraphModule:
-            converted: GraphModule = quantization.convert(graph, fold_quantize=True)
-            return converted
+            return fold_weights_(quantization.convert(graph))
 
         return quantize_graph(prepare, convert, model, context)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Its log speaks of each step, through a logger of its own."""
-    logger = logging.getLogger("neural_compressor")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Its log tells each step of each pass, and PT2E warns of its own deprecated parts."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(before)
