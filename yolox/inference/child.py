@@ -73,27 +73,41 @@ def main(job_file: str, descriptor: int) -> None:
     channel = Channel(descriptor)
     job = Job(**json.loads(Path(job_file).read_text(encoding="utf-8")))
     try:
-        model, result = _run(job, channel)
+        outcome = _run(job, Payload(Path(job.payload)), channel)
     except StageError as failure:
         traceback.print_exc()
         channel.send("failed", status=failure.status, reason=str(failure), peak_memory_mb=_peak_memory_mb())
         return
-    channel.send("ready", peak_memory_mb=_peak_memory_mb(), **result)
-    _serve(job, model, channel)
+    if outcome is not None:
+        model, result = outcome
+        channel.send("ready", peak_memory_mb=_peak_memory_mb(), **result)
+        _serve(job, model, channel)
 
 
-def _run(job: Job, channel: Channel) -> tuple[AcceleratedModel, dict[str, Any]]:
-    payload = Payload(Path(job.payload))
+def _prepared(job: Job, payload: Payload, channel: Channel) -> tuple[AcceleratedModel, dict[str, Any]]:
+    """Convert and prove that the outputs can be right."""
     model = _stage("fail to convert", lambda: _prepare(job, payload, channel))
-    sample = payload.arrays("sample")
     channel.progress("running the sample")
-    _stage("fail to forward", lambda: model.run(*sample))
-    result: dict[str, Any] = {}
     if job.is_original:
         model = _stage("fail to forward", lambda: _learn_facts(model, payload))
-        result["facts"] = {"structure": model.manifest.structure, "dynamic_batch": model.manifest.dynamic_batch}
-    else:
-        result["max_difference"] = _stage("fail to forward", lambda: _difference(model, payload))
+        return model, {"facts": {"structure": model.manifest.structure, "dynamic_batch": model.manifest.dynamic_batch}}
+    return model, {"max_difference": _stage("fail to forward", lambda: _difference(model, payload))}
+
+
+def _run(job: Job, payload: Payload, channel: Channel) -> tuple[AcceleratedModel, dict[str, Any]] | None:
+    """Prepare, wait for the word to go on, measure; ``None`` when the parent does not want it any more."""
+    import torch
+
+    torch.set_num_threads(job.threads if job.is_original else job.prepare_threads)
+    model, result = _prepared(job, payload, channel)
+    _release_memory()
+    channel.send("prepared")
+    if (channel.receive() or {}).get("command") != "go":
+        return None
+    torch.set_num_threads(job.threads)
+    if not job.is_original:
+        sample = payload.arrays("sample")
+        channel.progress("tuning")
         slow_ms = _stage("fail to forward", lambda: _too_slow(job, model, sample))
         if slow_ms is not None:
             return model, {**result, "early_stopped": True, "samples": slow_ms, **_finish(job, model, channel)}
@@ -125,11 +139,8 @@ def _prepare(job: Job, payload: Payload, channel: Channel) -> AcceleratedModel:
     if not job.is_original:
         sys.stderr.write(f"{keep_freed_memory()}\n")
     method = get_method(job.method)
-    import torch
-
     from yolox.inference.flat import FlatModule
 
-    torch.set_num_threads(job.threads)
     channel.progress("converting")
     module = FlatModule(payload.load("model")).eval()
     context = _context(job, payload, channel)

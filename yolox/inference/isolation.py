@@ -100,6 +100,10 @@ class MethodProcess:
                 raise ProcessFailure(message["reason"], message["status"], peak_memory_mb=message["peak_memory_mb"])
             return message
 
+    def proceed(self) -> None:
+        """Let a prepared method go on: nothing else computes now."""
+        self._send({"command": "go"})
+
     def measure(self, plan: MeasurePlan, seconds: float) -> dict[str, Any]:
         """Ask for one round and return its message (``samples``, ``peak_memory_mb``).
 

@@ -30,6 +30,7 @@ class Job:
         artifact: Folder to write the artifact to.
         work_dir: Folder for temporary files.
         threads: Cores to use.
+        prepare_threads: Threads of torch while others convert beside it.
         prepare_seconds: Time for the conversion.
         tune_seconds: Time for the tuner.
         max_drop: Accuracy that int8 methods may lose.
@@ -44,6 +45,7 @@ class Job:
     artifact: str
     work_dir: str
     threads: int
+    prepare_threads: int = 1
     prepare_seconds: float = 300.0
     tune_seconds: float = 8.0
     max_drop: float = 0.01

@@ -20,7 +20,7 @@ from yolox.inference.artifact import AcceleratedModel, copy_artifact, load_model
 from yolox.inference.calibration import ModelInputs, count_inputs, gather_inputs
 from yolox.inference.jobs import Payload
 from yolox.inference.latency import MeasurePlan
-from yolox.inference.methods import MethodQuery, describe_method, get_method, select_methods
+from yolox.inference.methods import METHODS, MethodQuery, describe_method, get_method, select_methods
 from yolox.inference.metrics import Scorer
 from yolox.inference.results import MethodResult, OptimizationReport
 from yolox.inference.search import Listener, Search, SearchOptions
@@ -312,7 +312,8 @@ def _write_payload(folder: Path, model: nn.Module, scorer: Scorer | None, inputs
 def _report(search: Search, direction: str, seconds: float) -> OptimizationReport:
     original = search.results.get("original")
     names = tuple(original.metrics) if original else ()
-    return OptimizationReport(tuple(search.results.values()), names, direction, seconds)
+    rows = tuple(search.results[method.name] for method in METHODS if method.name in search.results)
+    return OptimizationReport(rows, names, direction, seconds)
 
 
 def _as_tuple(value: str | Sequence[str | None] | None) -> tuple[str | None, ...]:

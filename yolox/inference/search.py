@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +22,9 @@ from yolox.inference.results import MethodResult, Status
 __all__ = ["Listener", "Search", "SearchOptions"]
 
 ROUND_SECONDS_LIMIT = 300.0
+PREPARED_TOGETHER = 2
+RUN_ORDER = ("eager", "openvino", "onnxruntime", "jit", "ipex", "inductor")
+"""Quick conversions first: a short time budget then still gives most rows."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class Search:
         self._batch_size = batch_size
         self._options = options
         self._listener = listener
-        self._start = time.monotonic()
+        self._began = time.monotonic()
         self._processes: dict[str, MethodProcess] = {}
         self._facts: Mapping[str, Any] = {}
         self.results: dict[str, MethodResult] = {}
@@ -91,12 +94,25 @@ class Search:
             UsageError: When the original itself does not run.
         """
         try:
-            for method in self._methods:
-                self._finish_row(self._run_method(method))
+            for group in self._groups():
+                # converting is mostly work of one thread; measuring is done by one process at a time
+                started = [self._start(method) for method in group]
+                prepared = [self._await_prepared(item) for item in started]
+                for item in prepared:
+                    self._finish_row(self._measure_first(item) if isinstance(item, MethodProcess) else item)
             self._measure_rounds()
         finally:
             for process in self._processes.values():
                 process.stop()
+
+    def _groups(self) -> Iterator[tuple[Method, ...]]:
+        """Yield the original alone, then so many methods as are prepared side by side."""
+        first, *rest = self._methods
+        yield (first,)
+        rest.sort(key=lambda method: RUN_ORDER.index(method.backend))
+        size = min(PREPARED_TOGETHER, self._options.threads)
+        for start in range(0, len(rest), size):
+            yield tuple(rest[start : start + size])
 
     def _finish_row(self, result: MethodResult) -> None:
         self.results[result.name] = result
@@ -104,7 +120,7 @@ class Search:
         if result.name == "original" and not result.successful:
             raise UsageError(f"the original model does not run: {result.reason} Its log: {result.log}.")
 
-    def _run_method(self, method: Method) -> MethodResult:
+    def _start(self, method: Method) -> MethodProcess | MethodResult:
         missing = missing_package(method)
         if missing is not None:
             return MethodResult(method, Status.LACK_DEPENDENCY, str(missing))
@@ -113,31 +129,52 @@ class Search:
             reason = f"the time budget of {self._options.time_budget:.0f} s was used up before its turn"
             return MethodResult(method, Status.EARLY_STOPPED, reason)
         self._listener.on_progress(method.name, "starting")
-        log = self._folder / "logs" / f"{method.name}.log"
         try:
             interpreter = _interpreter(method)
         except YoloxError as error:  # none there, or the one that the user named is of no use
             return MethodResult(method, Status.LACK_DEPENDENCY, str(error))
-        process = MethodProcess(method, self._job(method, seconds), log, interpreter)
+        process = MethodProcess(method, self._job(method, seconds), self._log(method), interpreter)
         self._processes[method.name] = process
-        return replace(self._await_row(process, seconds), log=log)
+        return process
 
-    def _await_row(self, process: MethodProcess, seconds: float) -> MethodResult:
-        """Wait until the method is ready and has run its first round."""
-        method = process.method
+    def _await_prepared(self, item: MethodProcess | MethodResult) -> MethodProcess | MethodResult:
+        """Wait until the conversion is done."""
+        if isinstance(item, MethodResult):
+            return item
         try:
-            message = process.wait(seconds, lambda text: self._listener.on_progress(method.name, text))
-            row = self._row_of(method, message)
+            # a sibling may have used up this one's time while it was waited for; what is done by then counts
+            self._wait(item, max(5.0, min(self._options.method_seconds, self._seconds_left())))
+        except ProcessFailure as failure:
+            return self._failed(item, failure)
+        return item
+
+    def _measure_first(self, process: MethodProcess) -> MethodResult:
+        """Let a prepared method tune and measure its accuracy, and run its first round."""
+        try:
+            process.proceed()
+            message = self._wait(process, max(60.0, min(self._options.method_seconds, self._seconds_left())))
+            row = replace(self._row_of(process.method, message), log=self._log(process.method))
             if message.get("early_stopped"):
                 process.stop()
                 return row
             samples = process.measure(self._options.plan, ROUND_SECONDS_LIMIT)
         except ProcessFailure as failure:
-            self._processes.pop(method.name)
-            status = Status(failure.status) if failure.status else _status_of_stage(process.stage)
-            return MethodResult(method, status, failure.reason, peak_memory_mb=failure.peak_memory_mb)
+            return self._failed(process, failure)
         self._facts = message.get("facts", self._facts)
         return self._with_samples(row, samples)
+
+    def _wait(self, process: MethodProcess, seconds: float) -> dict[str, Any]:
+        return process.wait(seconds, lambda text: self._listener.on_progress(process.method.name, text))
+
+    def _failed(self, process: MethodProcess, failure: ProcessFailure) -> MethodResult:
+        method = process.method
+        self._processes.pop(method.name)
+        status = Status(failure.status) if failure.status else _status_of_stage(process.stage)
+        log = self._log(method)
+        return MethodResult(method, status, failure.reason, peak_memory_mb=failure.peak_memory_mb, log=log)
+
+    def _log(self, method: Method) -> Path:
+        return self._folder / "logs" / f"{method.name}.log"
 
     def _row_of(self, method: Method, message: Mapping[str, Any]) -> MethodResult:
         stopped = bool(message.get("early_stopped"))
@@ -184,6 +221,7 @@ class Search:
             artifact=str(self._folder / "artifacts" / method.name),
             work_dir=str(self._folder / "tmp" / method.name),
             threads=self._options.threads,
+            prepare_threads=max(1, self._options.threads // PREPARED_TOGETHER),
             prepare_seconds=0.6 * seconds,
             tune_seconds=self._options.tune_seconds,
             max_drop=self._options.max_drop,
@@ -196,7 +234,7 @@ class Search:
     def _seconds_left(self) -> float:
         if self._options.time_budget is None:
             return float("inf")
-        return self._options.time_budget - (time.monotonic() - self._start)
+        return self._options.time_budget - (time.monotonic() - self._began)
 
 
 def _interpreter(method: Method) -> str:
