@@ -66,7 +66,9 @@ def quantize_openvino(graph: Any, context: PrepareContext, build: Callable[[Any]
 
 def _measure_layers(graph: Any, rows: list[Any]) -> list[Layer]:
     """Run the float model on a few rows and return its layers with what int8 inputs would do to them."""
-    import openvino
+    from yolox.inference.backends.openvino import openvino as import_openvino
+
+    openvino = import_openvino()
 
     probe = graph.clone()
     probe.reshape({index: list(array.shape) for index, array in enumerate(rows[0])})
