@@ -11,7 +11,7 @@ DEMO_PRECISION := $(shell grep -qs avx512_bf16 /proc/cpuinfo && echo bf16 || ech
 DEMO_METHODS := bf16 inductor_bf16 onnxruntime_fp32 openvino_fp32 openvino_bf16 openvino_int8
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help env demo test lint slow bench clean
+.PHONY: help env ipex demo test lint slow bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,15 @@ $(VENV)/.ready: setup.py constraints.txt
 	  timeout 300 $(PY) -m pip install --quiet --timeout 5 --retries 0 --no-deps --index-url $(TORCH_CPU_INDEX) $(TORCH) 2>/dev/null || \
 	  $(PY) -m pip install --quiet -c constraints.txt $(TORCH)
 	$(PY) -m pip install --quiet -c constraints.txt -e '.[inference,dev]'
+	touch $@
+
+ipex: .venv-ipex/.ready  ## a second environment with Intel's extension and the PyTorch it needs (gigabytes)
+
+.venv-ipex/.ready: requirements/ipex.txt constraints.txt setup.py
+	test -x .venv-ipex/bin/python || $(PYTHON) -m venv .venv-ipex
+	grep -vE '^(torch|torchao)==' constraints.txt > .venv-ipex/constraints.txt
+	timeout 300 .venv-ipex/bin/python -m pip install --quiet --timeout 5 --retries 0 --no-deps --index-url $(TORCH_CPU_INDEX) torch==2.8.0 2>/dev/null || true
+	.venv-ipex/bin/python -m pip install --quiet -c .venv-ipex/constraints.txt -r requirements/ipex.txt -e .
 	touch $@
 
 demo: env  ## sample data, a training from scratch, evaluation, pictures, the inference table
@@ -48,4 +57,4 @@ slow: env  ## trainings to an AP, tens of minutes
 	$(PY) -m pytest -q -m slow
 
 clean:  ## remove the environment and all outputs
-	rm -rf $(VENV) build dist *.egg-info YOLOX_outputs
+	rm -rf $(VENV) .venv-ipex build dist *.egg-info YOLOX_outputs
