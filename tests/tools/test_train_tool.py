@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import math
 import os
 import signal
 import subprocess
@@ -139,3 +141,15 @@ def test_bad_input(
 def test_no_model_asked_for(capfd: pytest.CaptureFixture[str]) -> None:
     assert train_tool.main([]) == 2
     assert "-n yolox_nano" in capfd.readouterr().err
+
+
+def test_fewer_images_than_a_batch_and_images_without_labels(data: Path, tmp_path: Path) -> None:
+    content = json.loads((data / "annotations" / "instances_train2017.json").read_text())
+    labelled = content["images"][0]["id"]
+    content["annotations"] = [row for row in content["annotations"] if row["image_id"] == labelled]
+    (tmp_path / "few.json").write_text(json.dumps(content))
+    few = ["train_ann", str(tmp_path / "few.json"), "train_images", "train2017", "max_epoch", "2"]
+    assert train_tool.main([*words(data, tmp_path, "-b", "16"), *few]) == 0
+    history = rows(tmp_path)
+    assert [row["epoch"] for row in history] == [1, 2]
+    assert all(math.isfinite(row["train/total"]) for row in history)
