@@ -138,7 +138,8 @@ def _set_ranges_(prepared: GraphModule, layers: Collection[Node], intervals: Map
     """Give the observers of the layers' inputs the ranges that were found for them (min-max observers)."""
     for node in layers:
         observer_node = node.args[_first_operand(node)]
-        assert isinstance(observer_node, Node)
+        if not isinstance(observer_node, Node) or observer_node.op != "call_module":
+            continue  # of a kind that this quantizer leaves in float
         # quantizers let one observer serve the inputs and outputs of concatenations; here each input has its own range
         observer = copy.deepcopy(prepared.get_submodule(str(observer_node.target)))
         name = f"range_of_{node.name}"

@@ -66,16 +66,15 @@ def quantize_openvino(graph: Any, context: PrepareContext, build: Callable[[Any]
 
 def _measure_layers(graph: Any, rows: list[Any]) -> list[Layer]:
     """Run the float model on a few rows and return its layers with what int8 inputs would do to them."""
-    from yolox.inference.backends.openvino import openvino as import_openvino
+    from yolox.inference.backends.openvino import openvino  # that file imports this one
 
-    openvino = import_openvino()
-
+    library = openvino()
     probe = graph.clone()
     probe.reshape({index: list(array.shape) for index, array in enumerate(rows[0])})
     heavy = [node for node in probe.get_ops() if node.get_type_name() in HEAVY]
     macs = [multiply_accumulates(node) for node in heavy]
-    probe = openvino.Model([node.input_value(0) for node in heavy], probe.get_parameters(), "probe")
-    compiled = openvino.Core().compile_model(probe, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    probe = library.Model([node.input_value(0) for node in heavy], probe.get_parameters(), "probe")
+    compiled = library.Core().compile_model(probe, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     noise = np.zeros(len(heavy))
     for row in rows:
         result = compiled(dict(enumerate(row)))

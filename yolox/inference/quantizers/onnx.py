@@ -208,6 +208,7 @@ def _dynamic(
             rewritten.extend(_equalize_(copied, node, weights))
     del copied.graph.node[:]
     copied.graph.node.extend(rewritten)
+    del copied.graph.value_info[:]  # the quantizer transposes weights and would trip over the old shapes
     target = folder / "dynamic.onnx"
     quantization.quantize_dynamic(
         copied,
