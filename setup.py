@@ -20,7 +20,7 @@ EXTRAS = {
         "nncf>=3.0",
         "torchao>=0.15",
         "safetensors>=0.5",
-        "neural-compressor>=3.8; python_version >= '3.11'",
+        "neural-compressor[pt]>=3.8; python_version >= '3.11'",
     ],
     "ray": ["ray>=2.40"],
     "spark": ["pyspark>=4.0"],
