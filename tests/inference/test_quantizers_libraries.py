@@ -153,7 +153,6 @@ def test_torch_quantizers_keep_signs_of_small_weights_and_share(module: nn.Modul
     assert not any("quantize_per_channel" in name and "dequantize" not in name for name in names)
 
 
-@pytest.mark.xfail(strict=True, reason="the sensitivity probe reshapes a graph whose batch size is fixed")
 def test_a_fixed_batch_size_is_quantized_too(module: nn.Module, tmp_path: Path) -> None:
     for number, name in enumerate(FAST):
         folder = tmp_path / str(number)

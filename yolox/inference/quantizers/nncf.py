@@ -44,6 +44,9 @@ def quantize_openvino(graph: Any, context: PrepareContext, build: Callable[[Any]
     rows = list(context.calibration_samples(CALIBRATION_ROWS))
     if not rows:
         raise UsageError("int8 needs real data to calibrate on, and none arrived. Give a loader as training_data.")
+    if not context.dynamic_batch:
+        size = len(context.sample[0])
+        rows = [tuple(np.repeat(array, size, axis=0) for array in row) for row in rows]
     kinds = {node.get_type_name() for node in graph.get_ops()}
     light = sorted(kinds - {*HEAVY, "Constant", "Parameter", "Result"})
     dataset = nncf.Dataset([dict(enumerate(row)) for row in rows])
