@@ -169,7 +169,7 @@ class MethodProcess:
 
 def _search_path(interpreter: str) -> list[str]:
     """Return what the child needs to import what the parent can; of another Python's own packages, nothing."""
-    here = [entry for entry in sys.path if entry]
-    if interpreter != sys.executable:
+    here = [*(entry for entry in sys.path if entry), os.getcwd(), _ROOT]
+    if interpreter != sys.executable:  # an installed copy of this package lies among our own packages: theirs is used
         here = [entry for entry in here if not entry.startswith((sys.prefix, sys.base_prefix))]
-    return list(dict.fromkeys([*here, os.getcwd(), _ROOT]))
+    return list(dict.fromkeys(here))

@@ -56,27 +56,63 @@ def draw_plot(report: OptimizationReport, best: MethodResult, path: Path) -> Non
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     from yolox.files import atomic_path
 
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    figure = Figure(figsize=(10, 6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     name = report.metric_names[0]
     rows = sorted((row for row in report if row.latency), key=lambda row: row.latency.median_ms if row.latency else 0)
-    for number, row in enumerate(rows):
-        assert row.latency is not None
-        value = row.metrics.get(name, 0.0)
+    points = {row.name: (row.latency.median_ms, row.metrics.get(name, 0.0)) for row in rows if row.latency is not None}
+    for row in rows:
         colour = "tab:red" if row is best else "tab:grey" if row.name == "original" else "tab:blue"
-        axes.plot(row.latency.median_ms, value, "o", color=colour)
-        offset = (5, 6) if number % 2 == 0 else (5, -12)  # neighbours would write over each other
-        axes.annotate(row.name, (row.latency.median_ms, value), xytext=offset, textcoords="offset points", fontsize=8)
+        axes.plot(*points[row.name], "o", color=colour)
     axes.set_xscale("log")
-    axes.set_xlabel(f"latency of a batch of {rows[0].latency.batch_size if rows and rows[0].latency else 0}, ms")
+    axes.margins(0.08, 0.15)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    batch = rows[0].latency.batch_size if rows and rows[0].latency else 0
+    axes.set_xlabel(f"latency of a batch of {batch}, ms" if batch != 1 else "latency of one image, ms")
     axes.set_ylabel(name if any(name in row.metrics for row in rows) else f"{name} (not measured)")
     axes.grid(alpha=0.3, which="both")
+    _write_names(axes, points)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:], dpi=130)
+
+
+def _write_names(axes: Any, points: dict[str, tuple[float, float]]) -> None:
+    """Write each name near its point, at the first place that covers neither a point nor another name."""
+    axes.figure.draw_without_rendering()  # positions are known only now
+    frame = axes.get_window_extent()
+    dots = axes.transData.transform(list(points.values())) if points else []
+    taken: list[Any] = []
+    for name, point in points.items():
+        for distance in range(7, 200, 6):
+            places = [(x, y, "center" if x == 0 else "left" if x > 0 else "right") for x, y in _around(distance)]
+            for x, y, side in places:
+                line = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.6} if distance > 12 else None
+                text = axes.annotate(
+                    name, point, (x, y), textcoords="offset points", fontsize=8, ha=side, va="center", arrowprops=line
+                )
+                box = text.get_window_extent()
+                inside = frame.containsx(box.x0) and frame.containsx(box.x1) and frame.containsy(box.y0)
+                free = inside and frame.containsy(box.y1) and not any(box.overlaps(other) for other in taken)
+                if free and not any(box.padded(3).contains(*dot) for dot in dots):
+                    break
+                text.remove()
+            else:
+                continue
+            taken.append(box)
+            break
+
+
+def _around(distance: int) -> tuple[tuple[int, int], ...]:
+    """Return offsets in points: above, below, right, left, and the corners."""
+    d = distance
+    return ((0, d), (0, -d), (d, 0), (-d, 0), (d, d), (-d, d), (d, -d), (-d, -d))
 
 
 def machine_facts() -> dict[str, Any]:
