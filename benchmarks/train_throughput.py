@@ -1,0 +1,108 @@
+"""``python -m benchmarks.train_throughput``: a training step of ours against the stock loop and against IPEX."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from benchmarks.child import Side, measure_sides
+from benchmarks.protocol import MakePart, Part, Row, run_benchmark, summary
+from yolox.cpu.ipex_location import locate_ipex
+
+__all__ = ["main"]
+
+ABOUT = "Training steps, data in memory: ours (the trainer of yolox.tools.train) against a stock PyTorch loop and IPEX."
+COLUMNS = {
+    "side": "{side}",
+    "images/s": "{images_per_second[median]:.1f}",
+    "p10–p90": "{images_per_second[p10]:.1f}–{images_per_second[p90]:.1f}",
+    "s/step": "{seconds_per_step[median]:.3f}",
+    "peak MB": "{peak_memory_mb:.0f}",
+    "times stock": "{times_stock:.2f}",
+}
+STOCK = "stock fp32"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One comparison.
+
+    Args:
+        model: Name of the experiment.
+        size: Side of the input.
+        batch_size: Images of a step.
+        rounds: Rounds of each side.
+        steps: Steps of a round.
+        warmup: Untimed steps before.
+        ipex: Whether IPEX takes part.
+    """
+
+    model: str
+    size: int
+    batch_size: int
+    rounds: int
+    steps: int
+    warmup: int = 3
+    ipex: bool = False
+
+
+SETTINGS = {
+    "nano-b16": Setting("yolox_nano", 416, 16, rounds=5, steps=4, warmup=4, ipex=True),
+    "nano-b64": Setting("yolox_nano", 416, 64, rounds=3, steps=2, warmup=2),
+    "s-b16": Setting("yolox_s", 640, 16, rounds=2, steps=1, warmup=1),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark and return its exit code."""
+    parts: dict[str, MakePart] = {name: partial(_measure, setting) for name, setting in SETTINGS.items()}
+    return run_benchmark("train_throughput", ABOUT, parts, argv)
+
+
+def _sides(setting: Setting) -> list[Side]:
+    common = {"model": setting.model, "size": setting.size, "batch_size": setting.batch_size}
+    module = "benchmarks.training_sides"
+    sides = [Side(STOCK, f"{module}:stock", common, our_allocator=False)]
+    sides += [Side(f"ours {name}", f"{module}:ours", {**common, "precision": name}) for name in ("32", "bf16")]
+    location = locate_ipex(look_here=False) if setting.ipex else None
+    if location is not None and location.interpreter is not None:
+        for name, allocator in (("IPEX bf16", False), ("IPEX bf16, our allocator", True)):
+            settings = {**common, "allocator": allocator}
+            python = str(location.interpreter)
+            sides.append(Side(name, f"{module}:ipex", settings, our_allocator=allocator, interpreter=python))
+    return sides
+
+
+def _measure(setting: Setting, quick: bool) -> Part:
+    if quick:
+        setting = Setting(setting.model, 64, 2, rounds=1, steps=1, warmup=1)
+    found = measure_sides(
+        _sides(setting), rounds=setting.rounds, steps=setting.steps, warmup=setting.warmup, explain=True
+    )
+    rows = [_row(name, result, setting.batch_size) for name, result in found.items()]
+    for row in rows:
+        row["times_stock"] = row["images_per_second"]["median"] / rows[0]["images_per_second"]["median"]
+    return Part(rows, COLUMNS, vars(setting), [_where(row) for row in rows])
+
+
+def _row(name: str, result: dict[str, Any], batch_size: int) -> Row:
+    seconds = result["seconds"]
+    return {
+        "side": name,
+        "images_per_second": summary([batch_size / value for value in seconds]),
+        "seconds_per_step": summary(seconds),
+        "peak_memory_mb": result["peak_memory_mb"],
+        "share_of_time": result["groups"],
+    }
+
+
+def _where(row: Row) -> str:
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in row["share_of_time"].items() if share >= 0.01)
+    return f"Where a step of {row['side']} goes: {shares}."
+
+
+if __name__ == "__main__":
+    sys.exit(main())
