@@ -25,7 +25,7 @@ $(VENV)/.ready: setup.py constraints.txt
 	$(PY) -c 'import torch' 2>/dev/null || \
 	  timeout 300 $(PY) -m pip install --quiet --timeout 5 --retries 0 --no-deps --index-url $(TORCH_CPU_INDEX) $(TORCH) 2>/dev/null || \
 	  $(PY) -m pip install --quiet -c constraints.txt $(TORCH)
-	$(PY) -m pip install --quiet -c constraints.txt -e '.[inference,dev]'
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[inference,ray,spark,dev]'
 	touch $@
 
 ipex: .venv-ipex/.ready  ## a second environment with Intel's extension and the PyTorch it needs (gigabytes)
@@ -33,6 +33,7 @@ ipex: .venv-ipex/.ready  ## a second environment with Intel's extension and the 
 .venv-ipex/.ready: requirements/ipex.txt constraints.txt setup.py
 	test -x .venv-ipex/bin/python || $(PYTHON) -m venv .venv-ipex
 	grep -vE '^(torch|torchao)==' constraints.txt > .venv-ipex/constraints.txt
+	@# A quick try at the CPU build; the default index has CUDA builds alone, which need 4 GB of libraries to be imported.
 	timeout 300 .venv-ipex/bin/python -m pip install --quiet --timeout 5 --retries 0 --no-deps --index-url $(TORCH_CPU_INDEX) torch==2.8.0 2>/dev/null || true
 	.venv-ipex/bin/python -m pip install --quiet -c .venv-ipex/constraints.txt -r requirements/ipex.txt -e .
 	touch $@
@@ -46,6 +47,11 @@ demo: env  ## sample data, a training from scratch, evaluation, pictures, the in
 	@echo "look at: $(DEMO_DIR)/pictures  $(DEMO_DIR)/curves.png  $(DEMO_DIR)/inference.png"
 
 test: env lint  ## style, types and all tests but the slow ones
+	@$(MAKE) --no-print-directory ipex || { \
+	  echo "**********************************************************************"; \
+	  echo "** .venv-ipex could not be built (see above): the IPEX tests will be  "; \
+	  echo "** skipped. Everything else is tested.                                "; \
+	  echo "**********************************************************************"; } >&2
 	$(PY) -m pytest -q --durations=15
 
 lint: env

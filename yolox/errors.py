@@ -50,6 +50,10 @@ class MissingDependencyError(YoloxError):
         self.library = library
         self.install = install
 
+    def __reduce__(self) -> tuple[type[MissingDependencyError], tuple[str, str]]:
+        """Return how to pickle and copy it."""
+        return MissingDependencyError, (self.library, self.install)
+
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the known name nearest to ``name``, or an empty string."""

@@ -143,3 +143,16 @@ def test_coco_mini(coco_mini: Path) -> None:
     batch = next(iter(data.evaluation_loader()))
     assert batch.images.shape == (16, 3, 416, 416)
     assert batch.original_sizes[0].tolist() == [426, 640]
+
+
+def test_a_machine_without_the_images_is_named(make_coco: MakeCoco) -> None:
+    import shutil
+    import socket
+
+    data = module(make_coco())
+    data.setup("fit")
+    assert data.train_set
+    shutil.rmtree(data.train_set.path(0).parent)
+    there = pickle.loads(pickle.dumps(data))  # as another machine gets it
+    with pytest.raises(DataError, match=f"machine '{socket.gethostname()}'.*same place"):
+        there.setup("fit")

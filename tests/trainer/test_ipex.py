@@ -7,13 +7,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from yolox.cpu import ipex_location
 from yolox.cpu.ipex_location import VARIABLE, IpexLocation, locate_ipex
+from yolox.data.shapes import draw_sample_set
 from yolox.errors import MissingDependencyError, UsageError
-from yolox.trainer.ipex import GUARD, plan_ipex, rerun_environment, run_again
+from yolox.trainer.ipex import GUARD, IpexTraining, plan_ipex, rerun_environment, run_again
+from yolox.trainer.plan import IPEX
+from yolox.trainer.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 ELSEWHERE = IpexLocation(False, Path("/opt/ipex/bin/python"), "IPEX is in /opt/ipex/bin/python.")
@@ -189,6 +193,38 @@ def test_rerun_environment_keeps_what_the_user_set() -> None:
     assert changed["PYTHONPATH"] == os.pathsep.join((str(ROOT), "/mine"))
     assert changed["TORCH_CPP_LOG_LEVEL"] == "INFO"
     assert changed[GUARD] == "1"
+
+
+@pytest.mark.parametrize("exception", [{}, {"fp32_modules": ["net.0"]}, {"bf16_operations": "list.txt"}])
+def test_exceptions_from_bf16_keep_the_weights_in_fp32(
+    exception: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("yolox.trainer.trainer.find_spec", lambda name: name == IPEX or None)
+    monkeypatch.chdir(tmp_path)
+    Path("list.txt").write_text("sigmoid\n")
+    trainer = Trainer(use_ipex=True, precision="bf16", logger=False, enable_progress_bar=False, **exception)
+    (callback,) = [item for item in trainer.callbacks if isinstance(item, IpexTraining)]  # type: ignore[attr-defined]
+    assert callback.bf16_weights == (not exception)
+
+
+@pytest.mark.processes
+def test_the_training_tool_trains_with_ipex(ipex_python: str, tmp_path: Path) -> None:
+    """Started in this Python, it runs in the other one, with two processes."""
+    draw_sample_set(tmp_path / "data", num_train=8, num_val=2)
+    words = f"-n yolox_nano -b 4 --data_dir {tmp_path}/data --output_dir {tmp_path} --num_workers 0 --logger none"
+    options = "--use_ipex --strict --precision bf16 --num_processes 2"
+    small = "input_size 64 test_size 64 random_size 2,3 max_epoch 1 warmup_epochs 0 no_aug_epochs 0"
+    command = [sys.executable, "-m", "yolox.tools.train", *words.split(), *options.split(), *small.split()]
+    environment = {**os.environ, VARIABLE: ipex_python, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads((tmp_path / "yolox_nano" / "run.json").read_text())
+    assert report["plan"]["ipex"]
+    assert report["versions"]["torch"].startswith("2.8")
+    assert report["steps_done"] == 2
+    text = done.stdout + done.stderr
+    assert "IPEX packed the weights of" in text
+    assert "fused the step of SGD" in text
 
 
 @pytest.mark.processes

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +32,40 @@ def test_a_worker_logs_as_its_parent(logger: logging.Logger) -> None:
     assert len(logger.handlers) == 1
     assert logger.handlers[0].formatter is not None
     assert logger.handlers[0].formatter._fmt == "%(levelname)s %(message)s"
+
+
+class Own(logging.Handler):
+    """Shows records in a way of its own, as the tools do."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.format(record)
+
+
+class OwnFormatter(logging.Formatter):
+    lock = None
+
+
+def test_handlers_of_any_kind_count_unless_they_write_elsewhere(logger: logging.Logger, tmp_path: Path) -> None:
+    own = Own()
+    own.setFormatter(OwnFormatter())
+    for handler in (logging.FileHandler(tmp_path / "log"), logging.NullHandler(), own):
+        logger.addHandler(handler)
+    settings = LogSettings.of(logger.name)
+    logger.handlers[0].close()
+    logger.handlers.clear()
+    settings.apply()
+    assert isinstance(logger.handlers[0].formatter, OwnFormatter)
+
+
+def test_a_formatter_that_cannot_be_sent_leaves_its_pattern(logger: logging.Logger) -> None:
+    own = Own()
+    formatter = OwnFormatter("%(name)s: %(message)s")
+    vars(formatter)["lock"] = threading.Lock()
+    own.setFormatter(formatter)
+    logger.addHandler(own)
+    sent = LogSettings.of(logger.name).formatter
+    assert type(sent) is logging.Formatter
+    assert sent._fmt == "%(name)s: %(message)s"
 
 
 def test_a_logger_without_handlers_gets_none(logger: logging.Logger) -> None:

@@ -138,7 +138,8 @@ torch.save(trainer.lightning_module.state_dict(), {folder!r} + "/weights.pt")
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_sigterm_writes_a_checkpoint_and_ends_in_order(processes: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_writes_a_checkpoint_and_ends_in_order(processes: int, signum: int, code: int, tmp_path: Path) -> None:
     script = tmp_path / "main.py"
     values = {"tests": str(Path(__file__).parent), "folder": str(tmp_path), "processes": processes}
     script.write_text(SCRIPT.format(**values, epochs=1000))
@@ -147,8 +148,8 @@ def test_sigterm_writes_a_checkpoint_and_ends_in_order(processes: int, tmp_path:
         deadline = time.monotonic() + 120
         while not (tmp_path / "training").exists() and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 143
+        process.send_signal(signum)
+        assert process.wait(60) == code
     content = torch.load(tmp_path / "interrupted.ckpt", weights_only=True)
     assert content["global_step"] >= 5
     assert not (tmp_path / "weights.pt").exists()

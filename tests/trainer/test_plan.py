@@ -112,6 +112,8 @@ def test_given_cpus_are_used_and_count_cores() -> None:
         (Request(cpu_for_each_process=[[0], []]), "rank 1"),
         (Request(cpu_for_each_process=[]), "0 lists"),
         (Request(precision="int8"), "unknown precision 'int8'"),
+        (Request(2, cluster="10.0.0.1:6379"), "stays on this machine"),
+        (Request(2, "ray", cpu_for_each_process=[[0], [1]], importable=frozenset({"ray"})), "ray chooses machines"),
     ],
 )
 def test_refusals(request_: Request, part: str) -> None:
@@ -128,7 +130,10 @@ def test_missing_libraries(request_: Request) -> None:
 @pytest.mark.parametrize("backend", ["ray", "spark"])
 def test_processes_of_a_cluster_are_not_bound(backend: str) -> None:
     plan = make_plan(Request(2, backend, importable=frozenset({"ray", "pyspark"})), SMALL)
-    assert all(slot.cpus == () for slot in plan.slots)
+    assert all(slot.cpus == () and slot.threads == 0 for slot in plan.slots)
+    assert "by its machine" in plan.describe()
+    limited = make_plan(Request(2, backend, omp_num_threads=3, importable=frozenset({"ray", "pyspark"})), SMALL)
+    assert threads(limited) == [3, 3]
 
 
 @pytest.mark.parametrize(

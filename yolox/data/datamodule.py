@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from yolox.data.sampling import RequestStream
 from yolox.data.source import ImageSource
 from yolox.data.training_samples import Augmentation, TrainingSamples
 from yolox.data.transforms import TrainTransform
+from yolox.errors import DataError
 from yolox.structures import Size
 
 __all__ = ["YoloxDataModule", "build_augmentation", "build_data_module", "build_val_loader", "find_dataset"]
@@ -162,6 +164,20 @@ class YoloxDataModule(pl.LightningDataModule):
     def batches_per_epoch(self) -> int:
         """Training steps of an epoch."""
         return -(-len(self.train_set) // self.batch_size)
+
+    def setup(self, stage: str) -> None:
+        """Look whether this machine has the images: the index may have been read on another.
+
+        Raises:
+            DataError: When a folder is not there.
+        """
+        sets = [*([self.train_set] if self.paths.train else []), *([self.val_set] if self.paths.val else [])]
+        for folder in {data.path(0).parent for data in sets if len(data)}:
+            if not folder.is_dir():
+                raise DataError(
+                    f"the images' folder '{folder}' does not exist on the machine '{socket.gethostname()}'; every "
+                    "machine that trains needs the data at the same place. Copy or mount it there."
+                )
 
     def train_dataloader(self) -> TrainLoader:
         """Return the training loader: one for the whole run, at the batch where the trainer stands."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import types
@@ -74,6 +75,7 @@ def _without_main() -> Iterator[None]:
 
 def init_worker(_worker: int) -> None:
     """Prepare a worker: one thread, behind the computation in the queue for cores, gone when its parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which still needs batches to stop in order
     keep_freed_memory()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

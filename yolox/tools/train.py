@@ -65,6 +65,7 @@ def _add_trainer_arguments(parser: ToolParser) -> None:
     group = parser.add_argument_group("processes and precision")
     group.add_argument("--num_processes", type=positive_int, metavar="N", help="processes that share each batch (1)")
     group.add_argument("--strategy", choices=STRATEGIES, default="subprocess", help="how they start (%(default)s)")
+    group.add_argument("--cluster", metavar="ADDRESS", help="of a running Ray or Spark cluster; default: this machine")
     group.add_argument("--process_group_backend", choices=("gloo", "ccl", "mpi"), help="how they talk (gloo)")
     group.add_argument("--cpu_for_each_process", metavar="IDS", help="hardware threads of each: '0-3;4-7'")
     group.add_argument("--sync_bn", action="store_true", help="BatchNorm over the batch of all processes")
@@ -93,8 +94,10 @@ def _find_ipex(args: argparse.Namespace, argv: Sequence[str]) -> int | None:
     from yolox.trainer.ipex import plan_ipex, run_again
 
     plan = plan_ipex(locate_ipex(), "yolox.tools.train", argv, strict=args.strict)
+    if plan.command is None:
+        return None  # the trainer says what that means
     print(f"IPEX: {plan.note}")
-    return run_again(plan, replace=False) if plan.command is not None else None
+    return run_again(plan, replace=False)
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -128,8 +131,8 @@ def _train(args: argparse.Namespace) -> None:
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume_from)
     except SystemExit as stop:
-        if trainer.interrupted:  # Lightning turns Ctrl-C into exit code 1
-            print(f"go on with --resume; the last checkpoint is in {folder}")
+        print(f"the last checkpoint is in {folder}; go on with --resume")
+        if stop.code == 1 and trainer.interrupted:  # so Lightning leaves after a second Ctrl-C
             raise KeyboardInterrupt from stop
         raise
     _finish(folder, trainer)

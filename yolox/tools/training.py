@@ -36,6 +36,7 @@ def build_trainer(experiment: Experiment, folder: Path, args: argparse.Namespace
         use_ipex=args.use_ipex,
         distributed_backend=args.strategy,
         process_group_backend=args.process_group_backend,
+        cluster=args.cluster,
         cpu_for_each_process=_cpu_lists(args.cpu_for_each_process),
         channels_last=True,
         precision=args.precision,

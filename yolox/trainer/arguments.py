@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 import torch
@@ -22,6 +22,7 @@ __all__ = [
     "check_accelerator",
     "check_arguments",
     "count_processes",
+    "refuse",
     "silence_advertisements",
     "unknown_operations",
     "warmup_epochs",
@@ -136,6 +137,15 @@ def count_processes(num_processes: int | None, arguments: dict[str, Any]) -> int
     return int(devices)
 
 
+def refuse(name: str, advice: str) -> Callable[..., NoReturn]:
+    """Return a method of BigDL-Nano's trainer that says what to do instead."""
+
+    def method(*_: Any, **__: Any) -> NoReturn:
+        raise UsageError(f"Trainer.{name} is not offered: {advice}.")
+
+    return method
+
+
 def as_list(value: Any) -> list[Any]:
     """Return ``None``, one object or several as a list."""
     if value is None:
@@ -150,8 +160,10 @@ def unknown_operations(options: PrecisionOptions) -> list[str]:
 
 
 def silence_advertisements() -> None:
-    """Keep Lightning from recommending other products of its makers, and from warning of its own old calls."""
+    """Keep Lightning from recommending other products of its makers, and libraries from warning of what is theirs."""
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    # oneDNN lays out the gradients of depthwise convolutions its own way; nobody can do anything about it
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_is_news)  # adding it twice changes nothing
 
 

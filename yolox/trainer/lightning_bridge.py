@@ -6,6 +6,8 @@ and put into the caller's own objects: weights, optimizers, callbacks, counters,
 
 from __future__ import annotations
 
+import logging
+import signal
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
@@ -24,6 +26,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 
 from yolox.trainer.arguments import silence_advertisements
 from yolox.trainer.launchers.base import Launcher, Slot, Worker
+from yolox.trainer.launchers.supervise import describe_stop
 from yolox.trainer.log_settings import LogSettings, WarningFilters
 from yolox.trainer.return_mail import Mailbag
 from yolox.trainer.run_callbacks import Heartbeat
@@ -32,6 +35,7 @@ from yolox.trainer.sync_batchnorm import SyncBatchNormLayers
 
 __all__ = ["LauncherStrategy", "StopSignals", "install_stop_signals", "stop_requested", "synchronise_batchnorm"]
 
+_log = logging.getLogger(__name__)
 _TIMEOUT = timedelta(minutes=30)  # of one collective; the supervisor notices a hang long before
 
 
@@ -288,30 +292,39 @@ def _forget_restart(loop: _Loop) -> None:
 
 
 class StopSignals(_SignalConnector):
-    """Notes SIGTERM instead of acting on it inside the signal handler, where a collective may be under way."""
+    """Notes SIGTERM, and Ctrl-C in a fit, instead of acting inside the handler, where a collective may be under way."""
 
-    stop_requested = False
+    stop_signal = 0
+
+    def register_signal_handlers(self) -> None:
+        """Take over the signals for one run; Lightning gives them back afterwards."""
+        super().register_signal_handlers()
+        self.stop_signal = 0
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._register_signal(signal.SIGINT, self._sigterm_notifier_fn)
 
     def _sigterm_notifier_fn(self, signum: int, _: Any) -> None:
-        if self.stop_requested:
-            raise SystemExit(128 + signum)
-        self.stop_requested = True
+        if self.stop_signal:
+            raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signum)
+        self.stop_signal = signum
+        if not isinstance(self.trainer.strategy, LauncherStrategy):  # else the supervisor has said so
+            _log.warning("%s", describe_stop(signum))
 
 
 def install_stop_signals(trainer: pl.Trainer) -> None:
-    """Have ``trainer`` note SIGTERM for `stop_requested`."""
+    """Have ``trainer`` note SIGTERM and Ctrl-C for `stop_requested`."""
     trainer._signal_connector = StopSignals(trainer)
 
 
-def stop_requested(trainer: pl.Trainer) -> bool:
-    """Return whether SIGTERM came, on any rank; every rank has to ask."""
+def stop_requested(trainer: pl.Trainer) -> int:
+    """Return the signal that came on any rank, 0 for none; every rank has to ask."""
     connector = trainer._signal_connector
-    mine = isinstance(connector, StopSignals) and connector.stop_requested
+    mine = connector.stop_signal if isinstance(connector, StopSignals) else 0
     if trainer.world_size == 1 or not dist.is_initialized():
         return mine
-    anyone = torch.tensor([float(mine)])
-    dist.all_reduce(anyone)
-    return bool(anyone.item() > 0)
+    anyone = torch.tensor([mine])
+    dist.all_reduce(anyone, op=dist.ReduceOp.MAX)
+    return int(anyone.item())
 
 
 def synchronise_batchnorm(trainer: pl.Trainer) -> None:

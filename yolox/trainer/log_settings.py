@@ -8,6 +8,8 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
+import cloudpickle
+
 __all__ = ["LogSettings", "WarningFilters"]
 
 
@@ -18,35 +20,31 @@ class LogSettings:
     Args:
         name: Of the logger; empty for the root.
         level: Its own level, 0 for that of its parent.
-        format: Of its first stream handler; None without one.
+        formatter: Of its first handler that shows records to the user; None without one.
         propagate: Whether its records go to its parent as well.
     """
 
     name: str
     level: int
-    format: str | None
+    formatter: logging.Formatter | None
     propagate: bool
 
     @classmethod
     def of(cls, name: str) -> LogSettings:
         """Return the settings of this process."""
         logger = logging.getLogger(name)
-        # file handlers stay in the parent: two processes must not write to one file
-        streams = [h for h in logger.handlers if isinstance(h, logging.StreamHandler) and not _is_file(h)]
-        pattern = None
-        if streams:
-            formatter = streams[0].formatter
-            pattern = formatter._fmt if formatter is not None and formatter._fmt else "%(message)s"
-        return cls(name, logger.level, pattern, logger.propagate)
+        shown = [handler for handler in logger.handlers if _shows(handler)]
+        formatter = (shown[0].formatter or logging.Formatter()) if shown else None
+        return cls(name, logger.level, _portable(formatter), logger.propagate)
 
     def apply(self) -> None:
         """Set up this process's logger; a handler that is there already is kept."""
         logger = logging.getLogger(self.name)
         logger.setLevel(self.level)
         logger.propagate = self.propagate
-        if self.format is not None and not logger.handlers:
+        if self.formatter is not None and not logger.handlers:
             handler = logging.StreamHandler()
-            handler.setFormatter(logging.Formatter(self.format))
+            handler.setFormatter(self.formatter)
             logger.addHandler(handler)
 
 
@@ -70,5 +68,16 @@ def _pattern(value: str | re.Pattern[str] | None) -> str:
     return value.pattern if isinstance(value, re.Pattern) else value or ""
 
 
-def _is_file(handler: logging.Handler) -> bool:
-    return isinstance(handler, logging.FileHandler)
+def _shows(handler: logging.Handler) -> bool:
+    """Whether a handler writes for the user's eyes; files and sockets stay with the parent, which owns them."""
+    elsewhere = isinstance(handler, (logging.FileHandler, logging.NullHandler))
+    return not elsewhere and type(handler).__module__ != "logging.handlers"
+
+
+def _portable(formatter: logging.Formatter | None) -> logging.Formatter | None:
+    """Return the formatter, or where it cannot be sent one with the same pattern."""
+    try:
+        cloudpickle.dumps(formatter)
+    except Exception:  # noqa: BLE001 - any object may refuse in any way
+        return logging.Formatter(getattr(formatter, "_fmt", None))
+    return formatter

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from yolox.cpu.machine import LogicalCpu, Machine
+from yolox.cpu.machine import Machine
 from yolox.errors import MissingDependencyError, UsageError, did_you_mean
 from yolox.tables import text_table
+from yolox.trainer.cores import share_cores
 from yolox.trainer.launchers.base import Slot
 from yolox.trainer.precision_names import PrecisionName, canonical_precision
 
@@ -26,8 +27,6 @@ _GROUPS = {None: "gloo", "gloo": "gloo", "ccl": "ccl", "mpi": "mpi"}
 _IPEX_PRECISIONS = ("32", "bf16")
 IPEX, CCL = "intel_extension_for_pytorch", "oneccl_bindings_for_pytorch"
 
-Core = tuple[LogicalCpu, ...]
-
 
 @dataclass(frozen=True)
 class Request:
@@ -37,9 +36,11 @@ class Request:
         num_processes: None means one, or as many as ``cpu_for_each_process`` names.
         distributed_backend: One of `BACKENDS`.
         process_group_backend: None for gloo, ``gloo``, ``ccl`` or ``mpi``.
+        cluster: Address of a Ray or Spark cluster.
         cpu_for_each_process: For each process the hardware threads it is bound to.
         precision: 64, 32, 16 or bf16, in any spelling.
         use_ipex: Whether Intel's extension is asked for.
+        ipex_note: Where it is, or why training goes on without it.
         auto_lr: Whether the learning rate is to be scaled with the number of processes.
         strict: Whether a wish that cannot be met is an error instead of a note.
         supervised: Whether even a single process runs as a watched worker (to start it again after a crash).
@@ -50,9 +51,11 @@ class Request:
     num_processes: int | None = None
     distributed_backend: str = "subprocess"
     process_group_backend: str | None = None
+    cluster: str | None = None
     cpu_for_each_process: Sequence[Sequence[int]] | None = None
     precision: int | str = 32
     use_ipex: bool = False
+    ipex_note: str = ""
     auto_lr: bool = False
     strict: bool = False
     supervised: bool = False
@@ -89,7 +92,10 @@ class ExecutionPlan:
 
     def describe(self) -> str:
         """Return the plan as text: the machine, a table of the processes, the notes."""
-        rows = [(str(slot.rank), str(slot.threads), cpu_ranges(slot.cpus) or "not bound") for slot in self.slots]
+        rows = [
+            (str(slot.rank), str(slot.threads or "by its machine"), cpu_ranges(slot.cpus) or "not bound")
+            for slot in self.slots
+        ]
         how = "in this process" if self.launcher == "none" else f"{self.world} processes started by {self.launcher}"
         ipex = " with IPEX" if self.ipex else ""
         lines = [
@@ -122,13 +128,15 @@ def make_plan(request: Request, machine: Machine) -> ExecutionPlan:
     world = _num_processes(request)
     _check_backend(request)
     notes: list[str] = []
+    in_process = world == 1 and not request.supervised and request.cpu_for_each_process is None
     if request.cpu_for_each_process is not None:
         slots = _given_slots(request.cpu_for_each_process, machine, notes)
+    elif in_process or request.distributed_backend in _LOCAL:
+        slots = share_cores(world, machine, notes)
     else:
-        slots = _shared_slots(world, machine, notes)
+        slots = tuple(Slot(rank, world, (), request.omp_num_threads or 0) for rank in range(world))
     slots = _respect_omp(slots, request.omp_num_threads, notes)
-    in_process = world == 1 and not request.supervised and request.cpu_for_each_process is None
-    if in_process or request.distributed_backend not in _LOCAL:
+    if in_process:
         slots = tuple(Slot(slot.rank, slot.world, (), slot.threads) for slot in slots)
     precision = canonical_precision(request.precision)
     notes += _precision_notes(precision, machine)
@@ -183,6 +191,16 @@ def _check_backend(request: Request) -> None:
     needed = {"ray": "ray", "spark": "pyspark"}.get(backend)
     if needed is not None and needed not in request.importable and (request.num_processes or 1) > 1:
         raise MissingDependencyError(needed, f"pip install 'yolox-cpu[{backend}]'")
+    if backend not in _LOCAL and request.cpu_for_each_process is not None:
+        raise UsageError(
+            f"cpu_for_each_process names hardware threads of this machine; {backend} chooses machines itself. "
+            "Leave it out: every machine shares its cores among its processes."
+        )
+    if request.cluster is not None and backend in _LOCAL:
+        raise UsageError(
+            f"cluster is '{request.cluster}', but distributed_backend '{backend}' stays on this machine; "
+            "expected 'ray' or 'spark' with it."
+        )
 
 
 def _given_slots(lists: Sequence[Sequence[int]], machine: Machine, notes: list[str]) -> tuple[Slot, ...]:
@@ -202,62 +220,6 @@ def _given_slots(lists: Sequence[Sequence[int]], machine: Machine, notes: list[s
     if len(used) > len(set(used)):
         notes.append("cpu_for_each_process gives some hardware threads to several processes: they share them")
     return tuple(slots)
-
-
-def _shared_slots(world: int, machine: Machine, notes: list[str]) -> tuple[Slot, ...]:
-    cores = machine.cores
-    if machine.num_threads < machine.num_cores:
-        notes.append(
-            f"the container's quota is {machine.quota:g} CPUs: {machine.num_threads} computing threads in all, "
-            f"although {machine.num_cores} cores can be seen"
-        )
-    if world > machine.num_threads:
-        notes.append(
-            f"{world} processes share {machine.num_threads} cores: that works, but fewer processes would be faster"
-        )
-        blocks: list[tuple[Core, ...]] = [(cores[rank % len(cores)],) for rank in range(world)]
-    else:
-        blocks = _split(cores, world, machine, notes)
-    per_process = max(1, machine.num_threads // world)
-    threads = [min(len(block), per_process) for block in blocks]
-    idle = machine.num_threads - sum(threads)
-    if idle > 0 and world > 1:
-        notes.append(f"{idle} core(s) are left to data loading, so that all processes compute alike")
-    return tuple(
-        Slot(rank, world, tuple(sorted(cpu.number for core in block for cpu in core)), count)
-        for rank, (block, count) in enumerate(zip(blocks, threads, strict=True))
-    )
-
-
-def _split(cores: Sequence[Core], world: int, machine: Machine, notes: list[str]) -> list[tuple[Core, ...]]:
-    """Cut the cores into equal blocks, none of which crosses a NUMA node where that can be had."""
-    nodes: dict[int, list[Core]] = {}
-    for core in cores:
-        nodes.setdefault(core[0].node, []).append(core)
-    sizes = [len(node) for node in nodes.values()]
-    if world < len(nodes) or len(nodes) == 1:
-        size = len(cores) // world
-        if world < len(nodes) and len(nodes) % world:
-            notes.append(f"{world} processes on {len(nodes)} NUMA nodes: some processes compute on two nodes")
-        return [tuple(cores[rank * size : (rank + 1) * size]) for rank in range(world)]
-    # the largest block size with which every process finds a place inside one node
-    size = next(size for size in range(max(sizes), 0, -1) if sum(count // size for count in sizes) >= world)
-    blocks = [tuple(node[at : at + size]) for node in nodes.values() for at in range(0, len(node) - size + 1, size)]
-    if len(set(sizes)) > 1 and world % len(nodes):
-        notes.append("the NUMA nodes differ in size: no process crosses a node, some nodes have cores to spare")
-    return _spread(blocks, world)
-
-
-def _spread(blocks: list[tuple[Core, ...]], world: int) -> list[tuple[Core, ...]]:
-    """Choose ``world`` of the blocks, as evenly over the nodes as they allow, in their order."""
-    seen: dict[int, int] = {}
-    order = []
-    for position, block in enumerate(blocks):
-        node = block[0][0].node
-        seen[node] = seen.get(node, 0) + 1
-        order.append((seen[node], position))
-    chosen = sorted(position for _, position in sorted(order)[:world])
-    return [blocks[position] for position in chosen]
 
 
 def _respect_omp(slots: tuple[Slot, ...], omp: int | None, notes: list[str]) -> tuple[Slot, ...]:
@@ -282,10 +244,7 @@ def _other_notes(request: Request, precision: PrecisionName, machine: Machine, w
     if request.use_ipex and IPEX not in request.importable:
         if request.strict:
             raise MissingDependencyError("Intel's extension for PyTorch", "make ipex")
-        notes.append(
-            "use_ipex: Intel's extension is not installed here (it ended with PyTorch 2.8; 'make ipex' builds an "
-            "environment for it); training goes on with PyTorch's own equivalents: channels_last and oneDNN"
-        )
+        notes.append(f"use_ipex: {request.ipex_note}")
     if request.auto_lr and world == 1:
         notes.append("auto_lr changes nothing with one process")
     if world > 1 and machine.system != "Linux":

@@ -34,6 +34,11 @@ class PrecisionOptions:
     fp32_modules: tuple[str, ...] = ()
     operations: Operations = NO_OPERATIONS
 
+    @property
+    def uniform(self) -> bool:
+        """Whether there are no exceptions from mixed precision."""
+        return not self.fp32_modules and self.operations == NO_OPERATIONS
+
 
 def build_precision(
     precision: PrecisionName, device: str = "cpu", options: PrecisionOptions | None = None
@@ -51,7 +56,7 @@ def build_precision(
     options = options or PrecisionOptions()
     if precision in ("16", "bf16"):
         return _Mixed("16-mixed" if precision == "16" else "bf16-mixed", device, options)
-    if options.fp32_modules or options.operations != NO_OPERATIONS:
+    if not options.uniform:
         raise UsageError(
             f"fp32_modules and lists of operators make exceptions from mixed precision; precision is {precision}. "
             "Use precision 'bf16', or leave them out."

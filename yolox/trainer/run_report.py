@@ -38,6 +38,7 @@ class RunReport(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Gather the ranks' memory and write the file."""
         memory = gather_numbers(peak_memory_bytes(), trainer.world_size)
+        threads = gather_numbers(torch.get_num_threads(), trainer.world_size)
         if not trainer.is_global_zero:
             return
         plan = getattr(trainer, "plan", None)
@@ -48,6 +49,7 @@ class RunReport(Callback):
             "steps_done": trainer.global_step,
             "end_to_end_seconds": time.time() - self._began,
             "peak_memory_bytes": memory,
+            "threads": threads,
             "plan": plan.as_dict() if isinstance(plan, ExecutionPlan) else None,
             "machine": read_machine().as_dict(),
             "versions": {"python": platform.python_version(), "torch": torch.__version__},

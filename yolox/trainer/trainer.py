@@ -15,19 +15,21 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from yolox.cpu.allocator import keep_freed_memory
+from yolox.cpu.ipex_location import locate_ipex
 from yolox.cpu.machine import read_machine
 from yolox.trainer.arguments import (
     as_list,
     check_accelerator,
     check_arguments,
     count_processes,
+    refuse,
     silence_advertisements,
     unknown_operations,
     warmup_epochs,
 )
 from yolox.trainer.auto_lr import ScaledLearningRate
 from yolox.trainer.checkpoint_io import AtomicCheckpointIO
-from yolox.trainer.ipex import IpexTraining
+from yolox.trainer.ipex import IpexTraining, plan_ipex
 from yolox.trainer.launchers import build_launcher
 from yolox.trainer.launchers.heartbeat import HangLimits
 from yolox.trainer.lightning_bridge import LauncherStrategy, install_stop_signals, synchronise_batchnorm
@@ -61,12 +63,14 @@ class Trainer(pl.Trainer):
         channels_last: Whether module and 4-D batches take the channels_last memory format.
         auto_lr: True or ``{"warmup_epochs": n}``: multiply the learning rate by the number of processes.
         precision: 64, 32, 16 or "bf16".
+        cluster: Address of a running Ray or Spark cluster; by default the one this process is part of, that of
+            ``RAY_ADDRESS`` or ``spark-submit``, or this machine alone.
         strict: Whether a wish that cannot be met is an error instead of a note.
         fp32_modules: Names of parts that compute in float32 under precision bf16 or 16; ``*`` and ``?`` allowed.
         bf16_operations: File that lists operators to run in bf16.
         fp32_operations: File that lists operators to run in fp32.
         max_restarts: How often to start again from the last checkpoint after a process died.
-        stop_checkpoint: What SIGTERM writes; by default ``interrupted.ckpt`` in ``default_root_dir``.
+        stop_checkpoint: What SIGTERM and Ctrl-C write; by default ``interrupted.ckpt`` in ``default_root_dir``.
         hang_timeout: Seconds without any activity in a step after which a run of several processes is stopped; None
             for never.
         pl_arguments: Handed to ``pytorch_lightning.Trainer``.
@@ -87,6 +91,7 @@ class Trainer(pl.Trainer):
         auto_lr: bool | dict[str, int] = False,
         precision: int | str = 32,
         *,
+        cluster: str | None = None,
         strict: bool = False,
         fp32_modules: Sequence[str] = (),
         bf16_operations: str | Path | None = None,
@@ -107,9 +112,11 @@ class Trainer(pl.Trainer):
                 num_processes=num_processes if on_cpu else 1,
                 distributed_backend=distributed_backend,
                 process_group_backend=process_group_backend,
+                cluster=cluster,
                 cpu_for_each_process=cpu_for_each_process,
                 precision=precision,
                 use_ipex=use_ipex and on_cpu,
+                ipex_note=plan_ipex(locate_ipex()).note if use_ipex and on_cpu else "",
                 auto_lr=bool(auto_lr),
                 strict=strict,
                 supervised=max_restarts > 0 and on_cpu,
@@ -118,6 +125,7 @@ class Trainer(pl.Trainer):
             ),
             read_machine(),
         )
+        self.cluster = cluster
         self.max_restarts = max_restarts
         self._checkpoint_files = AtomicCheckpointIO()
         options = PrecisionOptions(
@@ -128,8 +136,8 @@ class Trainer(pl.Trainer):
         pl_arguments["plugins"] = [*as_list(pl_arguments.get("plugins")), *plugins]
         callbacks = as_list(pl_arguments.get("callbacks"))
         callbacks += [ScaledLearningRate(warmup)] if auto_lr else []
-        callbacks += [IpexTraining(self.plan.precision)] if self.plan.ipex else []
-        pl_arguments["callbacks"] = [*callbacks, StopInOrder(Path(stop_checkpoint) if stop_checkpoint else None)]
+        callbacks += [IpexTraining(self.plan.precision, bf16_weights=options.uniform)] if self.plan.ipex else []
+        pl_arguments["callbacks"] = [*callbacks, StopInOrder(stop_checkpoint)]
         if on_cpu:
             sync_batchnorm = pl_arguments.pop("sync_batchnorm", False)
             pl_arguments.update(self._cpu_arguments(hang_timeout, pl_arguments))
@@ -152,7 +160,7 @@ class Trainer(pl.Trainer):
             torch.set_num_threads(self.plan.slots[0].threads)
             return {"accelerator": "cpu", "devices": 1}
         limits = None if hang_timeout is None else HangLimits(step=hang_timeout)
-        launcher = build_launcher(self.plan.launcher, limits)
+        launcher = build_launcher(self.plan.launcher, limits, self.cluster)
         return {
             "accelerator": "cpu",
             "devices": self.plan.world,
@@ -173,7 +181,7 @@ class Trainer(pl.Trainer):
 
         Raises:
             RankError: When a process failed; the message holds its traceback.
-            SystemExit: With code 143 after SIGTERM, once a checkpoint is written.
+            SystemExit: With code 143 after SIGTERM and 130 after Ctrl-C, once a checkpoint is written.
         """
         begin = super().fit
 
@@ -211,6 +219,10 @@ class Trainer(pl.Trainer):
     ) -> nn.Module:
         """Return ``model`` with the weights in the folder ``path``; see `load_module`."""
         return load_module(path, model, input_sample, inplace, device)
+
+    search = search_summary = staticmethod(refuse("search", "run the trainer from Optuna or Ray Tune"))
+    trace = staticmethod(refuse("trace", "use yolox.inference.InferenceOptimizer.trace"))
+    quantize = staticmethod(refuse("quantize", "use yolox.inference.InferenceOptimizer.quantize"))
 
 
 def _omp_num_threads() -> int | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from yolox.errors import UsageError
 from yolox.trainer.launchers.base import Launcher
 from yolox.trainer.launchers.heartbeat import HangLimits
@@ -11,18 +13,26 @@ from yolox.trainer.launchers.spawn import SpawnLauncher
 __all__ = ["build_launcher"]
 
 
-def build_launcher(name: str, limits: HangLimits | None) -> Launcher:
+def build_launcher(name: str, limits: HangLimits | None, cluster: str | None = None) -> Launcher:
     """Return the launcher of a backend.
 
     Args:
         name: As in ``distributed_backend``.
         limits: When a run that does nothing is taken to hang; None for never.
+        cluster: Address of the cluster, for ``ray`` and ``spark``.
 
     Raises:
         UsageError: When there is none of that name.
     """
-    if name == "subprocess":
-        return PopenLauncher(limits)
-    if name == "spawn":
-        return SpawnLauncher(limits)
-    raise UsageError(f"distributed_backend '{name}' is not offered by this version; use 'subprocess' or 'spawn'.")
+    if name == "ray":
+        from yolox.trainer.launchers.ray_actors import RayLauncher
+
+        return RayLauncher(cluster, limits)
+    if name == "spark":
+        from yolox.trainer.launchers.spark_barrier import SparkLauncher
+
+        return SparkLauncher(cluster, limits)
+    local: dict[str, Callable[[HangLimits | None], Launcher]] = {"subprocess": PopenLauncher, "spawn": SpawnLauncher}
+    if name not in local:
+        raise UsageError(f"there is no distributed_backend '{name}'; use 'subprocess', 'spawn', 'ray' or 'spark'.")
+    return local[name](limits)

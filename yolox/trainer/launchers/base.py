@@ -12,7 +12,7 @@ __all__ = ["FailureKind", "Launcher", "Phase", "RankError", "Slot", "Worker", "n
 Phase = Literal["setup", "step", "data", "other"]
 """What a rank is doing: starting, computing a batch, fetching a batch, anything else (evaluation, files ...)."""
 
-FailureKind = Literal["raised", "killed", "exited", "hangs"]
+FailureKind = Literal["raised", "killed", "exited", "hangs", "lost"]
 
 # messages of a rank that only noticed that another one is gone
 _ECHO = re.compile(
@@ -30,7 +30,7 @@ class Slot:
         rank: Its number, from 0.
         world: Number of processes in all.
         cpus: Hardware threads it is bound to; empty: not bound.
-        threads: Threads it computes with.
+        threads: Threads it computes with; 0 where the machine it will run on decides.
     """
 
     rank: int
@@ -126,5 +126,5 @@ class Failure:
 
 
 def first_cause(failures: Sequence[Failure]) -> Failure:
-    """Return the failure that brought the others about: killed ranks first, echoes last, else the earliest."""
-    return min(failures, key=lambda failure: (failure.is_echo, failure.kind != "killed", failure.at))
+    """Return the failure that brought the others about: killed and lost ranks first, echoes last, else the earliest."""
+    return min(failures, key=lambda failure: (failure.is_echo, failure.kind not in ("killed", "lost"), failure.at))

@@ -8,17 +8,18 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from yolox.cpu.affinity import thread_environment
 from yolox.trainer.launchers.base import Slot, Worker
+from yolox.trainer.launchers.crew import LocalCrew
 from yolox.trainer.launchers.heartbeat import HangLimits
-from yolox.trainer.launchers.supervise import kill_all, supervise
+from yolox.trainer.launchers.supervise import supervise
 from yolox.trainer.launchers.worker import Desk
 
-__all__ = ["PopenLauncher"]
+__all__ = ["PopenLauncher", "start_worker"]
 
 _SERVE = "import sys; from yolox.trainer.launchers.worker import main; sys.exit(main(sys.argv[1:]))"
 
@@ -39,30 +40,48 @@ class PopenLauncher:
         """Return the results by rank; see `Launcher`."""
         desk = Desk(Path(tempfile.mkdtemp(prefix="yolox-run-")))
         processes: list[subprocess.Popen[bytes]] = []
+        crew = LocalCrew(processes, desk)
         try:
             desk.place(slots, function)
             for slot in slots:
-                processes.append(self._start(desk, slot))
-            return supervise(desk, processes, self.limits)
+                processes.append(start_worker(desk, slot, self.python))
+            return supervise(desk, crew, self.limits)
         finally:
-            kill_all(processes)
+            crew.kill()
             shutil.rmtree(desk.folder, ignore_errors=True)
 
-    def _start(self, desk: Desk, slot: Slot) -> subprocess.Popen[bytes]:
-        environment = thread_environment(os.environ, slot.threads, bool(slot.cpus))
-        environment.update(local_network(environment), PYTHONPATH=package_path(environment))
-        command = [self.python or sys.executable, "-c", _SERVE, str(desk.folder), str(slot.rank)]
-        if slot.rank == 0:
-            return _start_visible(command, environment)
-        with desk.output(slot.rank).open("wb") as output:
-            return subprocess.Popen(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+
+def start_worker(
+    desk: Desk,
+    slot: Slot,
+    python: str | None = None,
+    network: Mapping[str, str] | None = None,
+    streams: tuple[Any, Any] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start the process of one slot.
+
+    Args:
+        desk: Already holds the function and the setup.
+        slot: Which one.
+        python: The interpreter; by default this one.
+        network: Variables that say how ranks reach each other; by default all are on this machine.
+        streams: Where rank 0 writes; by default to the streams of this process.
+    """
+    environment = thread_environment(os.environ, slot.threads, bool(slot.cpus))
+    environment.update(local_network(environment) if network is None else network)
+    environment.update(PYTHONPATH=package_path(environment))
+    command = [python or sys.executable, "-c", _SERVE, str(desk.folder), str(slot.rank)]
+    if slot.rank == 0:
+        return _start_visible(command, environment, streams or (sys.stdout, sys.stderr))
+    with desk.output(slot.rank).open("wb") as output:
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
 def package_path(environment: dict[str, str]) -> str:
@@ -78,18 +97,20 @@ def local_network(environment: dict[str, str]) -> dict[str, str]:
     return {"GLOO_SOCKET_IFNAME": "lo"}
 
 
-def _start_visible(command: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+def _start_visible(
+    command: Sequence[str], environment: dict[str, str], streams: tuple[Any, Any]
+) -> subprocess.Popen[bytes]:
     """Start rank 0, whose output the user sees, in a notebook as well, where it has to be carried over."""
-    carried = {name: not _has_descriptor(getattr(sys, name)) for name in ("stdout", "stderr")}
+    carried = [not _has_descriptor(stream) for stream in streams]
     process = subprocess.Popen(
         command,
         env=environment,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE if carried["stdout"] else None,
-        stderr=subprocess.PIPE if carried["stderr"] else None,
+        stdout=subprocess.PIPE if carried[0] else None,
+        stderr=subprocess.PIPE if carried[1] else None,
         start_new_session=True,
     )
-    for source, target in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
+    for source, target in zip((process.stdout, process.stderr), streams, strict=True):
         if source is not None:
             threading.Thread(target=_carry, args=(source, target), daemon=True).start()
     return process

@@ -15,9 +15,10 @@ from typing import Any
 
 from yolox.cpu.affinity import thread_environment
 from yolox.trainer.launchers.base import RankError, Slot, Worker
+from yolox.trainer.launchers.crew import LocalCrew
 from yolox.trainer.launchers.heartbeat import HangLimits
 from yolox.trainer.launchers.popen import local_network
-from yolox.trainer.launchers.supervise import kill_all, supervise
+from yolox.trainer.launchers.supervise import supervise
 from yolox.trainer.launchers.worker import Desk, serve
 
 __all__ = ["SpawnLauncher"]
@@ -42,6 +43,7 @@ class SpawnLauncher:
         """Return the results by rank; see `Launcher`."""
         desk = Desk(Path(tempfile.mkdtemp(prefix="yolox-run-")))
         members: list[_Spawned] = []
+        crew = LocalCrew(members, desk)
         try:
             desk.place(slots, function)
             context = multiprocessing.get_context("spawn")
@@ -50,7 +52,7 @@ class SpawnLauncher:
                 with _environment(slot):
                     process.start()
                 members.append(_Spawned(process))
-            return supervise(desk, members, self.limits)
+            return supervise(desk, crew, self.limits)
         except RankError as error:
             if error.kind == "exited":
                 raise RankError(
@@ -58,7 +60,7 @@ class SpawnLauncher:
                 ) from None
             raise
         finally:
-            kill_all(members)
+            crew.kill()
             shutil.rmtree(desk.folder, ignore_errors=True)
 
 

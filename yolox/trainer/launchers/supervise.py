@@ -3,95 +3,68 @@
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 from yolox.errors import YoloxError
 from yolox.trainer.launchers.base import Failure, RankError, first_cause
-from yolox.trainer.launchers.heartbeat import (
-    Activity,
-    Effort,
-    HangLimits,
-    HangWatch,
-    is_busy,
-    read_effort,
-    read_heart,
-)
+from yolox.trainer.launchers.crew import Crew
+from yolox.trainer.launchers.heartbeat import Activity, Effort, HangLimits, HangWatch, is_busy
 from yolox.trainer.launchers.worker import Desk
 
-__all__ = ["Member", "supervise"]
+__all__ = ["describe_stop", "supervise"]
 
 _POLL_SECONDS = 0.1
 _LOOK_SECONDS = 1.0
 _PAUSE_SECONDS = 5.0
 _SETTLE_SECONDS = 0.5  # after the first failure, for the failures that came before it but show later
+_STACK_SECONDS = 1.0  # for the ranks to write down what they are doing
+_ECHO_SECONDS = 3.0  # when all that is known so far is that somebody else is gone
 _EXIT_SECONDS = 10.0  # from the result to the end of the process
 _TAIL_LINES = 20
 _WAITING_FRAMES = ("torch/distributed/", "_engine_run_backward", "lightning_fabric/utilities/distributed")
 _log = logging.getLogger(__name__)
 
 
-class Member(Protocol):
-    """A started process, whoever started it."""
-
-    @property
-    def pid(self) -> int:
-        """Its process id; it leads a process group and a session of its own."""
-
-    def poll(self) -> int | None:
-        """Return its exit code, negative for a signal, or None while it runs."""
-
-
 @dataclass
 class _Run:
     desk: Desk
-    members: Sequence[Member]
+    crew: Crew
     limits: HangLimits | None
-    asked_to_stop: bool = False
+    stop_signal: int = 0
 
     @property
     def world(self) -> int:
-        return len(self.members)
+        return self.crew.world
 
 
-def supervise(desk: Desk, members: Sequence[Member], limits: HangLimits | None) -> list[Any]:
-    """Wait for all members; return their results by rank.
+def supervise(desk: Desk, crew: Crew, limits: HangLimits | None) -> list[Any]:
+    """Wait for all processes; return their results by rank.
 
-    SIGTERM is passed on to them once, so that they can end in order; a second one, Ctrl-C or any failure kills them.
+    SIGTERM and Ctrl-C are passed on to them once, so that they can end in order; a second one or any failure kills
+    them.
 
     Raises:
         RankError: When a rank failed or the run hangs.
         YoloxError: When a rank raised it.
         SystemExit: When a rank ended itself so.
+        KeyboardInterrupt: After Ctrl-C, where the ranks had nothing to save.
     """
-    run = _Run(desk, members, limits)
+    run = _Run(desk, crew, limits)
     try:
-        with _passing_sigterm_on(run):
+        with _passing_signals_on(run):
             _wait(run)
         return [pickle.loads(desk.result(rank).read_bytes()) for rank in range(run.world)]
     finally:
-        kill_all(members)
-
-
-def kill_all(members: Sequence[Member]) -> None:
-    """Kill the members and their children, and wait until the members are gone."""
-    for member in members:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(member.pid, signal.SIGKILL)
-        if member.poll() is None:
-            with suppress(ProcessLookupError):
-                os.kill(member.pid, signal.SIGKILL)
-    deadline = time.monotonic() + _EXIT_SECONDS
-    while any(member.poll() is None for member in members) and time.monotonic() < deadline:
-        time.sleep(0.01)
+        crew.kill()
 
 
 def _wait(run: _Run) -> None:
@@ -100,13 +73,12 @@ def _wait(run: _Run) -> None:
     while True:
         failures = list(_failures(run))
         if failures:
-            time.sleep(_SETTLE_SECONDS)
-            _raise(run, first_cause(list(_failures(run))))
+            _raise(run, _settled(run))
         now = time.monotonic()
         for rank in range(run.world):
             if run.desk.result(rank).exists():
                 finished.setdefault(rank, now)
-        ended = [run.members[rank].poll() is not None or now - at > _EXIT_SECONDS for rank, at in finished.items()]
+        ended = [run.crew.poll(rank) is not None or now - at > _EXIT_SECONDS for rank, at in finished.items()]
         if len(ended) == run.world and all(ended):
             return
         watch.look(now, [rank for rank in range(run.world) if rank not in finished])
@@ -119,20 +91,19 @@ class _Watcher:
     def __init__(self, run: _Run) -> None:
         self.run = run
         self.watch = HangWatch(run.limits) if run.limits is not None and Path("/proc/self/stat").exists() else None
-        self._last: dict[int, Effort] = {}
+        self._last: Mapping[int, Effort] = {}
         self._last_at = 0.0
 
     def look(self, now: float, ranks: Sequence[int]) -> None:
         elapsed = now - self._last_at
         if self.watch is None or elapsed < _LOOK_SECONDS:
             return
-        readings = read_effort([self.run.members[rank].pid for rank in ranks])
+        readings = self.run.crew.efforts()
         activities = []
         for rank in ranks:
-            pid = self.run.members[rank].pid
-            beats, phase = read_heart(self.run.desk.heart(rank))
+            beats, phase = self.run.crew.heart(rank)
             # a parent that was paused itself knows nothing of the time in between
-            busy = elapsed > _PAUSE_SECONDS or is_busy(self._last.get(pid), readings[pid], elapsed)
+            busy = elapsed > _PAUSE_SECONDS or is_busy(self._last.get(rank), readings.get(rank, Effort()), elapsed)
             activities.append(Activity(rank, phase, beats, busy))
         self._last, self._last_at = readings, now
         reason = self.watch.look(now, activities)
@@ -140,9 +111,19 @@ class _Watcher:
             _raise(self.run, _describe_hang(self.run, reason, activities))
 
 
+def _settled(run: _Run) -> Failure:
+    """Return the failure that brought the others about, once it has had time to show."""
+    deadline = time.monotonic() + _ECHO_SECONDS
+    while True:
+        time.sleep(_SETTLE_SECONDS)
+        cause = first_cause(list(_failures(run)))
+        if not cause.is_echo or time.monotonic() > deadline:
+            return cause
+
+
 def _failures(run: _Run) -> Iterator[Failure]:
-    for rank, member in enumerate(run.members):
-        code = member.poll()  # before the files: a process writes them while it lives
+    for rank in range(run.world):
+        code = run.crew.poll(rank)  # before the files: a process writes them while it lives
         path = run.desk.failure(rank)
         if path.exists():
             yield pickle.loads(path.read_bytes())
@@ -167,9 +148,9 @@ def _describe_end(run: _Run, rank: int, code: int) -> Failure:
 def _describe_hang(run: _Run, reason: str, ranks: Sequence[Activity]) -> Failure:
     """Ask every rank for its stacks; the one that does not wait for the others is the one to blame."""
     for activity in ranks:
-        with suppress(ProcessLookupError, AttributeError):
-            os.kill(run.members[activity.rank].pid, signal.SIGUSR1)
-    time.sleep(_SETTLE_SECONDS)
+        with suppress(AttributeError):  # some systems lack the signal
+            run.crew.send(activity.rank, signal.SIGUSR1)
+    time.sleep(_STACK_SECONDS)
     stacks = {activity.rank: _tail(run.desk.stacks(activity.rank), 200) for activity in ranks}
     own = [rank for rank, text in stacks.items() if not any(mark in text for mark in _WAITING_FRAMES)]
     fewest = min(activity.beats for activity in ranks)
@@ -180,10 +161,15 @@ def _describe_hang(run: _Run, reason: str, ranks: Sequence[Activity]) -> Failure
 
 
 def _raise(run: _Run, failure: Failure) -> NoReturn:
-    text = failure.traceback_text
-    rank_error = RankError(failure.rank, run.world, failure.kind, failure.summary, text)
+    where = run.crew.where(failure.rank)
+    summary = f"on {where}: {failure.summary}" if where else failure.summary
+    rank_error = RankError(failure.rank, run.world, failure.kind, summary, failure.traceback_text)
     if isinstance(failure.error, YoloxError):
-        raise failure.error from rank_error
+        error = copy(failure.error)
+        error.args = (f"on {where}: {error}",) if where else error.args
+        raise error from rank_error
+    if isinstance(failure.error, KeyboardInterrupt) and run.stop_signal:
+        raise KeyboardInterrupt from rank_error
     if isinstance(failure.error, SystemExit):
         raise SystemExit(failure.error.code)
     raise rank_error from failure.error
@@ -196,24 +182,30 @@ def _tail(path: Path, lines: int = _TAIL_LINES) -> str:
         return ""
 
 
+def describe_stop(signum: int) -> str:
+    """Return what to tell of the first signal that asks a run to stop."""
+    name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
+    return f"{name}: finishing the step, then writing a checkpoint; once more to stop at once"
+
+
 @contextmanager
-def _passing_sigterm_on(run: _Run) -> Iterator[None]:
-    """Send SIGTERM on to the workers; only the main thread may ask for that."""
+def _passing_signals_on(run: _Run) -> Iterator[None]:
+    """Send SIGTERM and Ctrl-C on to the workers; only the main thread may ask for that."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def pass_on(signum: int, frame: object) -> None:
-        if run.asked_to_stop:
-            raise SystemExit(128 + signum)
-        run.asked_to_stop = True
-        _log.warning("received SIGTERM: the ranks finish their step and write a checkpoint; once more to stop at once")
-        for member in run.members:
-            with suppress(ProcessLookupError):
-                os.kill(member.pid, signum)
+        if run.stop_signal:
+            raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signum)
+        run.stop_signal = signum
+        _log.warning("%s", describe_stop(signum))
+        for rank in range(run.world):
+            run.crew.send(rank, signum)
 
-    before: Callable[..., Any] | int | None = signal.signal(signal.SIGTERM, pass_on)
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -24,13 +24,39 @@ import cloudpickle
 
 from yolox.cpu.affinity import bind_process
 from yolox.cpu.allocator import keep_freed_memory
-from yolox.trainer.launchers.base import Failure, FailureKind, Slot, Worker
+from yolox.trainer.launchers.base import Failure, FailureKind, Phase, Slot, Worker
 from yolox.trainer.launchers.heartbeat import Heart
 
-__all__ = ["Desk", "serve"]
+__all__ = ["Desk", "Setup", "serve"]
 
 _PR_SET_PDEATHSIG = 1
 _FAILED = 1
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the workers of one parent need to know.
+
+    Args:
+        slots: Of the ranks that this parent starts.
+        rendezvous: Where all ranks meet.
+        path: Where to import from.
+        parent: Process id; the workers end with it.
+        first_local_rank: Number, on this machine, of the first of the slots.
+        node_rank: Number of this machine.
+    """
+
+    slots: tuple[Slot, ...]
+    rendezvous: str
+    path: tuple[str, ...]
+    parent: int
+    first_local_rank: int = 0
+    node_rank: int = 0
+
+    def worker(self, rank: int, beat: Callable[[Phase], None]) -> Worker:
+        """Return the place of one rank."""
+        number = [slot.rank for slot in self.slots].index(rank)
+        return Worker(self.slots[number], self.rendezvous, beat, self.first_local_rank + number, self.node_rank)
 
 
 @dataclass(frozen=True)
@@ -74,37 +100,39 @@ class Desk:
         return self.folder / f"output-{rank}.txt"
 
     def place(self, slots: Sequence[Slot], function: Callable[[Worker], Any]) -> None:
-        """Write what the workers need.
+        """Write what workers of this machine need.
 
         Raises:
             pickle.PicklingError: When the function holds something that cannot be sent.
         """
         self.payload.write_bytes(cloudpickle.dumps(function))
-        content = {"slots": [asdict(slot) for slot in slots], "path": sys.path, "parent": os.getpid()}
-        (self.folder / "setup.json").write_text(json.dumps(content), encoding="utf-8")
+        self.write_setup(Setup(tuple(slots), self.rendezvous, tuple(sys.path), os.getpid()))
 
-    def read_setup(self) -> tuple[list[Slot], list[str], int]:
-        """Return the slots, the parent's import path and its process id."""
+    def write_setup(self, setup: Setup) -> None:
+        """Write what the workers need to know."""
+        (self.folder / "setup.json").write_text(json.dumps(asdict(setup)), encoding="utf-8")
+
+    def read_setup(self) -> Setup:
+        """Return what the parent wrote."""
         content = json.loads((self.folder / "setup.json").read_text(encoding="utf-8"))
-        slots = [Slot(**{**slot, "cpus": tuple(slot["cpus"])}) for slot in content["slots"]]
-        return slots, content["path"], content["parent"]
+        slots = tuple(Slot(**{**slot, "cpus": tuple(slot["cpus"])}) for slot in content["slots"])
+        return Setup(**{**content, "slots": slots, "path": tuple(content["path"])})
 
 
 def serve(desk: Desk, rank: int) -> int:
     """Run the function of the desk as ``rank``; return the exit code of the process."""
-    slots, import_path, parent = desk.read_setup()
-    slot = slots[rank]
-    end_with_parent(parent)
+    setup = desk.read_setup()
+    worker = setup.worker(rank, Heart(desk.heart(rank)))
+    end_with_parent(setup.parent)
     stacks = desk.stacks(rank).open("w", encoding="utf-8")  # stays open: faulthandler writes to it at any time
     faulthandler.enable(stacks)
     if hasattr(signal, "SIGUSR1"):
         faulthandler.register(signal.SIGUSR1, stacks)
-    bind_process(slot.cpus)
+    bind_process(worker.slot.cpus)
     keep_freed_memory()
-    sys.path[:] = import_path
+    sys.path[:] = setup.path
     try:
-        function = _load(desk, slot)
-        worker = Worker(slot, desk.rendezvous, Heart(desk.heart(rank)), local_rank=rank)
+        function = _load(desk, worker.slot)
         _write(desk.result(rank), cloudpickle.dumps(function(worker)))
     except BaseException as error:  # noqa: BLE001 - whatever ends a rank must reach the parent
         _write(desk.failure(rank), describe_failure(error, rank))

@@ -1,0 +1,282 @@
+"""Our representative on a machine of a cluster: starts workers there as they are started here, and reports on them.
+
+It dials the supervisor, says what its machine is, and is told which ranks to start. Whatever engine carries it there
+(Ray, Spark) needs to do no more than call `serve_node`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Client, Connection
+from pathlib import Path
+from typing import Any
+
+from yolox.cpu.machine import Machine, read_machine
+from yolox.trainer.launchers.base import Phase, Slot
+from yolox.trainer.launchers.crew import LocalCrew
+from yolox.trainer.launchers.heartbeat import Effort, read_heart
+from yolox.trainer.launchers.popen import start_worker
+from yolox.trainer.launchers.worker import Desk, Setup
+
+__all__ = ["Hello", "Invitation", "Orders", "RankState", "limit_silence", "machine_identity", "serve_node"]
+
+_ROUND_SECONDS = 0.1
+_REPORT_SECONDS = 0.5
+_STACK_SECONDS = 0.2
+_UNREACHABLE_MS = 20_000  # the supervisor's machine fell off the network without a word
+_PART_BYTES = 1 << 20
+_SIOCGIFADDR = 0x8915
+
+
+@dataclass(frozen=True)
+class Invitation:
+    """How an agent finds its supervisor.
+
+    Args:
+        address: Host and port.
+        key: Shared secret.
+        path: The supervisor's import path.
+    """
+
+    address: tuple[str, int]
+    key: bytes
+    path: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What an agent says of itself.
+
+    Args:
+        number: Which of the agents it is.
+        label: Its machine, as the user knows it.
+        identity: The same for agents on one machine.
+        machine: What it may use.
+        ranks: Number of processes it can start.
+        threads: Threads that its engine has reserved for them in all; None for as many as the machine has.
+    """
+
+    number: int
+    label: str
+    identity: str
+    machine: Machine
+    ranks: int
+    threads: int | None
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What an agent is to start.
+
+    Args:
+        slots: The ranks.
+        payload: The pickled function.
+        rendezvous: Where all ranks meet.
+        first_local_rank: Number, on this machine, of the first of the slots.
+        node_rank: Number of the machine.
+        one_machine: Whether all ranks are on it.
+    """
+
+    slots: tuple[Slot, ...]
+    payload: bytes
+    rendezvous: str
+    first_local_rank: int
+    node_rank: int
+    one_machine: bool
+
+
+@dataclass(frozen=True)
+class RankState:
+    """How a rank is.
+
+    Args:
+        beats: Signs of life so far.
+        phase: What it is doing.
+        effort: What it has done.
+        code: Its exit code, once it has ended.
+    """
+
+    beats: int
+    phase: Phase
+    effort: Effort
+    code: int | None
+
+
+def serve_node(invitation: Invitation, number: int, label: str, ranks: int, threads: int | None) -> None:
+    """Start and watch the ranks that the supervisor names, until they have ended or it hangs up.
+
+    Args:
+        invitation: Where the supervisor is.
+        number: Which of the agents this is.
+        label: This machine, as the user knows it.
+        ranks: Number of processes.
+        threads: As in `Hello`.
+    """
+    try:
+        supervisor = Client(invitation.address, authkey=invitation.key)
+    except (OSError, EOFError):
+        return  # the run is over: an engine that tries again does so for nobody
+    limit_silence(supervisor)
+    with supervisor:
+        supervisor.send(Hello(number, label, machine_identity(), read_machine(), ranks, threads))
+        try:
+            orders: Orders = supervisor.recv()
+            _Watch(supervisor, orders, invitation.path).run()
+        except (EOFError, OSError):
+            return
+
+
+def machine_identity() -> str:
+    """Return what is the same for two processes exactly if they share a machine (and a container)."""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{socket.gethostname()} {boot}"
+    return socket.gethostname()
+
+
+class _Stream:
+    """A standard stream of rank 0, carried to the supervisor."""
+
+    def __init__(self, send: Callable[[Any], None], name: str) -> None:
+        self._send = send
+        self._name = name
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            self._send(("print", self._name, text))
+
+    def flush(self) -> None:
+        pass
+
+
+class _Watch:
+    """The workers of one agent."""
+
+    def __init__(self, supervisor: Connection, orders: Orders, path: Sequence[str]) -> None:
+        self.supervisor = supervisor
+        self.orders = orders
+        self.path = tuple(dict.fromkeys([*(entry for entry in path if Path(entry).exists()), *sys.path]))
+        self.desk = Desk(Path(tempfile.mkdtemp(prefix="yolox-run-")))
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.crew = LocalCrew(self.processes, self.desk)
+        self._lock = threading.Lock()
+        self._sent: set[Path] = set()
+
+    def run(self) -> None:
+        try:
+            self._start()
+            reported = 0.0
+            while True:
+                while self.supervisor.poll(_ROUND_SECONDS):
+                    rank, signum = self.supervisor.recv()
+                    self._signal(rank, signum)
+                codes = [process.poll() for process in self.processes]  # before the files: they come first
+                self._send_files(codes)
+                now = time.monotonic()
+                if now - reported > _REPORT_SECONDS or None not in codes:
+                    self._report(codes)
+                    reported = now
+                if None not in codes:
+                    self._send("end")
+                    while True:  # until the supervisor hangs up
+                        self.supervisor.recv()
+        finally:
+            self.crew.kill()
+            shutil.rmtree(self.desk.folder, ignore_errors=True)
+
+    def _start(self) -> None:
+        orders = self.orders
+        self.desk.payload.write_bytes(orders.payload)
+        self.desk.write_setup(
+            Setup(orders.slots, orders.rendezvous, self.path, os.getpid(), orders.first_local_rank, orders.node_rank)
+        )
+        network = self._network()
+        streams = (_Stream(self._send, "stdout"), _Stream(self._send, "stderr"))
+        for slot in orders.slots:
+            self.processes.append(start_worker(self.desk, slot, network=network, streams=streams))
+
+    def _network(self) -> dict[str, str]:
+        """Return variables with which the ranks meet at the supervisor's store and talk over its network."""
+        network = {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+        if "GLOO_SOCKET_IFNAME" in os.environ:
+            return network
+        own = _socket_of(self.supervisor)
+        with own:
+            name = "lo" if self.orders.one_machine else interface_of(own.getsockname()[0])
+        return {**network, "GLOO_SOCKET_IFNAME": name} if name else network
+
+    def _signal(self, rank: int, signum: int) -> None:
+        number = next(number for number, slot in enumerate(self.orders.slots) if slot.rank == rank)
+        self.crew.send(number, signum)
+        if signum == signal.SIGUSR1:
+            time.sleep(_STACK_SECONDS)
+            self._send_file("stacks", rank, self.desk.stacks(rank))
+
+    def _report(self, codes: Sequence[int | None]) -> None:
+        efforts = self.crew.efforts()
+        states = {}
+        for number, slot in enumerate(self.orders.slots):
+            beats, phase = read_heart(self.desk.heart(slot.rank))
+            states[slot.rank] = RankState(beats, phase, efforts[number], codes[number])
+        self._send(("states", states))
+
+    def _send_files(self, codes: Sequence[int | None]) -> None:
+        for slot, code in zip(self.orders.slots, codes, strict=True):
+            kinds = {"result": self.desk.result(slot.rank), "failure": self.desk.failure(slot.rank)}
+            if code is not None:
+                kinds = {"stacks": self.desk.stacks(slot.rank), "output": self.desk.output(slot.rank), **kinds}
+            for kind, path in kinds.items():
+                if path not in self._sent and path.exists():
+                    self._sent.add(path)
+                    self._send_file(kind, slot.rank, path)
+
+    def _send_file(self, kind: str, rank: int, path: Path) -> None:
+        with suppress(FileNotFoundError), path.open("rb") as handle:
+            more = True
+            while more:  # in parts: a long message would look like silence
+                part = handle.read(_PART_BYTES)
+                more = len(part) == _PART_BYTES
+                self._send(("file", kind, rank, part, more))
+
+    def _send(self, message: Any) -> None:
+        with self._lock:
+            self.supervisor.send(message)
+
+
+def interface_of(address: str) -> str | None:
+    """Return the network interface that has an IPv4 address, None where that cannot be found out."""
+    try:
+        import fcntl
+
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            for _, name in socket.if_nameindex():
+                with suppress(OSError):  # an interface without an address
+                    request = struct.pack("256s", name.encode()[:15])
+                    answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
+                    if socket.inet_ntoa(answer[20:24]) == address:
+                        return name
+    except (ImportError, OSError):
+        pass
+    return None
+
+
+def _socket_of(connection: Connection) -> socket.socket:
+    return socket.socket(fileno=os.dup(connection.fileno()))
+
+
+def limit_silence(connection: Connection) -> None:
+    """Have sending fail when the other side no longer answers."""
+    with suppress(OSError, AttributeError), _socket_of(connection) as own:
+        own.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREACHABLE_MS)

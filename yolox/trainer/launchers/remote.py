@@ -1,0 +1,344 @@
+"""The supervisor's side of a run on a cluster: where agents dial in, and their ranks as a crew.
+
+An engine (Ray, Spark) only brings an agent to each machine; starting, watching and ending ranks is the same for all.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Connection, Listener
+from pathlib import Path
+from typing import Any, Protocol
+
+import cloudpickle
+
+from yolox.errors import UsageError
+from yolox.tables import text_table
+from yolox.trainer.cores import share_cores
+from yolox.trainer.launchers.agent import Hello, Invitation, Orders, RankState, limit_silence, machine_identity
+from yolox.trainer.launchers.base import Failure, Phase, Slot, Worker
+from yolox.trainer.launchers.heartbeat import Effort, HangLimits
+from yolox.trainer.launchers.supervise import supervise
+from yolox.trainer.launchers.worker import Desk
+
+__all__ = ["Engine", "Place", "place_ranks", "run_remote"]
+
+_START_SECONDS = 120.0
+_NEWS_SECONDS = 15.0
+_SILENCE_SECONDS = 7.0
+_PAUSE_SECONDS = 3.0
+_log = logging.getLogger(__name__)
+
+
+class Engine(Protocol):
+    """Brings agents to the machines of a cluster."""
+
+    @property
+    def host(self) -> str:
+        """Address of this process, as the machines of the cluster reach it."""
+
+    def start(self, invitation: Invitation, world: int) -> None:
+        """Have `serve_node` called on the machines, for ``world`` ranks in all; return at once."""
+
+    def trouble(self) -> str | None:
+        """Return what the engine says of agents that could not start or ended by themselves, or None."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """The ranks of one agent.
+
+    Args:
+        slots: One for each rank.
+        first_local_rank: Number of the first of them on its machine.
+        node_rank: Number of the machine.
+    """
+
+    slots: tuple[Slot, ...]
+    first_local_rank: int
+    node_rank: int
+
+
+def place_ranks(hellos: Sequence[Hello], slots: Sequence[Slot], home: str) -> dict[int, Place]:
+    """Decide which agent gets which ranks, and how many threads each computes with; pure.
+
+    Ranks of one machine are neighbours. Rank 0, which writes the files, is on the supervisor's machine where that is
+    one of them.
+
+    Args:
+        hellos: All agents; their ranks add up to the number of slots.
+        slots: What was asked for; threads of 0 leave the number to the machine.
+        home: Identity of the supervisor's machine.
+    """
+    machines: dict[str, list[Hello]] = {}
+    for hello in sorted(hellos, key=lambda hello: (hello.identity != home, hello.number)):
+        machines.setdefault(hello.identity, []).append(hello)
+    places: dict[int, Place] = {}
+    rank = 0
+    for node_rank, agents in enumerate(machines.values()):
+        shares = share_cores(sum(agent.ranks for agent in agents), agents[0].machine, [])
+        local = 0
+        for agent in agents:
+            reserved = None if agent.threads is None else max(1, agent.threads // agent.ranks)
+            own = []
+            for number in range(agent.ranks):
+                limits = (shares[local + number].threads, reserved, slots[rank].threads)
+                own.append(Slot(rank, len(slots), (), min(limit for limit in limits if limit)))
+                rank += 1
+            places[agent.number] = Place(tuple(own), local, node_rank)
+            local += agent.ranks
+    return places
+
+
+def run_remote(
+    engine: Engine, function: Callable[[Worker], Any], slots: Sequence[Slot], limits: HangLimits | None
+) -> list[Any]:
+    """Run ``function`` once per slot on the machines of an engine; see `Launcher`.
+
+    Raises:
+        UsageError: When the cluster has no place for all ranks.
+        RankError: When a rank failed or its machine is gone.
+    """
+    payload = cloudpickle.dumps(function)
+    desk = Desk(Path(tempfile.mkdtemp(prefix="yolox-run-")))
+    try:
+        with _Switchboard(engine.host, desk) as board, _store(engine.host) as rendezvous:
+            engine.start(board.invitation, len(slots))
+            lines = board.wait_for_agents(len(slots), engine.trouble)
+            places = place_ranks([line.hello for line in lines], slots, machine_identity())
+            _log.info("%s", _describe(lines, places))
+            for line in lines:
+                place = places[line.hello.number]
+                one_machine = all(other.node_rank == 0 for other in places.values())
+                orders = Orders(place.slots, payload, rendezvous, place.first_local_rank, place.node_rank, one_machine)
+                line.start(orders)
+            return supervise(desk, _RemoteCrew(desk, lines, len(slots), engine.trouble), limits)
+    finally:
+        shutil.rmtree(desk.folder, ignore_errors=True)
+
+
+def _describe(lines: Sequence[_Line], places: dict[int, Place]) -> str:
+    rows = [
+        (str(slot.rank), str(slot.threads), line.hello.label)
+        for line in lines
+        for slot in places[line.hello.number].slots
+    ]
+    return text_table(("rank", "threads", "on"), sorted(rows, key=lambda row: int(row[0])), left=(2,))
+
+
+@contextmanager
+def _store(host: str) -> Iterator[str]:
+    """Keep the store where ranks meet in this process: its port is taken before anybody is told of it."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+    yield f"tcp://{host}:{store.port}"
+    del store
+
+
+class _Line:
+    """The connection to one agent.
+
+    Args:
+        connection: Open; the agent has said hello.
+        hello: What it said.
+        desk: Where its files go.
+    """
+
+    def __init__(self, connection: Connection, hello: Hello, desk: Desk) -> None:
+        self.connection = connection
+        self.hello = hello
+        self.desk = desk
+        self.states: dict[int, RankState] = {}
+        self.ranks: tuple[int, ...] = ()
+        self.heard_at = time.monotonic()
+        self.closed = self.ended = False
+
+    def start(self, orders: Orders) -> None:
+        """Tell the agent what to start, and listen to it from now on."""
+        self.ranks = tuple(slot.rank for slot in orders.slots)
+        with suppress(OSError):  # listening shows it
+            self.connection.send(orders)
+        self.heard_at = time.monotonic()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        try:
+            while not self.ended:
+                message = self.connection.recv()
+                self.heard_at = time.monotonic()
+                if message == "end":
+                    self.ended = True
+                elif message[0] == "states":
+                    self.states.update(message[1])
+                elif message[0] == "print":
+                    stream = getattr(sys, message[1])
+                    stream.write(message[2])
+                    stream.flush()
+                else:
+                    self._file(*message[1:])
+        except (EOFError, OSError, TypeError):  # the last: closed here in the middle of a call
+            pass
+        self.closed = True
+
+    def _file(self, kind: str, rank: int, part: bytes, more: bool) -> None:
+        paths = {
+            "result": self.desk.result,
+            "failure": self.desk.failure,
+            "stacks": self.desk.stacks,
+            "output": self.desk.output,
+        }
+        path = paths[kind](rank)
+        unfinished = path.with_suffix(f".{kind}")
+        with suppress(FileNotFoundError):  # the run is over, and its desk cleared
+            with unfinished.open("ab") as handle:
+                handle.write(part)
+            if not more:
+                os.replace(unfinished, path)
+
+    def hang_up(self) -> None:
+        """End the connection: the agent kills what it started and ends."""
+        with suppress(OSError):
+            raw = socket.socket(fileno=os.dup(self.connection.fileno()))
+            with raw:
+                raw.shutdown(socket.SHUT_RDWR)  # wakes the listening thread as well
+        self.connection.close()
+
+
+class _Switchboard:
+    """Where agents dial in.
+
+    Args:
+        host: Address to listen at.
+        desk: Where what they send is put.
+    """
+
+    def __init__(self, host: str, desk: Desk) -> None:
+        key = os.urandom(32)
+        self._desk = desk
+        self._listener = Listener((host, 0), family="AF_INET", backlog=128, authkey=key)
+        self.invitation = Invitation((host, self._listener.address[1]), key, tuple(sys.path))
+        self._lines: dict[int, _Line] = {}
+        self._open = True
+        self._thread = threading.Thread(target=self._answer, daemon=True)
+
+    def __enter__(self) -> _Switchboard:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open = False
+        with suppress(OSError), socket.create_connection(self.invitation.address, timeout=1):
+            pass  # wakes the answering thread
+        self._thread.join(2)
+        self._listener.close()
+        for line in self._lines.values():
+            line.hang_up()
+
+    def wait_for_agents(self, ranks: int, trouble: Callable[[], str | None]) -> list[_Line]:
+        """Return the lines once agents for all ranks have dialled in.
+
+        Raises:
+            UsageError: When that does not happen.
+        """
+        began = told = time.monotonic()
+        while sum(line.hello.ranks for line in self._lines.values()) < ranks:
+            reason, now = trouble(), time.monotonic()
+            if reason is not None or now - began > _START_SECONDS:
+                have = sum(line.hello.ranks for line in self._lines.values())
+                reason = reason or f"nothing came for {_START_SECONDS:.0f} s; its machines may be busy with other jobs"
+                raise UsageError(f"the cluster gave {have} of {ranks} processes a place: {reason}")
+            if now - told > _NEWS_SECONDS:
+                _log.warning("waiting for the cluster to give %d processes a place", ranks)
+                told = now
+            time.sleep(0.05)
+        return [self._lines[number] for number in sorted(self._lines)]
+
+    def _answer(self) -> None:
+        while self._open:
+            try:
+                connection = self._listener.accept()
+                limit_silence(connection)
+                hello = connection.recv()
+            except (OSError, EOFError, AuthenticationError):
+                continue  # not one of ours
+            if hello.number in self._lines or not self._open:
+                connection.close()  # an engine has started it a second time
+            else:
+                self._lines[hello.number] = _Line(connection, hello, self._desk)
+
+
+class _RemoteCrew:
+    """The ranks of all agents.
+
+    Args:
+        desk: Where their files arrive.
+        lines: One for each agent.
+        world: Number of ranks.
+        trouble: Asks the engine why an agent is gone.
+    """
+
+    def __init__(self, desk: Desk, lines: Sequence[_Line], world: int, trouble: Callable[[], str | None]) -> None:
+        self.desk = desk
+        self.lines = lines
+        self.world = world
+        self.trouble = trouble
+        self._line = {rank: line for line in lines for rank in line.ranks}
+        self._asked_at = time.monotonic()
+
+    def poll(self, rank: int) -> int | None:
+        """Return the exit code of a rank, or None; a rank whose agent is gone has failed."""
+        now, line = time.monotonic(), self._line[rank]
+        if now - self._asked_at > _PAUSE_SECONDS:  # it was this process that slept
+            for other in self.lines:
+                other.heard_at = now
+        self._asked_at = now
+        state = line.states.get(rank)
+        if state is not None and state.code is not None:
+            return state.code
+        silent = now - line.heard_at
+        if not line.closed and silent < _SILENCE_SECONDS:
+            return None
+        if not self.desk.failure(rank).exists() and not self.desk.result(rank).exists():
+            why = "closed its connection" if line.closed else f"has been silent for {silent:.0f} s"
+            text = f"the machine or our process there is gone: {line.hello.label} {why}"
+            failure = Failure(rank, "lost", text, self.trouble() or "", time.time())
+            self.desk.failure(rank).write_bytes(pickle.dumps(failure))
+        return -signal.SIGKILL
+
+    def send(self, rank: int, signum: int) -> None:
+        """Have the rank's agent send it a signal."""
+        with suppress(OSError):
+            self._line[rank].connection.send((rank, int(signum)))
+
+    def efforts(self) -> dict[int, Effort]:
+        """Return what the agents reported last."""
+        return {rank: state.effort for line in self.lines for rank, state in line.states.items()}
+
+    def heart(self, rank: int) -> tuple[int, Phase]:
+        """Return the signs of life of a rank so far, and what it is doing."""
+        state = self._line[rank].states.get(rank)
+        return (0, "setup") if state is None else (state.beats, state.phase)
+
+    def where(self, rank: int) -> str:
+        """Return the machine's name where there are several."""
+        several = len({line.hello.label for line in self.lines}) > 1
+        return self._line[rank].hello.label if several else ""
+
+    def kill(self) -> None:
+        """Hang up on every agent, which kills what it has started."""
+        for line in self.lines:
+            line.hang_up()
