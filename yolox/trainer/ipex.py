@@ -274,6 +274,7 @@ def _on_state_dict(part: nn.Module, publish: Callable[[nn.Module, dict[str, Any]
 
 def _import_ipex() -> Any:
     handlers = list(logging.root.handlers)
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it misses CUDA, which nobody asked for
     try:
         import intel_extension_for_pytorch as ipex
     except ImportError as error:

@@ -92,18 +92,17 @@ class ExecutionPlan:
 
     def describe(self) -> str:
         """Return the plan as text: the machine, a table of the processes, the notes."""
-        rows = [
-            (str(slot.rank), str(slot.threads or "by its machine"), cpu_ranges(slot.cpus) or "not bound")
-            for slot in self.slots
-        ]
+        return "\n".join([f"machine: {self.machine}", self.summary, *(f"note: {note}" for note in self.notes)])
+
+    @property
+    def summary(self) -> str:
+        """How many processes, and where each computes unless its machine decides that."""
+        rows = [(str(slot.rank), str(slot.threads), cpu_ranges(slot.cpus) or "not bound") for slot in self.slots]
         how = "in this process" if self.launcher == "none" else f"{self.world} processes started by {self.launcher}"
         ipex = " with IPEX" if self.ipex else ""
-        lines = [
-            f"machine: {self.machine}",
-            f"plan: {how}, precision {self.precision}{ipex}" + (f", {self.process_group}" if self.world > 1 else ""),
-            text_table(("rank", "threads", "hardware threads"), rows, left=(2,)),
-        ]
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+        line = f"plan: {how}, precision {self.precision}{ipex}" + (f", {self.process_group}" if self.world > 1 else "")
+        decided = self.launcher in (*_LOCAL, "none")
+        return f"{line}\n{text_table(('rank', 'threads', 'hardware threads'), rows, left=(2,))}" if decided else line
 
     def as_dict(self) -> dict[str, object]:
         """Return plain values for a report file."""

@@ -149,13 +149,14 @@ class Trainer(pl.Trainer):
         install_stop_signals(self)
         if sync_batchnorm:
             synchronise_batchnorm(self)
+        if self.plan.launcher != "none":
+            _log.info("%s", self.plan.summary)
         for note in (*self.plan.notes, *unknown_operations(options)):
             _log.warning("%s", note)
 
     def _cpu_arguments(self, hang_timeout: float | None, given: dict[str, Any]) -> dict[str, Any]:
         """Return Lightning's arguments for the plan, after setting up this process where it is the one that trains."""
-        setting = keep_freed_memory()
-        _log.info("%s", setting)
+        _log.debug("%s", keep_freed_memory())
         if self.plan.launcher == "none":
             torch.set_num_threads(self.plan.slots[0].threads)
             return {"accelerator": "cpu", "devices": 1}
