@@ -22,6 +22,7 @@ from yolox.inference.backends.base import (
     as_numpy,
     like_inputs,
 )
+from yolox.inference.backends.light_silu import lighten_silu_
 from yolox.inference.quantizers.nncf import HEAVY, multiply_accumulates, quantize_openvino
 
 if TYPE_CHECKING:
@@ -144,6 +145,8 @@ class OpenVinoRunner:
 
     def _shaped(self, size: int, dtypes: tuple[Any, ...]) -> Any:
         model = self.model.clone()
+        if self.settings.light_silu:
+            lighten_silu_(model, openvino().opset13)
         model = _accept_types(model, dtypes)
         if self.batch is None:
             shapes = {port: port.get_partial_shape() for port in model.inputs}
@@ -162,14 +165,17 @@ class OpenVinoRunner:
 
     def candidates(self, batch_size: int, threads: int) -> Sequence[Settings]:
         """One stream per core with small pieces first; then one stream that has all the cores."""
+        light = (True, False) if self.hint != "f32" else (False,)  # its error is below the rounding of bf16 only
         if self.batch is not None or batch_size == 1:
-            return (Settings(threads), Settings(1)) if threads > 1 else (Settings(threads),)
+            counts = (threads, 1) if threads > 1 else (threads,)
+            return tuple(Settings(count, light_silu=silu) for count in counts for silu in light)
         found = []
-        for size in (4, 8, 2, 16, 1):
+        for size in (4, 2, 8, 16, 1):
             streams = min(threads, -(-batch_size // size))
             if streams > 1 or (threads == 1 and size <= batch_size):
-                found.append(Settings(threads, streams, size))
-        return (*found, Settings(threads), Settings(threads, 1, min(8, batch_size)))
+                found += [Settings(threads, streams, size, light_silu=silu) for silu in light]
+        whole = (Settings(threads, light_silu=light[0]), Settings(threads, 1, min(8, batch_size), light_silu=light[0]))
+        return (*found, *whole)
 
     def configured(self, settings: Settings) -> OpenVinoRunner:
         """Return the runner with other settings; it compiles at its first call."""
