@@ -116,9 +116,7 @@ def _coco(quick: bool) -> Part:
         "times as fast": "{times_as_fast:.1f}",
     }
     settings = {"images": num_images, "objects": len(truth["annotations"]), "detections": 40 * num_images}
-    note = (
-        f"{settings['images']} images, {settings['objects']} objects, {settings['detections']} detections."
-    )
+    note = f"{settings['images']} images, {settings['objects']} objects, {settings['detections']} detections."
     return Part(rows, columns, {**settings, "rounds": rounds}, [note])
 
 
