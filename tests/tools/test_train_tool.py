@@ -70,6 +70,7 @@ def test_checkpoint_holds_everything_and_nothing_to_execute(finished: Path) -> N
     assert {"model", "state_dict", "optimizer_states", "lr_schedulers", "loops", "experiment", "class_names"} <= set(
         content
     )
+    assert content["plan"]["launcher"] == "none"
     raw, averaged = (
         content["state_dict"]["detector.head.stems.0.conv.weight"],
         content["model"]["head.stems.0.conv.weight"],
@@ -93,6 +94,15 @@ def test_killed_run_resumes_with_the_same_losses(finished: Path, data: Path, tmp
     assert train_tool.main(words(data, tmp_path, "--resume")) == 0
     for resumed, whole in zip(rows(tmp_path), rows(finished), strict=True):
         assert resumed == pytest.approx(whole, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("precision", ["64", "16", "bf16"])
+def test_every_precision_trains_and_evaluates(precision: str, data: Path, tmp_path: Path) -> None:
+    one_epoch = ("max_epoch", "1", "no_aug_epochs", "0", "eval_interval", "1")
+    assert train_tool.main([*words(data, tmp_path, "--precision", precision), *one_epoch]) == 0
+    (row,) = rows(tmp_path)
+    assert math.isfinite(row["train/total"])
+    assert row["val/AP"] >= 0
 
 
 def test_start_epoch_moves_a_resumed_run(finished: Path, data: Path, tmp_path: Path) -> None:

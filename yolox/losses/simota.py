@@ -78,7 +78,8 @@ def assign(predictions: Predictions, targets: Targets) -> Assignment:
 def _nothing(predictions: Predictions) -> Assignment:
     device = predictions.boxes.device
     positive = torch.zeros(predictions.boxes.shape[:2], dtype=torch.bool, device=device)
-    return Assignment(positive, torch.zeros(0, dtype=torch.int64, device=device), torch.zeros(0, device=device))
+    nothing = torch.zeros(0, dtype=torch.float32, device=device)
+    return Assignment(positive, torch.zeros(0, dtype=torch.int64, device=device), nothing)
 
 
 def _valid_objects(targets: Targets) -> _Objects:
@@ -196,7 +197,7 @@ def _resolve(cost_TK: Tensor, slot_TK: Tensor, inside_TK: Tensor, num_taken_T: T
     contested_M = torch.bincount(claimed_slot, minlength=num_cells) > 1
     rivals_TK = contested_M[slot_TK] & inside_TK
     rival_slot, rival_row, rival_cost = slot_TK[rivals_TK], row_TK[rivals_TK], cost_TK[rivals_TK]
-    lowest_M = torch.full((num_cells,), torch.inf, device=cost_TK.device)
+    lowest_M = torch.full((num_cells,), torch.inf, dtype=cost_TK.dtype, device=cost_TK.device)
     lowest_M.scatter_reduce_(0, rival_slot, rival_cost, "amin")
     cheapest = rival_cost == lowest_M[rival_slot]
     first_M = torch.full((num_cells,), num_objects, device=cost_TK.device)

@@ -96,7 +96,7 @@ def _find_ipex(args: argparse.Namespace, argv: Sequence[str]) -> int | None:
     plan = plan_ipex(locate_ipex(), "yolox.tools.train", argv, strict=args.strict)
     if plan.command is None:
         return None  # the trainer says what that means
-    print(f"IPEX: {plan.note}")
+    print(plan.note)
     return run_again(plan, replace=False)
 
 

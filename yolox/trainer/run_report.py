@@ -25,6 +25,8 @@ __all__ = ["RunReport"]
 class RunReport(Callback):
     """Writes a JSON file after training: images/s, seconds a step, data wait, final metrics, memory, plan, machine.
 
+    The plan, with its notes, is also put into every checkpoint.
+
     Args:
         path: The file.
         extra: Values of the caller's own to put into it.
@@ -34,6 +36,14 @@ class RunReport(Callback):
         self.path = path
         self.extra = dict(extra or {})
         self._began = time.time()
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the plan."""
+        plan = getattr(trainer, "plan", None)
+        if isinstance(plan, ExecutionPlan):
+            checkpoint["plan"] = plan.as_dict()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Gather the ranks' memory and write the file."""
