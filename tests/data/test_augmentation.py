@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from yolox.data.image_ops import FILL, letterbox
-from yolox.data.mosaic import Affine, mix_up, mosaic, random_affine
+from yolox.data.mosaic import Affine, mix_up, mosaic, mosaic_centre, visible_places, warp
 from yolox.data.transforms import TrainTransform, collate, flip, letterbox_sample
 from yolox.structures import Sample, Size
 
 TARGET = Size(64, 96)
+CENTRE = (60, 80)
 
 
 def sample(seed: int, num_objects: int = 3, size: Size = TARGET) -> Sample:
@@ -37,7 +38,7 @@ def test_mosaic_boxes_lie_on_the_canvas_and_over_their_pixels(seed: int) -> None
         part.image[:] = 0
         for box in part.boxes_xyxy.astype(int):
             part.image[box[1] : box[3] + 1, box[0] : box[2] + 1] = 255
-    whole = mosaic(parts, TARGET, np.random.default_rng(seed))
+    whole = mosaic(parts, TARGET, mosaic_centre(TARGET, np.random.default_rng(seed)))
     canvas = Size(2 * TARGET.height, 2 * TARGET.width)
     assert whole.image.shape == (*canvas, 3)
     assert whole.image_id == parts[0].image_id
@@ -48,18 +49,40 @@ def test_mosaic_boxes_lie_on_the_canvas_and_over_their_pixels(seed: int) -> None
 
 
 def test_mosaic_of_empty_images() -> None:
-    whole = mosaic([sample(i, 0) for i in range(4)], TARGET, np.random.default_rng(0))
+    whole = mosaic([sample(i, 0) for i in range(4)], TARGET, CENTRE)
     assert whole.boxes_xyxy.shape == (0, 4)
     assert (whole.image == FILL).any()
 
 
 def test_affine_keeps_boxes_inside_and_labels_with_them() -> None:
-    whole = mosaic([sample(i) for i in range(4)], TARGET, np.random.default_rng(0))
+    whole = mosaic([sample(i) for i in range(4)], TARGET, CENTRE)
     for seed in range(30):
-        moved = random_affine(whole, TARGET, Affine(), np.random.default_rng(seed))
+        moved = warp(whole, TARGET, Affine().draw(TARGET, np.random.default_rng(seed)))
         assert moved.image.shape == (*TARGET, 3)
         assert inside(moved.boxes_xyxy, TARGET)
         assert len(moved.labels) == len(moved.boxes_xyxy) <= len(whole.labels)
+
+
+@pytest.mark.parametrize("scales", [(0.1, 2.0), (0.5, 1.5)])
+def test_places_called_invisible_change_nothing(scales: tuple[float, float]) -> None:
+    num_hidden = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        parts = [sample(4 * seed + i, size=Size(64, 80) if i % 2 else Size(50, 96)) for i in range(4)]
+        centre, matrix = mosaic_centre(TARGET, rng), Affine(scales=scales).draw(TARGET, rng)
+        shown = visible_places([Size(*part.image.shape[:2]) for part in parts], centre, matrix, TARGET)
+        others = [
+            part
+            if seen
+            else replace(part, image=255 - part.image, boxes_xyxy=part.boxes_xyxy[:1], labels=part.labels[:1])
+            for part, seen in zip(parts, shown, strict=True)
+        ]
+        first, second = (warp(mosaic(four, TARGET, centre), TARGET, matrix) for four in (parts, others))
+        np.testing.assert_array_equal(first.image, second.image)
+        np.testing.assert_array_equal(first.boxes_xyxy, second.boxes_xyxy)
+        np.testing.assert_array_equal(first.labels, second.labels)
+        num_hidden += 4 - sum(shown)
+    assert num_hidden > 200  # of 800
 
 
 @pytest.mark.parametrize("scales", [(0.5, 0.5), (1.0, 1.0), (1.5, 1.5)])
@@ -87,7 +110,7 @@ def test_transforms_change_no_argument() -> None:
     parts = [sample(i) for i in range(4)]
     copies = [replace(part, image=part.image.copy(), boxes_xyxy=part.boxes_xyxy.copy()) for part in parts]
     rng = np.random.default_rng(0)
-    whole = random_affine(mosaic(parts, TARGET, rng), TARGET, Affine(), rng)
+    whole = warp(mosaic(parts, TARGET, mosaic_centre(TARGET, rng)), TARGET, Affine().draw(TARGET, rng))
     TrainTransform(TARGET)(mix_up(parts[0], parts[1], (0.5, 1.5), rng), rng)
     TrainTransform(TARGET)(whole, rng)
     for part, copy in zip(parts, copies, strict=True):

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from yolox.data.image_ops import FILL, affine_matrix, clip_boxes, has_area, letterbox, resize, warp_affine, warp_boxes
 from yolox.data.transforms import flip
 from yolox.structures import Image, Sample, Size
 
-__all__ = ["Affine", "mix_up", "mosaic", "random_affine"]
+__all__ = ["Affine", "mix_up", "mosaic", "mosaic_centre", "visible_places", "warp"]
+
+_REACH = 2.0  # pixels: bilinear interpolation looks one further, and so do boxes on a size cut to whole pixels
+Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -30,21 +34,48 @@ class Affine:
     scales: tuple[float, float] = (0.1, 2.0)
     shear: float = 2.0
 
+    def draw(self, target: Size, rng: np.random.Generator) -> Matrix:
+        """Draw the ``[2, 3]`` matrix of one image; see ``affine_matrix``."""
+        ranges = {"degrees": self.degrees, "translate": self.translate, "shear": self.shear}
+        return affine_matrix(target, rng, scales=self.scales, **ranges)
 
-def mosaic(samples: Sequence[Sample], target: Size, rng: np.random.Generator) -> Sample:
-    """Return four samples, each fitted to ``target``, around a random centre of a canvas twice as large.
+
+def mosaic_centre(target: Size, rng: np.random.Generator) -> tuple[int, int]:
+    """Draw the row and the column at which four images meet on a canvas twice as large as ``target``."""
+    return int(rng.uniform(0.5, 1.5) * target.height), int(rng.uniform(0.5, 1.5) * target.width)
+
+
+def _corner(place: int, size: Size, centre: tuple[int, int]) -> tuple[int, int]:
+    """Return top and left of an image on the canvas; places go top left, top right, bottom left, bottom right."""
+    top = centre[0] - size.height if place < 2 else centre[0]
+    left = centre[1] - size.width if place % 2 == 0 else centre[1]
+    return top, left
+
+
+def visible_places(sizes: Sequence[Size], centre: tuple[int, int], matrix: Matrix, target: Size) -> list[bool]:
+    """Return which of the four images, or their boxes, the warped mosaic can show; on average 2.5 of them.
+
+    The others need not be read: whatever they hold, the result is the same.
+    """
+    corners = [(place, size, _corner(place, size, centre)) for place, size in enumerate(sizes)]
+    regions = [
+        (left - _REACH, top - _REACH, left + size.width + _REACH, top + size.height + _REACH)
+        for _, size, (top, left) in corners
+    ]
+    return has_area(warp_boxes(np.array(regions, np.float32), matrix, target)).tolist()
+
+
+def mosaic(samples: Sequence[Sample], target: Size, centre: tuple[int, int]) -> Sample:
+    """Return four samples, each fitted to ``target``, around a centre of a canvas twice as large.
 
     The first sample stands top left and lends its id. Objects outside the canvas are gone, the rest is clipped to it.
     """
     canvas_size = Size(2 * target.height, 2 * target.width)
     canvas: Image = np.full((*canvas_size, 3), FILL, np.uint8)
-    centre_y = int(rng.uniform(0.5, 1.5) * target.height)
-    centre_x = int(rng.uniform(0.5, 1.5) * target.width)
     boxes, labels = [], []
     for place, sample in enumerate(samples):
         height, width = sample.image.shape[:2]
-        top = centre_y - height if place < 2 else centre_y
-        left = centre_x - width if place % 2 == 0 else centre_x
+        top, left = _corner(place, Size(height, width), centre)
         y0, x0 = max(0, top), max(0, left)
         y1, x1 = min(canvas_size.height, top + height), min(canvas_size.width, left + width)
         canvas[y0:y1, x0:x1] = sample.image[y0 - top : y1 - top, x0 - left : x1 - left]
@@ -55,16 +86,8 @@ def mosaic(samples: Sequence[Sample], target: Size, rng: np.random.Generator) ->
     return replace(samples[0], image=canvas, boxes_xyxy=clipped[keep], labels=np.concatenate(labels)[keep])
 
 
-def random_affine(sample: Sample, target: Size, affine: Affine, rng: np.random.Generator) -> Sample:
-    """Return the sample rotated, scaled, sheared and shifted into an image of size ``target``."""
-    matrix = affine_matrix(
-        target,
-        rng,
-        degrees=affine.degrees,
-        translate=affine.translate,
-        scales=affine.scales,
-        shear=affine.shear,
-    )
+def warp(sample: Sample, target: Size, matrix: Matrix) -> Sample:
+    """Return the sample warped into an image of size ``target``, with the objects that it still shows."""
     boxes = warp_boxes(sample.boxes_xyxy, matrix, target)
     keep = has_area(boxes)
     image = warp_affine(sample.image, matrix, target)

@@ -112,14 +112,17 @@ class ImageSource:
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def fitted(self, index: int) -> Size:
+        """Return the working size of an image, from the index alone."""
+        return fitted_size(self.dataset.size(index), self.target)
+
     def image(self, index: int) -> Image | None:
         """Return an image resized to fit into ``target``, or ``None`` when it cannot be read."""
         if self.cache is not None:
             kept = self.cache.get(index)
             if kept is not None:
                 return kept
-        size = self.dataset.size(index)
-        fitted = fitted_size(size, self.target)
+        size, fitted = self.dataset.size(index), self.fitted(index)
         image = read_image(self.dataset.path(index), size, fitted if self._reduced_decode else None)
         if self.health is not None:
             self.health.mark(index, good=image is not None)

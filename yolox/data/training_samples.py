@@ -8,7 +8,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from yolox.data.image_ops import FILL
-from yolox.data.mosaic import Affine, mix_up, mosaic, random_affine
+from yolox.data.mosaic import Affine, mix_up, mosaic, mosaic_centre, visible_places, warp
 from yolox.data.sampling import SampleRequest
 from yolox.data.source import ImageSource
 from yolox.data.transforms import TrainTransform
@@ -17,6 +17,7 @@ from yolox.structures import Sample
 __all__ = ["Augmentation", "TrainingSamples"]
 
 _MAX_REPLACEMENTS = 64
+_NO_OBJECTS = (np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,20 @@ class TrainingSamples(Dataset[Sample]):
     def _mosaic(self, index: int, rng: np.random.Generator) -> Sample:
         target, settings = self.augmentation.transform.target, self.augmentation
         indices = [index, *(int(other) for other in rng.integers(len(self.source), size=3))]
-        sample = mosaic([self._read(i, rng) for i in indices], target, rng)
-        sample = random_affine(sample, target, settings.affine, rng)
+        centre, matrix = mosaic_centre(target, rng), settings.affine.draw(target, rng)
+        shown = visible_places([self.source.fitted(i) for i in indices], centre, matrix, target)
+        parts = [self._read(i, rng) if seen else self._unread(i) for i, seen in zip(indices, shown, strict=True)]
+        sample = warp(mosaic(parts, target, centre), target, matrix)
         if len(sample.labels) and rng.random() < settings.mixup_prob:
             partner = int(self._labelled[rng.integers(len(self._labelled))])
             sample = mix_up(sample, self._read(partner, rng), settings.mixup_scales, rng)
         return sample
+
+    def _unread(self, index: int) -> Sample:
+        """Return a grey picture without objects in place of an image that nobody will see."""
+        dataset = self.source.dataset
+        grey = np.broadcast_to(np.uint8(FILL), (*self.source.fitted(index), 3))
+        return Sample(grey, *_NO_OBJECTS, int(dataset.image_ids[index]), dataset.size(index))
 
     def _read(self, index: int, rng: np.random.Generator) -> Sample:
         """Return an image, or in place of an unreadable one another that the request's generator chooses."""
@@ -83,4 +92,4 @@ class TrainingSamples(Dataset[Sample]):
             index = int(rng.integers(len(self.source)))
         # hopeless: the loader ends the run as soon as it sees how many images are bad
         blank = np.full((*self.source.target, 3), FILL, np.uint8)
-        return Sample(blank, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), -1, self.source.target)
+        return Sample(blank, *_NO_OBJECTS, -1, self.source.target)
