@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from yolox.models.layers import ConvBnAct, ResLayer, SppBottleneck
+from yolox.models.layers import ConvBnAct, ResLayer, SppBottleneck, as_float
 
 __all__ = ["Darknet53"]
 
@@ -39,6 +39,6 @@ class Darknet53(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the feature maps of strides 8, 16 and 32."""
-        stride8 = self.dark3(self.dark2(self.stem(images)))
+        stride8 = self.dark3(self.dark2(self.stem(as_float(images))))
         stride16 = self.dark4(stride8)
         return stride8, stride16, self.dark5(stride16)

@@ -39,8 +39,6 @@ class Detector(nn.Module):
         Args:
             images: ``[B, 3, H, W]`` BGR 0...255, float or uint8; H and W multiples of 32.
         """
-        if not images.is_floating_point():
-            images = images.float()
         predictions: Predictions = self.head(self.backbone(images))
         return predictions
 

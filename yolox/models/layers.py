@@ -19,6 +19,7 @@ __all__ = [
     "ResLayer",
     "SppBottleneck",
     "activation",
+    "as_float",
     "conv_block",
 ]
 
@@ -189,23 +190,22 @@ class Focus(nn.Module):
         self.conv = ConvBnAct(4 * in_channels, out_channels, 3, act=act)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``[B, in, H, W]`` to ``[B, out, H / 2, W / 2]``."""
+        """Map ``[B, in, H, W]``, float or uint8, to ``[B, out, H / 2, W / 2]``."""
         tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         # A replaced convolution (prepacked, quantized, parametrized) may not have a weight that can be rearranged.
         plain = tracing or torch.compiler.is_compiling() or type(self.conv.conv) is not nn.Conv2d
         if plain or _follows_official_rounding(self, x):
-            y: Tensor = self.conv(self.space_to_depth(x))
+            y: Tensor = self.conv(as_float(self.space_to_depth(x)))  # bytes are cheaper to move than floats
             return y
-        return self.conv.normalise(F.conv2d(x, self._weight_6x6(), self.conv.conv.bias, stride=2, padding=2))
+        return self.conv.normalise(F.conv2d(as_float(x), self._weight_6x6(), self.conv.conv.bias, stride=2, padding=2))
 
     @staticmethod
     def space_to_depth(x: Tensor) -> Tensor:
         """Map ``[B, C, H, W]`` to ``[B, 4 C, H / 2, W / 2]``, channels_last if the input is."""
         # One transposition instead of four strided slices, which inference engines copy pixel by pixel. The order is
         # that of the official weights: top left, bottom left, top right, bottom right.
-        blocks: Tensor = x.unflatten(3, (-1, 2)).unflatten(
-            2, (-1, 2)
-        )  # the last axis: left, right; axis 3: top, bottom
+        # Axis 3 is top and bottom, axis 5 left and right of a block.
+        blocks: Tensor = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # type: ignore[no-untyped-call]
         if x.is_contiguous(memory_format=torch.channels_last):
             return blocks.permute(0, 2, 4, 5, 3, 1).flatten(3).permute(0, 3, 1, 2)
         return blocks.permute(0, 5, 3, 1, 2, 4).flatten(1, 3)
@@ -219,6 +219,11 @@ class Focus(nn.Module):
         if weight.is_contiguous(memory_format=torch.channels_last):
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         return pixels
+
+
+def as_float(x: Tensor) -> Tensor:
+    """Return pixels as floats; floats as they are."""
+    return x if x.is_floating_point() else x.float()
 
 
 class ResLayer(nn.Module):
