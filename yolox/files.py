@@ -12,7 +12,15 @@ from yolox.errors import YoloxError
 # torch.save reports a full disk as a RuntimeError of its zip writer
 _TORCH_WRITE_FAILURES = ("PytorchStreamWriter", "iostream error", "unexpected pos")
 
-__all__ = ["atomic_path", "make_output_dir", "write_text"]
+__all__ = ["atomic_path", "cache_root", "make_output_dir", "write_text"]
+
+
+def cache_root() -> Path:
+    """Return the folder for things that can be made again: ``YOLOX_CACHE``, else the user's cache folder."""
+    explicit, base = os.environ.get("YOLOX_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if explicit:
+        return Path(explicit).expanduser()
+    return (Path(base) if base else Path.home() / ".cache") / "yolox"
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from yolox.data.cache import ResizedImages, cache_root, open_cache
+from yolox.data.cache import ResizedImages, open_cache
 from yolox.data.coco import CocoDataset
 from yolox.data.layout import load_split, resolve_dataset
 from yolox.data.loader import TrainLoader
@@ -16,6 +16,7 @@ from yolox.data.source import ImageSource
 from yolox.data.training_samples import Augmentation, TrainingSamples
 from yolox.data.transforms import TrainTransform
 from yolox.errors import DataError
+from yolox.files import cache_root
 from yolox.structures import Image, Size
 
 MakeCoco = Callable[..., Path]

@@ -16,23 +16,16 @@ from numpy.typing import NDArray
 
 from yolox.data.coco import CocoDataset
 from yolox.errors import DataError
+from yolox.files import cache_root
 from yolox.structures import Image, Size
 
-__all__ = ["ResizedImages", "cache_root", "open_cache"]
+__all__ = ["ResizedImages", "open_cache"]
 
 _LOG = logging.getLogger(__name__)
 _VERSION = 1
 _RESERVE = 0.05  # share of the free space that stays free
 _EASY = 0.2  # share of the available memory that a cache nobody asked for may take
 _IN_MEMORY = 1  # the key of entries that live no longer than this run
-
-
-def cache_root() -> Path:
-    """Return the folder for things that can be made again: ``YOLOX_CACHE``, else the user's cache folder."""
-    explicit, base = os.environ.get("YOLOX_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    if explicit:
-        return Path(explicit).expanduser()
-    return (Path(base) if base else Path.home() / ".cache") / "yolox"
 
 
 def open_cache(

@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from yolox.data.cache import cache_root
 from yolox.errors import DataError
+from yolox.files import cache_root
 from yolox.structures import Image
 
 __all__ = ["CLASS_NAMES", "draw_sample_set", "sample_set_dir"]

@@ -1,0 +1,180 @@
+"""The compiled kernels compute what PyTorch's layers do, and stand aside where they must."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from yolox.models.fused import library
+from yolox.models.fused.layers import batchnorm_silu, depthwise_conv, fits, fits_batchnorm_silu
+from yolox.models.layers import ConvBnAct
+
+SHAPES = [(2, 16, 20, 12), (3, 24, 13, 7), (1, 128, 3, 5), (2, 1, 3, 3), (5, 33, 1, 1)]
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1.2e-2}
+
+
+@pytest.fixture(autouse=True)
+def _need_compiler() -> None:
+    if library.kernels() is None:
+        pytest.skip("no C++ compiler, or YOLOX_KERNELS=0")
+
+
+def channels_last(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape).to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def assert_near(found: Tensor, wanted: Tensor, tolerance: float) -> None:
+    """Compare relative to the largest number: bf16 outputs are rounded, sums of them average that out."""
+    found, wanted = found.detach().double(), wanted.detach().double()
+    error = (found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-3)
+    assert float(error) < tolerance
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_batchnorm_silu_equals_float64(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = channels_last(*shape, dtype=dtype) * 3 + 20 * torch.randn(shape[1])[:, None, None].to(dtype)
+    dy = channels_last(*shape, dtype=dtype)
+    ours, exact = nn.BatchNorm2d(shape[1], eps=1e-3, momentum=0.03), nn.BatchNorm2d(shape[1], eps=1e-3, momentum=0.03)
+    nn.init.normal_(ours.weight)
+    nn.init.normal_(ours.bias)
+    exact.load_state_dict(ours.state_dict())
+    exact.double()
+    x_ours, x_exact = x.clone().requires_grad_(), x.double().requires_grad_()
+    assert fits_batchnorm_silu(x_ours, ours, nn.SiLU())
+    y, wanted = batchnorm_silu(x_ours, ours), F.silu(exact(x_exact))
+    y.backward(dy)
+    wanted.backward(dy.double())
+    assert y.dtype == x_ours.grad.dtype == dtype
+    tolerance = TOLERANCE[dtype]
+    for found, right in zip((y, x_ours.grad), (wanted, x_exact.grad), strict=True):
+        assert_near(found, right, tolerance)
+    assert_near(ours.weight.grad, exact.weight.grad, tolerance)
+    assert_near(ours.bias.grad, exact.bias.grad, tolerance)
+    assert_near(ours.running_mean, exact.running_mean, 1e-5)
+    assert_near(ours.running_var, exact.running_var, 1e-4)
+    assert int(ours.num_batches_tracked) == 1
+
+
+def test_silu_at_its_ends() -> None:
+    x = torch.tensor([-1e4, -200.0, -90.0, -20.0, 0.0, 20.0, 90.0, 200.0, 1e4, float("nan")])
+    x = x.repeat(16).reshape(1, 1, 16, 10).repeat(1, 16, 1, 1).contiguous(memory_format=torch.channels_last)
+    norm = nn.BatchNorm2d(16)
+    y = batchnorm_silu(x.nan_to_num(0).requires_grad_(), norm)
+    torch.testing.assert_close(y, F.silu(nn.BatchNorm2d(16)(x.nan_to_num(0))))
+    assert batchnorm_silu(x, norm).isnan().all(), "a network that diverges must show it"
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(8, 12), (7, 9), (1, 1), (2, 3), (13, 26)])
+def test_depthwise_equals_float64(size: tuple[int, int], stride: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, weight = channels_last(3, 32, *size, dtype=dtype), torch.randn(32, 1, 3, 3).to(dtype).float()
+    x_ours, x_exact = x.clone().requires_grad_(), x.double().requires_grad_()
+    w_ours, w_exact = weight.clone().requires_grad_(), weight.double().requires_grad_()
+    y = depthwise_conv(x_ours, w_ours, stride)
+    wanted = F.conv2d(x_exact, w_exact, stride=stride, padding=1, groups=32)
+    dy = channels_last(*wanted.shape, dtype=dtype)
+    y.backward(dy)
+    wanted.backward(dy.double())
+    pairs = ((y, wanted), (x_ours.grad, x_exact.grad), (w_ours.grad, w_exact.grad))
+    for found, right in pairs:
+        assert found.shape == right.shape
+        assert_near(found, right, TOLERANCE[dtype])
+
+
+class _Watch(TorchFunctionMode):
+    """Sees every operator and changes none, so that layers compute with PyTorch's own."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+def test_gradient_of_a_slice() -> None:
+    """Concatenation hands back gradients that are parts of a larger tensor."""
+    torch.manual_seed(0)
+    block = ConvBnAct(16, 16, 3, groups=16).to(memory_format=torch.channels_last)
+    factor, data = channels_last(2, 32, 6, 6), channels_last(2, 16, 6, 6)
+    gradients = []
+    for mode in (nullcontext(), _Watch()):
+        x = data.clone().requires_grad_()
+        with mode:
+            (torch.cat((block(x), block(x)), dim=1) * factor).sum().backward()
+        gradients.append(x.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_stands_aside() -> None:
+    x, norm, act = channels_last(2, 16, 4, 4), nn.BatchNorm2d(16), nn.SiLU()
+    assert fits_batchnorm_silu(x, norm, act)
+    assert not fits_batchnorm_silu(x, norm, nn.ReLU())
+    assert not fits_batchnorm_silu(x, nn.BatchNorm2d(16, momentum=None), act)
+    assert not fits_batchnorm_silu(x[:1, :, :1, :1], norm, act), "PyTorch refuses a single value a channel"
+    assert not fits(x.contiguous())
+    assert not fits(x.double())
+    with _Watch():
+        assert not fits(x), "lists of operators with a precision of their own must see them"
+    with torch.no_grad():
+        assert not fits(x)
+    norm.register_forward_hook(lambda *_: None)
+    assert not fits_batchnorm_silu(x, norm, act)
+    assert not fits_batchnorm_silu(x, nn.BatchNorm2d(16).eval(), act)
+
+
+@pytest.fixture
+def _forget_library() -> Iterator[None]:
+    library.kernels.cache_clear()
+    yield
+    library.kernels.cache_clear()
+
+
+@pytest.mark.usefixtures("_forget_library")
+def test_a_machine_without_compiler_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with caplog.at_level(logging.WARNING):
+        assert library.kernels() is None
+        assert library.kernels() is None
+    assert [record.message for record in caplog.records if "no C++ compiler" in record.message] != []
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.usefixtures("_forget_library")
+def test_a_compiler_that_fails_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CXX", "false")
+    monkeypatch.setenv("YOLOX_CACHE", str(tmp_path))
+    with caplog.at_level(logging.WARNING):
+        assert library.kernels() is None
+    assert "cannot be compiled" in caplog.text
+
+
+@pytest.mark.usefixtures("_forget_library")
+def test_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(library.SWITCH, "0")
+    assert library.kernels() is None
+
+
+@pytest.mark.processes
+def test_processes_may_compile_at_once(tmp_path: Path) -> None:
+    code = "from yolox.models.fused.library import kernels; assert kernels() is not None"
+    environment = {**os.environ, "YOLOX_CACHE": str(tmp_path)}
+    both = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(2)]
+    assert [process.wait(timeout=300) for process in both] == [0, 0]
+    assert [path.suffix for path in tmp_path.iterdir()] == [".so"], "nothing half done is left"

@@ -1,0 +1,143 @@
+"""The compiled kernels as functions that autograd knows, and the cases in which they may stand in for plain layers.
+
+They compute in float32 and keep float32 or bfloat16 tensors in channels_last memory. Nothing is kept for the backward
+pass but what the next layer keeps anyway and the input; the rest is computed again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import has_torch_function_unary
+
+from yolox.models.fused.library import kernels
+
+__all__ = ["CHANNEL_BLOCK", "TYPES", "batchnorm_silu", "depthwise_conv", "fits", "fits_batchnorm_silu"]
+
+TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+CHANNEL_BLOCK = 16
+"""`depthwise_conv` wants a multiple of so many channels."""
+
+
+def fits(x: Tensor) -> bool:
+    """Whether ``x`` ``[B, C, H, W]`` is being trained on in a way the kernels know.
+
+    Not while a graph is being recorded, nor where a mode or subclass wants to see PyTorch's operators.
+    """
+    recording = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if recording or not torch.is_grad_enabled() or has_torch_function_unary(x):
+        return False
+    plain = x.device.type == "cpu" and x.dtype in TYPES and x.numel() > 0
+    return plain and x.is_contiguous(memory_format=torch.channels_last) and kernels() is not None
+
+
+def fits_batchnorm_silu(x: Tensor, norm: nn.Module, act: nn.Module) -> bool:
+    """Whether `batchnorm_silu` does what ``act(norm(x))`` does."""
+    if type(norm) is not nn.BatchNorm2d or type(act) is not nn.SiLU or not norm.training:
+        return False
+    usual = (
+        norm.affine and norm.track_running_stats and norm.momentum is not None and norm.weight.dtype == torch.float32
+    )
+    watched = any((norm._forward_hooks, norm._forward_pre_hooks, act._forward_hooks, act._forward_pre_hooks))
+    return usual and not watched and x.shape[0] * x.shape[2] * x.shape[3] > 1 and fits(x)
+
+
+def batchnorm_silu(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+    """Return ``silu(norm(x))`` in training, and move the running statistics."""
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    y: Tensor = _BatchNormSilu.apply(x, norm.weight, norm.bias, norm)  # type: ignore[no-untyped-call]
+    return y
+
+
+def depthwise_conv(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """Return the 3x3 convolution of each channel with padding 1.
+
+    Args:
+        x: ``[B, C, H, W]``, C a multiple of 16.
+        weight: ``[C, 1, 3, 3]``, rounded to the precision of ``x``.
+        stride: 1 or 2.
+    """
+    y: Tensor = _Depthwise.apply(x, weight, stride)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _Norm(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("weight", "bias", "mean", "rstd"))
+
+
+class _Images(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_long) for name in ("count", "channels", "height", "width", "stride"))
+
+
+def _call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
+    """Call the kernel of that name and type; tensors go by address, integers as ``long``, floats as ``double``."""
+    library = kernels()
+    assert library is not None
+    converted: list[Any] = []
+    for value in arguments:
+        if isinstance(value, Tensor):
+            converted.append(ctypes.c_void_p(value.data_ptr()))
+        elif isinstance(value, int):
+            converted.append(ctypes.c_long(value))
+        else:
+            converted.append(ctypes.c_double(value) if isinstance(value, float) else value)
+    getattr(library, f"{name}_{TYPES[dtype]}")(*converted)
+
+
+def _pixels(x: Tensor) -> int:
+    return x.shape[0] * x.shape[2] * x.shape[3]
+
+
+def _like(gradient: Tensor, dtype: torch.dtype) -> Tensor:
+    return gradient.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+class _BatchNormSilu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+        statistics = torch.empty(2, x.shape[1], dtype=torch.float32)
+        y = torch.empty_like(x)
+        pointers = _Norm(*(tensor.data_ptr() for tensor in (weight, bias, *statistics)))
+        eps, momentum = float(norm.eps), float(norm.momentum or 0.0)
+        running = (norm.running_mean, norm.running_var)
+        _call("batchnorm_silu_forward", x.dtype, x, y, _pixels(x), x.shape[1], pointers, eps, momentum, *running)
+        ctx.save_for_backward(x, weight, bias, statistics)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight, bias, statistics = ctx.saved_tensors
+        dy, dx = _like(grads[0], x.dtype), torch.empty_like(x)
+        dweight, dbias = torch.empty_like(weight), torch.empty_like(bias)
+        pointers = _Norm(*(tensor.data_ptr() for tensor in (weight, bias, *statistics)))
+        _call("batchnorm_silu_backward", x.dtype, dy, x, dx, _pixels(x), x.shape[1], pointers, dweight, dbias)
+        return dx, dweight, dbias, None
+
+
+class _Depthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+        count, channels, height, width = x.shape
+        shape = (count, channels, (height - 1) // stride + 1, (width - 1) // stride + 1)
+        y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+        rounded = weight.to(x.dtype).float().contiguous()
+        _call("depthwise_forward", x.dtype, x, y, _Images(count, channels, height, width, stride), rounded)
+        ctx.save_for_backward(x, rounded)
+        ctx.stride = stride
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        x, weight = ctx.saved_tensors
+        dy, dweight = _like(grads[0], x.dtype), torch.empty_like(weight)
+        dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        count, channels, height, width = x.shape
+        images = _Images(count, channels, height, width, ctx.stride)
+        _call("depthwise_backward", x.dtype, dy, x, ctypes.c_void_p() if dx is None else dx, images, weight, dweight)
+        return dx, dweight, None

@@ -1,0 +1,118 @@
+// Vectors of 16 numbers that compute in float32 and lie in memory as float32 or bfloat16, and how threads share rows.
+// GCC's vector types become AVX-512, AVX2 or NEON instructions, whichever the machine has.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+#include <omp.h>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr long V = 16;  // numbers in a vector
+constexpr long U = 4;   // vectors or outputs worked on side by side
+#define UNROLL _Pragma("GCC unroll 4") for (long u = 0; u < U; ++u)
+
+typedef float vf __attribute__((vector_size(64)));
+typedef int32_t vi __attribute__((vector_size(64)));
+typedef uint32_t vu __attribute__((vector_size(64)));
+typedef uint16_t vh __attribute__((vector_size(32)));
+
+struct bf16 {
+  uint16_t bits;
+};
+
+inline vf load(const float* p) {
+  vf v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+inline vf load(const bf16* p) {
+  vh half;
+  std::memcpy(&half, p, sizeof half);
+  return (vf)(__builtin_convertvector(half, vu) << 16);
+}
+
+inline void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
+
+inline void store(bf16* p, vf v) {  // to the nearest, ties to even
+#ifdef __AVX512BF16__
+  __m256bh half = _mm512_cvtneps_pbh((__m512)v);
+#else
+  vu bits = (vu)v;
+  vh half = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, vh);
+#endif
+  std::memcpy(p, &half, sizeof half);
+}
+
+inline float get(const float* p) { return *p; }
+
+inline float get(const bf16* p) {
+  uint32_t bits = uint32_t(p->bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline void put(float* p, float value) { *p = value; }
+
+inline void put(bf16* p, float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  p->bits = uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+// 1 / (1 + exp(-z)) with the relative error of float32, or one of 1e-4 where T is bfloat16, which rounds at 4e-3.
+// The power of two is split into its whole part, an exponent, and a fraction in 0...1, a Chebyshev polynomial.
+template <class T>
+inline vf sigmoid(vf z) {
+  constexpr bool exact = sizeof(T) == 4;
+  vf power = z * -1.44269504f;
+#ifdef __AVX512DQ__
+  vf fraction = (vf)_mm512_reduce_ps((__m512)power, 1);
+#else
+  const vf low = vf{} - 126.0f, high = vf{} + 126.0f, magic = vf{} + 12582912.0f;
+  power = power < low ? low : power;
+  power = power > high ? high : power;
+  vf whole = (power - 0.5f) + magic;  // the sum has no bits left for a fraction
+  vf fraction = power - (whole - magic);
+#endif
+  vf p;
+  if constexpr (exact) {
+    p = fraction * 2.169060904e-4f + 1.244308155e-3f;
+    p = p * fraction + 9.678472549e-3f;
+    p = p * fraction + 5.548353472e-2f;
+    p = p * fraction + 2.402297985e-1f;
+    p = p * fraction + 6.931469871e-1f;
+    p = p * fraction + 1.0f;
+  } else {
+    p = fraction * 0.0779071638f + 0.226233194f;
+    p = p * fraction + 0.695777096f;
+    p = p * fraction + 0.999927827f;
+  }
+#ifdef __AVX512DQ__
+  vf below = 1.0f + (vf)_mm512_scalef_ps((__m512)p, (__m512)power);
+  vf inverse = (vf)_mm512_rcp14_ps((__m512)below);
+  if constexpr (exact) inverse = below > 1e30f ? inverse : inverse * (2.0f - below * inverse);
+  return inverse;
+#else
+  return 1.0f / (1.0f + (vf)((vi)p + ((vi)whole << 23)));
+#endif
+}
+
+struct Range {
+  long first, last;
+};
+
+inline Range my_share(long count) {
+  long threads = omp_get_num_threads(), me = omp_get_thread_num();
+  return {count * me / threads, count * (me + 1) / threads};
+}
+
+}  // namespace
