@@ -33,7 +33,7 @@ def test_the_error_is_below_the_rounding_of_bf16() -> None:
     assert lighten_silu_(graph, openvino.opset13) == 1
     assert not any(node.get_type_name() == "Sigmoid" for node in graph.get_ops())
     error = np.abs(_run(graph, x) - exact)
-    assert (error <= np.abs(x) * 4.5e-4 + 1e-6).all()  # of the sigmoid; bf16 rounds it by up to 2e-3
+    assert (error <= np.abs(x) * 5e-5 + 1e-6).all()  # of the sigmoid; bf16 rounds it by up to 2e-3
 
 
 def test_other_uses_of_a_sigmoid_are_left_alone() -> None:
