@@ -121,7 +121,8 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from tiny import TinyModule, make_loader, make_trainer
-import torch, time
+import signal, torch, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a script it is ignored
 
 class Slow(TinyModule):  # in the main script, which has no main guard
     def training_step(self, batch, batch_idx):

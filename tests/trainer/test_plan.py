@@ -127,6 +127,11 @@ def test_missing_libraries(request_: Request) -> None:
         make_plan(request_, SMALL)
 
 
+def test_one_process_needs_no_cluster() -> None:
+    (note,) = make_plan(Request(1, "ray", cluster="10.0.0.1:6379"), SMALL).notes
+    assert "10.0.0.1:6379 is not used" in note
+
+
 @pytest.mark.parametrize("backend", ["ray", "spark"])
 def test_processes_of_a_cluster_are_not_bound(backend: str) -> None:
     plan = make_plan(Request(2, backend, importable=frozenset({"ray", "pyspark"})), SMALL)

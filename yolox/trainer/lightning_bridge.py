@@ -298,9 +298,13 @@ class StopSignals(_SignalConnector):
 
     def register_signal_handlers(self) -> None:
         """Take over the signals for one run; Lightning gives them back afterwards."""
+        existing = getattr(signal.getsignal(signal.SIGTERM), "__module__", None) or ""
         super().register_signal_handlers()
         self.stop_signal = 0
-        if self.trainer.state.fn == TrainerFn.FITTING:
+        if existing.startswith("ray."):  # Ray's handler ends the process at once, and Lightning would call it as well
+            self._register_signal(signal.SIGTERM, self._sigterm_notifier_fn)
+        # a process started in the background of a script ignores Ctrl-C, and shall go on doing so
+        if self.trainer.state.fn == TrainerFn.FITTING and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
             self._register_signal(signal.SIGINT, self._sigterm_notifier_fn)
 
     def _sigterm_notifier_fn(self, signum: int, _: Any) -> None:

@@ -244,6 +244,8 @@ def _other_notes(request: Request, precision: PrecisionName, machine: Machine, w
         if request.strict:
             raise MissingDependencyError("Intel's extension for PyTorch", "make ipex")
         notes.append(f"use_ipex: {request.ipex_note}")
+    if request.cluster is not None and world == 1 and not request.supervised:
+        notes.append(f"one process computes right here: the cluster at {request.cluster} is not used")
     if request.auto_lr and world == 1:
         notes.append("auto_lr changes nothing with one process")
     if world > 1 and machine.system != "Linux":

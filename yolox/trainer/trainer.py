@@ -128,9 +128,8 @@ class Trainer(pl.Trainer):
         self.cluster = cluster
         self.max_restarts = max_restarts
         self._checkpoint_files = AtomicCheckpointIO()
-        options = PrecisionOptions(
-            channels_last or use_ipex, tuple(fp32_modules), read_operations(bf16_operations, fp32_operations)
-        )
+        operations = read_operations(bf16_operations, fp32_operations)
+        options = PrecisionOptions(channels_last or use_ipex, tuple(fp32_modules), operations)
         device = accelerator if isinstance(accelerator, str) and not on_cpu else "cpu"
         plugins = [build_precision(self.plan.precision, device, options), self._checkpoint_files]
         pl_arguments["plugins"] = [*as_list(pl_arguments.get("plugins")), *plugins]
@@ -138,11 +137,10 @@ class Trainer(pl.Trainer):
         callbacks += [ScaledLearningRate(warmup)] if auto_lr else []
         callbacks += [IpexTraining(self.plan.precision, bf16_weights=options.uniform)] if self.plan.ipex else []
         pl_arguments["callbacks"] = [*callbacks, StopInOrder(stop_checkpoint)]
+        sync_batchnorm = on_cpu and pl_arguments.pop("sync_batchnorm", False)
         if on_cpu:
-            sync_batchnorm = pl_arguments.pop("sync_batchnorm", False)
             pl_arguments.update(self._cpu_arguments(hang_timeout, pl_arguments))
         else:
-            sync_batchnorm = False
             pl_arguments.setdefault("devices", num_processes or 1)
         silence_advertisements()
         super().__init__(**pl_arguments)

@@ -19,7 +19,7 @@ from yolox.trainer.launchers.heartbeat import HangLimits
 from yolox.trainer.launchers.supervise import supervise
 from yolox.trainer.launchers.worker import Desk
 
-__all__ = ["PopenLauncher", "start_worker"]
+__all__ = ["PopenLauncher", "package_path", "start_worker", "worker_environment"]
 
 _SERVE = "import sys; from yolox.trainer.launchers.worker import main; sys.exit(main(sys.argv[1:]))"
 
@@ -67,8 +67,7 @@ def start_worker(
         network: Variables that say how ranks reach each other; by default all are on this machine.
         streams: Where rank 0 writes; by default to the streams of this process.
     """
-    environment = thread_environment(os.environ, slot.threads, bool(slot.cpus))
-    environment.update(local_network(environment) if network is None else network)
+    environment = worker_environment(slot, network)
     environment.update(PYTHONPATH=package_path(environment))
     command = [python or sys.executable, "-c", _SERVE, str(desk.folder), str(slot.rank)]
     if slot.rank == 0:
@@ -82,6 +81,20 @@ def start_worker(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+
+def worker_environment(slot: Slot, network: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the variables of a worker.
+
+    Args:
+        slot: Its place.
+        network: As in `start_worker`.
+    """
+    environment = thread_environment(os.environ, slot.threads, bool(slot.cpus))
+    environment.update(local_network(environment) if network is None else network)
+    # a rank that is stopped leaves semaphores of its loaders behind; Python removes them, and need not say so
+    filters = filter(None, [environment.get("PYTHONWARNINGS"), "ignore:resource_tracker:UserWarning"])
+    return {**environment, "PYTHONWARNINGS": ",".join(filters)}
 
 
 def package_path(environment: dict[str, str]) -> str:

@@ -6,38 +6,30 @@ An engine (Ray, Spark) only brings an agent to each machine; starting, watching 
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 import shutil
 import signal
-import socket
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import AuthenticationError
-from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from typing import Any, Protocol
 
 import cloudpickle
 
-from yolox.errors import UsageError
 from yolox.tables import text_table
 from yolox.trainer.cores import share_cores
-from yolox.trainer.launchers.agent import Hello, Invitation, Orders, RankState, limit_silence, machine_identity
+from yolox.trainer.launchers.agent import Hello, Invitation, Orders, machine_identity
 from yolox.trainer.launchers.base import Failure, Phase, Slot, Worker
 from yolox.trainer.launchers.heartbeat import Effort, HangLimits
 from yolox.trainer.launchers.supervise import supervise
+from yolox.trainer.launchers.switchboard import Line, Switchboard
 from yolox.trainer.launchers.worker import Desk
 
 __all__ = ["Engine", "Place", "place_ranks", "run_remote"]
 
-_START_SECONDS = 120.0
-_NEWS_SECONDS = 15.0
 _SILENCE_SECONDS = 7.0
 _PAUSE_SECONDS = 3.0
 _log = logging.getLogger(__name__)
@@ -115,7 +107,7 @@ def run_remote(
     payload = cloudpickle.dumps(function)
     desk = Desk(Path(tempfile.mkdtemp(prefix="yolox-run-")))
     try:
-        with _Switchboard(engine.host, desk) as board, _store(engine.host) as rendezvous:
+        with Switchboard(engine.host, desk) as board, _store(engine.host) as rendezvous:
             engine.start(board.invitation, len(slots))
             lines = board.wait_for_agents(len(slots), engine.trouble)
             places = place_ranks([line.hello for line in lines], slots, machine_identity())
@@ -130,7 +122,7 @@ def run_remote(
         shutil.rmtree(desk.folder, ignore_errors=True)
 
 
-def _describe(lines: Sequence[_Line], places: dict[int, Place]) -> str:
+def _describe(lines: Sequence[Line], places: dict[int, Place]) -> str:
     rows = [
         (str(slot.rank), str(slot.threads), line.hello.label)
         for line in lines
@@ -149,138 +141,6 @@ def _store(host: str) -> Iterator[str]:
     del store
 
 
-class _Line:
-    """The connection to one agent.
-
-    Args:
-        connection: Open; the agent has said hello.
-        hello: What it said.
-        desk: Where its files go.
-    """
-
-    def __init__(self, connection: Connection, hello: Hello, desk: Desk) -> None:
-        self.connection = connection
-        self.hello = hello
-        self.desk = desk
-        self.states: dict[int, RankState] = {}
-        self.ranks: tuple[int, ...] = ()
-        self.heard_at = time.monotonic()
-        self.closed = self.ended = False
-
-    def start(self, orders: Orders) -> None:
-        """Tell the agent what to start, and listen to it from now on."""
-        self.ranks = tuple(slot.rank for slot in orders.slots)
-        with suppress(OSError):  # listening shows it
-            self.connection.send(orders)
-        self.heard_at = time.monotonic()
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def _listen(self) -> None:
-        try:
-            while not self.ended:
-                message = self.connection.recv()
-                self.heard_at = time.monotonic()
-                if message == "end":
-                    self.ended = True
-                elif message[0] == "states":
-                    self.states.update(message[1])
-                elif message[0] == "print":
-                    stream = getattr(sys, message[1])
-                    stream.write(message[2])
-                    stream.flush()
-                else:
-                    self._file(*message[1:])
-        except (EOFError, OSError, TypeError):  # the last: closed here in the middle of a call
-            pass
-        self.closed = True
-
-    def _file(self, kind: str, rank: int, part: bytes, more: bool) -> None:
-        paths = {
-            "result": self.desk.result,
-            "failure": self.desk.failure,
-            "stacks": self.desk.stacks,
-            "output": self.desk.output,
-        }
-        path = paths[kind](rank)
-        unfinished = path.with_suffix(f".{kind}")
-        with suppress(FileNotFoundError):  # the run is over, and its desk cleared
-            with unfinished.open("ab") as handle:
-                handle.write(part)
-            if not more:
-                os.replace(unfinished, path)
-
-    def hang_up(self) -> None:
-        """End the connection: the agent kills what it started and ends."""
-        with suppress(OSError):
-            raw = socket.socket(fileno=os.dup(self.connection.fileno()))
-            with raw:
-                raw.shutdown(socket.SHUT_RDWR)  # wakes the listening thread as well
-        self.connection.close()
-
-
-class _Switchboard:
-    """Where agents dial in.
-
-    Args:
-        host: Address to listen at.
-        desk: Where what they send is put.
-    """
-
-    def __init__(self, host: str, desk: Desk) -> None:
-        key = os.urandom(32)
-        self._desk = desk
-        self._listener = Listener((host, 0), family="AF_INET", backlog=128, authkey=key)
-        self.invitation = Invitation((host, self._listener.address[1]), key, tuple(sys.path))
-        self._lines: dict[int, _Line] = {}
-        self._open = True
-        self._thread = threading.Thread(target=self._answer, daemon=True)
-
-    def __enter__(self) -> _Switchboard:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._open = False
-        with suppress(OSError), socket.create_connection(self.invitation.address, timeout=1):
-            pass  # wakes the answering thread
-        self._thread.join(2)
-        self._listener.close()
-        for line in self._lines.values():
-            line.hang_up()
-
-    def wait_for_agents(self, ranks: int, trouble: Callable[[], str | None]) -> list[_Line]:
-        """Return the lines once agents for all ranks have dialled in.
-
-        Raises:
-            UsageError: When that does not happen.
-        """
-        began = told = time.monotonic()
-        while sum(line.hello.ranks for line in self._lines.values()) < ranks:
-            reason, now = trouble(), time.monotonic()
-            if reason is not None or now - began > _START_SECONDS:
-                have = sum(line.hello.ranks for line in self._lines.values())
-                reason = reason or f"nothing came for {_START_SECONDS:.0f} s; its machines may be busy with other jobs"
-                raise UsageError(f"the cluster gave {have} of {ranks} processes a place: {reason}")
-            if now - told > _NEWS_SECONDS:
-                _log.warning("waiting for the cluster to give %d processes a place", ranks)
-                told = now
-            time.sleep(0.05)
-        return [self._lines[number] for number in sorted(self._lines)]
-
-    def _answer(self) -> None:
-        while self._open:
-            try:
-                connection = self._listener.accept()
-                limit_silence(connection)
-                hello = connection.recv()
-            except (OSError, EOFError, AuthenticationError):
-                continue  # not one of ours
-            if hello.number in self._lines or not self._open:
-                connection.close()  # an engine has started it a second time
-            else:
-                self._lines[hello.number] = _Line(connection, hello, self._desk)
-
-
 class _RemoteCrew:
     """The ranks of all agents.
 
@@ -291,7 +151,7 @@ class _RemoteCrew:
         trouble: Asks the engine why an agent is gone.
     """
 
-    def __init__(self, desk: Desk, lines: Sequence[_Line], world: int, trouble: Callable[[], str | None]) -> None:
+    def __init__(self, desk: Desk, lines: Sequence[Line], world: int, trouble: Callable[[], str | None]) -> None:
         self.desk = desk
         self.lines = lines
         self.world = world

@@ -13,11 +13,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from yolox.cpu.affinity import thread_environment
 from yolox.trainer.launchers.base import RankError, Slot, Worker
 from yolox.trainer.launchers.crew import LocalCrew
 from yolox.trainer.launchers.heartbeat import HangLimits
-from yolox.trainer.launchers.popen import local_network
+from yolox.trainer.launchers.popen import worker_environment
 from yolox.trainer.launchers.supervise import supervise
 from yolox.trainer.launchers.worker import Desk, serve
 
@@ -89,10 +88,8 @@ def _enter(desk: Desk, rank: int) -> None:
 def _environment(slot: Slot) -> Iterator[None]:
     """Have a process started inside inherit the slot's environment: OpenMP reads it when it is loaded."""
     before = dict(os.environ)
-    changed = thread_environment(before, slot.threads, bool(slot.cpus))
-    changed.update(local_network(changed))
     try:
-        _replace(changed)
+        _replace(worker_environment(slot))
         yield
     finally:
         _replace(before)

@@ -203,7 +203,8 @@ def _passing_signals_on(run: _Run) -> Iterator[None]:
         for rank in range(run.world):
             run.crew.send(rank, signum)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    heard = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, pass_on) for number in heard}
     try:
         yield
     finally:
