@@ -150,37 +150,6 @@ def test_interpreter_is_this_python_or_the_one_found(monkeypatch: pytest.MonkeyP
     assert ipex.interpreter() == "/opt/python"
 
 
-class Branching(nn.Module):
-    """One normalisation right after its convolution, one after an activation, and a convolution that is used twice."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.first_bn = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)
-        self.later_bn = nn.BatchNorm2d(4)
-        self.twice, self.twice_bn = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.later_bn(torch.relu(self.first_bn(self.first(x))))
-        return self.twice_bn(self.twice(y)) + self.twice(y)
-
-
-def test_only_normalisations_right_after_a_convolution_are_folded() -> None:
-    torch.manual_seed(0)
-    model = Branching().eval()
-    for part in model.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            part.running_mean.normal_()
-            part.running_var.uniform_(0.5, 2.0)
-    x = torch.randn(2, 3, 8, 8)
-    with torch.no_grad():
-        before = model(x)
-        ipex.fold_normalisations_(model, (x,))
-        assert isinstance(model.first_bn, nn.Identity)
-        assert isinstance(model.later_bn, nn.BatchNorm2d)
-        assert isinstance(model.twice_bn, nn.BatchNorm2d)
-        torch.testing.assert_close(model(x), before, atol=1e-5, rtol=1e-5)
-
-
 def test_work_counts_multiply_accumulates() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, 2, 1, groups=8), nn.Flatten())
     model.append(nn.Linear(8 * 4 * 4, 10))

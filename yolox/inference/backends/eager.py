@@ -17,7 +17,9 @@ from yolox.inference.backends.torch_runner import (
     load_program,
     program_module,
     save_program,
+    torch_sample,
 )
+from yolox.inference.folding import fold_normalisations
 
 __all__ = ["BACKEND", "EagerBackend"]
 
@@ -32,6 +34,8 @@ class EagerBackend:
         forced = bool(method.options.get("channels_last"))
         autocast = method.precision is Precision.BF16
         original = method.name == "original"
+        if not original:
+            model = fold_normalisations(model, torch_sample(context, 1 if context.dynamic_batch else None))
         return TorchRunner(
             build=_layouts(lambda: copy.deepcopy(model)),
             settings=Settings(threads=context.threads, channels_last=forced),

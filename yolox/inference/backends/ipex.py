@@ -10,11 +10,9 @@ import copy
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +21,7 @@ from yolox.cpu.ipex_location import INSTALL, locate_ipex
 from yolox.errors import MissingDependencyError, ModelFileError
 from yolox.inference.backends.base import Manifest, Method, Precision, PrepareContext, Runner, Settings
 from yolox.inference.backends.torch_runner import TorchRunner, to_layout, torch_sample
+from yolox.inference.folding import fold_normalisations
 
 __all__ = ["BACKEND", "IpexBackend", "interpreter"]
 
@@ -55,8 +54,7 @@ class IpexBackend:
             MissingDependencyError: When IPEX cannot be imported in this process.
         """
         ipex = _import_ipex()
-        with as_for_conversion():
-            fold_normalisations_(model, torch_sample(context, 1 if context.dynamic_batch else None))
+        model = fold_normalisations(model, torch_sample(context, 1 if context.dynamic_batch else None))
         share = None
         half = method.precision is Precision.BF16
         if method.precision is Precision.INT8:
@@ -122,51 +120,6 @@ class IpexBackend:
             batch=None if manifest.dynamic_batch else manifest.input_shapes[0][0],
             int8_share=manifest.int8_share,
         )
-
-
-@contextmanager
-def as_for_conversion() -> Iterator[None]:
-    """Have models show the form they keep for conversions, as ``torch.export`` does; tracing shows it by itself."""
-    with mock.patch.object(torch.compiler, "_is_compiling_flag", True):
-        yield
-
-
-def fold_normalisations_(model: nn.Module, sample: tuple[Tensor, ...]) -> None:
-    """Fold each BatchNorm that directly follows a convolution into it.
-
-    IPEX does that by symbolic tracing, which fails for most detectors. Here one run shows what follows what. A result
-    that differs would show in the comparison with the original that every method goes through.
-    """
-    sources: dict[int, tuple[nn.Module, Tensor]] = {}  # keeps the outputs alive, so that no id is used twice
-    pairs: list[tuple[Any, Any]] = []
-    uses: dict[nn.Module, int] = {}
-
-    def leave(part: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        sources[id(output)] = (part, output)
-        uses[part] = uses.get(part, 0) + 1
-
-    def enter(part: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        uses[part] = uses.get(part, 0) + 1
-        if id(inputs[0]) in sources:
-            pairs.append((sources[id(inputs[0])][0], part))
-
-    hooks = [part.register_forward_hook(leave) for part in model.modules() if type(part) is nn.Conv2d]
-    hooks += [part.register_forward_pre_hook(enter) for part in model.modules() if type(part) is nn.BatchNorm2d]
-    try:
-        with torch.no_grad():
-            model(*sample)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    replacements: dict[nn.Module, nn.Module] = {}
-    for convolution, normalisation in pairs:
-        if uses[convolution] == uses[normalisation] == 1:
-            replacements[convolution] = torch.nn.utils.fuse_conv_bn_eval(convolution, normalisation)
-            replacements[normalisation] = nn.Identity()
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if child in replacements:
-                parent.add_module(name, replacements[child])
 
 
 def _trace(model: nn.Module, context: PrepareContext, half: bool, channels_last: bool) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from yolox.errors import UsageError
 from yolox.inference.backends.base import Array, Arrays, PrepareContext, as_numpy, like_inputs
 from yolox.inference.backends.torch_runner import torch_sample
+from yolox.inference.folding import as_for_conversion
 from yolox.inference.structure import flatten
 
 __all__ = ["quantize_static"]
@@ -73,7 +74,7 @@ def count_work(model: nn.Module, sample: tuple[Tensor, ...]) -> dict[str, int]:
     kinds = (nn.Conv2d, nn.Linear)
     hooks = [p.register_forward_hook(count(name)) for name, p in model.named_modules() if isinstance(p, kinds)]
     try:
-        with torch.no_grad(), _conversion():
+        with torch.no_grad(), as_for_conversion():
             model(*sample)
     finally:
         for hook in hooks:
@@ -117,7 +118,7 @@ def _is_last(part: nn.Module, names: list[str], parts: dict[str, nn.Module]) -> 
 def _calibrated(ipex: Any, model: nn.Module, context: PrepareContext) -> Any:
     sample = torch_sample(context, 1 if context.dynamic_batch else None)
     mapping = ipex.quantization.default_static_qconfig_mapping
-    with torch.no_grad(), _conversion():
+    with torch.no_grad(), as_for_conversion():
         prepared = ipex.quantization.prepare(model, mapping, example_inputs=sample, inplace=True, bn_folding=False)
         context.progress("calibrating")
         if context.dynamic_batch:
@@ -152,9 +153,3 @@ def _predictor(module: nn.Module, context: PrepareContext) -> Callable[..., Arra
         return like_inputs([as_numpy(output) for output in flatten(outputs)], inputs)
 
     return predict
-
-
-def _conversion() -> Any:
-    from yolox.inference.backends.ipex import as_for_conversion
-
-    return as_for_conversion()
