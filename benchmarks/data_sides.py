@@ -112,7 +112,11 @@ def training_experiment(settings: dict[str, Any]) -> Experiment:
     size = Size(settings["size"], settings["size"])
     units = settings["size"] // 32
     data = replace(base.data, input_size=size, random_size=(units, units), data_dir=settings["folder"])
-    return replace(base, data=replace(data, cache=settings["cache"]), recipe=replace(base.recipe, max_epoch=100))
+    return replace(
+        base,
+        data=replace(data, cache=settings["cache"], data_num_workers=settings.get("workers")),
+        recipe=replace(base.recipe, max_epoch=100),
+    )
 
 
 def train(settings: dict[str, Any], channel: Channel) -> None:

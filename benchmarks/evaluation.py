@@ -39,7 +39,8 @@ def synthetic_results(num_images: int, per_image: int = 40) -> tuple[Truth, dict
         per_image: Detections of each.
     """
     rng = np.random.default_rng(0)
-    annotations, detections = [], {}
+    annotations: list[dict[str, Any]] = []
+    detections = {}
     for image_id in range(1, num_images + 1):
         count = 1 + int(rng.poisson(6))
         boxes = np.concatenate([rng.uniform(0, 400, (count, 2)), np.exp(rng.uniform(2, 5.3, (count, 2)))], axis=1)

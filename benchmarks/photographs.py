@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -27,7 +28,8 @@ def write_photographs(folder: Path, count: int) -> Path:
     images_dir.mkdir()
     labels_dir.mkdir()
     rng = np.random.default_rng(0)
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number in range(1, count + 1):
         height, width = SIZES[number % len(SIZES)]
         name = f"{number:012d}.jpg"

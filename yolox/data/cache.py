@@ -6,15 +6,15 @@ import hashlib
 import logging
 import os
 import shutil
-import tempfile
 import zlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from yolox.data.coco import CocoDataset
+from yolox.data.mapped_file import MappedFile
 from yolox.errors import DataError
 from yolox.files import cache_root
 from yolox.structures import Image, Size
@@ -57,11 +57,12 @@ def open_cache(
         if available is None or layout.num_bytes * copies > _EASY * available:
             return None
         _LOG.info("keeping the resized images in memory, %s", _gigabytes(layout.num_bytes))
-        return ResizedImages(dataset, layout, *_memory_file(layout.num_bytes))
+        return ResizedImages(dataset, layout, MappedFile(layout.num_bytes), checked=False)
     if kind == "ram":
         _check_space(layout.num_bytes * copies, available_memory(), "memory", "use cache=disk, or none")
-        return ResizedImages(dataset, layout, *_memory_file(layout.num_bytes))
-    return ResizedImages(dataset, layout, _disk_file(dataset, layout, target, reduced_decode))
+        return ResizedImages(dataset, layout, MappedFile(layout.num_bytes), checked=False)
+    path = _disk_file(dataset, layout, target, reduced_decode)
+    return ResizedImages(dataset, layout, MappedFile(layout.num_bytes, path), checked=True)
 
 
 class _Layout:
@@ -85,29 +86,16 @@ class ResizedImages:
     Args:
         dataset: The images.
         layout: Where each lies.
-        path: The file; processes that get a copy of this object open it again.
-        descriptor: Keeps a file in memory alive; ``None`` for a file on disk, whose entries are checked.
+        file: The bytes.
+        checked: Whether entries may be stale or damaged, as on disk.
     """
 
-    def __init__(self, dataset: CocoDataset, layout: _Layout, path: str, descriptor: int | None = None) -> None:
+    def __init__(self, dataset: CocoDataset, layout: _Layout, file: MappedFile, *, checked: bool) -> None:
         self._dataset = dataset
         self._layout = layout
-        self._path = path
-        self._descriptor = descriptor
-        self._owner = os.getpid()
-        self._checked = descriptor is None
-        self._file: NDArray[np.uint8] | None = None
+        self._file = file
+        self._checked = checked
         self._verified = bytearray(layout.num_images)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None, "_descriptor": None}
-
-    def __del__(self) -> None:
-        descriptor = getattr(self, "_descriptor", None)
-        if descriptor is not None:
-            os.close(descriptor)
-            if os.getpid() == self._owner and not self._path.startswith("/proc/"):
-                Path(self._path).unlink(missing_ok=True)
 
     def get(self, index: int) -> Image | None:
         """Return the kept image (not to be written to), or ``None``."""
@@ -130,14 +118,13 @@ class ResizedImages:
         keys[index] = self._key(index)
 
     def _open(self, index: int) -> tuple[NDArray[np.uint64], NDArray[np.uint32], Image]:
-        if self._file is None:
-            self._file = np.memmap(self._path, np.uint8, "r+", shape=(self._layout.num_bytes,))
+        content = self._file.bytes
         num_images, starts = self._layout.num_images, self._layout.starts
         height, width = self._layout.shapes[index]
-        keys = self._file[: 8 * num_images].view(np.uint64)
-        sums = self._file[8 * num_images : self._layout.first_pixel].view(np.uint32)
-        pixels = self._file[starts[index] : starts[index + 1]].reshape(height, width, 3)
-        return keys, sums, np.asarray(pixels)
+        keys = content[: 8 * num_images].view(np.uint64)
+        sums = content[8 * num_images : self._layout.first_pixel].view(np.uint32)
+        pixels = content[starts[index] : starts[index + 1]].reshape(height, width, 3)
+        return keys, sums, pixels
 
     def _key(self, index: int) -> int:
         """Return what an entry must carry to be valid: on disk, a digest of the file's identity."""
@@ -150,17 +137,6 @@ class ResizedImages:
             return 0
         text = f"{path}|{state.st_mtime_ns}|{state.st_size}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") | 1
-
-
-def _memory_file(num_bytes: int) -> tuple[str, int]:
-    """Return path and descriptor of a file in memory that is gone with this process, however that ends."""
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("yolox-images")
-        os.ftruncate(descriptor, num_bytes)
-        return f"/proc/{os.getpid()}/fd/{descriptor}", descriptor
-    handle, path = tempfile.mkstemp(prefix="yolox-images-")
-    os.ftruncate(handle, num_bytes)
-    return path, handle
 
 
 def _disk_file(dataset: CocoDataset, layout: _Layout, target: Size, reduced_decode: bool) -> str:

@@ -126,7 +126,10 @@ def affine_matrix(
 
 def warp_affine(image: Image, matrix: NDArray[np.float64], target: Size) -> Image:
     """Return the image warped to ``target``; what it does not cover is grey."""
-    return cast(Image, cv2.warpAffine(image, matrix, (target.width, target.height), borderValue=(FILL, FILL, FILL)))
+    # with a fourth channel OpenCV takes less than half the time for the same pixels
+    four = cv2.cvtColor(image, cv2.COLOR_BGR2BGRA)
+    warped = cv2.warpAffine(four, matrix, (target.width, target.height), borderValue=(FILL,) * 4)
+    return cast(Image, cv2.cvtColor(warped, cv2.COLOR_BGRA2BGR))
 
 
 def warp_boxes(boxes_xyxy: Boxes, matrix: NDArray[np.float64], target: Size) -> Boxes:

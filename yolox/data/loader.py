@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from typing import Any
@@ -19,16 +19,16 @@ from torch.utils.data import DataLoader, Dataset
 
 from yolox.cpu.allocator import keep_freed_memory
 from yolox.data.coco import CocoDataset
-from yolox.data.sampling import RequestStream, SampleRequest
+from yolox.data.hand_over import PREFETCH, PieceMaker, Pieces, collate_readable, collect
+from yolox.data.sampling import RequestStream
 from yolox.data.source import ImageHealth, ImageSource
 from yolox.data.training_samples import TrainingSamples
-from yolox.data.transforms import collate, letterbox_sample
+from yolox.data.transforms import letterbox_sample
 from yolox.structures import Batch, Sample, Size
 
 __all__ = ["TrainLoader", "ValLoader", "default_num_workers"]
 
 _NICE = 5
-_PREFETCH = 2
 
 
 def default_num_workers(num_cores: int) -> int:
@@ -92,29 +92,50 @@ def _exit_with(sentinel: int) -> None:
 
 
 class _Batches:
-    """The batch sampler of a stream from a given batch on."""
+    """The batches of lists of requests, made by workers or by this process; None where no image could be read.
 
-    def __init__(self, stream: RequestStream, start: int) -> None:
-        self._stream, self._start = stream, start
+    Args:
+        samples: Makes the sample of a request, or None.
+        requests: For each batch its requests; gone through again with every ``iter()``.
+        shape: Images of a batch, at most, and their size.
+        num_workers: Worker processes; 0 works in this process.
+        start_method: How they start.
+    """
 
-    def __iter__(self) -> Iterator[list[SampleRequest]]:
-        return self._stream.batches(self._start)
+    def __init__(
+        self,
+        samples: Dataset[Any],
+        requests: Iterable[Sequence[Any]],
+        shape: tuple[int, Size],
+        num_workers: int,
+        start_method: str | None,
+    ) -> None:
+        self._samples, self._requests = samples, requests
+        self._maker = PieceMaker(samples, shape[0], shape[1], num_workers) if num_workers else None
+        if self._maker is not None:
+            self._loader: DataLoader[Any] = DataLoader(
+                self._maker,
+                batch_size=None,
+                sampler=Pieces(requests, self._maker),
+                collate_fn=_as_it_is,
+                num_workers=num_workers,
+                prefetch_factor=PREFETCH,
+                persistent_workers=True,
+                multiprocessing_context=worker_context(start_method),
+                worker_init_fn=init_worker,
+                generator=torch.Generator(),  # it would otherwise draw from the global one
+            )
+
+    def __iter__(self) -> Iterator[Batch | None]:
+        if self._maker is not None:
+            with _without_main():
+                return collect(iter(self._loader), self._maker)
+        made = ([self._samples[request] for request in requests] for requests in self._requests)
+        return (collate_readable(samples) for samples in made)
 
 
-def _data_loader(dataset: Dataset[Any], batches: Any, collate_fn: Any, num_workers: int, start: str | None) -> Any:
-    extra: dict[str, Any] = {}
-    if num_workers:
-        extra = {
-            "prefetch_factor": _PREFETCH,
-            "persistent_workers": True,
-            "multiprocessing_context": worker_context(start),
-            "worker_init_fn": init_worker,
-        }
-    # a generator of its own: a loader would otherwise draw from the global one
-    generator = torch.Generator()
-    return DataLoader(
-        dataset, batch_sampler=batches, collate_fn=collate_fn, num_workers=num_workers, generator=generator, **extra
-    )
+def _as_it_is(made: Any) -> Any:
+    return made
 
 
 class TrainLoader:
@@ -138,7 +159,7 @@ class TrainLoader:
         self.num_workers = num_workers
         self.next_batch = 0
         self._start_method = start_method
-        self._iterator: Iterator[Batch] | None = None
+        self._iterator: Iterator[Batch | None] | None = None
 
     def __len__(self) -> int:
         return self.stream.batches_per_epoch
@@ -148,6 +169,7 @@ class TrainLoader:
             if self._iterator is None:
                 self._iterator = self._start()
             batch = next(self._iterator)
+            assert batch is not None, "training samples replace what cannot be read"
             self.next_batch += 1
             if self.samples.source.health is not None:
                 self.samples.source.health.report()
@@ -163,14 +185,13 @@ class TrainLoader:
         """End the workers; a later ``iter()`` starts new ones."""
         self._iterator = None
 
-    def _start(self) -> Iterator[Batch]:
+    def _start(self) -> Iterator[Batch | None]:
         source = self.samples.source
         if source.health is None:
             source.health = ImageHealth(source.dataset)
-        batches = _Batches(self.stream, self.next_batch)
-        loader = _data_loader(self.samples, batches, collate, self.num_workers, self._start_method)
-        with _without_main():
-            return iter(loader)
+        shape = len(next(self.stream.batches())), self.samples.augmentation.transform.target
+        requests = self.stream.batches(self.next_batch)
+        return iter(_Batches(self.samples, requests, shape, self.num_workers, self._start_method))
 
 
 class _ValSamples(Dataset[Any]):
@@ -187,11 +208,6 @@ class _ValSamples(Dataset[Any]):
             image, empty.reshape(0, 4), empty.astype("int64"), int(dataset.image_ids[index]), dataset.size(index)
         )
         return letterbox_sample(sample, self._source.target)
-
-
-def _collate_readable(samples: Sequence[Sample | None]) -> Batch | None:
-    readable = [sample for sample in samples if sample is not None]
-    return collate(readable) if readable else None
 
 
 class ValLoader:
@@ -221,7 +237,7 @@ class ValLoader:
         self.num_workers = num_workers
         self._batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
         self._start_method = start_method
-        self._loader: Any = None
+        self._loader: _Batches | None = None
 
     @property
     def dataset(self) -> CocoDataset:
@@ -240,11 +256,10 @@ class ValLoader:
         if self.source.health is None:
             self.source.health = ImageHealth(self.source.dataset)
         if self._loader is None:
+            shape = max(map(len, self._batches), default=1), self.size
             samples = _ValSamples(self.source)
-            self._loader = _data_loader(samples, self._batches, _collate_readable, self.num_workers, self._start_method)
-        with _without_main():
-            batches = iter(self._loader)
-        for batch in batches:
+            self._loader = _Batches(samples, self._batches, shape, self.num_workers, self._start_method)
+        for batch in self._loader:
             self.source.health.report()
             if batch is not None:
                 yield batch

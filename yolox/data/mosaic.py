@@ -62,7 +62,8 @@ def visible_places(sizes: Sequence[Size], centre: tuple[int, int], matrix: Matri
         (left - _REACH, top - _REACH, left + size.width + _REACH, top + size.height + _REACH)
         for _, size, (top, left) in corners
     ]
-    return has_area(warp_boxes(np.array(regions, np.float32), matrix, target)).tolist()
+    warped = warp_boxes(np.array(regions, np.float32), matrix, target)
+    return [bool(seen) for seen in has_area(warped)]
 
 
 def mosaic(samples: Sequence[Sample], target: Size, centre: tuple[int, int]) -> Sample:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from yolox.data.image_ops import flip_boxes, flip_image, has_area, jitter_hsv, letterbox, xyxy_to_cxcywh
 from yolox.structures import Batch, Sample, Size, Targets
@@ -62,10 +63,14 @@ def letterbox_sample(sample: Sample, target: Size) -> Sample:
     return replace(sample, image=image, boxes_xyxy=sample.boxes_xyxy * np.float32(ratio))
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
+def collate(samples: Sequence[Sample], images: Tensor | None = None) -> Batch:
     """Return the batch of samples whose images have one size; G is the largest number of objects.
 
     The images are stored pixel by pixel (``channels_last``), as OpenCV gives them and convolutions on a CPU want them.
+
+    Args:
+        samples: The samples.
+        images: Their images ``[B, H, W, 3]``, where those are stored together already.
     """
     num_objects = max((len(sample.labels) for sample in samples), default=0)
     boxes = np.zeros((len(samples), num_objects, 4), np.float32)
@@ -77,9 +82,10 @@ def collate(samples: Sequence[Sample]) -> Batch:
         labels[i, :count] = sample.labels
         valid[i, :count] = True
     targets = Targets(torch.from_numpy(boxes), torch.from_numpy(labels), torch.from_numpy(valid))
-    images = np.stack([sample.image for sample in samples])
+    if images is None:
+        images = torch.from_numpy(np.stack([sample.image for sample in samples]))
     return Batch(
-        images=torch.from_numpy(images).permute(0, 3, 1, 2),
+        images=images.permute(0, 3, 1, 2),
         targets=targets,
         image_ids=torch.tensor([sample.image_id for sample in samples], dtype=torch.int64),
         original_sizes=torch.tensor([tuple(sample.original_size) for sample in samples], dtype=torch.int64),
