@@ -66,7 +66,7 @@ def meet(worker: Worker) -> None:
     dist.init_process_group("gloo", init_method=worker.rendezvous, rank=slot.rank, world_size=slot.world)
 
 
-def add(worker: Worker) -> tuple[int, float, int, int, int]:
+def add(worker: Worker) -> tuple[int, float, int, int, int, str]:
     import torch
     import torch.distributed as dist
 
@@ -75,12 +75,17 @@ def add(worker: Worker) -> tuple[int, float, int, int, int]:
     dist.all_reduce(total)
     dist.destroy_process_group()
     os.write(1, f"rank {worker.slot.rank} speaks\n".encode())
-    return worker.slot.rank, float(total), torch.get_num_threads(), worker.local_rank, worker.node_rank
+    place = worker.local_rank, worker.node_rank
+    return worker.slot.rank, float(total), torch.get_num_threads(), *place, os.getcwd()
 
 
 @processes
-def test_ranks_meet(launcher: Launcher, capfd: pytest.CaptureFixture[str]) -> None:
-    assert launcher.run(add, SLOTS) == [(0, 3.0, 1, 0, 0), (1, 3.0, 1, 1, 0)]
+def test_ranks_meet_where_the_run_was_started(
+    launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    here = str(tmp_path)
+    assert launcher.run(add, SLOTS) == [(0, 3.0, 1, 0, 0, here), (1, 3.0, 1, 1, 0, here)]
     out = capfd.readouterr().out
     assert "rank 0 speaks" in out
     assert "rank 1 speaks" not in out

@@ -48,11 +48,13 @@ class Invitation:
         address: Host and port.
         key: Shared secret.
         path: The supervisor's import path.
+        folder: The folder it works in.
     """
 
     address: tuple[str, int]
     key: bytes
     path: tuple[str, ...]
+    folder: str
 
 
 @dataclass(frozen=True)
@@ -123,18 +125,24 @@ def serve_node(invitation: Invitation, number: int, label: str, ranks: int, thre
         label: This machine, as the user knows it.
         ranks: Number of processes.
         threads: As in `Hello`.
+
+    Raises:
+        OSError: When the supervisor is out of reach, or a worker cannot be started.
     """
     try:
         supervisor = Client(invitation.address, authkey=invitation.key)
-    except (OSError, EOFError):
+    except (ConnectionError, EOFError):
         return  # the run is over: an engine that tries again does so for nobody
+    except OSError as error:
+        host, port = invitation.address
+        raise OSError(f"{label} cannot reach the machine where the run was started, {host}:{port}: {error}") from error
     limit_silence(supervisor)
     with supervisor:
         supervisor.send(Hello(number, label, machine_identity(), read_machine(), ranks, threads))
         try:
             orders: Orders = supervisor.recv()
-            _Watch(supervisor, orders, invitation.path).run()
-        except (EOFError, OSError):
+            _Watch(supervisor, orders, invitation).run()
+        except (EOFError, ConnectionError, TimeoutError):
             return
 
 
@@ -164,10 +172,12 @@ class _Stream:
 class _Watch:
     """The workers of one agent."""
 
-    def __init__(self, supervisor: Connection, orders: Orders, path: Sequence[str]) -> None:
+    def __init__(self, supervisor: Connection, orders: Orders, invitation: Invitation) -> None:
         self.supervisor = supervisor
         self.orders = orders
-        self.path = tuple(dict.fromkeys([*(entry for entry in path if Path(entry).exists()), *sys.path]))
+        there = [entry for entry in invitation.path if Path(entry).exists()]
+        self.path = tuple(dict.fromkeys([*there, *sys.path]))
+        self.folder = invitation.folder if Path(invitation.folder).is_dir() else None
         self.desk = Desk(Path(tempfile.mkdtemp(prefix="yolox-run-")))
         self.processes: list[subprocess.Popen[bytes]] = []
         self.crew = LocalCrew(self.processes, self.desk)
@@ -205,7 +215,7 @@ class _Watch:
         network = self._network()
         streams = (_Stream(self._send, "stdout"), _Stream(self._send, "stderr"))
         for slot in orders.slots:
-            self.processes.append(start_worker(self.desk, slot, network=network, streams=streams))
+            self.processes.append(start_worker(self.desk, slot, network=network, streams=streams, cwd=self.folder))
 
     def _network(self) -> dict[str, str]:
         """Return variables with which the ranks meet at the supervisor's store and talk over its network."""

@@ -57,6 +57,7 @@ def start_worker(
     python: str | None = None,
     network: Mapping[str, str] | None = None,
     streams: tuple[Any, Any] | None = None,
+    cwd: str | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start the process of one slot.
 
@@ -66,16 +67,18 @@ def start_worker(
         python: The interpreter; by default this one.
         network: Variables that say how ranks reach each other; by default all are on this machine.
         streams: Where rank 0 writes; by default to the streams of this process.
+        cwd: Folder to work in; by default this process's.
     """
     environment = worker_environment(slot, network)
     environment.update(PYTHONPATH=package_path(environment))
     command = [python or sys.executable, "-c", _SERVE, str(desk.folder), str(slot.rank)]
     if slot.rank == 0:
-        return _start_visible(command, environment, streams or (sys.stdout, sys.stderr))
+        return _start_visible(command, environment, streams or (sys.stdout, sys.stderr), cwd)
     with desk.output(slot.rank).open("wb") as output:
         return subprocess.Popen(
             command,
             env=environment,
+            cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -111,13 +114,14 @@ def local_network(environment: dict[str, str]) -> dict[str, str]:
 
 
 def _start_visible(
-    command: Sequence[str], environment: dict[str, str], streams: tuple[Any, Any]
+    command: Sequence[str], environment: dict[str, str], streams: tuple[Any, Any], cwd: str | None
 ) -> subprocess.Popen[bytes]:
     """Start rank 0, whose output the user sees, in a notebook as well, where it has to be carried over."""
     carried = [not _has_descriptor(stream) for stream in streams]
     process = subprocess.Popen(
         command,
         env=environment,
+        cwd=cwd,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE if carried[0] else None,
         stderr=subprocess.PIPE if carried[1] else None,

@@ -105,7 +105,9 @@ class Switchboard:
         key = os.urandom(32)
         self._desk = desk
         self._listener = Listener((host, 0), family="AF_INET", backlog=128, authkey=key)
-        self.invitation = Invitation((host, self._listener.address[1]), key, tuple(sys.path))
+        folder = os.getcwd()
+        path = tuple(entry or folder for entry in sys.path)
+        self.invitation = Invitation((host, self._listener.address[1]), key, path, folder)
         self._lines: dict[int, Line] = {}
         self._open = True
         self._thread = threading.Thread(target=self._answer, daemon=True)
@@ -134,7 +136,11 @@ class Switchboard:
             reason, now = trouble(), time.monotonic()
             if reason is not None or now - began > _START_SECONDS:
                 have = sum(line.hello.ranks for line in self._lines.values())
-                reason = reason or f"nothing came for {_START_SECONDS:.0f} s; its machines may be busy with other jobs"
+                host, port = self.invitation.address
+                reason = reason or (
+                    f"nothing came for {_START_SECONDS:.0f} s; its machines may be busy with other jobs, or cannot "
+                    f"reach this one at {host}:{port}."
+                )
                 raise UsageError(f"the cluster gave {have} of {ranks} processes a place: {reason}")
             if now - told > _NEWS_SECONDS:
                 _log.warning("waiting for the cluster to give %d processes a place", ranks)
