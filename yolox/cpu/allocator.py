@@ -6,6 +6,7 @@ import ctypes
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import PurePath
 
 __all__ = ["AllocatorSetting", "keep_freed_memory"]
@@ -14,6 +15,7 @@ __all__ = ["AllocatorSetting", "keep_freed_memory"]
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _NEVER_TRIM = -1  # glibc reads it as the largest size_t
 _TOP_PAD_BYTES = 64 * 1024 * 1024
+_MADV_HUGEPAGE, _HUGE_PAGE = 14, 2 * 1024 * 1024  # madvise(2)
 
 SWITCH = "YOLOX_MALLOPT"
 """Environment variable; ``0`` leaves the allocator as it is (to measure what the setting is worth)."""
@@ -49,7 +51,34 @@ def keep_freed_memory() -> AllocatorSetting:
     wanted = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _NEVER_TRIM), (_M_TOP_PAD, _TOP_PAD_BYTES))
     if not all(mallopt(parameter, value) for parameter, value in wanted):
         return AllocatorSetting(False, "glibc refused a value of mallopt")
-    return AllocatorSetting(True, "mallopt: M_MMAP_MAX 0, M_TRIM_THRESHOLD never, M_TOP_PAD 64 MiB")
+    huge = ", huge pages" if _ask_for_huge_pages() else ""
+    return AllocatorSetting(True, f"mallopt: M_MMAP_MAX 0, M_TRIM_THRESHOLD never, M_TOP_PAD 64 MiB{huge}")
+
+
+@lru_cache(maxsize=1)
+def _ask_for_huge_pages() -> bool:
+    """Ask for pages of 2 MiB in the next part of the heap, half as large as the memory; return whether that worked.
+
+    The heap grows to that size once, and as freed memory is kept from now on, it keeps it: addresses alone, as pages
+    become memory when they are used. The processor then knows a tensor of 6 MiB by 3 pages instead of 1536.
+    """
+    import resource
+
+    limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+    if any(limit != resource.RLIM_INFINITY for limit in limits):
+        return False  # addresses are what the user has limited
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
+    libc.free.argtypes = (ctypes.c_void_p,)
+    libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    block = libc.malloc(size)
+    if not block:
+        return False
+    start, end = -(-block // _HUGE_PAGE) * _HUGE_PAGE, (block + size) // _HUGE_PAGE * _HUGE_PAGE
+    refused = libc.madvise(start, end - start, _MADV_HUGEPAGE)
+    libc.free(block)
+    return not refused
 
 
 def reason_to_leave_alone(glibc: str | None, malloc_file: str | None, environment: Mapping[str, str]) -> str | None:

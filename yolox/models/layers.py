@@ -222,8 +222,11 @@ class Focus(nn.Module):
 
 
 def as_float(x: Tensor) -> Tensor:
-    """Return pixels as floats; floats as they are."""
-    return x if x.is_floating_point() else x.float()
+    """Return pixels as floats, under autocast of its type, which holds 0...255 exactly; floats as they are."""
+    if x.is_floating_point():
+        return x
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32)
 
 
 class ResLayer(nn.Module):

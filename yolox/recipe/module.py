@@ -73,7 +73,9 @@ class YoloxModule(pl.LightningModule):
         """Return the total loss of one batch and log its terms."""
         data = self.experiment.data
         size = size_of_step(self.global_step, self.experiment.seed, data.input_size, data.size_range)
-        images, targets = resize_batch(batch.images.to(self.dtype), batch.targets, size)
+        # bytes stay bytes as long as possible: the network makes them floats of the type it wants
+        images = batch.images if self.dtype == torch.float32 else batch.images.to(self.dtype)
+        images, targets = resize_batch(images, batch.targets, size)
         predictions = self.detector(images)
         reduce = self._mean_over_ranks if self.trainer.world_size > 1 else None
         terms = detection_loss(predictions, targets, use_l1=self.in_final_phase, mean_over_ranks=reduce)

@@ -46,14 +46,15 @@ def resize_batch(images: Tensor, targets: Targets, size: Size) -> tuple[Tensor, 
     """Return images and boxes scaled to ``size``; the inputs stay as they are.
 
     Args:
-        images: ``[B, 3, H, W]`` float.
+        images: ``[B, 3, H, W]`` float or uint8; float where they are resized.
         targets: Boxes in pixels of ``images``.
         size: The wanted size.
     """
     height, width = images.shape[-2:]
     if (height, width) == tuple(size):
         return images, targets
-    resized = F.interpolate(images, size=tuple(size), mode="bilinear", align_corners=False)
+    floats = images if images.is_floating_point() else images.float()
+    resized = F.interpolate(floats, size=tuple(size), mode="bilinear", align_corners=False)
     scale_x, scale_y = size.width / width, size.height / height
     factors = torch.tensor([scale_x, scale_y, scale_x, scale_y], device=images.device)
     return resized, targets._replace(boxes_cxcywh=targets.boxes_cxcywh * factors)

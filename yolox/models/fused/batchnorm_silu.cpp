@@ -23,6 +23,22 @@ struct Slots {
   }
 };
 
+// A tensor that may be some of the channels of a wider one, `stride` numbers from pixel to pixel: slots are then not side
+// by side, but each vector of them is, where the number of channels is a multiple of V.
+template <class T>
+struct Strided {
+  const T* data;
+  long stride, channels, step;
+  std::vector<long> offset;
+  Strided(const T* data, long stride, long channels, const Slots& s)
+      : data(data), stride(stride), channels(channels), step(s.width / channels * stride), offset(s.width / V) {
+    for (long k = 0; k < s.width / V; ++k) offset[k] = stride == channels ? k * V : index(k * V);
+  }
+  long index(long i) const { return i / channels * stride + i % channels; }
+  vf at(long row, long slot) const { return load(data + row * step + offset[slot / V]); }
+  float single(long i) const { return get(data + index(i)); }
+};
+
 struct Statistics {
   double count = 0, mean = 0, squares = 0;
   void merge(double n, double other_mean, double other_squares) {
@@ -34,7 +50,7 @@ struct Statistics {
   }
 };
 
-// Adds up two values that `terms` gives for each vector; returns both sums of each thread and slot.
+// Adds up two values that `terms` gives for each row and slot; returns both sums of each thread and slot.
 template <class F>
 std::vector<double> two_sums(const Slots& s, long threads, F terms) {
   std::vector<double> sums(2 * threads * s.width);
@@ -46,7 +62,7 @@ std::vector<double> two_sums(const Slots& s, long threads, F terms) {
       for (long j = 0; j < s.width; j += U * V) {
         vf one[U] = {}, two[U] = {};
         for (long i = block; i < std::min(mine.last, block + BLOCK); ++i)
-          UNROLL terms(i * s.width + j + u * V, j + u * V, one[u], two[u]);
+          UNROLL terms(i, j + u * V, one[u], two[u]);
         for (long l = 0; l < U * V; ++l) first[j + l] += one[l / V][l % V], second[j + l] += two[l / V][l % V];
       }
   }
@@ -62,8 +78,8 @@ std::vector<Statistics> statistics(const T* x, long pixels, long channels) {
   for (long i = 0; i < sample; ++i)  // spread over all pixels
     for (long c = 0; c < channels; ++c) guess[c] += get(x + pixels * i / sample * channels + c) / sample;
   std::vector<float> centre = s.repeat(guess);
-  std::vector<double> sums = two_sums(s, threads, [&](long at, long slot, vf& sum, vf& squares) {
-    vf d = load(x + at) - load(&centre[slot]);
+  std::vector<double> sums = two_sums(s, threads, [&](long row, long slot, vf& sum, vf& squares) {
+    vf d = load(x + row * s.width + slot) - load(&centre[slot]);
     sum += d;
     squares += d * d;
   });
@@ -132,21 +148,23 @@ inline vf silu_slope(vf z) {
 }
 
 template <class T>
-void backward(const T* dy, const T* x, T* dx, long pixels, long channels, Norm norm, float* dweight, float* dbias) {
+void backward(const T* gradient, long stride, const T* x, T* dx, long pixels, long channels, Norm norm, float* dweight,
+              float* dbias) {
   Slots s(pixels, channels);
+  Strided<T> dy(gradient, stride, channels, s);
   Affine affine(norm, channels);
   std::vector<float> centre(norm.mean, norm.mean + channels), means = s.repeat(centre);
   std::vector<float> scale = s.repeat(affine.scale), offset = s.repeat(affine.offset);
   long threads = omp_get_max_threads();
-  std::vector<double> sums = two_sums(s, threads, [&](long at, long slot, vf& sum, vf& product) {
-    vf value = load(x + at);
-    vf dz = load(dy + at) * silu_slope<T>(value * load(&scale[slot]) + load(&offset[slot]));
+  std::vector<double> sums = two_sums(s, threads, [&](long row, long slot, vf& sum, vf& product) {
+    vf value = load(x + row * s.width + slot);
+    vf dz = dy.at(row, slot) * silu_slope<T>(value * load(&scale[slot]) + load(&offset[slot]));
     sum += dz;
     product += dz * (value - load(&means[slot]));
   });
   auto single = [&](long i) {
     vf z = vf{} + (get(x + i) * affine.scale[i % channels] + affine.offset[i % channels]);
-    return get(dy + i) * silu_slope<T>(z)[0];
+    return dy.single(i) * silu_slope<T>(z)[0];
   };
   std::vector<double> sum(channels), product(channels);
   for (long t = 0; t < threads; ++t)
@@ -173,7 +191,7 @@ void backward(const T* dy, const T* x, T* dx, long pixels, long channels, Norm n
       for (long j = 0; j < s.width; j += V) {
         long at = i * s.width + j;
         vf value = load(x + at), factor = load(&scale[j]);
-        vf dz = load(dy + at) * silu_slope<T>(value * factor + load(&offset[j]));
+        vf dz = dy.at(i, j) * silu_slope<T>(value * factor + load(&offset[j]));
         store(dx + at, factor * dz + (value * load(&slope[j]) + load(&constant[j])));
       }
   }
@@ -190,9 +208,9 @@ void backward(const T* dy, const T* x, T* dx, long pixels, long channels, Norm n
                                                 double momentum, float* running_mean, float* running_var) {           \
     forward(x, y, pixels, channels, norm, eps, momentum, running_mean, running_var);                                  \
   }                                                                                                                   \
-  extern "C" void batchnorm_silu_backward_##NAME(const T* dy, const T* x, T* dx, long pixels, long channels,          \
-                                                 Norm norm, float* dweight, float* dbias) {                           \
-    backward(dy, x, dx, pixels, channels, norm, dweight, dbias);                                                      \
+  extern "C" void batchnorm_silu_backward_##NAME(const T* dy, long stride, const T* x, T* dx, long pixels,            \
+                                                 long channels, Norm norm, float* dweight, float* dbias) {            \
+    backward(dy, stride, x, dx, pixels, channels, norm, dweight, dbias);                                              \
   }
 EXPORT(float32, float)
 EXPORT(bfloat16, bf16)

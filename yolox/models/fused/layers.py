@@ -92,8 +92,14 @@ def _pixels(x: Tensor) -> int:
     return x.shape[0] * x.shape[2] * x.shape[3]
 
 
-def _like(gradient: Tensor, dtype: torch.dtype) -> Tensor:
-    return gradient.to(dtype).contiguous(memory_format=torch.channels_last)
+def _strided(gradient: Tensor) -> tuple[Tensor, int]:
+    """Return a gradient and the distance of its pixels: some channels of a concatenation stay where they are."""
+    _, channels, height, width = gradient.shape
+    stride = gradient.stride(3)
+    regular = gradient.stride() == (height * width * stride, 1, width * stride, stride)
+    if regular and stride >= channels and channels % CHANNEL_BLOCK == 0:
+        return gradient, stride
+    return gradient.contiguous(memory_format=torch.channels_last), channels
 
 
 class _BatchNormSilu(torch.autograd.Function):
@@ -112,10 +118,10 @@ class _BatchNormSilu(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, weight, bias, statistics = ctx.saved_tensors
-        dy, dx = _like(grads[0], x.dtype), torch.empty_like(x)
+        (dy, stride), dx = _strided(grads[0].to(x.dtype)), torch.empty_like(x)
         dweight, dbias = torch.empty_like(weight), torch.empty_like(bias)
         pointers = _Norm(*(tensor.data_ptr() for tensor in (weight, bias, *statistics)))
-        _call("batchnorm_silu_backward", x.dtype, dy, x, dx, _pixels(x), x.shape[1], pointers, dweight, dbias)
+        _call("batchnorm_silu_backward", x.dtype, dy, stride, x, dx, _pixels(x), x.shape[1], pointers, dweight, dbias)
         return dx, dweight, dbias, None
 
 
@@ -135,7 +141,8 @@ class _Depthwise(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None]:
         x, weight = ctx.saved_tensors
-        dy, dweight = _like(grads[0], x.dtype), torch.empty_like(weight)
+        dweight = torch.empty_like(weight)
+        dy = grads[0].to(x.dtype).contiguous(memory_format=torch.channels_last)
         dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         count, channels, height, width = x.shape
         images = _Images(count, channels, height, width, ctx.stride)
