@@ -127,9 +127,10 @@ class Side:
             self._file.flush()
             line = self._file.readline()
         if not line:
-            self.close()
             self._log.seek(0)
-            raise RuntimeError(f"side '{self.name}' gave no answer:\n{self._log.read()[-3000:]}")
+            said = self._log.read()[-3000:]
+            self.close()
+            raise RuntimeError(f"side '{self.name}' gave no answer within {seconds:.0f} s:\n{said}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -140,6 +141,7 @@ class Side:
         with contextlib.suppress(OSError):
             self._file.close()
         self._socket.close()
+        self._log.close()
 
 
 def measure_sides(

@@ -98,6 +98,8 @@ def _training(model: str, size: int, quick: bool) -> Part:
             Side("files", f"{MODULE}:train", {**common, "cache": "off"}),
             Side("files, cached", f"{MODULE}:train", {**common, "cache": "ram"}),
         ]
+        if quick:
+            sides.pop().close()
         speeds = _training_speeds(sides, batch, rounds, steps, settle, warmup=-(-count // batch))
     memory = summary(speeds["memory"])["median"]
     rows = [

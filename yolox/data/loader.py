@@ -28,16 +28,17 @@ from yolox.structures import Batch, Sample, Size
 
 __all__ = ["TrainLoader", "ValLoader", "default_num_workers"]
 
-_NICE = 5
+_NICE = 10  # the computation's threads wait for each other, so what a worker takes from one it takes from all
 
 
 def default_num_workers(num_cores: int) -> int:
     """Return how many workers keep ``num_cores`` computing cores busy without crowding them out.
 
-    Measured on one Zen 5 core: a worker makes 85 mosaics of COCO files a second (450 from a cache), the smallest
-    network trains on 20 to 30 images a second and core.
+    One a core on small machines, since every core is idle at some time of a step; measured by
+    ``benchmarks.data_pipeline``, a worker makes 140 mosaics of COCO files a second, and the smallest network trains on
+    some 25 images a second and core.
     """
-    return max(1, min(16, (num_cores + 2) // 3))
+    return max(1, min(16, max(min(num_cores, 8), (num_cores + 2) // 3)))
 
 
 def default_start_method() -> str:
