@@ -14,24 +14,37 @@ __all__ = ["CpuSyncBatchNorm", "SyncBatchNormLayers"]
 
 
 class _Normalise(torch.autograd.Function):
-    """``(x - mean) / std`` with mean and variance over the samples of all ranks; shapes [B, C, ...] and [C]."""
+    """Batch normalisation with mean and variance over the samples of all ranks; shapes [B, C, ...] and [C].
+
+    PyTorch's kernels do the passes over the samples, in the memory layout and precision of the input: its normalisation
+    "in evaluation" is any factor and offset for each channel, and its gradient is the two sums that the ranks share.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, mean: Tensor, inverse_std: Tensor, count: Tensor) -> Tensor:
-        shape = _channel_shape(x)
-        normalised = (x - mean.view(shape)) * inverse_std.view(shape)
-        ctx.save_for_backward(normalised, inverse_std, count)
-        return normalised
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, statistics: Tensor, count: Tensor, eps: float
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, statistics, count)
+        ctx.eps = eps
+        return _scaled(x, weight, bias, statistics, eps)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
-        normalised, inverse_std, count = ctx.saved_tensors
-        axes, shape = _other_axes(grad), _channel_shape(grad)
-        sums = torch.stack([grad.sum(axes), (grad * normalised).sum(axes)])
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, statistics, count = ctx.saved_tensors
+        grad = grads[0]
+        _, products, plain = torch.ops.aten.native_batch_norm_backward(
+            grad, x, weight, *statistics, None, None, False, ctx.eps, [False, True, True]
+        )
+        sums = torch.stack([products, plain])
         dist.all_reduce(sums)
-        mean_grad, mean_product = (sums / count).unbind()
-        inner = grad - mean_grad.view(shape) - normalised * mean_product.view(shape)
-        return inner * inverse_std.view(shape), None, None, None
+        scale = weight * torch.rsqrt(statistics[1] + ctx.eps)
+        mean_product, mean_grad = (sums / count).unbind()
+        # the gradient without the parts that a shift or a stretch of all samples would cancel
+        inner = _scaled(x, -scale * mean_product, -scale * mean_grad, statistics, ctx.eps)
+        nothing, one = torch.zeros_like(scale), torch.ones_like(scale)
+        inner += _scaled(grad, scale, nothing, torch.stack([nothing, one]), 0.0)
+        return inner, products, plain, None, None, None
 
 
 class CpuSyncBatchNorm(_BatchNorm):
@@ -51,14 +64,11 @@ class CpuSyncBatchNorm(_BatchNorm):
         if alone or not self.training:
             result: Tensor = super().forward(input)
             return result
-        x = input if input.dtype == torch.float64 else input.float()
-        mean, variance, count = _statistics(x.detach())
+        mean, variance, count = _statistics(input.detach())
         self._update_running_(mean, variance, count)
-        normalised: Tensor = _Normalise.apply(x, mean, torch.rsqrt(variance + self.eps), count)  # type: ignore[no-untyped-call]
-        if self.affine:
-            shape = _channel_shape(x)
-            normalised = normalised * self.weight.view(shape) + self.bias.view(shape)
-        return normalised.to(input.dtype)
+        weight, bias = (self.weight, self.bias) if self.affine else (torch.ones_like(mean), torch.zeros_like(mean))
+        normalised: Tensor = _Normalise.apply(input, weight, bias, torch.stack([mean, variance]), count, self.eps)  # type: ignore[no-untyped-call]
+        return normalised
 
     @torch.no_grad()
     def _update_running_(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
@@ -97,25 +107,23 @@ class SyncBatchNormLayers(LayerSync):
         return model
 
 
+def _scaled(x: Tensor, weight: Tensor, bias: Tensor, statistics: Tensor, eps: float) -> Tensor:
+    """Return ``(x - mean) / sqrt(variance + eps) * weight + bias``, channel by channel."""
+    mean, variance = statistics
+    result: Tensor = torch.native_batch_norm(x, weight, bias, mean, variance, False, 0.0, eps)[0]
+    return result
+
+
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean [C], biased variance [C] and sample count [] over all ranks: one message, without cancellation."""
-    axes = _other_axes(x)
-    mean = x.mean(axes)
-    squares = (x - mean.view(_channel_shape(x))).square().sum(axes)
-    mine = torch.cat([mean, squares, torch.tensor([x.numel() / x.shape[1]], dtype=x.dtype, device=x.device)])
+    precise = torch.float64 if x.dtype == torch.float64 else torch.float32
+    unused = torch.zeros(x.shape[1], dtype=precise)
+    mean, variance = torch.batch_norm_update_stats(x, unused, unused, 0.0)
+    mine = torch.cat([mean, variance, torch.tensor([x.numel() / x.shape[1]], dtype=precise)])
     ranks = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(ranks, mine)
     everyone = torch.stack(ranks)
-    means, squares_of_ranks, counts = everyone[:, : len(mean)], everyone[:, len(mean) : -1], everyone[:, -1:]
+    means, variances, counts = everyone[:, : len(mean)], everyone[:, len(mean) : -1], everyone[:, -1:]
     total = counts.sum()
     mean = (means * counts).sum(0) / total
-    squares = squares_of_ranks.sum(0) + ((means - mean).square() * counts).sum(0)
-    return mean, squares / total, total
-
-
-def _other_axes(x: Tensor) -> tuple[int, ...]:
-    return (0, *range(2, x.dim()))
-
-
-def _channel_shape(x: Tensor) -> tuple[int, ...]:
-    return (1, -1, *(1 for _ in range(x.dim() - 2)))
+    return mean, ((variances + (means - mean).square()) * counts).sum(0) / total, total
