@@ -80,7 +80,7 @@ DEFAULT_METHODS = (
 # how to get each package
 INSTALL = {
     IPEX: "make ipex",
-    "neural_compressor": "pip install neural-compressor",
+    "neural_compressor": "pip install 'neural-compressor[pt]'",
     "torchao": "pip install torchao",
     "openvino": "pip install openvino",
     "nncf": "pip install nncf",
