@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _processes(quick: bool) -> Part:
-    size, batch, rounds, steps = (64, 2, 1, 1) if quick else (416, 64, 3, 4)
+    size, batch, rounds, steps = (64, 2, 1, 1) if quick else (416, 64, 2, 3)
     first = read_machine().cores[0][0].number
     common: dict[str, Any] = {"model": "yolox_nano", "size": size, "batch_size": batch, "cpus": None}
     chosen: dict[str, dict[str, Any]] = {
