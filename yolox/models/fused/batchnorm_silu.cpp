@@ -1,5 +1,6 @@
 // Batch normalisation followed by SiLU, forwards and backwards, over rows of channels (N, H and W are rows).
 // Forwards reads x twice and writes y; nothing but x is kept, and backwards computes the rest again while it reads x.
+// Each direction is two passes over memory, because the sums over all pixels of the first are needed in the second.
 #include "vectors.h"
 
 namespace {
@@ -159,6 +160,7 @@ void backward(const T* gradient, long stride, const T* x, T* dx, long pixels, lo
   std::vector<double> sums = two_sums(s, threads, [&](long row, long slot, vf& sum, vf& product) {
     vf value = load(x + row * s.width + slot);
     vf dz = dy.at(row, slot) * silu_slope<T>(value * load(&scale[slot]) + load(&offset[slot]));
+    store(dx + row * s.width + slot, dz);  // for the second pass, which so needs neither dy nor a sigmoid
     sum += dz;
     product += dz * (value - load(&means[slot]));
   });
@@ -190,9 +192,7 @@ void backward(const T* gradient, long stride, const T* x, T* dx, long pixels, lo
     for (long i = mine.first; i < mine.last; ++i)
       for (long j = 0; j < s.width; j += V) {
         long at = i * s.width + j;
-        vf value = load(x + at), factor = load(&scale[j]);
-        vf dz = dy.at(i, j) * silu_slope<T>(value * factor + load(&offset[j]));
-        store(dx + at, factor * dz + (value * load(&slope[j]) + load(&constant[j])));
+        store(dx + at, load(&scale[j]) * load(dx + at) + (load(x + at) * load(&slope[j]) + load(&constant[j])));
       }
   }
   for (long i = s.done; i < pixels * channels; ++i) {
