@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.protocol import ROOT
+from yolox.cpu.openmp import shorten_waits
 from yolox.inference.latency import interleave
 
 __all__ = ["Channel", "Side", "measure_sides", "peak_memory_mb", "timed_steps"]
@@ -80,7 +81,7 @@ class Side:
     Args:
         name: Name of its row.
         target: ``module:function``; the function takes the settings and a `Channel`.
-        settings: JSON values for it.
+        settings: JSON values for it; with ``as_tool`` the process starts as our tools do.
         our_allocator: Whether it is one of ours; other sides keep glibc's default.
         interpreter: The Python to use.
     """
@@ -178,9 +179,12 @@ def measure_sides(
 
 def main() -> None:
     """Run ``module:function`` with the settings and the channel that the parent gave."""
-    target, descriptor, settings = sys.argv[1:]
+    target, descriptor, text = sys.argv[1:]
+    settings = json.loads(text)
+    if settings.get("as_tool"):
+        shorten_waits()
     module, function = target.split(":")
-    getattr(importlib.import_module(module), function)(json.loads(settings), Channel(int(descriptor)))
+    getattr(importlib.import_module(module), function)(settings, Channel(int(descriptor)))
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def _training(model: str, size: int, quick: bool) -> Part:
     size, count, batch, rounds, steps, settle = (64, 6, 2, 1, 1, 1) if quick else (size, 96, 16, 4, 8, 5)
     with tempfile.TemporaryDirectory(prefix="benchmark-data-") as folder:
         data = {"folder": str(write_photographs(Path(folder), count)), "model": model, "size": size}
-        common: dict[str, Any] = {**data, "batch_size": batch, "precision": "bf16", "keep": 0}
+        common: dict[str, Any] = {**data, "batch_size": batch, "precision": "bf16", "keep": 0, "as_tool": True}
         sides = [
             Side("memory", f"{MODULE}:train", {**common, "cache": "ram", "keep": 4}),
             Side("files", f"{MODULE}:train", {**common, "cache": "off"}),

@@ -29,7 +29,7 @@ PARAMETERS = 0.91e6
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark and return its exit code."""
-    nano = {"model": "yolox_nano", "size": 416, "batch_size": 16, "precision": "bf16"}
+    nano = {"model": "yolox_nano", "size": 416, "batch_size": 16, "precision": "bf16", "as_tool": True}
     parts: dict[str, MakePart] = {
         "processes": _processes,
         "batch": partial(_growth, nano, "batch_size", (16, 32, 64, 128)),
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _processes(quick: bool) -> Part:
     size, batch, rounds, steps = (64, 2, 1, 1) if quick else (416, 64, 2, 3)
     first = read_machine().cores[0][0].number
-    common: dict[str, Any] = {"model": "yolox_nano", "size": size, "batch_size": batch, "cpus": None}
+    common: dict[str, Any] = {"model": "yolox_nano", "size": size, "batch_size": batch, "cpus": None, "as_tool": True}
     chosen: dict[str, dict[str, Any]] = {
         "1 process": {**common, "processes": 1},
         "2 processes": {**common, "processes": 2},
@@ -147,7 +147,7 @@ def _growth(common: dict[str, Any], key: str, values: Sequence[Any], quick: bool
         "ms a forward GFLOP": "{ms_per_gflop:.1f}",
         "peak MB": "{peak_memory_mb:.0f}",
     }
-    rest = ", ".join(f"{name} {value}" for name, value in common.items() if name != key)
+    rest = ", ".join(f"{name} {value}" for name, value in common.items() if name not in (key, "as_tool"))
     return Part(rows, columns, {**common, key: list(values)}, [f"Training steps, data in memory: {rest}."])
 
 

@@ -66,7 +66,10 @@ def _sides(setting: Setting) -> list[Side]:
     common = {"model": setting.model, "size": setting.size, "batch_size": setting.batch_size}
     module = "benchmarks.training_sides"
     sides = [Side(STOCK, f"{module}:stock", common, our_allocator=False)]
-    sides += [Side(f"ours {name}", f"{module}:ours", {**common, "precision": name}) for name in ("32", "bf16")]
+    sides += [
+        Side(f"ours {name}", f"{module}:ours", {**common, "precision": name, "as_tool": True})
+        for name in ("32", "bf16")
+    ]
     location = locate_ipex(look_here=False) if setting.ipex else None
     if location is not None and location.interpreter is not None:
         for name, allocator in (("IPEX bf16", False), ("IPEX bf16, our allocator", True)):

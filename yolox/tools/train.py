@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolox.config import Experiment, apply_fields
+from yolox.cpu.openmp import shorten_waits
 from yolox.errors import UsageError
 from yolox.tools.arguments import (
     ToolParser,
@@ -101,6 +102,7 @@ def _find_ipex(args: argparse.Namespace, argv: Sequence[str]) -> int | None:
 
 
 def _train(args: argparse.Namespace) -> None:
+    shorten_waits()  # before PyTorch is imported
     from yolox.data.datamodule import build_data_module
     from yolox.files import make_output_dir
     from yolox.recipe.module import YoloxModule
