@@ -6,7 +6,7 @@ TORCH := torch==2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 DEMO_DIR := YOLOX_outputs/demo
 DEMO_IMAGES = $$($(PY) -c 'from yolox.data.shapes import sample_set_dir; print(sample_set_dir() / "val2017")')
-DEMO_RECIPE := -b 8 input_size 256 test_size 320 random_size 7,9 max_epoch 100 warmup_epochs 2 no_aug_epochs 18 eval_interval 20 basic_lr_per_img 0.0025 mosaic_scale 0.7,1.5 degrees 0 shear 0
+DEMO_RECIPE := -b 8 input_size 256 test_size 320 random_size 7,9 max_epoch 180 warmup_epochs 3 no_aug_epochs 25 eval_interval 25 basic_lr_per_img 0.0025 mosaic_scale 0.7,1.5 degrees 0 shear 0
 DEMO_PRECISION := $(shell grep -qs avx512_bf16 /proc/cpuinfo && echo bf16 || echo 32)
 DEMO_METHODS := bf16 inductor_bf16 onnxruntime_fp32 openvino_fp32 openvino_bf16 openvino_int8
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
