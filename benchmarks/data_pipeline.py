@@ -27,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parts: dict[str, MakePart] = {
         "one-core-416": partial(_one_core, "yolox_nano", 416, STAGES[:3]),
         "one-core-640": partial(_one_core, "yolox_s", 640, STAGES),
-        "training-nano": partial(_training, "yolox_nano", 416),
-        "training-tiny": partial(_training, "yolox_tiny", 416),
+        "training-nano": partial(_training, "yolox_nano", 416, 4),
+        "training-tiny": partial(_training, "yolox_tiny", 416, 2),
     }
     return run_benchmark("data_pipeline", ABOUT, parts, argv)
 
@@ -88,8 +88,8 @@ def _stage_row(seconds: dict[tuple[str, str], list[float]], stage: str, name: st
     }
 
 
-def _training(model: str, size: int, quick: bool) -> Part:
-    size, count, batch, rounds, steps, settle = (64, 6, 2, 1, 1, 1) if quick else (size, 96, 16, 4, 8, 5)
+def _training(model: str, size: int, rounds: int, quick: bool) -> Part:
+    size, count, batch, rounds, steps, settle = (64, 6, 2, 1, 1, 1) if quick else (size, 96, 16, rounds, 8, 4)
     with tempfile.TemporaryDirectory(prefix="benchmark-data-") as folder:
         data = {"folder": str(write_photographs(Path(folder), count)), "model": model, "size": size}
         common: dict[str, Any] = {**data, "batch_size": batch, "precision": "bf16", "keep": 0, "as_tool": True}
