@@ -204,8 +204,9 @@ class Focus(nn.Module):
         """Map ``[B, C, H, W]`` to ``[B, 4 C, H / 2, W / 2]``, channels_last if the input is."""
         # One transposition instead of four strided slices, which inference engines copy pixel by pixel. The order is
         # that of the official weights: top left, bottom left, top right, bottom right.
+        batch, channels, height, width = x.shape
         # Axis 3 is top and bottom, axis 5 left and right of a block.
-        blocks: Tensor = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # type: ignore[no-untyped-call]
+        blocks = x.reshape(batch, channels, height // 2, 2, width // 2, 2)
         if x.is_contiguous(memory_format=torch.channels_last):
             return blocks.permute(0, 2, 4, 5, 3, 1).flatten(3).permute(0, 3, 1, 2)
         return blocks.permute(0, 5, 3, 1, 2, 4).flatten(1, 3)

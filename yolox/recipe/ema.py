@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 import torch
@@ -40,23 +39,16 @@ class ModelEma(Generic[Model]):
         self.updates += 1
         averages: list[Tensor] = []
         currents: list[Tensor] = []
-        for average, current in zip(_state(self.model), _state(model), strict=True):
+        state = model.state_dict()  # not the tensors themselves: IPEX keeps packed ones, its state dict does not
+        for key, average in self.model.state_dict().items():
             if average.is_floating_point():
                 averages.append(average)
-                currents.append(current.to(average.dtype))
+                currents.append(state[key].to(average.dtype))
             else:
-                average.copy_(current)
+                average.copy_(state[key])
         torch._foreach_lerp_(averages, currents, 1.0 - ema_decay(self.updates))
 
     def load_(self, weights: dict[str, Tensor], updates: int) -> None:
         """Continue from saved averages."""
         self.model.load_state_dict(weights)
         self.updates = updates
-
-
-def _state(model: nn.Module) -> Iterator[Tensor]:
-    """Give the tensors of the model's state dict, in its order, for a tenth of its time."""
-    for module in model.modules():
-        yield from (tensor for tensor in module._parameters.values() if tensor is not None)
-        lost = module._non_persistent_buffers_set
-        yield from (tensor for name, tensor in module._buffers.items() if tensor is not None and name not in lost)
