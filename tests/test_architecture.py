@@ -25,7 +25,7 @@ ARROWS: dict[str, set[str]] = {
     "class_names": set(),
     "boxes": {"structures"},
     "config": {"errors", "structures"},
-    "cpu": {"errors"},
+    "cpu": {"errors", "files"},
     "experiments": {"errors", "structures", "config"},
     "visualize": LOW,
     "models": LOW,
