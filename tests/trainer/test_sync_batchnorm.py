@@ -1,4 +1,4 @@
-"""Batch normalisation shared by two ranks equals the plain one over the whole batch."""
+"""Batch normalisation shared by two ranks equals the plain one over the whole batch, whichever kernels compute it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from yolox.models.fused.library import kernels
 from yolox.trainer.launchers.base import Slot, Worker
 from yolox.trainer.launchers.popen import PopenLauncher
 
@@ -45,6 +46,17 @@ def _step(layer: nn.Module, x: Tensor, grad: Tensor) -> dict[str, Tensor]:
     return {**result, **{f"d{name}": value.grad for name, value in layer.named_parameters() if value.grad is not None}}
 
 
+def _run_two_ranks(work: Any) -> list[Any]:
+    return PopenLauncher().run(work, [Slot(0, 2), Slot(1, 2)])
+
+
+def _assert_as_one(expected: dict[str, Tensor], ranks: list[dict[str, Tensor]], tolerance: float) -> None:
+    first, second = ranks
+    for name, value in expected.items():
+        joined = torch.cat([first[name], second[name]]) if name in {"y", "dx"} else first[name] + second[name]
+        torch.testing.assert_close(joined.double(), value.double(), rtol=tolerance, atol=tolerance, msg=name)
+
+
 def test_two_ranks_normalise_as_one() -> None:
     batch, layer_of, step, cases = _batch, _layer, _step, CASES  # as values: workers cannot import this file
 
@@ -65,14 +77,50 @@ def test_two_ranks_normalise_as_one() -> None:
         dist.destroy_process_group()
         return results
 
-    ranks = PopenLauncher().run(work, [Slot(0, 2), Slot(1, 2)])
+    ranks = _run_two_ranks(work)
     for number, (shape, dtype, affine, tolerance) in enumerate(CASES):
         plain = _layer(shape, dtype, affine)
         expected = _step(plain, *_batch(shape, dtype))
         (first, buffers), (second, _) = ranks[0][number], ranks[1][number]
         assert first["y"].dtype == dtype
-        for name, value in expected.items():
-            joined = torch.cat([first[name], second[name]]) if name in {"y", "dx"} else first[name] + second[name]
-            torch.testing.assert_close(joined.double(), value.double(), rtol=tolerance, atol=tolerance, msg=name)
+        _assert_as_one(expected, [first, second], tolerance)
         for name, value in plain.named_buffers():
             torch.testing.assert_close(buffers[name].double(), value.double(), rtol=1e-5, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("compiled", [{0, 1}, {0}], ids=["both ranks", "one rank"])
+def test_compiled_kernels_take_part(compiled: set[int]) -> None:
+    if kernels() is None:
+        pytest.skip("no C++ compiler, or YOLOX_KERNELS=0")
+    shape, dtype = (6, 16, 8, 4), torch.float32
+    batch, layer_of, step = _batch, _layer, _step
+
+    def work(worker: Worker) -> Any:
+        import torch.distributed as dist
+
+        from yolox.models.fused.layers import batchnorm_silu, fits_batchnorm_silu
+        from yolox.trainer.sync_batchnorm import SyncBatchNormLayers
+
+        dist.init_process_group(
+            "gloo", init_method=worker.rendezvous, rank=worker.slot.rank, world_size=worker.slot.world
+        )
+        layer = SyncBatchNormLayers().apply(nn.Sequential(layer_of(shape, dtype, True)))[0]  # type: ignore[index]
+        x, grad = batch(shape, dtype)
+        part = slice(0, 2) if worker.slot.rank == 0 else slice(2, 6)
+        assert fits_batchnorm_silu(x, layer, nn.SiLU())
+        plain = layer.forward
+        if worker.slot.rank in compiled:
+            layer.forward = lambda x: batchnorm_silu(x, layer)
+        else:
+            layer.forward = lambda x: nn.functional.silu(plain(x))
+        results = step(layer, x[part], grad[part]), dict(layer.named_buffers())
+        dist.destroy_process_group()
+        return results
+
+    ranks = _run_two_ranks(work)
+    plain = _layer(shape, dtype, True)
+    expected = _step(nn.Sequential(plain, nn.SiLU()), *_batch(shape, dtype))
+    expected = {name.replace("0.", ""): value for name, value in expected.items()}
+    _assert_as_one(expected, [ranks[0][0], ranks[1][0]], 1e-5)
+    for name, value in plain.named_buffers():
+        torch.testing.assert_close(ranks[0][1][name].double(), value.double(), rtol=1e-5, atol=1e-5, msg=name)

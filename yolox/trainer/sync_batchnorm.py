@@ -22,26 +22,27 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, statistics: Tensor, count: Tensor, eps: float
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, statistics: Tensor, count: Tensor, layer: CpuSyncBatchNorm
     ) -> Tensor:
         ctx.save_for_backward(x, weight, statistics, count)
-        ctx.eps = eps
-        return _scaled(x, weight, bias, statistics, eps)
+        ctx.layer = layer
+        return _scaled(x, weight, bias, statistics, layer.eps)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, statistics, count = ctx.saved_tensors
-        grad = grads[0]
+        grad, eps = grads[0], ctx.layer.eps
         _, products, plain = torch.ops.aten.native_batch_norm_backward(
-            grad, x, weight, *statistics, None, None, False, ctx.eps, [False, True, True]
+            grad, x, weight, *statistics, None, None, False, eps, [False, True, True]
         )
-        sums = torch.stack([products, plain])
-        dist.all_reduce(sums)
-        scale = weight * torch.rsqrt(statistics[1] + ctx.eps)
-        mean_product, mean_grad = (sums / count).unbind()
+        rstd = torch.rsqrt(statistics[1] + eps)
+        sums = torch.stack([plain.double(), products.double() / rstd])
+        ctx.layer.sum_over_ranks(sums)
+        mean_grad, mean_product = (sums / count).to(rstd.dtype).unbind()
         # the gradient without the parts that a shift or a stretch of all samples would cancel
-        inner = _scaled(x, -scale * mean_product, -scale * mean_grad, statistics, ctx.eps)
+        scale = weight * rstd
+        inner = _scaled(x, -scale * mean_product * rstd, -scale * mean_grad, statistics, eps)
         nothing, one = torch.zeros_like(scale), torch.ones_like(scale)
         inner += _scaled(grad, scale, nothing, torch.stack([nothing, one]), 0.0)
         return inner, products, plain, None, None, None
@@ -57,18 +58,39 @@ class CpuSyncBatchNorm(_BatchNorm):
         if input.dim() < 2:
             raise ValueError(f"expected at least 2 dimensions, got {input.dim()}")
 
+    def sum_over_ranks(self, sums: Tensor) -> None:
+        """Add up, in place, what the ranks hold.
+
+        Whatever computes the passes over the samples sends the same: float64 ``[2 * C + 1]`` forwards (the sums of the
+        samples, of their squares, and how many there are), ``[2 * C]`` backwards (the sums of the gradient, and of the
+        gradient times the sample's distance to the mean). Ranks whose kernels differ so still understand each other.
+        """
+        if _several_ranks():
+            dist.all_reduce(sums)
+
     def forward(self, input: Tensor) -> Tensor:
         """Normalise over the batch of all ranks."""
         self._check_input_dim(input)
-        alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
-        if alone or not self.training:
+        if not (self.training and _several_ranks()):
             result: Tensor = super().forward(input)
             return result
-        mean, variance, count = _statistics(input.detach())
+        mean, variance, count = self._statistics(input.detach())
         self._update_running_(mean, variance, count)
         weight, bias = (self.weight, self.bias) if self.affine else (torch.ones_like(mean), torch.zeros_like(mean))
-        normalised: Tensor = _Normalise.apply(input, weight, bias, torch.stack([mean, variance]), count, self.eps)  # type: ignore[no-untyped-call]
+        normalised: Tensor = _Normalise.apply(input, weight, bias, torch.stack([mean, variance]), count, self)  # type: ignore[no-untyped-call]
         return normalised
+
+    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return mean [C], biased variance [C] and sample count [] over all ranks."""
+        precise = torch.float64 if x.dtype == torch.float64 else torch.float32
+        unused = torch.zeros(x.shape[1], dtype=precise)
+        mean, variance = (value.double() for value in torch.batch_norm_update_stats(x, unused, unused, 0.0))
+        mine = x.numel() / x.shape[1]
+        sums = torch.cat([mean * mine, (variance + mean.square()) * mine, torch.tensor([mine], dtype=torch.float64)])
+        self.sum_over_ranks(sums)
+        count = sums[-1]
+        mean, squares = (sums[:-1] / count).view(2, -1).unbind()
+        return mean.to(precise), (squares - mean.square()).clamp(min=0).to(precise), count
 
     @torch.no_grad()
     def _update_running_(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
@@ -107,23 +129,12 @@ class SyncBatchNormLayers(LayerSync):
         return model
 
 
+def _several_ranks() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 def _scaled(x: Tensor, weight: Tensor, bias: Tensor, statistics: Tensor, eps: float) -> Tensor:
     """Return ``(x - mean) / sqrt(variance + eps) * weight + bias``, channel by channel."""
     mean, variance = statistics
     result: Tensor = torch.native_batch_norm(x, weight, bias, mean, variance, False, 0.0, eps)[0]
     return result
-
-
-def _statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mean [C], biased variance [C] and sample count [] over all ranks: one message, without cancellation."""
-    precise = torch.float64 if x.dtype == torch.float64 else torch.float32
-    unused = torch.zeros(x.shape[1], dtype=precise)
-    mean, variance = torch.batch_norm_update_stats(x, unused, unused, 0.0)
-    mine = torch.cat([mean, variance, torch.tensor([x.numel() / x.shape[1]], dtype=precise)])
-    ranks = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-    dist.all_gather(ranks, mine)
-    everyone = torch.stack(ranks)
-    means, variances, counts = everyone[:, : len(mean)], everyone[:, len(mean) : -1], everyone[:, -1:]
-    total = counts.sum()
-    mean = (means * counts).sum(0) / total
-    return mean, ((variances + (means - mean).square()) * counts).sum(0) / total, total

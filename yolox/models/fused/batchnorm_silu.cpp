@@ -1,6 +1,7 @@
 // Batch normalisation followed by SiLU, forwards and backwards, over rows of channels (N, H and W are rows).
 // Forwards reads x twice and writes y; nothing but x is kept, and backwards computes the rest again while it reads x.
-// Each direction is two passes over memory, because the sums over all pixels of the first are needed in the second.
+// Each direction is two passes over memory, because the sums over all pixels of the first are needed in the second; each
+// pass is a function of its own, so that several processes can add up their sums in between.
 #include "vectors.h"
 
 namespace {
@@ -37,18 +38,6 @@ struct Strided {
   }
   long index(long i) const { return i / channels * stride + i % channels; }
   vf at(long row, long slot) const { return load(data + row * step + offset[slot / V]); }
-  float single(long i) const { return get(data + index(i)); }
-};
-
-struct Statistics {
-  double count = 0, mean = 0, squares = 0;
-  void merge(double n, double other_mean, double other_squares) {
-    if (n == 0) return;
-    double delta = other_mean - mean, total = count + n;
-    mean += delta * n / total;
-    squares += other_squares + delta * delta * count * n / total;
-    count = total;
-  }
 };
 
 // Adds up two values that `terms` gives for each row and slot; returns both sums of each thread and slot.
@@ -70,32 +59,43 @@ std::vector<double> two_sums(const Slots& s, long threads, F terms) {
   return sums;
 }
 
-// Sums are of differences to a first guess of the mean, so that a mean far from 0 costs no digits.
+// The sums of each channel out of those of each thread and slot.
+inline void add_up(const std::vector<double>& sums, const Slots& s, long threads, long channels, double* first,
+                   double* second) {
+  std::fill(first, first + channels, 0);
+  std::fill(second, second + channels, 0);
+  for (long t = 0; t < threads; ++t)
+    for (long j = 0; j < s.width; ++j) {
+      first[j % channels] += sums[2 * t * s.width + j];
+      second[j % channels] += sums[(2 * t + 1) * s.width + j];
+    }
+}
+
+// Sums of x and of its squares, by way of differences to a first guess of the mean: a mean far from 0 costs no digits.
 template <class T>
-std::vector<Statistics> statistics(const T* x, long pixels, long channels) {
+void statistics(const T* x, long pixels, long channels, double* sums) {
   Slots s(pixels, channels);
   long threads = omp_get_max_threads(), sample = std::min(pixels, BLOCK);
   std::vector<float> guess(channels);
   for (long i = 0; i < sample; ++i)  // spread over all pixels
     for (long c = 0; c < channels; ++c) guess[c] += get(x + pixels * i / sample * channels + c) / sample;
   std::vector<float> centre = s.repeat(guess);
-  std::vector<double> sums = two_sums(s, threads, [&](long row, long slot, vf& sum, vf& squares) {
+  std::vector<double> found = two_sums(s, threads, [&](long row, long slot, vf& sum, vf& squares) {
     vf d = load(x + row * s.width + slot) - load(&centre[slot]);
     sum += d;
     squares += d * d;
   });
-  std::vector<double> first(channels), second(channels);
-  for (long t = 0; t < threads; ++t)
-    for (long j = 0; j < s.width; ++j) {
-      first[j % channels] += sums[2 * t * s.width + j];
-      second[j % channels] += sums[(2 * t + 1) * s.width + j];
-    }
-  std::vector<Statistics> out(channels);
-  double n = s.done / channels;
-  for (long c = 0; n > 0 && c < channels; ++c)
-    out[c].merge(n, guess[c] + first[c] / n, second[c] - first[c] * first[c] / n);
-  for (long i = s.done; i < pixels * channels; ++i) out[i % channels].merge(1, get(x + i), 0);
-  return out;
+  double *first = sums, *second = sums + channels, n = s.done / channels;
+  add_up(found, s, threads, channels, first, second);
+  for (long c = 0; c < channels; ++c) {
+    second[c] += guess[c] * (2 * first[c] + n * guess[c]);
+    first[c] += n * guess[c];
+  }
+  for (long i = s.done; i < pixels * channels; ++i) {
+    double value = get(x + i);
+    first[i % channels] += value;
+    second[i % channels] += value * value;
+  }
 }
 
 struct Norm {  // of each channel: parameters, and what forwards hands to backwards
@@ -113,16 +113,21 @@ struct Affine {  // normalisation with its parameters is x * scale + offset
   }
 };
 
+struct Running {  // statistics that move with each batch
+  float *mean, *var;
+  double momentum;
+};
+
+// `sums` are those of `statistics`, over `count` pixels, which may be more than these.
 template <class T>
-void forward(const T* x, T* y, long pixels, long channels, Norm norm, double eps, double momentum, float* running_mean,
-             float* running_var) {
-  std::vector<Statistics> found = statistics(x, pixels, channels);
+void forward(const T* x, T* y, long pixels, long channels, Norm norm, const double* sums, double count, double eps,
+             Running running) {
   for (long c = 0; c < channels; ++c) {
-    double mean = found[c].mean, var = found[c].squares / pixels;
+    double mean = sums[c] / count, var = std::max(0.0, sums[channels + c] / count - mean * mean);
     norm.mean[c] = mean;
     norm.rstd[c] = 1 / std::sqrt(var + eps);
-    running_mean[c] += momentum * (mean - running_mean[c]);
-    running_var[c] += momentum * (found[c].squares / (pixels - 1) - running_var[c]);
+    running.mean[c] += running.momentum * (mean - running.mean[c]);
+    running.var[c] += running.momentum * (var * count / (count - 1) - running.var[c]);
   }
   Slots s(pixels, channels);
   Affine affine(norm, channels);
@@ -149,68 +154,85 @@ inline vf silu_slope(vf z) {
 }
 
 template <class T>
-void backward(const T* gradient, long stride, const T* x, T* dx, long pixels, long channels, Norm norm, float* dweight,
-              float* dbias) {
-  Slots s(pixels, channels);
-  Strided<T> dy(gradient, stride, channels, s);
+struct Gradient {  // of the activated values, and what the input was
+  const T *dy, *x;
+  long stride, pixels, channels;
+  float single(long i, const Affine& affine) const {
+    vf z = vf{} + (get(x + i) * affine.scale[i % channels] + affine.offset[i % channels]);
+    return get(dy + i / channels * stride + i % channels) * silu_slope<T>(z)[0];
+  }
+};
+
+// First pass: the gradient dz before the activation into `dx`, its sum and that of dz * (x - mean) into `sums`.
+template <class T>
+void gradient_sums(Gradient<T> g, T* dx, Norm norm, double* sums, float* dweight, float* dbias) {
+  long channels = g.channels, threads = omp_get_max_threads();
+  Slots s(g.pixels, channels);
+  Strided<T> dy(g.dy, g.stride, channels, s);
   Affine affine(norm, channels);
-  std::vector<float> centre(norm.mean, norm.mean + channels), means = s.repeat(centre);
+  std::vector<float> means = s.repeat(std::vector<float>(norm.mean, norm.mean + channels));
   std::vector<float> scale = s.repeat(affine.scale), offset = s.repeat(affine.offset);
-  long threads = omp_get_max_threads();
-  std::vector<double> sums = two_sums(s, threads, [&](long row, long slot, vf& sum, vf& product) {
-    vf value = load(x + row * s.width + slot);
+  std::vector<double> found = two_sums(s, threads, [&](long row, long slot, vf& sum, vf& product) {
+    vf value = load(g.x + row * s.width + slot);
     vf dz = dy.at(row, slot) * silu_slope<T>(value * load(&scale[slot]) + load(&offset[slot]));
     store(dx + row * s.width + slot, dz);  // for the second pass, which so needs neither dy nor a sigmoid
     sum += dz;
     product += dz * (value - load(&means[slot]));
   });
-  auto single = [&](long i) {
-    vf z = vf{} + (get(x + i) * affine.scale[i % channels] + affine.offset[i % channels]);
-    return dy.single(i) * silu_slope<T>(z)[0];
-  };
-  std::vector<double> sum(channels), product(channels);
-  for (long t = 0; t < threads; ++t)
-    for (long j = 0; j < s.width; ++j) {
-      sum[j % channels] += sums[2 * t * s.width + j];
-      product[j % channels] += sums[(2 * t + 1) * s.width + j];
-    }
-  for (long i = s.done; i < pixels * channels; ++i) {
-    sum[i % channels] += single(i);
-    product[i % channels] += single(i) * (get(x + i) - centre[i % channels]);
+  add_up(found, s, threads, channels, sums, sums + channels);
+  for (long i = s.done; i < g.pixels * channels; ++i) {
+    sums[i % channels] += g.single(i, affine);
+    sums[channels + i % channels] += g.single(i, affine) * (get(g.x + i) - norm.mean[i % channels]);
   }
+  for (long c = 0; c < channels; ++c) {
+    dbias[c] = sums[c];
+    dweight[c] = sums[channels + c] * norm.rstd[c];
+  }
+}
+
+// Second pass: without the parts of dz that a shift or a stretch of all `count` pixels would cancel.
+template <class T>
+void backward(Gradient<T> g, T* dx, Norm norm, const double* sums, double count) {
+  long channels = g.channels;
+  Slots s(g.pixels, channels);
+  Affine affine(norm, channels);
   std::vector<float> one(channels), zero(channels);  // dx = scale * dz + one * x + zero
   for (long c = 0; c < channels; ++c) {
-    dbias[c] = sum[c];
-    dweight[c] = product[c] * norm.rstd[c];
-    one[c] = -affine.scale[c] * dweight[c] * norm.rstd[c] / pixels;
-    zero[c] = -affine.scale[c] * sum[c] / pixels - double(one[c]) * centre[c];
+    one[c] = -affine.scale[c] * sums[channels + c] * norm.rstd[c] * norm.rstd[c] / count;
+    zero[c] = -affine.scale[c] * sums[c] / count - double(one[c]) * norm.mean[c];
   }
-  std::vector<float> slope = s.repeat(one), constant = s.repeat(zero);
+  std::vector<float> scale = s.repeat(affine.scale), slope = s.repeat(one), constant = s.repeat(zero);
 #pragma omp parallel
   {
     Range mine = my_share(s.rows);
     for (long i = mine.first; i < mine.last; ++i)
       for (long j = 0; j < s.width; j += V) {
         long at = i * s.width + j;
-        store(dx + at, load(&scale[j]) * load(dx + at) + (load(x + at) * load(&slope[j]) + load(&constant[j])));
+        store(dx + at, load(&scale[j]) * load(dx + at) + (load(g.x + at) * load(&slope[j]) + load(&constant[j])));
       }
   }
-  for (long i = s.done; i < pixels * channels; ++i) {
+  for (long i = s.done; i < g.pixels * channels; ++i) {
     long c = i % channels;
-    put(dx + i, affine.scale[c] * single(i) + (get(x + i) * one[c] + zero[c]));
+    put(dx + i, affine.scale[c] * g.single(i, affine) + (get(g.x + i) * one[c] + zero[c]));
   }
 }
 
 }  // namespace
 
 #define EXPORT(NAME, T)                                                                                               \
-  extern "C" void batchnorm_silu_forward_##NAME(const T* x, T* y, long pixels, long channels, Norm norm, double eps,  \
-                                                double momentum, float* running_mean, float* running_var) {           \
-    forward(x, y, pixels, channels, norm, eps, momentum, running_mean, running_var);                                  \
+  extern "C" void batchnorm_silu_statistics_##NAME(const T* x, long pixels, long channels, double* sums) {            \
+    statistics(x, pixels, channels, sums);                                                                            \
   }                                                                                                                   \
-  extern "C" void batchnorm_silu_backward_##NAME(const T* dy, long stride, const T* x, T* dx, long pixels,            \
-                                                 long channels, Norm norm, float* dweight, float* dbias) {            \
-    backward(dy, stride, x, dx, pixels, channels, norm, dweight, dbias);                                              \
+  extern "C" void batchnorm_silu_forward_##NAME(const T* x, T* y, long pixels, long channels, Norm norm,              \
+                                                const double* sums, double count, double eps, Running running) {      \
+    forward(x, y, pixels, channels, norm, sums, count, eps, running);                                                 \
+  }                                                                                                                   \
+  extern "C" void batchnorm_silu_gradient_sums_##NAME(Gradient<T> g, T* dx, Norm norm, double* sums, float* dweight,  \
+                                                      float* dbias) {                                                 \
+    gradient_sums(g, dx, norm, sums, dweight, dbias);                                                                 \
+  }                                                                                                                   \
+  extern "C" void batchnorm_silu_backward_##NAME(Gradient<T> g, T* dx, Norm norm, const double* sums, double count) { \
+    backward(g, dx, norm, sums, count);                                                                               \
   }
 EXPORT(float32, float)
 EXPORT(bfloat16, bf16)

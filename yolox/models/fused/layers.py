@@ -7,6 +7,7 @@ pass but what the next layer keeps anyway and the input; the rest is computed ag
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,12 +36,17 @@ def fits(x: Tensor) -> bool:
 
 
 def fits_batchnorm_silu(x: Tensor, norm: nn.Module, act: nn.Module) -> bool:
-    """Whether `batchnorm_silu` does what ``act(norm(x))`` does."""
-    if type(norm) is not nn.BatchNorm2d or type(act) is not nn.SiLU or not norm.training:
+    """Whether `batchnorm_silu` does what ``act(norm(x))`` does.
+
+    A normalisation over several processes takes part by a method ``sum_over_ranks(sums)``, which adds up float64 sums
+    in place: ``[2 * C + 1]`` forwards (of x, of its squares, and the number of pixels), ``[2 * C]`` backwards (of the
+    gradient, and of the gradient times x minus the mean).
+    """
+    known = type(norm) is nn.BatchNorm2d or hasattr(norm, "sum_over_ranks")
+    if not known or type(act) is not nn.SiLU or not norm.training:
         return False
-    usual = (
-        norm.affine and norm.track_running_stats and norm.momentum is not None and norm.weight.dtype == torch.float32
-    )
+    usual = bool(norm.affine and norm.track_running_stats) and norm.momentum is not None
+    usual = usual and norm.weight.dtype == torch.float32
     watched = any((norm._forward_hooks, norm._forward_pre_hooks, act._forward_hooks, act._forward_pre_hooks))
     return usual and not watched and x.shape[0] * x.shape[2] * x.shape[3] > 1 and fits(x)
 
@@ -67,6 +73,17 @@ def depthwise_conv(x: Tensor, weight: Tensor, stride: int) -> Tensor:
 
 class _Norm(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_void_p) for name in ("weight", "bias", "mean", "rstd"))
+
+
+class _Running(ctypes.Structure):
+    _fields_ = (("mean", ctypes.c_void_p), ("var", ctypes.c_void_p), ("momentum", ctypes.c_double))
+
+
+class _Gradient(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("dy", "x")),
+        *((name, ctypes.c_long) for name in ("stride", "pixels", "channels")),
+    )
 
 
 class _Images(ctypes.Structure):
@@ -105,12 +122,18 @@ def _strided(gradient: Tensor) -> tuple[Tensor, int]:
 class _BatchNormSilu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d) -> Tensor:
-        statistics = torch.empty(2, x.shape[1], dtype=torch.float32)
-        y = torch.empty_like(x)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        pixels, channels = _pixels(x), x.shape[1]
+        sums = torch.empty(2 * channels + 1, dtype=torch.float64)
+        _call("batchnorm_silu_statistics", x.dtype, x, pixels, channels, sums)
+        ctx.share = getattr(norm, "sum_over_ranks", None)
+        ctx.count = _shared(ctx.share, sums, pixels)
+        statistics, y = torch.empty(2, channels, dtype=torch.float32), torch.empty_like(x)
         pointers = _Norm(*(tensor.data_ptr() for tensor in (weight, bias, *statistics)))
-        eps, momentum = float(norm.eps), float(norm.momentum or 0.0)
-        running = (norm.running_mean, norm.running_var)
-        _call("batchnorm_silu_forward", x.dtype, x, y, _pixels(x), x.shape[1], pointers, eps, momentum, *running)
+        running = _Running(norm.running_mean.data_ptr(), norm.running_var.data_ptr(), float(norm.momentum or 0.0))
+        arguments = (x, y, pixels, channels, pointers, sums, ctx.count, float(norm.eps), running)
+        _call("batchnorm_silu_forward", x.dtype, *arguments)
         ctx.save_for_backward(x, weight, bias, statistics)
         return y
 
@@ -120,9 +143,23 @@ class _BatchNormSilu(torch.autograd.Function):
         x, weight, bias, statistics = ctx.saved_tensors
         (dy, stride), dx = _strided(grads[0].to(x.dtype)), torch.empty_like(x)
         dweight, dbias = torch.empty_like(weight), torch.empty_like(bias)
-        pointers = _Norm(*(tensor.data_ptr() for tensor in (weight, bias, *statistics)))
-        _call("batchnorm_silu_backward", x.dtype, dy, stride, x, dx, _pixels(x), x.shape[1], pointers, dweight, dbias)
+        sums = torch.empty(2, x.shape[1], dtype=torch.float64)
+        norm = _Norm(*(tensor.data_ptr() for tensor in (weight, bias, *statistics)))
+        gradient = _Gradient(dy.data_ptr(), x.data_ptr(), stride, _pixels(x), x.shape[1])
+        _call("batchnorm_silu_gradient_sums", x.dtype, gradient, dx, norm, sums, dweight, dbias)
+        if ctx.share is not None:  # the parameters' gradients are this rank's; the trainer adds those up
+            ctx.share(sums)
+        _call("batchnorm_silu_backward", x.dtype, gradient, dx, norm, sums, ctx.count)
         return dx, dweight, dbias, None
+
+
+def _shared(share: Callable[[Tensor], None] | None, sums: Tensor, pixels: int) -> float:
+    """Add up the sums of all processes, if there are several, and return the number of pixels in them."""
+    if share is None:
+        return float(pixels)
+    sums[-1] = pixels
+    share(sums)
+    return float(sums[-1])
 
 
 class _Depthwise(torch.autograd.Function):
