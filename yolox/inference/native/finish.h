@@ -1,0 +1,64 @@
+// From integer sums to activated floats or bytes, 16 channels at a time, on any machine.
+#pragma once
+#include "steps.h"
+
+namespace native {
+
+typedef uint8_t vb __attribute__((vector_size(16)));
+typedef int8_t vs __attribute__((vector_size(16)));
+
+inline vi widened(const uint8_t* p) {
+  vb v;
+  std::memcpy(&v, p, sizeof v);
+  return __builtin_convertvector(v, vi);
+}
+
+inline vi widened(const int8_t* p) {
+  vs v;
+  std::memcpy(&v, p, sizeof v);
+  return __builtin_convertvector(v, vi);
+}
+
+inline vf floats(vi v) { return __builtin_convertvector(v, vf); }
+
+inline vf activated(vf z, int64_t activation) {
+  switch (activation) {
+    case RELU: return z > 0.0f ? z : vf{};
+    case LEAKY_RELU: return z > 0.0f ? z : z * 0.1f;
+    case SILU: return z * sigmoid<float>(z);
+    case SIGMOID: return sigmoid<float>(z);
+    default: return z;
+  }
+}
+
+// To the nearest byte, ties to even.
+inline vb rounded(vf v) {
+  v = v < 0.0f ? vf{} : v;
+  v = v > 255.0f ? vf{} + 255.0f : v;
+  const vf magic = vf{} + 12582912.0f;
+  return __builtin_convertvector((vi)(v + magic) & 255, vb);
+}
+
+inline void put(uint8_t* p, vb v, long count) {
+  if (count >= V) std::memcpy(p, &v, V);
+  else std::memcpy(p, &v, count);
+}
+
+inline void put(float* p, vf v, long count) {
+  if (count >= V) std::memcpy(p, &v, sizeof v);
+  else std::memcpy(p, &v, count * sizeof(float));
+}
+
+// Finishes channels c ... c + 16 of output pixel (y, x).
+inline void finish(const Step& s, const Image& image, vi sum, long y, long x, long c) {
+  vf z = activated(floats(sum) * load(s.multiplier + c) + load(s.offset + c), s.choice);
+  if (s.to_matrix) {
+    long row = s.first_row + y * s.out.width + x;
+    put(native::floats(s.result, image) + row * s.result.columns + s.first_column + c, z, s.out.channels - c);
+  } else {
+    vb bytes = rounded(z * load(s.inverse + c) + load(s.zero + c));
+    put(image.arena + s.out.at + y * s.out.row + x * s.out.pixel + c, bytes, s.out.channels - c);
+  }
+}
+
+}  // namespace native

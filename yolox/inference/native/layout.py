@@ -1,0 +1,71 @@
+"""The structures of ``steps.h`` and ``run.cpp`` for ctypes, field by field in the same order."""
+
+from __future__ import annotations
+
+import ctypes
+from enum import IntEnum
+
+__all__ = ["CBatch", "CFeature", "CMatrix", "CStep", "Kind", "Place"]
+
+_NUMBER = ctypes.c_int64
+_ADDRESS = ctypes.c_void_p
+
+
+class Kind(IntEnum):
+    """What a step does."""
+
+    BORDER = 0
+    PACK = 1
+    DENSE = 2
+    DEPTHWISE = 3
+    POOL = 4
+    UPSAMPLE = 5
+    ADD = 6
+    UNARY = 7
+    ARITHMETIC = 8
+    COPY = 9
+
+
+class Place(IntEnum):
+    """Where a matrix lies."""
+
+    ARENA = 0
+    CONSTANT = 1
+    OUTPUT = 2
+
+
+class CFeature(ctypes.Structure):
+    """Bytes [height, width, channels] in the arena."""
+
+    _fields_ = tuple((name, _NUMBER) for name in ("at", "row", "pixel", "height", "width", "channels"))
+
+
+class CMatrix(ctypes.Structure):
+    """Floats [rows, columns]."""
+
+    _fields_ = tuple((name, _NUMBER) for name in ("place", "at", "rows", "columns"))
+
+
+class CStep(ctypes.Structure):
+    """One step."""
+
+    _fields_ = (
+        ("kind", _NUMBER),
+        *((name, CFeature) for name in ("input", "other", "output")),
+        *((name, CMatrix) for name in ("left", "right", "result")),
+        *((name, _NUMBER) for name in ("size", "stride", "padding", "choice", "index", "to_matrix")),
+        *((name, _NUMBER) for name in ("first_row", "first_column", "left_column", "right_column", "columns", "wide")),
+        *((name, _ADDRESS) for name in ("multiplier", "offset", "inverse", "zero", "other_multiplier")),
+        *((name, _ADDRESS) for name in ("weight", "table", "order")),
+    )
+
+
+class CBatch(ctypes.Structure):
+    """One call."""
+
+    _fields_ = (
+        *((name, _NUMBER) for name in ("images", "inputs", "outputs")),
+        *((name, _ADDRESS) for name in ("input", "input_bytes", "is_byte", "output", "output_floats", "arena")),
+        *((name, _NUMBER) for name in ("arena_bytes", "streams", "team")),
+        ("seconds", _ADDRESS),
+    )

@@ -1,0 +1,43 @@
+// Convolutions of any size on any machine.
+#pragma once
+#include "finish.h"
+
+namespace native {
+
+// Rows `rows` and channels c ... c + 16 of a convolution; weights are [out / 16, height, width, in / 4, 16, 4].
+inline void dense_plainly(const Step& s, const Image& image, Range rows, long c) {
+  long groups = (s.in.channels + 3) / 4;
+  const uint8_t* in = image.arena + s.in.at - s.padding * (s.in.row + s.in.pixel);
+  for (long y = rows.first; y < rows.last; ++y)
+    for (long x = 0; x < s.out.width; ++x) {
+      vi sum = {};
+      const int8_t* weight = s.weight + c * s.size * s.size * groups * 4;
+      for (long tap = 0; tap < s.size * s.size; ++tap) {
+        const uint8_t* pixel = in + (y * s.stride + tap / s.size) * s.in.row + (x * s.stride + tap % s.size) * s.in.pixel;
+        for (long k = 0; k < groups * 4; k += 4, weight += 4 * V) {
+          vi four;
+          std::memcpy(&four, weight, sizeof four);
+          sum += (four << 24 >> 24) * int(pixel[k]) + (four << 16 >> 24) * int(pixel[k + 1]);
+          sum += (four << 8 >> 24) * int(pixel[k + 2]) + (four >> 24) * int(pixel[k + 3]);
+        }
+      }
+      finish(s, image, sum, y, x, c);
+    }
+}
+
+// Rows `rows` and channels c ... c + 16 of a depthwise convolution; weights are [height, width, channels].
+inline void depthwise_plainly(const Step& s, const Image& image, Range rows, long c) {
+  const uint8_t* in = image.arena + s.in.at - s.padding * (s.in.row + s.in.pixel) + c;
+  long channels = (s.in.channels + V - 1) / V * V;
+  for (long y = rows.first; y < rows.last; ++y)
+    for (long x = 0; x < s.out.width; ++x) {
+      vi sum = {};
+      for (long tap = 0; tap < s.size * s.size; ++tap) {
+        const uint8_t* pixel = in + (y * s.stride + tap / s.size) * s.in.row + (x * s.stride + tap % s.size) * s.in.pixel;
+        sum += widened(pixel) * widened(s.weight + tap * channels + c);
+      }
+      finish(s, image, sum, y, x, c);
+    }
+}
+
+}  // namespace native

@@ -1,0 +1,60 @@
+// What Python hands over: a network for one image as a list of steps, and where its bytes lie. See program.py for the
+// meaning of each step and layout.py for the same structures in Python.
+#pragma once
+#include <cstdint>
+#include "vectors.h"
+
+namespace native {
+
+enum Kind : int64_t { BORDER, PACK, DENSE, DEPTHWISE, POOL, UPSAMPLE, ADD, UNARY, ARITHMETIC, COPY };
+enum Activation : int64_t { NONE, RELU, LEAKY_RELU, SILU, SIGMOID };
+enum Place : int64_t { ARENA, CONSTANT, OUTPUT };
+
+// Bytes [height, width, channels]; `at` is where pixel (0, 0) lies in the arena, `row` and `pixel` the bytes to the next.
+struct Feature {
+  int64_t at, row, pixel, height, width, channels;
+};
+
+// Floats [rows, columns]; `at`: bytes from the arena's beginning, an address, or the index of an output.
+struct Matrix {
+  int64_t place, at, rows, columns;
+};
+
+struct Step {
+  Kind kind;
+  Feature in, other, out;
+  Matrix left, right, result;
+  int64_t size, stride, padding, choice;  // of a window, block or factor; `choice` is an activation or an operation
+  int64_t index;                          // of the program's input
+  int64_t to_matrix, first_row, first_column, left_column, right_column, columns;
+  int64_t wide;                           // bits: the left, the right operand has all columns, not one for all
+  // Per channel of the output, padded with zeros to whole vectors: what an integer is multiplied by, what is added to
+  // the product, what the real value is divided by (as a factor), the byte of zero (as a float).
+  const float *multiplier, *offset, *inverse, *zero;
+  const float* other_multiplier;
+  const int8_t* weight;
+  const int16_t* table;
+  const int32_t* order;
+};
+
+struct Image {
+  uint8_t* arena;
+  const void* const* inputs;
+  const int64_t* is_byte;  // of each input: uint8, not float32
+  float* const* outputs;
+};
+
+struct Team {
+  long member, size;
+  Range share(long count) const { return {count * member / size, count * (member + 1) / size}; }
+};
+
+typedef void Work(const Step&, const Image&, Team);
+Work border, pack, dense, depthwise, pool, upsample, add, unary, arithmetic, copy;
+
+inline float* floats(const Matrix& m, const Image& image) {
+  if (m.place == CONSTANT) return (float*)m.at;
+  return m.place == OUTPUT ? image.outputs[m.at] : (float*)(image.arena + m.at);
+}
+
+}  // namespace native
