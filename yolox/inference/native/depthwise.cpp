@@ -1,11 +1,87 @@
 // Convolutions of each channel on its own.
+#include "fast.h"
 #include "portable.h"
 
 namespace native {
 
+#ifdef NATIVE_FAST
+
+// P pixels of 64 / P channels, `pixel` bytes from one to the next.
+template <int P> inline __m512i pixels_at(const uint8_t* p, long pixel) {
+  if (P == 1 || pixel == 64 / P) return _mm512_loadu_si512(p);
+  auto two = [&](long i) { return _mm256_loadu_si256((const __m256i*)(p + i * pixel)); };
+  auto four = [&](long i) { return _mm_loadu_si128((const __m128i*)(p + i * pixel)); };
+  if (P == 2) return _mm512_inserti64x4(_mm512_castsi256_si512(two(0)), two(1), 1);
+  __m512i v = _mm512_inserti32x4(_mm512_castsi128_si512(four(0)), four(1), 1);
+  return _mm512_inserti32x4(_mm512_inserti32x4(v, four(2), 2), four(3), 3);
+}
+
+namespace {
+
+// 3x3: three bytes of a column, of three rows, stand side by side in 32 bits and are multiplied at once.
+template <int P> struct Kernel {
+  Curves curves;
+  __m512i weight[3][4];
+
+  Kernel(const Step& s, long c) : curves(*s.curve) {
+    curves.take_unpacked<P>(*s.curve, c);
+    long channels = (s.in.channels + V - 1) / V * V;
+    int8_t* to = (int8_t*)weight;
+    for (long column = 0; column < 3; ++column)
+      for (long i = 0; i < 64; ++i)
+        for (long row = 0; row < 4; ++row) {
+          long from = c + (i % 16 / 4 * 16 + i / 16 * 4 + i % 4) % (64 / P);
+          *to++ = row < 3 && from < channels ? s.weight[(row * 3 + column) * channels + from] : 0;
+        }
+  }
+
+  __m512i at(const uint8_t* top, long row, long to_column, long to_pixel) const {
+    const __m512i none = _mm512_setzero_si512();
+    __m512i sum[4] = {none, none, none, none};
+#pragma GCC unroll 3
+    for (int column = 0; column < 3; ++column) {
+      const uint8_t* p = top + column * to_column;
+      __m512i a = pixels_at<P>(p, to_pixel), b = pixels_at<P>(p + row, to_pixel), c = pixels_at<P>(p + 2 * row, to_pixel);
+      __m512i low = _mm512_unpacklo_epi8(a, b), high = _mm512_unpackhi_epi8(a, b);
+      __m512i low_c = _mm512_unpacklo_epi8(c, none), high_c = _mm512_unpackhi_epi8(c, none);
+      sum[0] = _mm512_dpbusd_epi32(sum[0], _mm512_unpacklo_epi16(low, low_c), weight[column][0]);
+      sum[1] = _mm512_dpbusd_epi32(sum[1], _mm512_unpackhi_epi16(low, low_c), weight[column][1]);
+      sum[2] = _mm512_dpbusd_epi32(sum[2], _mm512_unpacklo_epi16(high, high_c), weight[column][2]);
+      sum[3] = _mm512_dpbusd_epi32(sum[3], _mm512_unpackhi_epi16(high, high_c), weight[column][3]);
+    }
+    return curves.bytes(sum[0], sum[1], sum[2], sum[3]);
+  }
+};
+
+}  // namespace
+
+template <int P> static void block(const Step& s, const Image& image, Range rows, long c) {
+  const Kernel<P> kernel(s, c);
+  const uint8_t* in = image.arena + s.in.at - s.padding * (s.in.row + s.in.pixel) + c;
+  for (long y = rows.first; y < rows.last; ++y) {
+    const uint8_t* from = in + y * s.stride * s.in.row;
+    uint8_t* to = image.arena + s.out.at + y * s.out.row + c;
+    for (long x = 0; x < s.out.width; x += P) {
+      __m512i bytes = kernel.at(from + x * s.stride * s.in.pixel, s.in.row, s.in.pixel, s.stride * s.in.pixel);
+      put_pixels<P>(to + x * s.out.pixel, s.out.pixel, bytes, s.out.channels - c, s.out.width - x);
+    }
+  }
+}
+
+#endif
+
 void depthwise(const Step& s, const Image& image, Team team) {
   Range rows = team.share(s.out.height);
-  for (long c = 0; c < s.out.channels; c += V) depthwise_plainly(s, image, rows, c);
+  long c = 0;
+#ifdef NATIVE_FAST
+  if (s.curve && s.size == 3) {
+    for (; s.out.channels - c > 32; c += 64) block<1>(s, image, rows, c);
+    for (; s.out.channels - c > 16; c += 32) block<2>(s, image, rows, c);
+    if (c < s.out.channels) block<4>(s, image, rows, c);
+    return;
+  }
+#endif
+  for (; c < s.out.channels; c += V) depthwise_plainly(s, image, rows, c);
 }
 
 }  // namespace native

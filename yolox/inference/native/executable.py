@@ -67,7 +67,7 @@ class Executable:
         return self._run(inputs, streams, team, None)
 
     def step_seconds(self, inputs: tuple[NDArray[Any], ...], streams: int, team: int) -> list[tuple[str, float]]:
-        """Run a batch and return each step's kind with its output's shape and the seconds the first thread spent in it."""
+        """Run a batch and return what each step is, with the seconds that the first thread spent in it."""
         seconds = np.zeros(len(self._steps))
         self._run(inputs, streams, team, seconds)
         return [(_name(step), float(second)) for step, second in zip(self._steps, seconds, strict=True)]

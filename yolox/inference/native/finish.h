@@ -49,8 +49,40 @@ inline void put(float* p, vf v, long count) {
   else std::memcpy(p, &v, count * sizeof(float));
 }
 
+// Vectors of the integers of a curve, one in each 32 bits; the products are rounded as `vpmulhrsw` does.
+inline vi rounded_product(vi a, vi b) { return (a * b + 16384) >> 15; }
+
+inline vi narrowed(vi v) {  // to 16 bits, with saturation
+  v = v < -32768 ? vi{} - 32768 : v;
+  return v > 32767 ? vi{} + 32767 : v;
+}
+
+inline vb on_curve(const Curve& curve, vi sum, long c) {
+  vf at = floats(sum) * load(curve.multiplier + c) + load(curve.offset + c);
+  at = at < -32768.0f ? vf{} - 32768.0f : at;
+  at = at > 32767.0f ? vf{} + 32767.0f : at;
+  vi result;
+  for (int i = 0; i < V; ++i) {
+    int z = int(std::nearbyint(at[i])), piece = (z >> 10) & 63;
+    result[i] = curve.start[piece] + (((z & 1023) * curve.rise[piece] + 16384) >> 15);
+  }
+  typedef int16_t v16 __attribute__((vector_size(32)));
+  v16 factor, zero;
+  std::memcpy(&factor, curve.factor + c, sizeof factor);
+  std::memcpy(&zero, curve.zero + c, sizeof zero);
+  result = rounded_product(narrowed(result), __builtin_convertvector(factor, vi));
+  result = narrowed(result + __builtin_convertvector(zero, vi)) >> curve.shift;
+  result = result < 0 ? vi{} : result;
+  result = result > 255 ? vi{} + 255 : result;
+  return __builtin_convertvector(result, vb);
+}
+
 // Finishes channels c ... c + 16 of output pixel (y, x).
 inline void finish(const Step& s, const Image& image, vi sum, long y, long x, long c) {
+  if (s.curve) {
+    uint8_t* to = image.arena + s.out.at + y * s.out.row + x * s.out.pixel + c;
+    return put(to, on_curve(*s.curve, sum, c), s.out.channels - c);
+  }
   vf z = activated(floats(sum) * load(s.multiplier + c) + load(s.offset + c), s.choice);
   if (s.to_matrix) {
     long row = s.first_row + y * s.out.width + x;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from enum import IntEnum
 
-__all__ = ["CBatch", "CFeature", "CMatrix", "CStep", "Kind", "Place"]
+__all__ = ["CBatch", "CCurve", "CFeature", "CMatrix", "CStep", "Kind", "Place"]
 
 _NUMBER = ctypes.c_int64
 _ADDRESS = ctypes.c_void_p
@@ -46,6 +46,17 @@ class CMatrix(ctypes.Structure):
     _fields_ = tuple((name, _NUMBER) for name in ("place", "at", "rows", "columns"))
 
 
+class CCurve(ctypes.Structure):
+    """A smooth activation."""
+
+    _fields_ = (
+        ("start", ctypes.c_int16 * 64),
+        ("rise", ctypes.c_int16 * 64),
+        ("shift", _NUMBER),
+        *((name, _ADDRESS) for name in ("multiplier", "offset", "factor", "zero")),
+    )
+
+
 class CStep(ctypes.Structure):
     """One step."""
 
@@ -56,7 +67,7 @@ class CStep(ctypes.Structure):
         *((name, _NUMBER) for name in ("size", "stride", "padding", "choice", "index", "to_matrix")),
         *((name, _NUMBER) for name in ("first_row", "first_column", "left_column", "right_column", "columns", "wide")),
         *((name, _ADDRESS) for name in ("multiplier", "offset", "inverse", "zero", "other_multiplier")),
-        *((name, _ADDRESS) for name in ("weight", "table", "order")),
+        *((name, _ADDRESS) for name in ("weight", "curve", "order")),
     )
 
 

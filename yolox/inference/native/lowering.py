@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from yolox.inference.native.curve import curve
 from yolox.inference.native.layout import CFeature, CStep, Kind
 from yolox.inference.native.memory import Memory
 from yolox.inference.native.program import (
@@ -34,10 +35,10 @@ _PADDED = 64
 Fields: TypeAlias = dict[str, Any]
 
 
-def lower(program: Program, memory: Memory) -> tuple[ctypes.Array[CStep], list[NDArray[Any]]]:
-    """Return the steps and the arrays whose addresses they hold, which must live as long."""
+def lower(program: Program, memory: Memory) -> tuple[ctypes.Array[CStep], list[Any]]:
+    """Return the steps and the objects whose addresses they hold, which must live as long."""
     lowered: list[CStep] = []
-    alive: list[NDArray[Any]] = []
+    alive: list[Any] = []
     for index, step in enumerate(program.steps):
         for feature, border in memory.born(index):
             lowered.append(_step({**_border(feature, border), "output": feature}, memory, alive))
@@ -45,7 +46,7 @@ def lower(program: Program, memory: Memory) -> tuple[ctypes.Array[CStep], list[N
     return (CStep * len(lowered))(*lowered), alive
 
 
-def _step(fields: Fields, memory: Memory, alive: list[NDArray[Any]]) -> CStep:
+def _step(fields: Fields, memory: Memory, alive: list[Any]) -> CStep:
     values: Fields = {}
     for name, value in fields.items():
         if isinstance(value, Feature):
@@ -55,6 +56,9 @@ def _step(fields: Fields, memory: Memory, alive: list[NDArray[Any]]) -> CStep:
         elif isinstance(value, np.ndarray):
             alive.append(value)
             values[name] = value.ctypes.data
+        elif isinstance(value, tuple):
+            alive.append(value)
+            values[name] = ctypes.addressof(value[0])
         else:
             values[name] = value if isinstance(value, CFeature) else int(value)
     return CStep(**values)
@@ -97,7 +101,8 @@ def _conv(step: Conv) -> Fields:
         "weight": (_depthwise_weight if step.depthwise else _dense_weight)(step.weight),
     }
     if isinstance(step.output, Feature):
-        return fields | {"output": step.output} | _rounding(step.output)
+        smooth = curve(step.activation, step.output, step.multiplier, step.offset)
+        return fields | {"output": step.output, "curve": smooth or 0} | _rounding(step.output)
     height, width = ((length + 2 * step.padding - step.weight.shape[2]) // step.stride + 1 for length in _size(step))
     fields |= {"first_row": step.first_row, "first_column": step.first_column, "result": step.output, "to_matrix": 1}
     return fields | {"output": CFeature(0, 0, 0, height, width, len(step.weight))}

@@ -77,8 +77,9 @@ class Memory:
         return _up(pixels * _up(block.channels, _VECTOR), _LINE)
 
     def _beyond(self) -> int:
-        """Vectors of up to 64 bytes may begin in the last pixels of a feature."""
-        return 4 * _LINE
+        """Vectors of up to 64 bytes, and tiles of some more pixels than are left, may begin in the last pixels."""
+        widths = (life.block.channels for life in self._lives.values() if isinstance(life.block, Feature))
+        return 4 * _LINE + 16 * _up(max(widths, default=0), _VECTOR)
 
     def born(self, index: int) -> Iterator[tuple[Feature, int]]:
         """Yield the features that step ``index`` is the first to write, with the width of their border, if any."""

@@ -20,6 +20,16 @@ struct Matrix {
   int64_t place, at, rows, columns;
 };
 
+// A smooth activation in integers of 16 bits. Its argument is spread over all of their range: the upper six bits choose a
+// piece of a straight line, the lower ten a place on it. The result times `factor`, of `shift` bits after the point, plus
+// `zero`, which holds half of the last place for rounding, is the byte.
+struct Curve {
+  int16_t start[64], rise[64];
+  int64_t shift;
+  const float *multiplier, *offset;
+  const int16_t *factor, *zero;
+};
+
 struct Step {
   Kind kind;
   Feature in, other, out;
@@ -33,7 +43,7 @@ struct Step {
   const float *multiplier, *offset, *inverse, *zero;
   const float* other_multiplier;
   const int8_t* weight;
-  const int16_t* table;
+  const Curve* curve;  // null, or what computes the activation instead of `multiplier` ... `zero`
   const int32_t* order;
 };
 

@@ -1,0 +1,116 @@
+// The curves of smooth activations, 64 bytes at a time, with AVX-512.
+#pragma once
+#include "finish.h"
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
+#define NATIVE_FAST 1
+
+namespace native {
+
+// Four vectors of sums become the bytes of 4 lanes of 16. Lane l of sums q belongs to channels 16 l + 4 q ... of the 64
+// bytes where the sums come `UNPACKED`, as those of depthwise convolutions do; else sums q are 16 channels in their order.
+struct Curves {
+  __m512i start[2], rise[2];
+  __m512i factor[2], zero[2];
+  __m128i shift;
+  __m512 multiplier[4], offset[4];
+
+  explicit Curves(const Curve& curve) : shift(_mm_cvtsi64_si128(curve.shift)) {
+    for (int i = 0; i < 2; ++i) {
+      start[i] = _mm512_loadu_si512(curve.start + 32 * i);
+      rise[i] = _mm512_loadu_si512(curve.rise + 32 * i);
+    }
+  }
+
+  // For sums of which each N are one pixel's channels, the first being channel c.
+  template <int N> void take_ordered(const Curve& curve, long c) {
+    const __m512i pairs = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
+    for (int q = 0; q < 4; ++q) {
+      multiplier[q] = _mm512_loadu_ps(curve.multiplier + c + q % N * 16);
+      offset[q] = _mm512_loadu_ps(curve.offset + c + q % N * 16);
+    }
+    for (int i = 0; i < 2; ++i) {
+      factor[i] = _mm512_permutex2var_epi64(sixteen(curve.factor, c + 2 * i % N * 16), pairs,
+                                            sixteen(curve.factor, c + (2 * i + 1) % N * 16));
+      zero[i] = _mm512_permutex2var_epi64(sixteen(curve.zero, c + 2 * i % N * 16), pairs,
+                                          sixteen(curve.zero, c + (2 * i + 1) % N * 16));
+    }
+  }
+
+  // For unpacked sums of P pixels with 64 / P channels each, the first being channel c.
+  template <int P> void take_unpacked(const Curve& curve, long c) {
+    for (int q = 0; q < 4; ++q)
+      for (int i = 0; i < 16; ++i) {
+        long from = c + (i / 4 * 16 + q * 4 + i % 4) % (64 / P);
+        ((float*)&multiplier[q])[i] = curve.multiplier[from];
+        ((float*)&offset[q])[i] = curve.offset[from];
+      }
+    for (int h = 0; h < 2; ++h)
+      for (int i = 0; i < 32; ++i) {
+        long from = c + (i / 8 * 16 + h * 8 + i % 8) % (64 / P);
+        ((int16_t*)&factor[h])[i] = curve.factor[from];
+        ((int16_t*)&zero[h])[i] = curve.zero[from];
+      }
+  }
+
+  static __m512i sixteen(const int16_t* values, long at) {
+    return _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)(values + at)));
+  }
+
+  __m512i argument(__m512i sum, int q) const {
+    return _mm512_cvtps_epi32(_mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), multiplier[q], offset[q]));
+  }
+
+  __m512i half(__m512i a, __m512i b, int i) const {
+    __m512i z = _mm512_packs_epi32(argument(a, 2 * i), argument(b, 2 * i + 1));
+    __m512i piece = _mm512_srli_epi16(z, 10), place = _mm512_and_si512(z, _mm512_set1_epi16(1023));
+    __m512i y = _mm512_mulhrs_epi16(place, _mm512_permutex2var_epi16(rise[0], piece, rise[1]));
+    y = _mm512_adds_epi16(y, _mm512_permutex2var_epi16(start[0], piece, start[1]));
+    return _mm512_sra_epi16(_mm512_adds_epi16(_mm512_mulhrs_epi16(y, factor[i]), zero[i]), shift);
+  }
+
+  // In the order of the pixels' memory if the sums are unpacked.
+  __m512i bytes(__m512i a, __m512i b, __m512i c, __m512i d) const {
+    return _mm512_packus_epi16(half(a, b, 0), half(c, d, 1));
+  }
+
+  // 16 bytes of each of the sums, one after another.
+  __m512i ordered_bytes(__m512i a, __m512i b, __m512i c, __m512i d) const {
+    const __m512i lanes = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    return _mm512_permutexvar_epi32(lanes, bytes(a, b, c, d));
+  }
+};
+
+// Stores `count` bytes, at most 64.
+inline void put(uint8_t* p, __m512i v, long count) {
+  if (count >= 64) _mm512_storeu_si512(p, v);
+  else if (count > 0) _mm512_mask_storeu_epi8(p, (__mmask64)_bzhi_u64(~0ull, count), v);
+}
+
+inline void put(uint8_t* p, __m256i v, long count) {
+  if (count >= 32) _mm256_storeu_si256((__m256i*)p, v);
+  else if (count > 0) _mm256_mask_storeu_epi8(p, (__mmask32)_bzhi_u32(~0u, count), v);
+}
+
+inline void put(uint8_t* p, __m128i v, long count) {
+  if (count >= 16) _mm_storeu_si128((__m128i*)p, v);
+  else if (count > 0) _mm_mask_storeu_epi8(p, (__mmask16)_bzhi_u32(~0u, count), v);
+}
+
+// Stores the bytes of P neighbouring pixels, `count` channels each, of which `pixels` are wanted.
+template <int P> inline void put_pixels(uint8_t* p, long pixel, __m512i v, long count, long pixels) {
+  if (P > 1 && pixels >= P && pixel == 64 / P && count >= pixel) return _mm512_storeu_si512(p, v);
+  if constexpr (P == 1) {
+    put(p, v, count);
+  } else if constexpr (P == 2) {
+    put(p, _mm512_castsi512_si256(v), count);
+    if (pixels > 1) put(p + pixel, _mm512_extracti64x4_epi64(v, 1), count);
+  } else {
+    put(p, _mm512_castsi512_si128(v), count);
+    if (pixels > 1) put(p + pixel, _mm512_extracti32x4_epi32(v, 1), count);
+    if (pixels > 2) put(p + 2 * pixel, _mm512_extracti32x4_epi32(v, 2), count);
+    if (pixels > 3) put(p + 3 * pixel, _mm512_extracti32x4_epi32(v, 3), count);
+  }
+}
+
+}  // namespace native
+#endif
