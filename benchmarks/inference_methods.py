@@ -20,7 +20,7 @@ SIZES = {"nano": ("yolox_nano", 416), "tiny": ("yolox_tiny", 416), "s": ("yolox_
 BATCHES = (1, 8, 64)
 METHODS = (
     *("fp32_channels_last", "bf16_channels_last", "inductor_bf16", "onnxruntime_fp32"),
-    *("openvino_fp32", "openvino_bf16", "openvino_int8_bf16"),
+    *("openvino_fp32", "openvino_bf16", "openvino_int8_bf16", "native_int8"),
 )
 FEW = ("bf16_channels_last", "openvino_fp32", "openvino_bf16")
 REAL_DATA = ROOT.parent / "shared" / "data"  # COCO images and published weights, where a machine has them

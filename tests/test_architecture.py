@@ -44,7 +44,12 @@ ARROWS: dict[str, set[str]] = {
 OPTIONAL: dict[str, set[str]] = {
     "openvino": {"inference/backends/openvino.py"},
     "onnxruntime": {"inference/backends/onnxruntime.py", "inference/quantizers/onnx.py"},
-    "onnx": {"inference/onnx_export.py", "inference/quantizers/onnx.py", "inference/backends/onnxruntime.py"},
+    "onnx": {
+        "inference/onnx_export.py",
+        "inference/quantizers/onnx.py",
+        "inference/backends/onnxruntime.py",
+        "inference/native/graph.py",
+    },
     "nncf": {"inference/quantizers/nncf.py"},
     "torchao": {"inference/quantizers/pt2e.py"},
     "neural_compressor": {"inference/quantizers/neural_compressor.py"},

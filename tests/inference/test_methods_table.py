@@ -50,6 +50,7 @@ NANO = [
 ]
 NEW = [
     *("channels_last", "inductor_fp32", "inductor_bf16", "inductor_int8", "inductor_int8_bf16", "openvino_int8_bf16"),
+    "native_int8",
 ]
 PUBLISHED = [
     *(
@@ -110,6 +111,7 @@ def test_an_unknown_method_names_the_nearest() -> None:
     ("query", "expected"),
     [
         (MethodQuery(accelerators=("openvino",)), {"openvino_fp32", "openvino_bf16", "openvino_int8"}),
+        (MethodQuery(accelerators=("native",)), {"native_int8"}),
         (MethodQuery(precisions=("bf16",)), {"bf16", "jit_bf16", "openvino_bf16", "bf16_ipex", "inductor_bf16"}),
         (MethodQuery(use_ipex=True), {"fp32_ipex", "static_int8_ipex", "jit_bf16_ipex"}),
         (MethodQuery(includes=("jit_bf16",)), {"jit_bf16", "openvino_int8"}),

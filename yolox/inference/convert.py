@@ -35,7 +35,7 @@ class Wish:
 
     Args:
         precision: ``fp32``, ``bf16``, ``fp16`` or ``int8``.
-        accelerator: ``openvino``, ``onnxruntime``, ``jit``, ``inductor`` or ``None`` for plain PyTorch.
+        accelerator: ``openvino``, ``native``, ``onnxruntime``, ``jit``, ``inductor`` or ``None`` for plain PyTorch.
         use_ipex: With IPEX.
         channels_last: NHWC memory layout.
         quantizer: Which of several quantizers (``qlinear``, ``integer``).
@@ -78,7 +78,7 @@ def trace(
     Args:
         model: The module.
         input_sample: A tensor or a tuple of tensors, batch on axis 0.
-        accelerator: ``openvino``, ``onnxruntime``, ``jit``, ``inductor`` or ``None``.
+        accelerator: ``openvino``, ``native``, ``onnxruntime``, ``jit``, ``inductor`` or ``None``.
         use_ipex: With IPEX.
         channels_last: NHWC memory layout.
         thread_num: Cores to use; ``None``: as many as torch uses.

@@ -62,6 +62,7 @@ METHODS: tuple[Method, ...] = (
     _row("openvino_fp16", "openvino", _FP16, "openvino", "onnx"),
     _row("openvino_int8", "openvino", _INT8, "openvino", "onnx", "nncf"),
     _row("openvino_int8_bf16", "openvino", _INT8, "openvino", "onnx", "nncf", rest="bf16"),
+    _row("native_int8", "native", _INT8, "onnx"),
     _row("onnxruntime_fp32", "onnxruntime", _FP32, "onnx", "onnxruntime"),
     _row("onnxruntime_int8_qlinear", "onnxruntime", _INT8, "onnx", "onnxruntime", quantizer="qlinear"),
     _row("onnxruntime_int8_integer", "onnxruntime", _INT8, "onnx", "onnxruntime", quantizer="integer"),
@@ -75,6 +76,7 @@ DEFAULT_METHODS = (
     *("jit_fp32_ipex_channels_last", "openvino_fp32", "openvino_int8", "onnxruntime_fp32"),
     *("onnxruntime_int8_qlinear", "onnxruntime_int8_integer", "channels_last", "jit_int8", "inductor_fp32"),
     *("inductor_bf16", "inductor_int8", "inductor_int8_bf16", "openvino_bf16", "openvino_int8_bf16"),
+    "native_int8",
 )
 
 # how to get each package
@@ -88,7 +90,7 @@ INSTALL = {
     "onnxruntime": "pip install onnxruntime",
 }
 
-ACCELERATORS = (None, "openvino", "onnxruntime", "jit", "inductor")
+ACCELERATORS = (None, "openvino", "native", "onnxruntime", "jit", "inductor")
 SEARCH_MODES = ("default", "all", "grid")
 _BY_NAME = {method.name: method for method in METHODS}
 

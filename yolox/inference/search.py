@@ -23,7 +23,7 @@ __all__ = ["Listener", "Search", "SearchOptions"]
 
 ROUND_SECONDS_LIMIT = 300.0
 PREPARED_TOGETHER = 2
-RUN_ORDER = ("eager", "openvino", "onnxruntime", "jit", "ipex", "inductor")
+RUN_ORDER = ("eager", "native", "openvino", "onnxruntime", "jit", "ipex", "inductor")
 """Quick conversions first: a short time budget then still gives most rows."""
 
 

@@ -53,7 +53,8 @@ def _parser() -> ToolParser:
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these methods, and the original")
     parser.add_argument("--includes", nargs="+", default=[], metavar="NAME", help="add these methods")
     parser.add_argument("--excludes", nargs="+", default=[], metavar="NAME", help="leave these methods out")
-    parser.add_argument("--accelerator", nargs="+", metavar="NAME", help="openvino, onnxruntime, jit, inductor, none")
+    accelerators = "openvino, native, onnxruntime, jit, inductor, none"
+    parser.add_argument("--accelerator", nargs="+", metavar="NAME", help=accelerators)
     parser.add_argument("--precision", nargs="+", metavar="NAME", help="fp32, bf16, fp16, int8")
     parser.add_argument("--search_mode", default="default", help="default, all or grid (%(default)s)")
     parser.add_argument("--thread_num", type=positive_int, metavar="N", help="threads (default: one for each core)")

@@ -14,6 +14,7 @@ BACKENDS = {
     "jit": "yolox.inference.backends.jit",
     "inductor": "yolox.inference.backends.inductor",
     "ipex": "yolox.inference.backends.ipex",
+    "native": "yolox.inference.backends.native",
     "onnxruntime": "yolox.inference.backends.onnxruntime",
     "openvino": "yolox.inference.backends.openvino",
 }

@@ -1,0 +1,114 @@
+"""Our own kernels: the whole network in 8 bits, an image at a time, so that its values stay in the core's cache."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from yolox.inference.backends.base import (
+    Array,
+    Arrays,
+    Manifest,
+    Method,
+    PrepareContext,
+    Settings,
+    as_numpy,
+    like_inputs,
+)
+from yolox.inference.native.executable import Executable, fast
+from yolox.inference.native.program import Program
+from yolox.inference.native.storage import load_program, save_program
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["BACKEND", "NativeBackend", "NativeRunner"]
+
+
+@dataclass(frozen=True)
+class NativeRunner:
+    """Runs a program; any batch size will do, as each image is computed by itself.
+
+    Args:
+        executable: The program, compiled.
+        settings: ``streams`` images at once; ``threads`` counts those of all streams together.
+    """
+
+    executable: Executable
+    settings: Settings
+
+    @property
+    def int8_share(self) -> float:
+        """See ``Runner``."""
+        return self.executable.program.int8_share
+
+    def __call__(self, *inputs: Array) -> Arrays:
+        """Run one batch."""
+        arrays = tuple(_as_pixels(as_numpy(array)) for array in inputs)
+        streams = self.settings.streams
+        return like_inputs(self.executable.run(arrays, streams, max(1, self.settings.threads // streams)), inputs)
+
+    def candidates(self, batch_size: int, threads: int) -> Sequence[Settings]:
+        """A stream a core first, then fewer streams of several cores each."""
+        counts = [streams for streams in range(min(threads, batch_size), 0, -1) if threads % streams == 0]
+        return tuple(Settings(threads, streams) for streams in counts)
+
+    def configured(self, settings: Settings) -> NativeRunner:
+        """Return the runner with other settings."""
+        return replace(self, settings=settings)
+
+    def save(self, folder: Path) -> Mapping[str, Any]:
+        """Write the program."""
+        save_program(self.executable.program, folder)
+        return {}
+
+
+def _as_pixels(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return array if array.dtype in (np.float32, np.uint8) else array.astype(np.float32)
+
+
+class NativeBackend:
+    """Converts modules through ONNX to programs of its own."""
+
+    def prepare(self, model: nn.Module, method: Method, context: PrepareContext) -> NativeRunner:
+        """Convert, check against the module, and quantize.
+
+        Raises:
+            YoloxError: When the network holds something that the kernels do not compute.
+        """
+        from yolox.inference.native.convert import quantize_network
+        from yolox.inference.native.graph import read_network
+        from yolox.inference.native.layers import Network
+        from yolox.inference.onnx_export import check_outputs, export_onnx
+
+        if not fast():
+            context.progress("this processor has no AVX-512 VNNI: the 8-bit kernels will be slow")
+        context.progress("exporting")
+        path = context.work_dir / "model.onnx"
+        export_onnx(model, context.sample, path, dynamic_batch=context.dynamic_batch)
+        network: Network = read_network(path)
+        sample = tuple(array[:2] for array in context.sample) if context.dynamic_batch else context.sample
+        check_outputs(model, sample, network(*sample))
+
+        def build(program: Program) -> NativeRunner:
+            runner = NativeRunner(Executable(program), Settings())
+            return runner.configured(runner.candidates(len(context.sample[0]), context.threads)[0])
+
+        return build(quantize_network(network, context, build))
+
+    def load(self, folder: Path, manifest: Manifest) -> NativeRunner:
+        """Load the program; neither torch nor onnx is needed.
+
+        Raises:
+            ModelFileError: When the files are absent or damaged.
+            MissingDependencyError: Where there is no C++ compiler.
+        """
+        return NativeRunner(Executable(load_program(folder)), manifest.settings)
+
+
+BACKEND = NativeBackend()
+"""The instance that ``get_backend`` returns."""
