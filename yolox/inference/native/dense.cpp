@@ -47,7 +47,7 @@ inline void tile(const Step& s, const Image& image, const Curves* curves, const 
       const __m512i* four = sum + m * N;
       __m512i bytes = curves->ordered_bytes(four[0], four[1], four[2], four[3]);
       if (m < t.pixels)
-        put_pixels<P>(t.out + m * s.out.pixel, s.out.pixel, bytes, s.out.channels - c, t.pixels - m);
+        put_pixels<P>(t.out + m * s.out.pixel, s.out.pixel, bytes, s.out.room - c, t.pixels - m);
     }
   } else {
     for (int m = 0; m < M && m < t.pixels; ++m)

@@ -63,7 +63,7 @@ template <int P> static void block(const Step& s, const Image& image, Range rows
     uint8_t* to = image.arena + s.out.at + y * s.out.row + c;
     for (long x = 0; x < s.out.width; x += P) {
       __m512i bytes = kernel.at(from + x * s.stride * s.in.pixel, s.in.row, s.in.pixel, s.stride * s.in.pixel);
-      put_pixels<P>(to + x * s.out.pixel, s.out.pixel, bytes, s.out.channels - c, s.out.width - x);
+      put_pixels<P>(to + x * s.out.pixel, s.out.pixel, bytes, s.out.room - c, s.out.width - x);
     }
   }
 }

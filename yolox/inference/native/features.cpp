@@ -22,28 +22,6 @@ void border(const Step& s, const Image& image, Team team) {
   }
 }
 
-template <class T> static void pack_rows(const Step& s, const T* input, uint8_t* out, Range rows) {
-  const Feature& f = s.out;
-  long block = s.size, width = f.width * block, plane = f.height * block * width;
-  for (long y = rows.first; y < rows.last; ++y)
-    for (long i = 0; i < f.channels; ++i) {
-      long from = s.order[i], channel = from / (block * block), row = from / block % block, column = from % block;
-      const T* source = input + channel * plane + (y * block + row) * width + column;
-      uint8_t* target = out + y * f.row + i;
-      for (long x = 0; x < f.width; ++x) {
-        float v = float(source[x * block]) * s.inverse[i] + s.zero[i];
-        target[x * f.pixel] = uint8_t(std::nearbyint(std::min(std::max(v, 0.0f), 255.0f)));
-      }
-    }
-}
-
-void pack(const Step& s, const Image& image, Team team) {
-  uint8_t* out = image.arena + s.out.at;
-  Range rows = team.share(s.out.height);
-  if (image.is_byte[s.index]) pack_rows(s, (const uint8_t*)image.inputs[s.index], out, rows);
-  else pack_rows(s, (const float*)image.inputs[s.index], out, rows);
-}
-
 inline vb larger(vb a, vb b) { return a > b ? a : b; }
 
 inline vb bytes_at(const uint8_t* p) {
@@ -70,7 +48,7 @@ void pool(const Step& s, const Image& image, Team team) {
         vb best = {};
         for (long k = std::max(x - half, 0L); k <= std::min(x + half, long(in.width) - 1); ++k)
           best = larger(best, column[k]);
-        put(image.arena + out.at + y * out.row + x * out.pixel + c, best, out.channels - c);
+        put(image.arena + out.at + y * out.row + x * out.pixel + c, best, out.room - c);
       }
     }
 }
@@ -98,7 +76,7 @@ void add(const Step& s, const Image& image, Team team) {
       for (long c = 0; c < out.channels; c += V) {
         vf sum = floats(widened(left + c)) * load(s.multiplier + c) + load(s.offset + c);
         sum += floats(widened(right + c)) * load(s.other_multiplier + c);
-        put(to + c, rounded(sum), out.channels - c);
+        put(to + c, rounded(sum), out.room - c);
       }
     }
 }

@@ -10,13 +10,21 @@ typedef int8_t vs __attribute__((vector_size(16)));
 inline vi widened(const uint8_t* p) {
   vb v;
   std::memcpy(&v, p, sizeof v);
+#ifdef __AVX512F__
+  return (vi)_mm512_cvtepu8_epi32((__m128i)v);
+#else
   return __builtin_convertvector(v, vi);
+#endif
 }
 
 inline vi widened(const int8_t* p) {
   vs v;
   std::memcpy(&v, p, sizeof v);
+#ifdef __AVX512F__
+  return (vi)_mm512_cvtepi8_epi32((__m128i)v);
+#else
   return __builtin_convertvector(v, vi);
+#endif
 }
 
 inline vf floats(vi v) { return __builtin_convertvector(v, vf); }
@@ -25,14 +33,17 @@ inline vf activated(vf z, int64_t activation) {
   switch (activation) {
     case RELU: return z > 0.0f ? z : vf{};
     case LEAKY_RELU: return z > 0.0f ? z : z * 0.1f;
-    case SILU: return z * sigmoid<float>(z);
-    case SIGMOID: return sigmoid<float>(z);
+    case SILU: return z * sigmoid<bf16>(z);
+    case SIGMOID: return sigmoid<bf16>(z);
     default: return z;
   }
 }
 
 // To the nearest byte, ties to even.
 inline vb rounded(vf v) {
+#ifdef __AVX512F__
+  return (vb)_mm512_cvtusepi32_epi8(_mm512_max_epi32(_mm512_cvtps_epi32((__m512)v), _mm512_setzero_si512()));
+#endif
   v = v < 0.0f ? vf{} : v;
   v = v > 255.0f ? vf{} + 255.0f : v;
   const vf magic = vf{} + 12582912.0f;
@@ -81,7 +92,7 @@ inline vb on_curve(const Curve& curve, vi sum, long c) {
 inline void finish(const Step& s, const Image& image, vi sum, long y, long x, long c) {
   if (s.curve) {
     uint8_t* to = image.arena + s.out.at + y * s.out.row + x * s.out.pixel + c;
-    return put(to, on_curve(*s.curve, sum, c), s.out.channels - c);
+    return put(to, on_curve(*s.curve, sum, c), s.out.room - c);
   }
   vf z = activated(floats(sum) * load(s.multiplier + c) + load(s.offset + c), s.choice);
   if (s.to_matrix) {
@@ -89,7 +100,7 @@ inline void finish(const Step& s, const Image& image, vi sum, long y, long x, lo
     put(native::floats(s.result, image) + row * s.result.columns + s.first_column + c, z, s.out.channels - c);
   } else {
     vb bytes = rounded(z * load(s.inverse + c) + load(s.zero + c));
-    put(image.arena + s.out.at + y * s.out.row + x * s.out.pixel + c, bytes, s.out.channels - c);
+    put(image.arena + s.out.at + y * s.out.row + x * s.out.pixel + c, bytes, s.out.room - c);
   }
 }
 

@@ -37,7 +37,7 @@ class Place(IntEnum):
 class CFeature(ctypes.Structure):
     """Bytes [height, width, channels] in the arena."""
 
-    _fields_ = tuple((name, _NUMBER) for name in ("at", "row", "pixel", "height", "width", "channels"))
+    _fields_ = tuple((name, _NUMBER) for name in ("at", "row", "pixel", "height", "width", "channels", "room"))
 
 
 class CMatrix(ctypes.Structure):

@@ -94,7 +94,8 @@ class Memory:
         pixel = _up(owner.channels, _VECTOR)
         row = (owner.width + 2 * life.border) * pixel
         at = life.at + life.border * (row + pixel) + first
-        return CFeature(at, row, pixel, feature.height, feature.width, feature.channels)
+        room = pixel if feature is owner else feature.channels
+        return CFeature(at, row, pixel, feature.height, feature.width, feature.channels, room)
 
     def matrix(self, matrix: Matrix) -> CMatrix:
         """Return where a matrix lies; ``at`` of a constant is its address."""

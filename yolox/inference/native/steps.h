@@ -10,9 +10,10 @@ enum Kind : int64_t { BORDER, PACK, DENSE, DEPTHWISE, POOL, UPSAMPLE, ADD, UNARY
 enum Activation : int64_t { NONE, RELU, LEAKY_RELU, SILU, SIGMOID };
 enum Place : int64_t { ARENA, CONSTANT, OUTPUT };
 
-// Bytes [height, width, channels]; `at` is where pixel (0, 0) lies in the arena, `row` and `pixel` the bytes to the next.
+// Bytes [height, width, channels]; `at` is where pixel (0, 0) lies in the arena, `row` and `pixel` the bytes to the next,
+// `room` the bytes of a pixel that may be written: all of its vectors, unless they hold other features' channels too.
 struct Feature {
-  int64_t at, row, pixel, height, width, channels;
+  int64_t at, row, pixel, height, width, channels, room;
 };
 
 // Floats [rows, columns]; `at`: bytes from the arena's beginning, an address, or the index of an output.
