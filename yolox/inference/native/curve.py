@@ -1,8 +1,13 @@
-"""Smooth activations as straight lines in integers of 16 bits, which a vector computes 32 at a time."""
+"""SiLU in integers of 16 bits, which a vector computes 32 at a time.
+
+It is the larger of the argument and zero, less a dent that depends on the argument's size alone and vanishes for large
+ones. Straight lines describe the dent, more precisely than they could describe the whole function.
+"""
 
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +18,6 @@ from yolox.inference.native.program import Activation, Feature
 __all__ = ["curve"]
 
 _PIECES = 64
-_PLACES = 1024
 _LIMIT = 32767
 _MOST_SHIFT = 6
 
@@ -23,50 +27,58 @@ def curve(
 ) -> tuple[CCurve, list[NDArray[np.generic]]] | None:
     """Return what computes ``activation(multiplier * sum + offset)`` as bytes, and the arrays it points at.
 
-    The lines are at most a tenth of a byte's step away from the function where all channels have the same scale.
+    The result is at most 0.002 away from the function for values up to 20, whatever the scales of the channels.
 
     Returns:
         ``None`` where the activation is no smooth one, or the scales of the channels are too different.
     """
-    if activation not in (Activation.SILU, Activation.SIGMOID):
+    if activation is not Activation.SILU:
         return None
     scale = output.scale.astype(np.float64)
-    low, high = _range(activation, float(scale.min()), float((scale * (255.0 - output.zero)).max()))
-    width = (high - low) / _PIECES
-    start, end = (_function(activation, low + width * (np.arange(_PIECES) + step)) for step in (0, 1))
-    middle = _function(activation, low + width * (np.arange(_PIECES) + 0.5))
-    start, rise = start + 0.5 * (middle - 0.5 * (start + end)), end - start
-    unit = min(_LIMIT / (_PLACES / 32.0) / np.abs(rise).max(), 0.95 * _LIMIT / np.abs([start, start + rise]).max())
-    factor = 2.0**15 / (unit * scale)
+    top = 1.02 * float((scale * (255.0 - output.zero)).max())
+    unit, bits = _unit(top, float(scale.min()))
+    factor = 2.0**15 * unit / scale
     shift = min(_MOST_SHIFT, int(np.floor(np.log2(_LIMIT / factor.max()))))
     if shift < 0:
         return None
-    places = _PIECES * _PLACES / (high - low)
     arrays: list[NDArray[np.generic]] = [
-        _padded(multiplier * places, np.float32),
-        _padded((offset - 0.5 * (low + high)) * places, np.float32),
+        _padded(multiplier / unit, np.float32),
+        _padded(offset / unit, np.float32),
         _padded(np.rint(factor * 2**shift), np.int16),
         _padded(output.zero * 2.0**shift + (2**shift >> 1), np.int16),
     ]
-    # an argument is signed: its upper half comes first
-    halves = [np.roll(values, _PIECES // 2) for values in (start * unit, rise * unit * 32.0)]
-    tables = [(ctypes.c_int16 * _PIECES)(*np.rint(half).astype(int).tolist()) for half in halves]
-    return CCurve(*tables, shift, *(array.ctypes.data for array in arrays)), arrays
+    width = 2.0**bits * unit
+    edges = width * np.arange(_PIECES + 1)
+    dents = _dent(edges)
+    rise = np.diff(dents) / width
+    # the line lies as far above the middle of its piece as below the ends
+    start = dents[:-1] - rise * edges[:-1] + 0.5 * (_dent(edges[:-1] + 0.5 * width) - 0.5 * (dents[:-1] + dents[1:]))
+    tables = [(ctypes.c_int16 * _PIECES)(*np.rint(t).astype(int).tolist()) for t in (start / unit, rise * 2.0**15)]
+    return CCurve(*tables, bits, shift, *(array.ctypes.data for array in arrays)), arrays
 
 
-def _range(activation: Activation, step: float, top: float) -> tuple[float, float]:
-    """Return the arguments between which the function changes by more than a fraction of a byte's step."""
-    if activation == Activation.SIGMOID:
-        end = float(np.log(4.0 / step))
-        return -end, end
-    candidates = np.arange(-16.0, -4.0, 0.25)
-    flat = candidates[-_function(activation, candidates) < max(0.2 * step, 1e-6)]
-    return float(flat.max(initial=-16.0)), max(top * 1.02, 0.5)
+def _unit(top: float, step: float) -> tuple[float, int]:
+    """Return what one of the 16-bit integers stands for, and the bits of an argument that are a place in its piece.
+
+    The pieces cover the arguments where the dent is more than a fraction of a byte's step, the integers all up to
+    ``top``. Between the ways to have both, the one with the smallest error is taken.
+    """
+    covers = np.arange(4.0, 16.0, 0.25)
+    least = float(covers[_dent(covers) < 0.5 * step].min(initial=16.0))
+    choices = []
+    for halvings in range(6):
+        unit = max(top, least * 2**halvings) / 2.0**15
+        bits = 9 - halvings
+        width = 2.0**bits * unit
+        if width * _PIECES >= least:
+            choices.append((width**2 / 32.0 + unit, unit, bits))
+    _, unit, bits = min(choices)
+    return unit, bits
 
 
-def _function(activation: Activation, x: NDArray[np.float64]) -> NDArray[np.float64]:
-    sigmoid = 1.0 / (1.0 + np.exp(-x))
-    return x * sigmoid if activation == Activation.SILU else sigmoid
+def _dent(size: NDArray[Any]) -> NDArray[np.float64]:
+    """Return how far SiLU of an argument of this size lies below the larger of the argument and zero."""
+    return np.asarray(size / (1.0 + np.exp(size)), np.float64)
 
 
 def _padded(values: NDArray[np.generic], kind: type[np.generic]) -> NDArray[np.generic]:

@@ -11,10 +11,13 @@ namespace native {
 struct Curves {
   __m512i start[2], rise[2];
   __m512i factor[2], zero[2];
-  __m128i shift;
+  __m512i limit;
+  __m128i bits, shift;
   __m512 multiplier[4], offset[4];
 
-  explicit Curves(const Curve& curve) : shift(_mm_cvtsi64_si128(curve.shift)) {
+  explicit Curves(const Curve& curve)
+      : limit(_mm512_set1_epi16(int16_t((64 << curve.bits) - 1))), bits(_mm_cvtsi64_si128(curve.bits)),
+        shift(_mm_cvtsi64_si128(curve.shift)) {
     for (int i = 0; i < 2; ++i) {
       start[i] = _mm512_loadu_si512(curve.start + 32 * i);
       rise[i] = _mm512_loadu_si512(curve.rise + 32 * i);
@@ -62,9 +65,10 @@ struct Curves {
 
   __m512i half(__m512i a, __m512i b, int i) const {
     __m512i z = _mm512_packs_epi32(argument(a, 2 * i), argument(b, 2 * i + 1));
-    __m512i piece = _mm512_srli_epi16(z, 10), place = _mm512_and_si512(z, _mm512_set1_epi16(1023));
-    __m512i y = _mm512_mulhrs_epi16(place, _mm512_permutex2var_epi16(rise[0], piece, rise[1]));
-    y = _mm512_adds_epi16(y, _mm512_permutex2var_epi16(start[0], piece, start[1]));
+    __m512i size = _mm512_min_epu16(_mm512_abs_epi16(z), limit), piece = _mm512_srl_epi16(size, bits);
+    __m512i y = _mm512_sub_epi16(_mm512_max_epi16(z, _mm512_setzero_si512()),
+                                 _mm512_permutex2var_epi16(start[0], piece, start[1]));
+    y = _mm512_sub_epi16(y, _mm512_mulhrs_epi16(size, _mm512_permutex2var_epi16(rise[0], piece, rise[1])));
     return _mm512_sra_epi16(_mm512_adds_epi16(_mm512_mulhrs_epi16(y, factor[i]), zero[i]), shift);
   }
 

@@ -74,8 +74,9 @@ inline vb on_curve(const Curve& curve, vi sum, long c) {
   at = at > 32767.0f ? vf{} + 32767.0f : at;
   vi result;
   for (int i = 0; i < V; ++i) {
-    int z = int(std::nearbyint(at[i])), piece = (z >> 10) & 63;
-    result[i] = curve.start[piece] + (((z & 1023) * curve.rise[piece] + 16384) >> 15);
+    int z = int(std::nearbyint(at[i])), size = std::min(std::abs(z), (64 << int(curve.bits)) - 1);
+    int piece = size >> curve.bits;
+    result[i] = std::max(z, 0) - curve.start[piece] - ((size * curve.rise[piece] + 16384) >> 15);
   }
   typedef int16_t v16 __attribute__((vector_size(32)));
   v16 factor, zero;

@@ -52,6 +52,7 @@ class CCurve(ctypes.Structure):
     _fields_ = (
         ("start", ctypes.c_int16 * 64),
         ("rise", ctypes.c_int16 * 64),
+        ("bits", _NUMBER),
         ("shift", _NUMBER),
         *((name, _ADDRESS) for name in ("multiplier", "offset", "factor", "zero")),
     )

@@ -21,12 +21,13 @@ struct Matrix {
   int64_t place, at, rows, columns;
 };
 
-// A smooth activation in integers of 16 bits. Its argument is spread over all of their range: the upper six bits choose a
-// piece of a straight line, the lower ten a place on it. The result times `factor`, of `shift` bits after the point, plus
-// `zero`, which holds half of the last place for rounding, is the byte.
+// SiLU in integers of 16 bits: the larger of the argument and zero, less a dent that depends on the argument's size and is
+// made of straight lines. The size's bits above the lowest `bits` choose the line, the last one for all larger sizes. The
+// result times `factor`, of `shift` bits after the point, plus `zero`, which holds half of the last place for rounding, is
+// the byte.
 struct Curve {
   int16_t start[64], rise[64];
-  int64_t shift;
+  int64_t bits, shift;
   const float *multiplier, *offset;
   const int16_t *factor, *zero;
 };
