@@ -15,67 +15,82 @@ struct Tile {
   long y, x;
 };
 
+// The instruction itself, as the compiler would copy sums from register to register around it.
+INLINE inline __m512i plus_products(__m512i sum, __m512i bytes, __m512i weights) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(bytes), "v"(weights));
+  return sum;
+}
+
 // M pixels by N vectors of 16 channels, from channel c on.
-template <int M, int N>
-inline void tile(const Step& s, const Image& image, const Curves* curves, const Tile& t, long c) {
-  const long groups = (s.in.channels + 3) / 4, vector = s.size * s.size * groups * 64;
-  const int8_t* weight = s.weight + c / 16 * vector;
+template <int M, int N, bool CURVED>
+static inline void tile(const Step& s, const Image& image, const Curves& curves, const Tile& t, long c) {
+  const long groups = (s.in.channels + 3) / 4;
+  const int8_t* weight = s.weight + c * s.size * s.size * groups * 4;
   __m512i sum[M * N];
-#pragma GCC unroll 24
-  for (int i = 0; i < M * N; ++i) sum[i] = _mm512_setzero_si512();
-  for (long ky = 0; ky < s.size; ++ky)
-    for (long kx = 0; kx < s.size; ++kx) {
-      const uint8_t* in = t.in + ky * t.in_row + kx * s.in.pixel;
-      for (long k = 0; k < groups; ++k, in += 4, weight += 64) {
-        __m512i w[N];
-#pragma GCC unroll 4
-        for (int n = 0; n < N; ++n) w[n] = _mm512_loadu_si512(weight + n * vector);
-#pragma GCC unroll 24
-        for (int m = 0; m < M; ++m) {
-          int32_t four;
-          std::memcpy(&four, in + m * t.in_pixel, sizeof four);
-          __m512i bytes = _mm512_set1_epi32(four);
-#pragma GCC unroll 4
-          for (int n = 0; n < N; ++n) sum[m * N + n] = _mm512_dpbusd_epi32(sum[m * N + n], bytes, w[n]);
-        }
+  unrolled<M * N>([&](auto i) INLINE { sum[i] = _mm512_setzero_si512(); });
+  const uint8_t* in = t.in;
+  const long to_pixel = s.in.pixel - groups * 4, to_row = t.in_row - s.size * s.in.pixel;
+  // one loop in place of three, as the compiler would move the sums about between those
+  for (long left = s.size * s.size * groups, k = groups, column = s.size; left > 0; --left) {
+    __m512i w[N];
+    unrolled<N>([&](auto n) INLINE { w[n] = _mm512_loadu_si512(weight + n * 64); });
+    unrolled<M>([&](auto m) INLINE {
+      int32_t four;
+      std::memcpy(&four, in + m * t.in_pixel, sizeof four);
+      __m512i bytes = _mm512_set1_epi32(four);
+      unrolled<N>([&](auto n) INLINE { sum[m * N + n] = plus_products(sum[m * N + n], bytes, w[n]); });
+    });
+    in += 4;
+    weight += 64 * N;
+    if (--k == 0) {
+      k = groups;
+      in += to_pixel;
+      if (--column == 0) {
+        column = s.size;
+        in += to_row;
       }
     }
-  if (curves) {
+  }
+  // From here on the sums are other values to the compiler, and `curves` is not yet in registers.
+  unrolled<M * N>([&](auto i) INLINE {
+    __m512i one = sum[i];
+    asm volatile("" : "+v"(one)::"memory");
+    sum[i] = one;
+  });
+  if constexpr (CURVED) {
     constexpr int P = 4 / N;  // pixels in four vectors of sums
-#pragma GCC unroll 8
-    for (int m = 0; m < M; m += P) {
-      const __m512i* four = sum + m * N;
-      __m512i bytes = curves->ordered_bytes(four[0], four[1], four[2], four[3]);
-      if (m < t.pixels)
-        put_pixels<P>(t.out + m * s.out.pixel, s.out.pixel, bytes, s.out.room - c, t.pixels - m);
-    }
+    unrolled<M / P>([&](auto i) INLINE {
+      __m512i bytes = curves.ordered_bytes(sum[4 * i], sum[4 * i + 1], sum[4 * i + 2], sum[4 * i + 3]);
+      if (i * P < t.pixels)
+        put_pixels<P>(t.out + i * P * s.out.pixel, s.out.pixel, bytes, s.out.room - c, t.pixels - i * P);
+    });
   } else {
+    alignas(64) vi all[M * N];
+    unrolled<M * N>([&](auto i) INLINE { all[i] = (vi)sum[i]; });
     for (int m = 0; m < M && m < t.pixels; ++m)
-      for (int n = 0; n < N; ++n) finish(s, image, (vi)sum[m * N + n], t.y, t.x + m, c + n * 16);
+      for (int n = 0; n < N; ++n) finish(s, image, all[m * N + n], t.y, t.x + m, c + n * 16);
   }
 }
 
-template <int N> inline void tile_of(int m, const Step& s, const Image& image, const Curves* curves, const Tile& t, long c) {
+template <int N, bool CURVED>
+static inline void tile_of(int m, const Step& s, const Image& image, const Curves& curves, const Tile& t, long c) {
   constexpr int P = 4 / N;
   switch (m / P) {
-    case 1: return tile<1 * P, N>(s, image, curves, t, c);
-    case 2: return tile<2 * P, N>(s, image, curves, t, c);
-    case 3: return tile<3 * P, N>(s, image, curves, t, c);
-    case 4: return tile<4 * P, N>(s, image, curves, t, c);
-    case 5: return tile<5 * P, N>(s, image, curves, t, c);
-    default: return tile<6 * P, N>(s, image, curves, t, c);
+    case 1: return tile<1 * P, N, CURVED>(s, image, curves, t, c);
+    case 2: return tile<2 * P, N, CURVED>(s, image, curves, t, c);
+    case 3: return tile<3 * P, N, CURVED>(s, image, curves, t, c);
+    case 4: return tile<4 * P, N, CURVED>(s, image, curves, t, c);
+    case 5: return tile<5 * P, N, CURVED>(s, image, curves, t, c);
+    default: return tile<6 * P, N, CURVED>(s, image, curves, t, c);
   }
 }
 
 // N vectors of channels of some rows.
-template <int N> static void block(const Step& s, const Image& image, Range rows, long c) {
+template <int N, bool CURVED> static void block(const Step& s, const Image& image, Range rows, long c) {
   constexpr long P = 4 / N, most = 6 * P;
-  Curves* curves = nullptr;
-  alignas(64) char memory[sizeof(Curves)];
-  if (s.curve) {
-    curves = new (memory) Curves(*s.curve);
-    curves->take_ordered<N>(*s.curve, c);
-  }
+  Curves curves;
+  if (CURVED) curves.take_ordered<N>(*s.curve, c);
+  asm volatile("" ::"r"(&curves) : "memory");
   const uint8_t* in = image.arena + s.in.at - s.padding * (s.in.row + s.in.pixel);
   const long in_pixel = s.stride * s.in.pixel, width = s.out.width;
   for (long y = rows.first; y < rows.last; ++y)
@@ -83,24 +98,29 @@ template <int N> static void block(const Step& s, const Image& image, Range rows
       long m = ((width - x + left - 1) / left + P - 1) / P * P;  // tiles of about the same size
       Tile t{in + y * s.stride * s.in.row + x * in_pixel, in_pixel, s.in.row,
              image.arena + s.out.at + y * s.out.row + x * s.out.pixel + c, std::min(m, width - x), y, x};
-      tile_of<N>(int(m), s, image, curves, t, c);
+      tile_of<N, CURVED>(int(m), s, image, curves, t, c);
       x += m;
     }
 }
 
 void dense(const Step& s, const Image& image, Team team) {
   Range rows = team.share(s.out.height);
-  long c = 0;
-  for (; s.out.channels - c > 48; c += 64) block<4>(s, image, rows, c);
-  for (; s.out.channels - c > 16; c += 32) block<2>(s, image, rows, c);
-  if (c < s.out.channels) block<1>(s, image, rows, c);
+  for (long c = 0, n; c < s.out.channels; c += n * V) {
+    n = vectors_from(s, c);
+    if (n == 4) s.curve ? block<4, true>(s, image, rows, c) : block<4, false>(s, image, rows, c);
+    if (n == 2) s.curve ? block<2, true>(s, image, rows, c) : block<2, false>(s, image, rows, c);
+    if (n == 1) s.curve ? block<1, true>(s, image, rows, c) : block<1, false>(s, image, rows, c);
+  }
 }
 
 #else
 
 void dense(const Step& s, const Image& image, Team team) {
   Range rows = team.share(s.out.height);
-  for (long c = 0; c < s.out.channels; c += V) dense_plainly(s, image, rows, c);
+  for (long c = 0, N; c < s.out.channels; c += N * V) {
+    N = vectors_from(s, c);
+    for (long n = 0; n < N; ++n) dense_plainly(s, image, rows, c, n, N);
+  }
 }
 
 #endif

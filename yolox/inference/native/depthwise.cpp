@@ -23,7 +23,7 @@ template <int P> struct Kernel {
   Curves curves;
   __m512i weight[3][4];
 
-  Kernel(const Step& s, long c) : curves(*s.curve) {
+  Kernel(const Step& s, long c) {
     curves.take_unpacked<P>(*s.curve, c);
     long channels = (s.in.channels + V - 1) / V * V;
     int8_t* to = (int8_t*)weight;

@@ -1,10 +1,20 @@
 // The curves of smooth activations, 64 bytes at a time, with AVX-512.
 #pragma once
+#include <utility>
 #include "finish.h"
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
 #define NATIVE_FAST 1
 
 namespace native {
+
+#define INLINE __attribute__((always_inline))
+
+template <class F, int... I> INLINE inline void each_of(F f, std::integer_sequence<int, I...>) {
+  (f(std::integral_constant<int, I>()), ...);
+}
+
+// Calls f(0) ... f(N - 1) with constants, so that arrays indexed by them become registers.
+template <int N, class F> INLINE inline void unrolled(F f) { each_of(f, std::make_integer_sequence<int, N>()); }
 
 // Four vectors of sums become the bytes of 4 lanes of 16. Lane l of sums q belongs to channels 16 l + 4 q ... of the 64
 // bytes where the sums come `UNPACKED`, as those of depthwise convolutions do; else sums q are 16 channels in their order.
@@ -15,9 +25,10 @@ struct Curves {
   __m128i bits, shift;
   __m512 multiplier[4], offset[4];
 
-  explicit Curves(const Curve& curve)
-      : limit(_mm512_set1_epi16(int16_t((64 << curve.bits) - 1))), bits(_mm_cvtsi64_si128(curve.bits)),
-        shift(_mm_cvtsi64_si128(curve.shift)) {
+  void take(const Curve& curve) {
+    limit = _mm512_set1_epi16(int16_t((64 << curve.bits) - 1));
+    bits = _mm_cvtsi64_si128(curve.bits);
+    shift = _mm_cvtsi64_si128(curve.shift);
     for (int i = 0; i < 2; ++i) {
       start[i] = _mm512_loadu_si512(curve.start + 32 * i);
       rise[i] = _mm512_loadu_si512(curve.rise + 32 * i);
@@ -26,6 +37,7 @@ struct Curves {
 
   // For sums of which each N are one pixel's channels, the first being channel c.
   template <int N> void take_ordered(const Curve& curve, long c) {
+    take(curve);
     const __m512i pairs = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
     for (int q = 0; q < 4; ++q) {
       multiplier[q] = _mm512_loadu_ps(curve.multiplier + c + q % N * 16);
@@ -41,6 +53,7 @@ struct Curves {
 
   // For unpacked sums of P pixels with 64 / P channels each, the first being channel c.
   template <int P> void take_unpacked(const Curve& curve, long c) {
+    take(curve);
     for (int q = 0; q < 4; ++q)
       for (int i = 0; i < 16; ++i) {
         long from = c + (i / 4 * 16 + q * 4 + i % 4) % (64 / P);

@@ -113,12 +113,18 @@ def _size(step: Conv) -> tuple[int, int]:
 
 
 def _dense_weight(weight: NDArray[np.int8]) -> NDArray[np.int8]:
-    """Return [out / 16, height, width, in / 4, 16, 4], padded with zeros."""
+    """Return [height, width, in / 4, 64, 4] for 64 outputs, then for the next, then for 32 or 16; padded with zeros."""
     outs, ins, height, width = weight.shape
     padded = np.zeros((-(-outs // _VECTOR) * _VECTOR, -(-ins // 4) * 4, height, width), np.int8)
     padded[:outs, :ins] = weight
-    split = padded.reshape(-1, _VECTOR, padded.shape[1] // 4, 4, height, width)
-    return np.ascontiguousarray(split.transpose(0, 4, 5, 2, 1, 3))
+    blocks, first = [], 0
+    while first < len(padded):
+        vectors = (len(padded) - first) // _VECTOR
+        last = first + (4 if vectors >= 4 else 2 if vectors >= 2 else 1) * _VECTOR
+        split = padded[first:last].reshape(last - first, padded.shape[1] // 4, 4, height, width)
+        blocks.append(split.transpose(3, 4, 1, 0, 2).ravel())
+        first = last
+    return np.concatenate(blocks)
 
 
 def _depthwise_weight(weight: NDArray[np.int8]) -> NDArray[np.int8]:

@@ -4,24 +4,31 @@
 
 namespace native {
 
-// Rows `rows` and channels c ... c + 16 of a convolution; weights are [out / 16, height, width, in / 4, 16, 4].
-inline void dense_plainly(const Step& s, const Image& image, Range rows, long c) {
+// How many vectors of 16 output channels are computed side by side from channel c on; so are their weights arranged:
+// [height, width, in / 4, 16 vectors, 4] for channels c ... c + 16 vectors.
+inline long vectors_from(const Step& s, long c) {
+  long left = (s.out.channels - c + V - 1) / V;
+  return left >= 4 ? 4 : left >= 2 ? 2 : 1;
+}
+
+// Rows `rows` and vector n of the N beginning with channel c.
+inline void dense_plainly(const Step& s, const Image& image, Range rows, long c, long n, long N) {
   long groups = (s.in.channels + 3) / 4;
   const uint8_t* in = image.arena + s.in.at - s.padding * (s.in.row + s.in.pixel);
   for (long y = rows.first; y < rows.last; ++y)
     for (long x = 0; x < s.out.width; ++x) {
       vi sum = {};
-      const int8_t* weight = s.weight + c * s.size * s.size * groups * 4;
+      const int8_t* weight = s.weight + (c * s.size * s.size * groups + n * V) * 4;
       for (long tap = 0; tap < s.size * s.size; ++tap) {
         const uint8_t* pixel = in + (y * s.stride + tap / s.size) * s.in.row + (x * s.stride + tap % s.size) * s.in.pixel;
-        for (long k = 0; k < groups * 4; k += 4, weight += 4 * V) {
+        for (long k = 0; k < groups * 4; k += 4, weight += 4 * V * N) {
           vi four;
           std::memcpy(&four, weight, sizeof four);
           sum += (four << 24 >> 24) * int(pixel[k]) + (four << 16 >> 24) * int(pixel[k + 1]);
           sum += (four << 8 >> 24) * int(pixel[k + 2]) + (four >> 24) * int(pixel[k + 3]);
         }
       }
-      finish(s, image, sum, y, x, c);
+      finish(s, image, sum, y, x, c + n * V);
     }
 }
 
