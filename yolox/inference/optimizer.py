@@ -102,7 +102,7 @@ class InferenceOptimizer:
                 mapping of numbers, the decisive one first.
             direction: ``max`` or ``min``: which metric is better.
             thread_num: Cores to use; ``None``: all that this process may use.
-            accelerator: Keep methods of these: ``openvino``, ``native``, ``onnxruntime``, ``jit``, ``inductor``, ``None``.
+            accelerator: Keep methods of ``openvino``, ``native``, ``onnxruntime``, ``jit``, ``inductor`` or ``None``.
             precision: Keep methods of these: ``fp32``, ``bf16``, ``fp16``, ``int8``.
             use_ipex: Keep only methods with, or without IPEX.
             search_mode: ``default``, ``all`` or ``grid``; a filter switches to ``grid``.

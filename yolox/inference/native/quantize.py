@@ -17,7 +17,7 @@ __all__ = ["Code", "Extremes", "Rounded", "collect", "find_codes", "round_weight
 LEVELS = 255
 LARGEST_WEIGHT = 127
 LEAST_SCALE = 1e-8
-LEAST_SHARE = 1 / 32
+LEAST_SHARE = 1 / 64
 """Smallest interval of a channel, as a share of the whole feature's: silent ones might wake up elsewhere."""
 
 

@@ -52,7 +52,7 @@ def load_program(folder: Path) -> Program:
     path = folder / DESCRIPTION
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
-        with np.load(folder / ARRAYS, allow_pickle=False) as archive:
+        with (folder / ARRAYS).open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = [archive[f"arr_{index}"] for index in range(len(archive.files))]
         if described["version"] != VERSION:
             raise ModelFileError(
