@@ -27,7 +27,8 @@ def curve(
 ) -> tuple[CCurve, list[NDArray[np.generic]]] | None:
     """Return what computes ``activation(multiplier * sum + offset)`` as bytes, and the arrays it points at.
 
-    The result is at most 0.002 away from the function for values up to 20, whatever the scales of the channels.
+    Before rounding to a byte the result is at most 0.0015 away from the function where no byte stands for more than 20,
+    and at most 0.004 where none stands for more than 80.
 
     Returns:
         ``None`` where the activation is no smooth one, or the scales of the channels are too different.
@@ -36,7 +37,7 @@ def curve(
         return None
     scale = output.scale.astype(np.float64)
     top = 1.02 * float((scale * (255.0 - output.zero)).max())
-    unit, bits = _unit(top, float(scale.min()))
+    unit, bits = _unit(top)
     factor = 2.0**15 * unit / scale
     shift = min(_MOST_SHIFT, int(np.floor(np.log2(_LIMIT / factor.max()))))
     if shift < 0:
@@ -57,26 +58,24 @@ def curve(
     return CCurve(*tables, bits, shift, *(array.ctypes.data for array in arrays)), arrays
 
 
-def _unit(top: float, step: float) -> tuple[float, int]:
+def _unit(top: float) -> tuple[float, int]:
     """Return what one of the 16-bit integers stands for, and the bits of an argument that are a place in its piece.
 
-    The pieces cover the arguments where the dent is more than a fraction of a byte's step, the integers all up to
-    ``top``. Between the ways to have both, the one with the smallest error is taken.
+    The integers reach ``top``, the pieces reach as far as there is a dent to speak of. Fine integers, short pieces and
+    a long reach exclude each other; of the ways that there are, the one with the smallest error is taken.
     """
-    covers = np.arange(4.0, 16.0, 0.25)
-    least = float(covers[_dent(covers) < 0.5 * step].min(initial=16.0))
     choices = []
-    for halvings in range(6):
-        unit = max(top, least * 2**halvings) / 2.0**15
-        bits = 9 - halvings
-        width = 2.0**bits * unit
-        if width * _PIECES >= least:
-            choices.append((width**2 / 32.0 + unit, unit, bits))
+    for reach in np.arange(5.0, 16.0, 0.25):
+        for halvings in range(6):
+            unit, bits = max(top, reach * 2**halvings) / 2.0**15, 9 - halvings
+            width = unit * 2**bits
+            error = width**2 / 32.0 + 0.5 * unit + 0.5 * float(_dent(width * _PIECES))
+            choices.append((error, unit, bits))
     _, unit, bits = min(choices)
     return unit, bits
 
 
-def _dent(size: NDArray[Any]) -> NDArray[np.float64]:
+def _dent(size: Any) -> NDArray[np.float64]:
     """Return how far SiLU of an argument of this size lies below the larger of the argument and zero."""
     return np.asarray(size / (1.0 + np.exp(size)), np.float64)
 
