@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from reference import interpret
 
+from yolox.cpu.compiled import compiled_kernels
 from yolox.errors import UsageError
+from yolox.inference import native
 from yolox.inference.native.executable import Executable, fast
+from yolox.inference.native.layout import CBatch, CCurve, CStep
 from yolox.inference.native.program import (
     Activation,
     Add,
@@ -240,6 +245,16 @@ def test_any_number_of_images_streams_and_threads(images: int, streams: int, tea
     np.testing.assert_allclose(first, interpret(program, inputs)[0], atol=0.05)
 
 
+def test_outputs_may_be_equal_or_constant() -> None:
+    program = small_network()
+    constant = Matrix(4, 3, np.arange(24, dtype=np.float32).reshape(4, 6)[:, ::2])
+    more = replace(program, outputs=(program.outputs[0], constant, program.outputs[0]))
+    first, fixed, again = Executable(more).run((np.ones((2, 3, 20, 20), np.float32),))
+    np.testing.assert_array_equal(first, again)
+    assert np.ptp(first) > 0
+    np.testing.assert_array_equal(fixed, np.stack([constant.constant] * 2))
+
+
 def test_no_images_give_empty_outputs() -> None:
     assert Executable(small_network()).run((np.empty((0, 3, 20, 20), np.float32),))[0].shape == (0, 25, 20)
 
@@ -252,5 +267,16 @@ def test_other_shapes_and_types_are_refused() -> None:
         executable.run((np.zeros((1, 3, 20, 20), np.float64),))
 
 
-def test_the_machine_is_asked_once_what_it_can_do() -> None:
+def test_structures_are_as_large_as_the_kernels_ones() -> None:
+    sizes = [ctypes.c_long() for _ in range(3)]
+    compiled_kernels(Path(native.__file__).parent).native_bytes(*(ctypes.byref(size) for size in sizes))
+    assert [size.value for size in sizes] == [ctypes.sizeof(kind) for kind in (CStep, CCurve, CBatch)]
+
+
+def test_each_step_says_what_it_is_and_how_long_it_took() -> None:
+    program = small_network()
+    steps = Executable(program).step_seconds((np.ones((2, 3, 20, 20), np.float32),), 1, 1)
+    kinds = [name.split()[0] for name, _ in steps if not name.startswith("border")]
+    assert kinds == ["pack", "dense", "depthwise", "dense", "dense", "dense"]
+    assert all(seconds > 0 for _, seconds in steps)
     assert fast() in (False, True)

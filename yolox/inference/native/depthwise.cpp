@@ -41,7 +41,8 @@ template <int P> struct Kernel {
 #pragma GCC unroll 3
     for (int column = 0; column < 3; ++column) {
       const uint8_t* p = top + column * to_column;
-      __m512i a = pixels_at<P>(p, to_pixel), b = pixels_at<P>(p + row, to_pixel), c = pixels_at<P>(p + 2 * row, to_pixel);
+      __m512i a = pixels_at<P>(p, to_pixel), b = pixels_at<P>(p + row, to_pixel);
+      __m512i c = pixels_at<P>(p + 2 * row, to_pixel);
       __m512i low = _mm512_unpacklo_epi8(a, b), high = _mm512_unpackhi_epi8(a, b);
       __m512i low_c = _mm512_unpacklo_epi8(c, none), high_c = _mm512_unpackhi_epi8(c, none);
       sum[0] = _mm512_dpbusd_epi32(sum[0], _mm512_unpacklo_epi16(low, low_c), weight[column][0]);

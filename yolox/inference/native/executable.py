@@ -15,7 +15,7 @@ from yolox.errors import UsageError
 from yolox.inference.native.layout import CBatch, CStep, Kind
 from yolox.inference.native.lowering import lower
 from yolox.inference.native.memory import Memory
-from yolox.inference.native.program import Program
+from yolox.inference.native.program import Floats, Matrix, Program
 
 __all__ = ["Executable", "fast"]
 
@@ -50,7 +50,7 @@ class Executable:
         self._steps, self._alive = lower(program, self._memory)
         self._arenas: list[NDArray[np.uint8]] = []
 
-    def run(self, inputs: tuple[NDArray[Any], ...], streams: int = 1, team: int = 1) -> tuple[NDArray[np.float32], ...]:
+    def run(self, inputs: tuple[NDArray[Any], ...], streams: int = 1, team: int = 1) -> tuple[Floats, ...]:
         """Run a batch of any size.
 
         Args:
@@ -74,7 +74,7 @@ class Executable:
 
     def _run(
         self, inputs: tuple[NDArray[Any], ...], streams: int, team: int, seconds: NDArray[np.float64] | None
-    ) -> tuple[NDArray[np.float32], ...]:
+    ) -> tuple[Floats, ...]:
         images = self._checked(inputs)
         arrays = [np.ascontiguousarray(array) for array in inputs]
         outputs = [np.empty((images, matrix.rows, matrix.columns), np.float32) for matrix in self.program.outputs]
@@ -101,7 +101,13 @@ class Executable:
         )
         self._library.native_run(ctypes.byref(self._steps), ctypes.c_long(len(self._steps)), ctypes.byref(batch))
         self._arenas.append(arena)
-        return tuple(outputs)
+        return tuple(self._result(matrix, outputs, images) for matrix in self.program.outputs)
+
+    def _result(self, matrix: Matrix, outputs: Sequence[Floats], images: int) -> Floats:
+        index = self._memory.output(matrix)
+        if index is not None:
+            return outputs[index]
+        return np.repeat(np.asarray(matrix.constant, np.float32)[None], images, 0)
 
     def _arena(self, size: int) -> NDArray[np.uint8]:
         """Return memory that no other thread uses, from an earlier run if there is any large enough."""

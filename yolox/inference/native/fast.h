@@ -16,8 +16,8 @@ template <class F, int... I> INLINE inline void each_of(F f, std::integer_sequen
 // Calls f(0) ... f(N - 1) with constants, so that arrays indexed by them become registers.
 template <int N, class F> INLINE inline void unrolled(F f) { each_of(f, std::make_integer_sequence<int, N>()); }
 
-// Four vectors of sums become the bytes of 4 lanes of 16. Lane l of sums q belongs to channels 16 l + 4 q ... of the 64
-// bytes where the sums come `UNPACKED`, as those of depthwise convolutions do; else sums q are 16 channels in their order.
+// Four vectors of sums become 64 bytes. Sums are `ordered`, 16 neighbouring channels in each vector, or `unpacked`, as
+// depthwise convolutions have them: lane l of vector q has those of bytes 16 l + 4 q ... 16 l + 4 q + 3.
 struct Curves {
   __m512i start[2], rise[2];
   __m512i factor[2], zero[2];

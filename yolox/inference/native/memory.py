@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from yolox.inference.native.layout import CFeature, CMatrix, Place
 from yolox.inference.native.program import Conv, Feature, Matrix, Program, Step
 
@@ -48,6 +51,7 @@ class Memory:
 
     def __init__(self, program: Program) -> None:
         self._lives: dict[int, _Life] = {}
+        self._constants: list[NDArray[np.float32]] = []
         self._outputs = {id(matrix): index for index, matrix in enumerate(program.outputs)}
         for index, step in enumerate(program.steps):
             for block in blocks_of(step):
@@ -87,6 +91,10 @@ class Memory:
             if life.first == index and life.border and isinstance(life.block, Feature):
                 yield life.block, life.border
 
+    def output(self, matrix: Matrix) -> int | None:
+        """Return the index of the array that is written for an output, the same for equal ones; constants have none."""
+        return None if matrix.constant is not None else self._outputs[id(matrix)]
+
     def feature(self, feature: Feature) -> CFeature:
         """Return where a feature lies."""
         owner, first = root(feature)
@@ -98,9 +106,11 @@ class Memory:
         return CFeature(at, row, pixel, feature.height, feature.width, feature.channels, room)
 
     def matrix(self, matrix: Matrix) -> CMatrix:
-        """Return where a matrix lies; ``at`` of a constant is its address."""
+        """Return where a matrix lies; ``at`` of a constant is an address, good for as long as this plan lives."""
         if matrix.constant is not None:
-            return CMatrix(Place.CONSTANT, matrix.constant.ctypes.data, matrix.rows, matrix.columns)
+            constant = np.ascontiguousarray(matrix.constant, np.float32)
+            self._constants.append(constant)
+            return CMatrix(Place.CONSTANT, constant.ctypes.data, matrix.rows, matrix.columns)
         if id(matrix) in self._outputs:
             return CMatrix(Place.OUTPUT, self._outputs[id(matrix)], matrix.rows, matrix.columns)
         return CMatrix(Place.ARENA, self._lives[id(matrix)].at, matrix.rows, matrix.columns)

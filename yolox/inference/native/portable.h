@@ -11,6 +11,11 @@ inline long vectors_from(const Step& s, long c) {
   return left >= 4 ? 4 : left >= 2 ? 2 : 1;
 }
 
+// Where the window of output pixel (y, x) reads its `tap`; `in` is the first window's first pixel.
+inline const uint8_t* window_byte(const Step& s, const uint8_t* in, long y, long x, long tap) {
+  return in + (y * s.stride + tap / s.size) * s.in.row + (x * s.stride + tap % s.size) * s.in.pixel;
+}
+
 // Rows `rows` and vector n of the N beginning with channel c.
 inline void dense_plainly(const Step& s, const Image& image, Range rows, long c, long n, long N) {
   long groups = (s.in.channels + 3) / 4;
@@ -20,7 +25,7 @@ inline void dense_plainly(const Step& s, const Image& image, Range rows, long c,
       vi sum = {};
       const int8_t* weight = s.weight + (c * s.size * s.size * groups + n * V) * 4;
       for (long tap = 0; tap < s.size * s.size; ++tap) {
-        const uint8_t* pixel = in + (y * s.stride + tap / s.size) * s.in.row + (x * s.stride + tap % s.size) * s.in.pixel;
+        const uint8_t* pixel = window_byte(s, in, y, x, tap);
         for (long k = 0; k < groups * 4; k += 4, weight += 4 * V * N) {
           vi four;
           std::memcpy(&four, weight, sizeof four);
@@ -40,7 +45,7 @@ inline void depthwise_plainly(const Step& s, const Image& image, Range rows, lon
     for (long x = 0; x < s.out.width; ++x) {
       vi sum = {};
       for (long tap = 0; tap < s.size * s.size; ++tap) {
-        const uint8_t* pixel = in + (y * s.stride + tap / s.size) * s.in.row + (x * s.stride + tap % s.size) * s.in.pixel;
+        const uint8_t* pixel = window_byte(s, in, y, x, tap);
         sum += widened(pixel) * widened(s.weight + tap * channels + c);
       }
       finish(s, image, sum, y, x, c);

@@ -21,6 +21,7 @@ __all__ = [
     "Concatenate",
     "Conv",
     "Feature",
+    "Floats",
     "Function",
     "Matrix",
     "MaxPool",

@@ -10,8 +10,8 @@ enum Kind : int64_t { BORDER, PACK, DENSE, DEPTHWISE, POOL, UPSAMPLE, ADD, UNARY
 enum Activation : int64_t { NONE, RELU, LEAKY_RELU, SILU, SIGMOID };
 enum Place : int64_t { ARENA, CONSTANT, OUTPUT };
 
-// Bytes [height, width, channels]; `at` is where pixel (0, 0) lies in the arena, `row` and `pixel` the bytes to the next,
-// `room` the bytes of a pixel that may be written: all of its vectors, unless they hold other features' channels too.
+// Bytes [height, width, channels]; `at` is where pixel (0, 0) lies in the arena, `row` and `pixel` the bytes to the
+// next, `room` the bytes of a pixel that may be written: whole vectors, unless they hold other features' channels too.
 struct Feature {
   int64_t at, row, pixel, height, width, channels, room;
 };
@@ -21,10 +21,10 @@ struct Matrix {
   int64_t place, at, rows, columns;
 };
 
-// SiLU in integers of 16 bits: the larger of the argument and zero, less a dent that depends on the argument's size and is
-// made of straight lines. The size's bits above the lowest `bits` choose the line, the last one for all larger sizes. The
-// result times `factor`, of `shift` bits after the point, plus `zero`, which holds half of the last place for rounding, is
-// the byte.
+// SiLU in integers of 16 bits: the larger of the argument and zero, less a dent that depends on the argument's size and
+// is made of straight lines. The size's bits above the lowest `bits` choose the line, the last one for all larger sizes.
+// The result times `factor`, of `shift` bits after the point, plus `zero`, which holds half of the last place for
+// rounding, is the byte.
 struct Curve {
   int16_t start[64], rise[64];
   int64_t bits, shift;
