@@ -12,7 +12,7 @@ import pytest
 from reference import interpret
 
 from yolox.cpu.compiled import compiled_kernels
-from yolox.errors import UsageError
+from yolox.errors import ModelFileError, UsageError
 from yolox.inference import native
 from yolox.inference.native.executable import Executable, fast
 from yolox.inference.native.layout import CBatch, CCurve, CStep
@@ -265,6 +265,27 @@ def test_other_shapes_and_types_are_refused() -> None:
         executable.run((np.zeros((1, 3, 8, 8), np.float32),))
     with pytest.raises(UsageError, match=r"float64.*float32 or uint8"):
         executable.run((np.zeros((1, 3, 20, 20), np.float64),))
+
+
+@pytest.mark.parametrize(
+    ("number", "change"),
+    [
+        (0, {"input": 1}),
+        (0, {"order": (0,) * 12}),
+        (1, {"padding": 0}),
+        (1, {"weight": np.zeros((32, 12, 3, 1), np.int8)}),
+        (2, {"weight": np.zeros((32, 2, 3, 3), np.int8)}),
+        (3, {"output": feature(5, 5, 47)}),
+        (4, {"output": part(feature(5, 5, 80), 64, 32)}),
+        (5, {"first_row": 1}),
+        (5, {"output": Matrix(25, 20, np.zeros((25, 20), np.float32))}),
+    ],
+)
+def test_steps_that_do_not_fit_are_refused(number: int, change: dict[str, Any]) -> None:
+    program = small_network()
+    steps = [replace(step, **change) if index == number else step for index, step in enumerate(program.steps)]
+    with pytest.raises(ModelFileError, match=rf"step {number} .*make it again"):
+        Executable(replace(program, steps=tuple(steps)))
 
 
 def test_structures_are_as_large_as_the_kernels_ones() -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from yolox.cpu.compiled import compiled_kernels
 from yolox.errors import UsageError
+from yolox.inference.native.checks import check
 from yolox.inference.native.layout import CBatch, CStep, Kind
 from yolox.inference.native.lowering import lower
 from yolox.inference.native.memory import Memory
@@ -40,10 +41,12 @@ class Executable:
         program: What to run; its arrays are not changed.
 
     Raises:
+        ModelFileError: When the program's steps do not fit together.
         YoloxError: Where there is no compiler, or it fails.
     """
 
     def __init__(self, program: Program) -> None:
+        check(program)
         self.program = program
         self._library = _library()
         self._memory = Memory(program)

@@ -21,8 +21,8 @@ struct Matrix {
   int64_t place, at, rows, columns;
 };
 
-// SiLU in integers of 16 bits: the larger of the argument and zero, less a dent that depends on the argument's size and
-// is made of straight lines. The size's bits above the lowest `bits` choose the line, the last one for all larger sizes.
+// SiLU in integers of 16 bits: the larger of the argument and zero, less a dent that depends on the argument's size,
+// made of straight lines. The size's bits above the lowest `bits` choose the line, the last one for all larger sizes.
 // The result times `factor`, of `shift` bits after the point, plus `zero`, which holds half of the last place for
 // rounding, is the byte.
 struct Curve {
