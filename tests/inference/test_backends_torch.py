@@ -180,3 +180,25 @@ def test_lowered_int8_equals_its_simulation() -> None:
     assert "aten::linear" not in graph
     assert "aten::_convolution" not in graph
     assert "aten::conv2d" not in graph
+
+
+class _Blocks(nn.Module):
+    """Spells shapes with the sizes of its input, as the stem of YOLOX does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(12, 8, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        blocks = x.reshape(batch, channels, height // 2, 2, width // 2, 2).permute(0, 5, 3, 1, 2, 4).flatten(1, 3)
+        return self.convolution(blocks).view(batch, 8, -1)
+
+
+def test_a_lowered_graph_takes_batches_of_other_sizes_than_it_was_traced_with(tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    torch.manual_seed(0)
+    module = _Blocks().eval()
+    model, expected = convert(module, "jit_int8", tmp_path), expected_of(module, SAMPLE)
+    for rows in (4, 3, 1):
+        np.testing.assert_allclose(model(SAMPLE[:rows]), expected[:rows], atol=0.05)

@@ -10,6 +10,8 @@ from pytorch_lightning.plugins.layer_sync import LayerSync
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from yolox.trainer.shared_sums import sum_over_ranks
+
 __all__ = ["CpuSyncBatchNorm", "SyncBatchNormLayers"]
 
 
@@ -66,7 +68,7 @@ class CpuSyncBatchNorm(_BatchNorm):
         gradient times the sample's distance to the mean). Ranks whose kernels differ so still understand each other.
         """
         if _several_ranks():
-            dist.all_reduce(sums)
+            sum_over_ranks(sums)
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise over the batch of all ranks."""

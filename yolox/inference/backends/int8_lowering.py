@@ -50,6 +50,7 @@ _ACTIVATIONS = {_ATEN.silu.default: "swish", _ATEN.relu.default: "relu", _ATEN.s
 def lower_int8_(module: GraphModule) -> GraphModule:
     """Rewrite ``module``, a converted PT2E graph, in place and return it; its outputs stay the same up to rounding."""
     strip_checks_(module)
+    _trace_sizes_(module)
     graph = module.graph
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target in (_ATEN.conv2d.default, _ATEN.convolution.default):
@@ -79,6 +80,19 @@ def strip_checks_(module: GraphModule) -> None:
         if (guards or node.target == _ATEN._assert_tensor_metadata.default) and not node.users:
             module.graph.erase_node(node)
     module.recompile()
+
+
+def _trace_sizes_(module: GraphModule) -> None:
+    """Spell sizes and shapes as methods: tracing follows those, and fixes what operators are given."""
+    spelled: dict[Any, Callable[..., Any]] = {
+        _ATEN.sym_size.int: Tensor.size,
+        _ATEN.view.default: Tensor.reshape,
+        _ATEN.reshape.default: Tensor.reshape,
+        _ATEN.expand.default: Tensor.expand,
+    }
+    for node in module.graph.nodes:
+        if node.op == "call_function" and not node.kwargs:
+            node.target = spelled.get(node.target, node.target)
 
 
 def silence_quantize_warning() -> None:

@@ -97,7 +97,8 @@ def _batch(context: PrepareContext) -> int | None:
 def _trace(model: nn.Module, method: Method, context: PrepareContext, channels_last: bool) -> Any:
     rows = min(2, len(context.sample[0])) if context.dynamic_batch else None
     sample = tuple(to_layout(tensor, channels_last) for tensor in torch_sample(context, rows))
-    own = copy.deepcopy(model)
+    with _without_deprecations():
+        own = copy.deepcopy(model)
     if channels_last:
         own = own.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     bf16 = method.precision is Precision.BF16
@@ -120,9 +121,13 @@ def _frozen(script: Any) -> Any:
 
 @contextmanager
 def _without_deprecations() -> Iterator[None]:
-    """TorchScript says of every call that it is deprecated; the user asked for it by name."""
+    """TorchScript says of every call that it is deprecated; the user asked for it by name.
+
+    PyTorch's exported graphs say of a class in themselves that it will go.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
         yield
 
 
