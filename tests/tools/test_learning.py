@@ -21,13 +21,16 @@ def best(folder: Path, key: str) -> float:
 
 
 @pytest.mark.realdata
-@pytest.mark.parametrize("precision", ["32", "bf16"])
+@pytest.mark.parametrize(
+    "settings",
+    ["--precision 32", "--precision bf16", "--precision bf16 --num_processes 2 --sync_bn"],
+)
 def test_published_weights_learn_the_small_set(
-    precision: str, nano_weights: Path, coco_mini: Path, tmp_path: Path
+    settings: str, nano_weights: Path, coco_mini: Path, tmp_path: Path
 ) -> None:
     """From AP 0.33 on its 128 training images to 0.55 and more in 100 epochs."""
     command = ["-n", "yolox_nano", "-expn", "learn", "-c", str(nano_weights), "--data_dir", str(coco_mini), "-b", "8"]
-    command += ["--precision", precision, "--output_dir", str(tmp_path), "--logger", "none"]
+    command += [*settings.split(), "--output_dir", str(tmp_path), "--logger", "none"]
     recipe = ["max_epoch", "100", "warmup_epochs", "2", "mosaic_prob", "0.2", "random_size", "12,14"]
     same_images = ["val_ann", "annotations/instances_train2017.json", "val_images", "train2017"]
     assert train_tool.main([*command, *recipe, "basic_lr_per_img", "0.0006", "eval_interval", "20", *same_images]) == 0

@@ -105,6 +105,17 @@ def test_every_precision_trains_and_evaluates(precision: str, data: Path, tmp_pa
     assert row["val/AP"] >= 0
 
 
+@pytest.mark.processes
+@pytest.mark.parametrize("synchronised", [False, True], ids=["own share", "sync_bn"])
+def test_two_processes(synchronised: bool, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--num_processes", "2", *(["--sync_bn"] if synchronised else [])]
+    assert train_tool.main(words(data, tmp_path, *more)) == 0
+    assert ("BatchNorm sees the 2 images of each process" in capsys.readouterr().out) is not synchronised
+    report = json.loads((tmp_path / "yolox_nano" / "run.json").read_text())
+    assert len(report["plan"]["slots"]) == 2
+    assert rows(tmp_path)[3]["val/AP"] >= 0
+
+
 def test_start_epoch_moves_a_resumed_run(finished: Path, data: Path, tmp_path: Path) -> None:
     checkpoint = str(finished / "yolox_nano" / "latest_ckpt.pth")
     assert train_tool.main(words(data, tmp_path, "--resume", "-c", checkpoint, "--start_epoch", "4")) == 0
