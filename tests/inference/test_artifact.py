@@ -76,6 +76,25 @@ def test_copy_keeps_all_and_may_change_the_metadata(folder: Path, tmp_path: Path
     assert {path.name for path in folder.iterdir()} == {path.name for path in (tmp_path / "copy").iterdir()}
 
 
+@pytest.mark.parametrize(
+    ("precision", "here", "warned"), [("int8", True, True), ("int8", False, False), ("fp32", True, False)]
+)
+def test_int8_from_a_processor_with_exact_sums_is_warned_of(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    precision: str,
+    here: bool,
+    warned: bool,
+) -> None:
+    monkeypatch.setattr("yolox.inference.artifact.sums_may_overflow", lambda: here)
+    path = folder / "manifest.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(document | {"precision": precision, "vnni": True}), encoding="utf-8")
+    load_model(folder)
+    assert ("may overflow" in caplog.text) == warned
+
+
 def test_damage_is_told(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="does not exist"):
         load_model(tmp_path / "nothing")

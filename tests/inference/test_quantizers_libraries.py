@@ -61,7 +61,8 @@ def prepare(module: nn.Module, name: str, folder: Path, **options: Any) -> Runne
         pytest.importorskip(package)
     folder = folder / "work"
     folder.mkdir()
-    context = PrepareContext((SAMPLE,), options.pop("calibration", CALIBRATION), 2, folder, **options)
+    sample = options.pop("sample", SAMPLE)
+    context = PrepareContext((sample,), options.pop("calibration", CALIBRATION), 2, folder, **options)
     return get_backend(method.backend).prepare(module, method, context)
 
 
@@ -161,3 +162,18 @@ def test_a_fixed_batch_size_is_quantized_too(module: nn.Module, tmp_path: Path) 
         with torch.inference_mode():
             expected = module(torch.from_numpy(SAMPLE))[0].numpy()
         assert signal_to_noise_db(runner(SAMPLE)[0], expected) > 20, name
+
+
+@pytest.mark.parametrize("name", ["jit_int8", "onnxruntime_int8_qlinear"])
+def test_sums_of_large_bytes_and_weights_do_not_overflow(name: str, tmp_path: Path) -> None:
+    """Without VNNI, processors add two products of bytes in 16 bits: these would be half of what they should be."""
+    layer = nn.Conv2d(64, 16, 1, bias=False)
+    with torch.no_grad():
+        layer.weight.fill_(0.01).mul_(1 + 0.1 * torch.rand(layer.weight.shape))
+    bright = GENERATOR.uniform(230, 255, (4, 64, 8, 8)).astype(np.float32)
+    module = FlatModule(layer).eval()
+    runner = prepare(module, name, tmp_path, sample=bright, calibration=[(bright,)])
+    with torch.no_grad():
+        (expected,) = module(torch.from_numpy(bright))
+    assert runner.int8_share == 1.0
+    np.testing.assert_allclose(runner(bright)[0], expected.numpy(), rtol=0.02)

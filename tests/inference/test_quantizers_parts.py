@@ -12,6 +12,7 @@ import pytest
 
 from yolox.inference.backends.base import Arrays, PrepareContext
 from yolox.inference.quantizers.ladder import LEAST_INT8_SHARE, Layer, climb, rungs
+from yolox.inference.quantizers.overflow import weight_bounds
 from yolox.inference.quantizers.ranges import RangeFinder, fake_quantize, relative_noise
 
 GENERATOR = np.random.default_rng(0)
@@ -54,6 +55,21 @@ def test_narrow_channels_beside_a_wide_one_are_noisy() -> None:
     even = GENERATOR.normal(size=(1, 4, 32, 32))
     uneven = even * np.array([100.0, 1, 1, 1]).reshape(1, 4, 1, 1)
     assert relative_noise(uneven, uneven.min(), uneven.max()) > 100 * relative_noise(even, even.min(), even.max())
+
+
+@pytest.mark.parametrize("shape", [(8, 6, 3, 3), (8, 7, 1, 1), (8, 1), (4, 64, 1, 1)])
+def test_weights_of_neighbours_add_up_to_128_at_most(shape: tuple[int, ...]) -> None:
+    weight = GENERATOR.normal(size=shape).astype(np.float32) ** 3
+    weight[0, 0] *= 10
+    bounds = weight_bounds(weight, pairs=True)
+    largest = np.abs(weight).reshape(len(weight), -1).max(1)
+    assert (bounds >= largest).all()
+    assert (bounds <= 2 * largest).all()
+    np.testing.assert_allclose(weight_bounds(weight, pairs=False), largest, rtol=1e-6)
+    whole = np.rint(weight * (127.5 / bounds).reshape(-1, *[1] * (len(shape) - 1))).clip(-127, 127)
+    for sign in (1, -1):
+        for first in range(0, shape[1], 2):
+            assert np.maximum(sign * whole[:, first : first + 2], 0).sum(1).max() <= 128
 
 
 LAYERS = [Layer("stem", 140, 0.5), Layer("narrow", 10, 0.9), *(Layer(f"body{i}", 85, i / 100) for i in range(10))]

@@ -6,6 +6,7 @@ Artifacts of OpenVINO and ONNX Runtime load and run without torch being installe
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -13,10 +14,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from yolox.cpu.machine import read_machine
 from yolox.errors import ModelFileError, UsageError, YoloxError
 from yolox.files import make_output_dir, write_text
 from yolox.inference.backends import BACKENDS, get_backend
 from yolox.inference.backends.base import Array, Arrays, Manifest, Runner, Settings
+from yolox.inference.quantizers.overflow import sums_may_overflow
 from yolox.inference.structure import unflatten
 
 __all__ = [
@@ -29,6 +32,8 @@ __all__ = [
     "load_runner",
     "save_model",
 ]
+
+_log = logging.getLogger(__name__)
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = 1
@@ -111,10 +116,14 @@ def save_model(model: AcceleratedModel, folder: Path, metadata: Mapping[str, Any
     try:
         data = model.runner.save(folder)
     except OSError as error:
-        raise YoloxError(
-            f"cannot write the model to '{folder}': {error.strerror or error}. Free some space."
-        ) from error
-    manifest = replace(model.manifest, backend_data=data, settings=model.runner.settings, versions=_versions())
+        raise _cannot_write(folder, error) from error
+    manifest = replace(
+        model.manifest,
+        backend_data=data,
+        settings=model.runner.settings,
+        versions=_versions(),
+        vnni=read_machine().has_vnni,
+    )
     if metadata is not None:
         manifest = replace(manifest, metadata=dict(metadata))
     write_text(folder / MANIFEST_NAME, json.dumps({"format": FORMAT, **asdict(manifest)}, indent=2) + "\n")
@@ -138,9 +147,7 @@ def copy_artifact(source: Path, target: Path, metadata: Mapping[str, Any] | None
             else:
                 shutil.copyfile(path, target / path.name)
     except OSError as error:
-        raise YoloxError(
-            f"cannot write the model to '{target}': {error.strerror or error}. Free some space."
-        ) from error
+        raise _cannot_write(target, error) from error
     if metadata is not None:
         document["metadata"] = dict(metadata)
     write_text(target / MANIFEST_NAME, json.dumps(document, indent=2) + "\n")
@@ -176,6 +183,7 @@ def load_model(folder: Path | str) -> AcceleratedModel:
     """
     folder = Path(folder)
     manifest = load_manifest(folder)
+    _warn_of_overflow(folder, manifest)
     return AcceleratedModel(get_backend(manifest.backend).load(folder, manifest), manifest, folder)
 
 
@@ -205,6 +213,17 @@ def _read_document(folder: Path) -> dict[str, Any]:
 
 def _cannot_write(folder: Path, error: OSError) -> YoloxError:
     return YoloxError(f"cannot write the model to '{folder}': {error.strerror or error}. Free some space.")
+
+
+def _warn_of_overflow(folder: Path, manifest: Manifest) -> None:
+    """Our own kernels choose among exact ones; the libraries' saturate."""
+    exact = manifest.precision != "int8" or manifest.backend == "native"
+    if manifest.vnni and not exact and sums_may_overflow():
+        _log.warning(
+            "'%s' was made on a processor with VNNI, which this one lacks: sums of its 8-bit products may overflow, "
+            "and its accuracy is not the one that was measured. Run the optimizer on this machine.",
+            folder,
+        )
 
 
 def _versions() -> dict[str, str]:

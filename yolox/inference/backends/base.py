@@ -186,6 +186,7 @@ class Manifest:
         structure: How the flat outputs fold into what the model returned.
         metadata: The user's own JSON values (classes, preprocessing ...).
         versions: Versions of the libraries that wrote the artifact.
+        vnni: Whether it was made where sums of 8-bit products have 32 bits; elsewhere they may overflow.
     """
 
     method: str
@@ -202,6 +203,7 @@ class Manifest:
     structure: Any = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    vnni: bool = False
 
 
 class Runner(Protocol):

@@ -17,6 +17,7 @@ from yolox.inference.backends.base import Array, Arrays, PrepareContext, as_nump
 from yolox.inference.backends.int8_lowering import lower_int8_, silence_quantize_warning
 from yolox.inference.backends.torch_runner import export_program
 from yolox.inference.quantizers.ladder import Layer, climb
+from yolox.inference.quantizers.overflow import weight_bounds
 from yolox.inference.quantizers.ranges import RangeFinder, relative_noise
 
 __all__ = ["export_graph", "fold_weights_", "heavy_nodes", "int8_share", "keep_observers_", "quantize_graph"]
@@ -86,6 +87,7 @@ def quantize_graph(
         _allow_small_scales_(prepared)
         with torch.no_grad():
             prepared(*next(_pieces(rows, batch or 2, True)))  # the weights' observers see the weights
+        _bound_weights_(prepared, nodes)
         _set_ranges_(prepared, nodes, intervals)
         return convert(prepared)
 
@@ -132,6 +134,19 @@ def _allow_small_scales_(prepared: GraphModule) -> None:
         smallest = getattr(observer, "eps", None)
         if isinstance(smallest, Tensor):
             observer.eps = torch.full_like(smallest, SMALLEST_SCALE)
+
+
+def _bound_weights_(prepared: GraphModule, layers: Collection[Node]) -> None:
+    """Give the observers of the layers' weights ranges in which this processor's sums are exact."""
+    for node in layers:
+        observer_node = node.args[_first_operand(node) + 1]
+        source = observer_node.args[0] if isinstance(observer_node, Node) and observer_node.args else None
+        if not isinstance(source, Node) or source.op != "get_attr" or observer_node.op != "call_module":
+            continue  # of a kind that this quantizer leaves in float, or weights that are computed
+        weight = operator.attrgetter(str(source.target))(prepared).detach().numpy()
+        bounds = torch.from_numpy(weight_bounds(weight))
+        observer = prepared.get_submodule(str(observer_node.target))
+        observer.min_val, observer.max_val = -bounds, bounds
 
 
 def _set_ranges_(prepared: GraphModule, layers: Collection[Node], intervals: Mapping[str, tuple[float, float]]) -> None:
