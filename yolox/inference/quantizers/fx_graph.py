@@ -140,12 +140,14 @@ def _bound_weights_(prepared: GraphModule, layers: Collection[Node]) -> None:
     """Give the observers of the layers' weights ranges in which this processor's sums are exact."""
     for node in layers:
         observer_node = node.args[_first_operand(node) + 1]
-        source = observer_node.args[0] if isinstance(observer_node, Node) and observer_node.args else None
-        if not isinstance(source, Node) or source.op != "get_attr" or observer_node.op != "call_module":
-            continue  # of a kind that this quantizer leaves in float, or weights that are computed
+        if not isinstance(observer_node, Node) or observer_node.op != "call_module":
+            continue  # of a kind that this quantizer leaves in float
+        source = observer_node.args[0]
+        if not isinstance(source, Node) or source.op != "get_attr":
+            continue  # weights that are computed
         weight = operator.attrgetter(str(source.target))(prepared).detach().numpy()
         bounds = torch.from_numpy(weight_bounds(weight))
-        observer = prepared.get_submodule(str(observer_node.target))
+        observer: Any = prepared.get_submodule(str(observer_node.target))
         observer.min_val, observer.max_val = -bounds, bounds
 
 
