@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from yolox.cpu.ipex_location import IpexLocation, locate_ipex
+from yolox.cpu.machine import read_machine
 from yolox.errors import MissingDependencyError, ModelFileError
 from yolox.inference.artifact import load_manifest, load_model
 from yolox.inference.backends import ipex
@@ -29,6 +31,7 @@ import copy, json, sys
 from pathlib import Path
 import numpy as np, torch
 from small_models import SmallClassifier
+from yolox.errors import YoloxError
 from yolox.inference.artifact import AcceleratedModel, save_model
 from yolox.inference.backends.base import Manifest, PrepareContext
 from yolox.inference.backends.ipex import BACKEND
@@ -49,7 +52,11 @@ for name in names:
     work.mkdir(parents=True)
     context = PrepareContext(sample=(sample,), calibration=((sample,),), threads=1, work_dir=work)
     method = get_method(name)
-    runner = BACKEND.prepare(copy.deepcopy(model), method, context)
+    try:
+        runner = BACKEND.prepare(copy.deepcopy(model), method, context)
+    except YoloxError as error:
+        answers[name] = {"refused": str(error)}
+        continue
     for _ in range(3):  # fused kernels are compiled in the first runs
         outputs = runner(sample)
     one = runner(sample[:1])
@@ -67,7 +74,7 @@ print(json.dumps(answers))
 @dataclass(frozen=True)
 class Written:
     folder: Path
-    answers: dict[str, dict[str, float]]
+    answers: dict[str, dict[str, Any]]
 
     def array(self, name: str) -> np.ndarray:
         return np.load(self.folder / f"{name}.npy")
@@ -98,6 +105,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
 @pytest.mark.parametrize("name", NAMES)
 def test_methods_answer_like_the_original(written: Written, name: str) -> None:
     method = get_method(name)
+    if method.precision.value == "bf16" and "avx512f" not in read_machine().isa:
+        assert "no AVX-512" in written.answers[name]["refused"]
+        return
     tolerance = {"fp32": 1e-5, "bf16": 0.02, "int8": 0.1}[method.precision.value]
     reference = written.array("reference")
     np.testing.assert_allclose(written.array(name), reference, atol=tolerance * np.abs(reference).max())
@@ -107,7 +117,7 @@ def test_methods_answer_like_the_original(written: Written, name: str) -> None:
 
 
 @pytest.mark.backends
-@pytest.mark.parametrize("name", ["bf16_ipex", "static_int8_ipex"])
+@pytest.mark.parametrize("name", ["fp32_ipex", "static_int8_ipex"])
 def test_artifacts_answer_the_same_in_a_fresh_process(written: Written, name: str) -> None:
     model = load_model(written.folder / name)
     sample, expected = written.array("sample"), written.array(name)
@@ -123,7 +133,7 @@ def test_a_damaged_artifact_is_named(written: Written, tmp_path: Path) -> None:
     folder = tmp_path / "damaged"
     folder.mkdir()
     for file in ("manifest.json", ipex.SCRIPT):
-        (folder / file).write_bytes((written.folder / "bf16_ipex" / file).read_bytes())
+        (folder / file).write_bytes((written.folder / "fp32_ipex" / file).read_bytes())
     (folder / ipex.SCRIPT).write_bytes(b"nothing")
     with pytest.raises(ModelFileError, match=r"not a readable TorchScript file"):
         load_model(folder)

@@ -13,6 +13,7 @@ import pytest
 
 from yolox.cpu import ipex_location
 from yolox.cpu.ipex_location import VARIABLE, IpexLocation, locate_ipex
+from yolox.cpu.machine import read_machine
 from yolox.data.shapes import draw_sample_set
 from yolox.errors import MissingDependencyError, UsageError
 from yolox.trainer.ipex import GUARD, IpexTraining, plan_ipex, rerun_environment, run_again
@@ -21,6 +22,9 @@ from yolox.trainer.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 ELSEWHERE = IpexLocation(False, Path("/opt/ipex/bin/python"), "IPEX is in /opt/ipex/bin/python.")
+CAN_PACK_BF16 = "avx512f" in read_machine().isa
+TOLERANCES = {"SGD 32": 1e-5, "AdamW 32": 1e-5, "SGD bf16": 5e-3, "AdamW bf16": 5e-3 if CAN_PACK_BF16 else 5e-2}
+"""AdamW moves weights by whole learning rates (0.01) where rounding changes the sign of a tiny gradient."""
 NOWHERE = IpexLocation(False, None, "IPEX was not found.")
 
 TRAIN = """
@@ -223,8 +227,11 @@ def test_the_training_tool_trains_with_ipex(ipex_python: str, tmp_path: Path) ->
     assert report["versions"]["torch"].startswith("2.8")
     assert report["steps_done"] == 2
     text = done.stdout + done.stderr
-    assert "IPEX packed the weights of" in text
-    assert "fused the step of SGD" in text
+    if CAN_PACK_BF16:
+        assert "IPEX packed the weights of" in text
+        assert "fused the step of SGD" in text
+    else:
+        assert "IPEX left the weights as they are, since this processor has no AVX-512" in text
 
 
 @pytest.mark.processes
@@ -240,7 +247,8 @@ def test_prepared_modules_learn_publish_and_come_back(ipex_python: str) -> None:
         assert answer["dtypes"] == ["torch.float32", "torch.int64"], name
         assert answer["type"] == "Conv2d", name
         assert answer["names"] == answer["keys"] == [], name
-        assert answer["after"] < (5e-3 if "bf16" in name else 1e-5), (name, answer["after"])
+        assert answer["after"] < TOLERANCES[name], (name, answer["after"])
         assert [16, 3, 3, 3] in answer["shapes"], name
-    assert "bf16 and fused the step of SGD" in answers["SGD bf16"]["note"]
-    assert "no step of AdamW" in answers["AdamW bf16"]["note"]
+    expected = ("bf16 and fused the step of SGD", "no step of AdamW") if CAN_PACK_BF16 else ("no AVX-512", "no AVX-512")
+    assert expected[0] in answers["SGD bf16"]["note"]
+    assert expected[1] in answers["AdamW bf16"]["note"]

@@ -136,7 +136,8 @@ class PreparedModule:
         self.optimizer = optimizer
         ipex = _import_ipex()
         fused = type(optimizer) in _FUSED
-        half = precision == "bf16" and fused and bf16_weights
+        able = bool(ipex._C.onednn_has_bf16_support())
+        half = precision == "bf16" and fused and bf16_weights and able
         self._children = [(parent, *item) for parent in module.modules() for item in parent.named_children()]
         self._names = [(part, set(vars(part)), set(part._parameters)) for part in module.modules()]
         self._optimizer_names = dict(vars(optimizer))
@@ -158,6 +159,7 @@ class PreparedModule:
         self.note = f"IPEX packed the weights of {packed} layers in {'bf16' if half else 'fp32'}"
         if not pack:
             reason = "parts of the module compute in fp32" if fused else f"it has no step of {name} for bf16 weights"
+            reason = reason if able else "this processor has no AVX-512, without which it does not pack bf16 weights"
             self.note = f"IPEX left the weights as they are, since {reason}"
         elif fused:
             self.note += f" and fused the step of {name}"

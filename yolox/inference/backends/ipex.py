@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from yolox.cpu.ipex_location import INSTALL, locate_ipex
-from yolox.errors import MissingDependencyError, ModelFileError
+from yolox.errors import MissingDependencyError, ModelFileError, YoloxError
 from yolox.inference.backends.base import Manifest, Method, Precision, PrepareContext, Runner, Settings
 from yolox.inference.backends.torch_runner import TorchRunner, to_layout, torch_sample
 from yolox.inference.folding import fold_normalisations
@@ -52,11 +52,16 @@ class IpexBackend:
 
         Raises:
             MissingDependencyError: When IPEX cannot be imported in this process.
+            YoloxError: When the processor cannot do what the method asks for.
         """
         ipex = _import_ipex()
+        half = method.precision is Precision.BF16
+        if half and not ipex._C.onednn_has_bf16_support():
+            raise YoloxError(
+                "this processor has no AVX-512, without which IPEX computes nothing in bf16. Use fp32_ipex."
+            )
         model = fold_normalisations(model, torch_sample(context, 1 if context.dynamic_batch else None))
         share = None
-        half = method.precision is Precision.BF16
         if method.precision is Precision.INT8:
             from yolox.inference.quantizers.ipex_static import quantize_static
 
