@@ -1,5 +1,6 @@
-// Vectors of 16 numbers that compute in float32 and lie in memory as float32 or bfloat16, and how threads share rows.
-// GCC's vector types become AVX-512, AVX2 or NEON instructions, whichever the machine has.
+// Vectors of numbers that compute in float32 and lie in memory as float32 or bfloat16, and how threads share rows.
+// GCC's vector types become AVX-512, AVX2 or NEON instructions, whichever the machine has. It keeps vectors larger than
+// the machine's in memory, so they have 8 numbers without AVX-512, unless VECTORS_OF_16 is defined (for memory layouts).
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -14,14 +15,18 @@
 
 namespace {
 
+#if defined(__AVX512F__) || defined(VECTORS_OF_16)
 constexpr long V = 16;  // numbers in a vector
+#else
+constexpr long V = 8;
+#endif
 constexpr long U = 4;   // vectors or outputs worked on side by side
 #define UNROLL _Pragma("GCC unroll 4") for (long u = 0; u < U; ++u)
 
-typedef float vf __attribute__((vector_size(64)));
-typedef int32_t vi __attribute__((vector_size(64)));
-typedef uint32_t vu __attribute__((vector_size(64)));
-typedef uint16_t vh __attribute__((vector_size(32)));
+typedef float vf __attribute__((vector_size(V * 4)));
+typedef int32_t vi __attribute__((vector_size(V * 4)));
+typedef uint32_t vu __attribute__((vector_size(V * 4)));
+typedef uint16_t vh __attribute__((vector_size(V * 2)));
 
 struct bf16 {
   uint16_t bits;

@@ -2,6 +2,7 @@
 // meaning of each step and layout.py for the same structures in Python.
 #pragma once
 #include <cstdint>
+#define VECTORS_OF_16
 #include "vectors.h"
 
 namespace native {
