@@ -1,5 +1,5 @@
 // The input, planes of floats or bytes, becomes pixels of bytes.
-#include "fast.h"
+#include "avx512.h"
 
 namespace native {
 
@@ -20,7 +20,7 @@ template <class T> static void plainly(const Step& s, const T* input, uint8_t* o
   }
 }
 
-#ifdef NATIVE_FAST
+#ifdef NATIVE_AVX512
 
 inline __m512 sixteen_floats(const float* p) { return _mm512_loadu_ps(p); }
 inline __m512 sixteen_floats(const uint8_t* p) {
@@ -67,7 +67,7 @@ template <int BLOCK, class T> static void quickly(const Step& s, const T* input,
 
 template <class T> static void pack_rows(const Step& s, const T* input, uint8_t* out, Range rows) {
   for (long y = rows.first; y < rows.last; ++y, out += s.out.row) {
-#ifdef NATIVE_FAST
+#ifdef NATIVE_AVX512
     if (s.out.width >= V && s.size == 1) {
       quickly<1>(s, input, out, y);
       continue;
