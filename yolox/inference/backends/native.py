@@ -99,7 +99,8 @@ class NativeBackend:
             runner = NativeRunner(Executable(program), Settings())
             return runner.configured(runner.candidates(len(context.sample[0]), context.threads)[0])
 
-        return build(quantize_network(network, context, build))
+        in_pairs = instructions() is Instructions.AVX2
+        return build(quantize_network(network, context, build, in_pairs=in_pairs))
 
     def load(self, folder: Path, manifest: Manifest) -> NativeRunner:
         """Load the program; neither torch nor onnx is needed.

@@ -31,11 +31,13 @@ struct Cubics {
 
   void take(const Curve& curve) {
     for (int i = 0; i < 4; ++i)
-      coefficient[i] = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)curve.cubic[i]));
+      coefficient[i] = _mm256_broadcastsi128_si256(rotated(_mm_loadu_si128((const __m128i*)curve.cubic[i])));
     limit = _mm256_set1_epi16(int16_t((64 << curve.bits) - 1));
     widen = _mm_cvtsi64_si128(9 - curve.bits);
     shift = _mm_cvtsi64_si128(curve.shift);
   }
+
+  static __m128i rotated(__m128i v) { return _mm_alignr_epi8(v, v, 15); }
 
   INLINE __m256i argument(__m256i sum, const Channels& ch, int i) const {
     return _mm256_cvtps_epi32(_mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), ch.multiplier[i], ch.offset[i]));
@@ -45,10 +47,11 @@ struct Cubics {
   INLINE __m256i words(__m256i a, __m256i b, const Channels& ch) const {
     __m256i z = _mm256_packs_epi32(argument(a, ch, 0), argument(b, ch, 1));
     __m256i size = _mm256_sll_epi16(_mm256_min_epu16(_mm256_abs_epi16(z), limit), widen);
-    // 15 bits: three choose the piece, whose two bytes are looked up, twelve are the place in it
-    __m256i piece = _mm256_mullo_epi16(_mm256_srli_epi16(size, 12), _mm256_set1_epi16(0x0202));
-    piece = _mm256_add_epi16(piece, _mm256_set1_epi16(0x0100));
-    __m256i place = _mm256_and_si256(size, _mm256_set1_epi16(0x0fff)), fine = _mm256_slli_epi16(place, 3);
+    // 15 bits: three choose the piece p, twelve are the place in it. The product is 0x0202 (p + 1) - 1; the lowest four
+    // bits of its bytes, all that counts, are 2 p + 1 and 2 p + 2, where the rotated tables have the two bytes of piece p.
+    const __m256i low = _mm256_set1_epi16(0x0fff);
+    __m256i piece = _mm256_mulhi_epu16(_mm256_or_si256(size, low), _mm256_set1_epi16(0x2020));
+    __m256i place = _mm256_and_si256(size, low), fine = _mm256_slli_epi16(place, 3);
     auto of_piece = [&](int i) INLINE { return _mm256_shuffle_epi8(coefficient[i], piece); };
     __m256i dent = _mm256_add_epi16(_mm256_mulhrs_epi16(fine, of_piece(3)), of_piece(2));
     dent = _mm256_add_epi16(_mm256_mulhrs_epi16(fine, dent), of_piece(1));
@@ -71,8 +74,56 @@ inline void put_pixels(uint8_t* p, long pixel, __m256i v, long room, long pixels
   if (pixels > 1) put(p + pixel, (vb)_mm256_extracti128_si256(v, 1), room);
 }
 
-inline vi in_order(__m256i a, __m256i b) {
-  return joined(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
+// Eight numbers, as GCC keeps the 16 of `finish` in memory. The sigmoid is the one of vectors.h for bfloat16.
+inline __m256 sigmoid(__m256 z) {
+  const __m256 one = _mm256_set1_ps(1.0f), limit = _mm256_set1_ps(126.0f);
+  __m256 power = _mm256_mul_ps(z, _mm256_set1_ps(-1.44269504f));
+  power = _mm256_min_ps(_mm256_max_ps(power, _mm256_sub_ps(_mm256_setzero_ps(), limit)), limit);
+  __m256 whole = _mm256_floor_ps(power), fraction = _mm256_sub_ps(power, whole);
+  __m256 p = _mm256_fmadd_ps(fraction, _mm256_set1_ps(0.0779071638f), _mm256_set1_ps(0.226233194f));
+  p = _mm256_fmadd_ps(p, fraction, _mm256_set1_ps(0.695777096f));
+  p = _mm256_fmadd_ps(p, fraction, _mm256_set1_ps(0.999927827f));
+  __m256i scaled = _mm256_add_epi32((__m256i)p, _mm256_slli_epi32(_mm256_cvtps_epi32(whole), 23));
+  return _mm256_div_ps(one, _mm256_add_ps(one, (__m256)scaled));
+}
+
+inline __m256 activated(__m256 z, int64_t activation) {
+  switch (activation) {
+    case RELU: return _mm256_max_ps(z, _mm256_setzero_ps());
+    case LEAKY_RELU: return _mm256_max_ps(z, _mm256_mul_ps(z, _mm256_set1_ps(0.1f)));
+    case SILU: return _mm256_mul_ps(z, sigmoid(z));
+    case SIGMOID: return sigmoid(z);
+    default: return z;
+  }
+}
+
+inline __m256 eight(const float* p) { return _mm256_loadu_ps(p); }
+
+inline void put(float* p, __m256 v, long count) {
+  if (count >= 8) _mm256_storeu_ps(p, v);
+  else if (count > 0) std::memcpy(p, &v, count * sizeof(float));
+}
+
+// As the function of this name for any machine does.
+inline void finish(const Step& s, const Image& image, const __m256i* sum, long y, long x, long c) {
+  __m256 half[2];
+  for (long i = 0; i < 2; ++i) {
+    __m256i one = i == 0 ? _mm256_permute2x128_si256(sum[0], sum[1], 0x20)  // in order
+                         : _mm256_permute2x128_si256(sum[0], sum[1], 0x31);
+    long from = c + 8 * i;
+    half[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(one), eight(s.multiplier + from), eight(s.offset + from));
+    half[i] = activated(half[i], s.choice);
+  }
+  if (s.to_matrix) {
+    long row = s.first_row + y * s.out.width + x;
+    float* to = floats(s.result, image) + row * s.result.columns + s.first_column + c;
+    put(to, half[0], s.out.channels - c);
+    put(to + 8, half[1], s.out.channels - c - 8);
+  } else {
+    for (long i = 0; i < 2; ++i)
+      half[i] = _mm256_fmadd_ps(half[i], eight(s.inverse + c + 8 * i), eight(s.zero + c + 8 * i));
+    put(image.arena + s.out.at + y * s.out.row + x * s.out.pixel + c, rounded(half[0], half[1]), s.out.room - c);
+  }
 }
 
 }  // namespace native

@@ -26,13 +26,15 @@ struct Tile {
 }  // namespace
 
 // Two products that are added in 16 bits do not overflow, as the weights were split where they would: see packing.py.
+// The last instruction is written out, as the compiler would copy sums from register to register around it.
 INLINE inline __m256i plus_products(__m256i sum, __m256i bytes, __m256i weights) {
 #ifdef __AVXVNNI__
-  return _mm256_dpbusd_avx_epi32(sum, bytes, weights);
+  asm("{vex} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(bytes), "x"(weights));
 #else
-  __m256i pairs = _mm256_maddubs_epi16(bytes, weights);
-  return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  __m256i fours = _mm256_madd_epi16(_mm256_maddubs_epi16(bytes, weights), _mm256_set1_epi16(1));
+  asm("vpaddd %1, %0, %0" : "+x"(sum) : "x"(fours));
 #endif
+  return sum;
 }
 
 // M pixels by 16 channels.
@@ -52,6 +54,12 @@ static inline void tile(const Step& s, const Image& image, const Cubics& cubics,
       unrolled<2>([&](auto n) INLINE { sum[2 * m + n] = plus_products(sum[2 * m + n], bytes, w[n]); });
     });
   }
+  // From here on the sums are other values to the compiler, and `cubics` is not yet in registers.
+  unrolled<2 * M>([&](auto i) INLINE {
+    __m256i one = sum[i];
+    asm volatile("" : "+x"(one)::"memory");
+    sum[i] = one;
+  });
   if constexpr (CURVED) {
     unrolled<M / 2>([&](auto i) INLINE {
       __m256i bytes = cubics.bytes(sum + 4 * i, b.channels);
@@ -60,7 +68,7 @@ static inline void tile(const Step& s, const Image& image, const Cubics& cubics,
     });
   } else {
     unrolled<M>([&](auto m) INLINE {
-      if (m < t.pixels) finish(s, image, in_order(sum[2 * m], sum[2 * m + 1]), t.y, t.x + m, b.c);
+      if (m < t.pixels) finish(s, image, sum + 2 * m, t.y, t.x + m, b.c);
     });
   }
 }

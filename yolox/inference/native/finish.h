@@ -42,13 +42,21 @@ inline vf floats(vi v) { return __builtin_convertvector(v, vf); }
 
 inline vf activated(vf z, int64_t activation) {
   switch (activation) {
-    case RELU: return z > 0.0f ? z : vf{};
-    case LEAKY_RELU: return z > 0.0f ? z : z * 0.1f;
+    case RELU: return larger(z, vf{});
+    case LEAKY_RELU: return larger(z, z * 0.1f);
     case SILU: return z * sigmoid<bf16>(z);
     case SIGMOID: return sigmoid<bf16>(z);
     default: return z;
   }
 }
+
+#ifdef __AVX2__
+inline vb rounded(__m256 a, __m256 b) {
+  __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b));
+  words = _mm256_permute4x64_epi64(words, 0xd8);
+  return (vb)_mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+}
+#endif
 
 // To the nearest byte, ties to even.
 inline vb rounded(vf v) {
@@ -57,9 +65,7 @@ inline vb rounded(vf v) {
 #elif defined(__AVX2__)
   __m256 half[2];
   std::memcpy(half, &v, sizeof v);
-  __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(half[0]), _mm256_cvtps_epi32(half[1]));
-  words = _mm256_permute4x64_epi64(words, 0xd8);
-  return (vb)_mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  return rounded(half[0], half[1]);
 #else
   v = v < 0.0f ? vf{} : v;
   v = v > 255.0f ? vf{} + 255.0f : v;
