@@ -1,27 +1,43 @@
-// Sums of 16 channels in two vectors of 32-bit integers, and the curves of smooth activations, with AVX2.
-//
-// The first vector has channels 0 ... 3 and 8 ... 11, the second 4 ... 7 and 12 ... 15: narrowed together they are in order.
+// The curves of smooth activations, and floats, with AVX2.
 #pragma once
 #include "finish.h"
 #ifdef NATIVE_AVX2
 
 namespace native {
 
-// What is needed of the 16 channels from c on.
+// Four vectors of sums become 32 bytes, without leaving the halves of a vector. Sums are `ordered` if the first two of
+// them are one pixel's: channels 0 ... 3 and 8 ... 11, then 4 ... 7 and 12 ... 15. They are `unpacked` if half h of vector q
+// has those of bytes 16 h + 4 q ... 16 h + 4 q + 3.
 struct Channels {
-  __m256 multiplier[2], offset[2];
-  __m256i factor, zero;
+  __m256 multiplier[4], offset[4];
+  __m256i factor[2], zero[2];
 
-  void take(const Curve& curve, long c) {
-    for (int i = 0; i < 2; ++i) {
-      multiplier[i] = halves(curve.multiplier + c + 4 * i);
-      offset[i] = halves(curve.offset + c + 4 * i);
+  // For the 16 channels from c on.
+  void take_ordered(const Curve& curve, long c) {
+    for (int q = 0; q < 4; ++q) {
+      multiplier[q] = halves(curve.multiplier + c + q % 2 * 4, 8);
+      offset[q] = halves(curve.offset + c + q % 2 * 4, 8);
     }
-    factor = _mm256_loadu_si256((const __m256i*)(curve.factor + c));
-    zero = _mm256_loadu_si256((const __m256i*)(curve.zero + c));
+    for (int i = 0; i < 2; ++i) factor[i] = halves(curve.factor + c, 8), zero[i] = halves(curve.zero + c, 8);
   }
 
-  static __m256 halves(const float* p) { return _mm256_loadu2_m128(p + 8, p); }
+  // For P pixels with 32 / P channels each, the first being channel c.
+  template <int P> void take_unpacked(const Curve& curve, long c) {
+    const long other = P == 1 ? 16 : 0;
+    for (int q = 0; q < 4; ++q) {
+      multiplier[q] = halves(curve.multiplier + c + 4 * q, other);
+      offset[q] = halves(curve.offset + c + 4 * q, other);
+    }
+    for (int i = 0; i < 2; ++i) {
+      factor[i] = halves(curve.factor + c + 8 * i, other);
+      zero[i] = halves(curve.zero + c + 8 * i, other);
+    }
+  }
+
+  static __m256 halves(const float* p, long other) { return _mm256_loadu2_m128(p + other, p); }
+  static __m256i halves(const int16_t* p, long other) {
+    return _mm256_loadu2_m128i((const __m128i*)(p + other), (const __m128i*)p);
+  }
 };
 
 // The dent by cubic polynomials: a table of 8 numbers of 16 bits fits into one shuffle of bytes, 64 lines would not.
@@ -39,39 +55,53 @@ struct Cubics {
 
   static __m128i rotated(__m128i v) { return _mm_alignr_epi8(v, v, 15); }
 
-  INLINE __m256i argument(__m256i sum, const Channels& ch, int i) const {
-    return _mm256_cvtps_epi32(_mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), ch.multiplier[i], ch.offset[i]));
+  INLINE __m256i argument(__m256i sum, const Channels& ch, int q) const {
+    return _mm256_cvtps_epi32(_mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), ch.multiplier[q], ch.offset[q]));
   }
 
-  // Of one pixel, not yet narrowed to bytes.
-  INLINE __m256i words(__m256i a, __m256i b, const Channels& ch) const {
-    __m256i z = _mm256_packs_epi32(argument(a, ch, 0), argument(b, ch, 1));
-    __m256i size = _mm256_sll_epi16(_mm256_min_epu16(_mm256_abs_epi16(z), limit), widen);
+  // Of 2 N vectors of sums, not yet narrowed to bytes. They are computed side by side, as each is a long chain.
+  template <int N> INLINE void words(const __m256i* sum, const Channels& ch, __m256i* y) const {
+    const __m256i low = _mm256_set1_epi16(0x0fff);
+    __m256i piece[N], place[N], fine[N], dent[N];
+    auto each = [](auto f) INLINE { unrolled<N>(f); };
+    auto of_piece = [&](int i, int n) INLINE { return _mm256_shuffle_epi8(coefficient[i], piece[n]); };
+    each([&](auto n) INLINE {
+      y[n] = _mm256_packs_epi32(argument(sum[2 * n], ch, n % 2 * 2), argument(sum[2 * n + 1], ch, n % 2 * 2 + 1));
+      place[n] = _mm256_sll_epi16(_mm256_min_epu16(_mm256_abs_epi16(y[n]), limit), widen);
+    });
     // 15 bits: three choose the piece p, twelve are the place in it. The product is 0x0202 (p + 1) - 1; the lowest four
     // bits of its bytes, all that counts, are 2 p + 1 and 2 p + 2, where the rotated tables have the two bytes of piece p.
-    const __m256i low = _mm256_set1_epi16(0x0fff);
-    __m256i piece = _mm256_mulhi_epu16(_mm256_or_si256(size, low), _mm256_set1_epi16(0x2020));
-    __m256i place = _mm256_and_si256(size, low), fine = _mm256_slli_epi16(place, 3);
-    auto of_piece = [&](int i) INLINE { return _mm256_shuffle_epi8(coefficient[i], piece); };
-    __m256i dent = _mm256_add_epi16(_mm256_mulhrs_epi16(fine, of_piece(3)), of_piece(2));
-    dent = _mm256_add_epi16(_mm256_mulhrs_epi16(fine, dent), of_piece(1));
-    dent = _mm256_add_epi16(_mm256_mulhrs_epi16(place, dent), of_piece(0));  // the others count in eighths
-    __m256i y = _mm256_sub_epi16(_mm256_max_epi16(z, _mm256_setzero_si256()), dent);
-    return _mm256_sra_epi16(_mm256_adds_epi16(_mm256_mulhrs_epi16(y, ch.factor), ch.zero), shift);
+    each([&](auto n) INLINE {
+      piece[n] = _mm256_mulhi_epu16(_mm256_or_si256(place[n], low), _mm256_set1_epi16(0x2020));
+      place[n] = _mm256_and_si256(place[n], low);
+      fine[n] = _mm256_slli_epi16(place[n], 3);
+    });
+    each([&](auto n) INLINE { dent[n] = _mm256_mulhrs_epi16(fine[n], of_piece(3, n)); });
+    each([&](auto n) INLINE { dent[n] = _mm256_mulhrs_epi16(fine[n], _mm256_add_epi16(dent[n], of_piece(2, n))); });
+    // coefficients but the constant count in eighths
+    each([&](auto n) INLINE { dent[n] = _mm256_mulhrs_epi16(place[n], _mm256_add_epi16(dent[n], of_piece(1, n))); });
+    each([&](auto n) INLINE {
+      y[n] = _mm256_max_epi16(y[n], _mm256_setzero_si256());
+      y[n] = _mm256_sub_epi16(y[n], _mm256_add_epi16(dent[n], of_piece(0, n)));
+      y[n] = _mm256_sra_epi16(_mm256_adds_epi16(_mm256_mulhrs_epi16(y[n], ch.factor[n % 2]), ch.zero[n % 2]), shift);
+    });
   }
 
-  // Of two pixels, one after the other.
-  INLINE __m256i bytes(const __m256i* sum, const Channels& ch) const {
-    __m256i both = _mm256_packus_epi16(words(sum[0], sum[1], ch), words(sum[2], sum[3], ch));
-    return _mm256_permute4x64_epi64(both, 0xd8);
+  // Of 4 N vectors of sums; in the order of the pixels' memory if they are unpacked.
+  template <int N> INLINE void bytes(const __m256i* sum, const Channels& ch, __m256i* to) const {
+    __m256i y[2 * N];
+    words<2 * N>(sum, ch, y);
+    unrolled<N>([&](auto n) INLINE { to[n] = _mm256_packus_epi16(y[2 * n], y[2 * n + 1]); });
   }
 };
 
-// Stores 16 bytes, or as many as there is room for, of one or two pixels.
-inline void put_pixels(uint8_t* p, long pixel, __m256i v, long room, long pixels) {
-  if (pixel == 16 && room >= 16 && pixels > 1) return _mm256_storeu_si256((__m256i*)p, v);
+// Stores the bytes of P neighbouring pixels, 32 / P of each or as many as there is room for, of which `pixels` are wanted.
+template <int P> inline void put_pixels(uint8_t* p, long pixel, __m256i v, long room, long pixels) {
+  bool all = P == 1 ? room >= 32 : pixel == 16 && room >= 16 && pixels > 1;
+  if (all) return _mm256_storeu_si256((__m256i*)p, v);
   put(p, (vb)_mm256_castsi256_si128(v), room);
-  if (pixels > 1) put(p + pixel, (vb)_mm256_extracti128_si256(v, 1), room);
+  if (P == 1 && room > 16) put(p + 16, (vb)_mm256_extracti128_si256(v, 1), room - 16);
+  if (P == 2 && pixels > 1) put(p + pixel, (vb)_mm256_extracti128_si256(v, 1), room);
 }
 
 // Eight numbers, as GCC keeps the 16 of `finish` in memory. The sigmoid is the one of vectors.h for bfloat16.

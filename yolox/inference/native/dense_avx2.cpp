@@ -61,10 +61,12 @@ static inline void tile(const Step& s, const Image& image, const Cubics& cubics,
     sum[i] = one;
   });
   if constexpr (CURVED) {
+    __m256i bytes[M / 2];
+    cubics.bytes<M / 2>(sum, b.channels, bytes);
     unrolled<M / 2>([&](auto i) INLINE {
-      __m256i bytes = cubics.bytes(sum + 4 * i, b.channels);
+      __m256i ordered = _mm256_permute4x64_epi64(bytes[i], 0xd8);
       if (2 * i < t.pixels)
-        put_pixels(t.out + 2 * i * s.out.pixel, s.out.pixel, bytes, s.out.room - b.c, t.pixels - 2 * i);
+        put_pixels<2>(t.out + 2 * i * s.out.pixel, s.out.pixel, ordered, s.out.room - b.c, t.pixels - 2 * i);
     });
   } else {
     unrolled<M>([&](auto m) INLINE {
@@ -84,7 +86,7 @@ template <bool CURVED> static void rows_of(const Step& s, const Image& image, Ra
     uint8_t* out = image.arena + s.out.at + y * s.out.row;
     for (long i = 0; i < blocks; ++i) {
       Block b{s.weight + first[i] * 64, at + first[i], first[i + 1] - first[i], i * V, {}};
-      if (CURVED) b.channels.take(*s.curve, b.c);
+      if (CURVED) b.channels.take_ordered(*s.curve, b.c);
       for (long x = 0; x < s.out.width; x += 4) {
         Tile t{in + x * in_pixel, out + x * s.out.pixel + b.c, s.out.width - x, y, x};
         if (t.pixels > 2) tile<4, CURVED>(s, image, cubics, b, t);

@@ -5,69 +5,81 @@
 
 namespace native {
 
+// P pixels of 32 / P channels, `pixel` bytes from one to the next.
+template <int P> INLINE inline __m256i pixels_at(const uint8_t* p, long pixel) {
+  if (P == 1 || pixel == 16) return _mm256_loadu_si256((const __m256i*)p);
+  return _mm256_loadu2_m128i((const __m128i*)(p + pixel), (const __m128i*)p);
+}
+
 namespace {
 
-constexpr int PAIRS = 5;  // of the nine products of a 3x3 window, the last one with none
+// 3x3. Of the nine products of a window two are added at a time, the last one to none. Bytes become 16 bits before, so
+// that there is no overflow, whatever the weights.
+template <int P> struct Kernel {
+  static constexpr int PAIRS = 5;
 
-// 16 channels. Bytes become 16 bits, so that two products are added without overflow, whatever the weights.
-struct Kernel {
   Channels channels;
-  __m256i weight[PAIRS][2];
+  __m256i weight[PAIRS][4];
 
   Kernel(const Step& s, long c) {
-    channels.take(*s.curve, c);
+    channels.take_unpacked<P>(*s.curve, c);
     long all = (s.in.channels + V - 1) / V * V;
-    for (int p = 0; p < PAIRS; ++p) {
-      __m256i a = words(s.weight + 2 * p * all + c);
-      __m256i b = 2 * p + 1 < 9 ? words(s.weight + (2 * p + 1) * all + c) : _mm256_setzero_si256();
-      weight[p][0] = _mm256_unpacklo_epi16(a, b);
-      weight[p][1] = _mm256_unpackhi_epi16(a, b);
-    }
+    int16_t* to = (int16_t*)weight;
+    for (long pair = 0; pair < PAIRS; ++pair)
+      for (long q = 0; q < 4; ++q)
+        for (long i = 0; i < 16; ++i) {
+          long tap = 2 * pair + i % 2, from = c + (i / 8 * 16 + q * 4 + i % 8 / 2) % (32 / P);
+          *to++ = tap < 9 && from < all ? s.weight[tap * all + from] : 0;
+        }
   }
 
-  static __m256i words(const int8_t* p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p)); }
-  static __m256i words(const uint8_t* p) { return _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)p)); }
-
-  INLINE void sums(const uint8_t* in, long row, long pixel, __m256i* sum) const {
-    sum[0] = sum[1] = _mm256_setzero_si256();
+  INLINE void sums(const uint8_t* in, long row, long to_column, long to_pixel, __m256i* sum) const {
+    const __m256i none = _mm256_setzero_si256();
+    auto tap = [&](int i) INLINE { return pixels_at<P>(in + i / 3 * row + i % 3 * to_column, to_pixel); };
+    auto plus = [&](int q, __m256i two, __m256i w) INLINE {
+      sum[q] = _mm256_add_epi32(sum[q], _mm256_madd_epi16(two, w));
+    };
+    sum[0] = sum[1] = sum[2] = sum[3] = none;
     unrolled<PAIRS>([&](auto p) INLINE {
-      constexpr int one = 2 * p, two = 2 * p + 1;
-      __m256i a = words(in + one / 3 * row + one % 3 * pixel);
-      __m256i b = two < 9 ? words(in + two / 3 * row + two % 3 * pixel) : _mm256_setzero_si256();
-      sum[0] = _mm256_add_epi32(sum[0], _mm256_madd_epi16(_mm256_unpacklo_epi16(a, b), weight[p][0]));
-      sum[1] = _mm256_add_epi32(sum[1], _mm256_madd_epi16(_mm256_unpackhi_epi16(a, b), weight[p][1]));
+      __m256i a = tap(2 * p), b = 2 * p + 1 < 9 ? tap(2 * p + 1) : none;
+      __m256i low = _mm256_unpacklo_epi8(a, b), high = _mm256_unpackhi_epi8(a, b);
+      plus(0, _mm256_unpacklo_epi8(low, none), weight[p][0]);
+      plus(1, _mm256_unpackhi_epi8(low, none), weight[p][1]);
+      plus(2, _mm256_unpacklo_epi8(high, none), weight[p][2]);
+      plus(3, _mm256_unpackhi_epi8(high, none), weight[p][3]);
     });
   }
 };
 
 }  // namespace
 
-static void three_by_three(const Step& s, const Image& image, Range rows) {
-  Cubics cubics;
-  cubics.take(*s.curve);
-  std::vector<Kernel> kernels;
-  for (long c = 0; c < s.out.channels; c += V) kernels.emplace_back(s, c);
-  const uint8_t* in = image.arena + s.in.at - s.padding * (s.in.row + s.in.pixel);
-  for (long y = rows.first; y < rows.last; ++y)
-    for (long c = 0; c < s.out.channels; c += V) {
-      const Kernel& kernel = kernels[c / V];
-      const uint8_t* from = in + y * s.stride * s.in.row + c;
-      uint8_t* to = image.arena + s.out.at + y * s.out.row + c;
-      for (long x = 0; x < s.out.width; x += 2) {
-        __m256i sum[4];
-        unrolled<2>([&](auto i) INLINE {
-          kernel.sums(from + (x + i) * s.stride * s.in.pixel, s.in.row, s.in.pixel, sum + 2 * i);
-        });
-        __m256i bytes = cubics.bytes(sum, kernel.channels);
-        put_pixels(to + x * s.out.pixel, s.out.pixel, bytes, s.out.room - c, s.out.width - x);
-      }
+template <int P> static void block(const Step& s, const Image& image, const Cubics& cubics, Range rows, long c) {
+  const Kernel<P> kernel(s, c);
+  const uint8_t* in = image.arena + s.in.at - s.padding * (s.in.row + s.in.pixel) + c;
+  const long to_pixel = s.stride * s.in.pixel;
+  for (long y = rows.first; y < rows.last; ++y) {
+    const uint8_t* from = in + y * s.stride * s.in.row;
+    uint8_t* to = image.arena + s.out.at + y * s.out.row + c;
+    for (long x = 0; x < s.out.width; x += P) {
+      __m256i sum[4], bytes;
+      kernel.sums(from + x * to_pixel, s.in.row, s.in.pixel, to_pixel, sum);
+      cubics.bytes<1>(sum, kernel.channels, &bytes);
+      put_pixels<P>(to + x * s.out.pixel, s.out.pixel, bytes, s.out.room - c, s.out.width - x);
     }
+  }
 }
 
 void depthwise(const Step& s, const Image& image, Team team) {
   Range rows = team.share(s.out.height);
-  if (s.curve && s.size == 3) return three_by_three(s, image, rows);
-  for (long c = 0; c < s.out.channels; c += V) depthwise_plainly(s, image, rows, c);
+  long c = 0;
+  if (s.curve && s.size == 3) {
+    Cubics cubics;
+    cubics.take(*s.curve);
+    for (; s.out.channels - c > 16; c += 32) block<1>(s, image, cubics, rows, c);
+    if (c < s.out.channels) block<2>(s, image, cubics, rows, c);
+    return;
+  }
+  for (; c < s.out.channels; c += V) depthwise_plainly(s, image, rows, c);
 }
 
 }  // namespace native
