@@ -5,9 +5,9 @@
 
 namespace native {
 
-// Four vectors of sums become 32 bytes, without leaving the halves of a vector. Sums are `ordered` if the first two of
-// them are one pixel's: channels 0 ... 3 and 8 ... 11, then 4 ... 7 and 12 ... 15. They are `unpacked` if half h of vector q
-// has those of bytes 16 h + 4 q ... 16 h + 4 q + 3.
+// Four vectors of sums become 32 bytes, without leaving the halves of a vector. Sums are `ordered` if the first two
+// vectors are one pixel's: channels 0 ... 3 and 8 ... 11, then 4 ... 7 and 12 ... 15. They are `unpacked`, as depthwise
+// convolutions have them, if half h of vector q has those of bytes 16 h + 4 q ... 16 h + 4 q + 3.
 struct Channels {
   __m256 multiplier[4], offset[4];
   __m256i factor[2], zero[2];
@@ -69,8 +69,8 @@ struct Cubics {
       y[n] = _mm256_packs_epi32(argument(sum[2 * n], ch, n % 2 * 2), argument(sum[2 * n + 1], ch, n % 2 * 2 + 1));
       place[n] = _mm256_sll_epi16(_mm256_min_epu16(_mm256_abs_epi16(y[n]), limit), widen);
     });
-    // 15 bits: three choose the piece p, twelve are the place in it. The product is 0x0202 (p + 1) - 1; the lowest four
-    // bits of its bytes, all that counts, are 2 p + 1 and 2 p + 2, where the rotated tables have the two bytes of piece p.
+    // 15 bits: three choose the piece p, twelve are the place in it. The product is 0x0202 (p + 1) - 1; the lowest
+    // four bits of its bytes, all that counts, are 2 p + 1 and 2 p + 2, where the rotated tables have piece p's bytes.
     each([&](auto n) INLINE {
       piece[n] = _mm256_mulhi_epu16(_mm256_or_si256(place[n], low), _mm256_set1_epi16(0x2020));
       place[n] = _mm256_and_si256(place[n], low);
@@ -95,7 +95,7 @@ struct Cubics {
   }
 };
 
-// Stores the bytes of P neighbouring pixels, 32 / P of each or as many as there is room for, of which `pixels` are wanted.
+// Stores the bytes of P neighbouring pixels, of which `pixels` are wanted: 32 / P of each, or what there is room for.
 template <int P> inline void put_pixels(uint8_t* p, long pixel, __m256i v, long room, long pixels) {
   bool all = P == 1 ? room >= 32 : pixel == 16 && room >= 16 && pixels > 1;
   if (all) return _mm256_storeu_si256((__m256i*)p, v);

@@ -86,7 +86,7 @@ def _cubics(reach: float) -> NDArray[np.float64]:
     nodes = 0.5 - 0.5 * np.cos(np.pi * (np.arange(4) + 0.5) / 4)
     values = _dent(reach / _CUBICS * (np.arange(_CUBICS)[:, None] + nodes))
     coefficients = np.linalg.solve(np.vander(nodes, increasing=True), values.T)
-    return (coefficients * np.array([1.0, 8.0, 8.0, 8.0])[:, None]).ravel()
+    return np.asarray(coefficients * np.array([[1.0], [8.0], [8.0], [8.0]]), np.float64).ravel()
 
 
 def _dent(size: Any) -> NDArray[np.float64]:

@@ -29,7 +29,7 @@ struct Tile {
 // The last instruction is written out, as the compiler would copy sums from register to register around it.
 INLINE inline __m256i plus_products(__m256i sum, __m256i bytes, __m256i weights) {
 #ifdef __AVXVNNI__
-  asm("{vex} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(bytes), "x"(weights));
+  asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(bytes), "x"(weights));
 #else
   __m256i fours = _mm256_madd_epi16(_mm256_maddubs_epi16(bytes, weights), _mm256_set1_epi16(1));
   asm("vpaddd %1, %0, %0" : "+x"(sum) : "x"(fours));

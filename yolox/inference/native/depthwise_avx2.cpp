@@ -60,11 +60,14 @@ template <int P> static void block(const Step& s, const Image& image, const Cubi
   for (long y = rows.first; y < rows.last; ++y) {
     const uint8_t* from = in + y * s.stride * s.in.row;
     uint8_t* to = image.arena + s.out.at + y * s.out.row + c;
-    for (long x = 0; x < s.out.width; x += P) {
-      __m256i sum[4], bytes;
-      kernel.sums(from + x * to_pixel, s.in.row, s.in.pixel, to_pixel, sum);
-      cubics.bytes<1>(sum, kernel.channels, &bytes);
-      put_pixels<P>(to + x * s.out.pixel, s.out.pixel, bytes, s.out.room - c, s.out.width - x);
+    for (long x = 0; x < s.out.width; x += 2 * P) {
+      __m256i sum[8], bytes[2];
+      unrolled<2>([&](auto i) INLINE {
+        kernel.sums(from + (x + i * P) * to_pixel, s.in.row, s.in.pixel, to_pixel, sum + 4 * i);
+      });
+      cubics.bytes<2>(sum, kernel.channels, bytes);
+      for (long i = 0; i < 2 && x + i * P < s.out.width; ++i)
+        put_pixels<P>(to + (x + i * P) * s.out.pixel, s.out.pixel, bytes[i], s.out.room - c, s.out.width - x - i * P);
     }
   }
 }

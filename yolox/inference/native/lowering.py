@@ -36,9 +36,7 @@ _PADDED = 64
 Fields: TypeAlias = dict[str, Any]
 
 
-def lower(
-    program: Program, memory: Memory, instructions: Instructions
-) -> tuple[ctypes.Array[CStep], list[Any]]:
+def lower(program: Program, memory: Memory, instructions: Instructions) -> tuple[ctypes.Array[CStep], list[Any]]:
     """Return the steps and the objects whose addresses they hold, which must live as long."""
     lowered: list[CStep] = []
     alive: list[Any] = []

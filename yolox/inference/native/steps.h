@@ -5,11 +5,15 @@
 #include <utility>
 #include "vectors.h"
 
-// Which kernels there are on this machine; without a choice, the portable ones. See Instructions in layout.py.
-#if defined(NATIVE_PORTABLE)
-#elif defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
+// Which kernels there are on this machine; neither: the portable ones. Tests ask for less than there is: NATIVE_MOST is
+// one of Instructions in layout.py.
+#ifndef NATIVE_MOST
+#define NATIVE_MOST 3
+#endif
+#if NATIVE_MOST > 2 && defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__) && \
+    defined(__AVX512DQ__)
 #define NATIVE_AVX512 1
-#elif defined(__AVX2__) && defined(__FMA__)
+#elif NATIVE_MOST > 0 && defined(__AVX2__) && defined(__FMA__)
 #define NATIVE_AVX2 1
 #endif
 
