@@ -25,10 +25,14 @@ _SECONDS = 300
 
 
 @lru_cache
-def compiled_kernels(folder: Path) -> ctypes.CDLL:
+def compiled_kernels(folder: Path, *options: str) -> ctypes.CDLL:
     """Return the library of all ``*.cpp`` files of ``folder``, which may include ``vectors.h`` of this one.
 
     The first call on a machine compiles for some seconds; several processes may do so at once.
+
+    Args:
+        folder: Where the sources are.
+        options: More of the compiler's.
 
     Raises:
         MissingDependencyError: Where there is no C++ compiler.
@@ -39,9 +43,9 @@ def compiled_kernels(folder: Path) -> ctypes.CDLL:
         raise MissingDependencyError("g++ (a C++ compiler)", "apt-get install g++")
     openmp = _openmp()
     try:
-        library = cache_root() / f"kernels-{_key(compiler, folder, openmp)}.so"
+        library = cache_root() / f"kernels-{_key(compiler, folder, (*options, openmp))}.so"
         if not library.exists():
-            _compile(compiler, folder, library, openmp)
+            _compile([compiler, *_FLAGS, *options], folder, library, openmp)
         if openmp:  # by name, not by path, does the library ask for it
             ctypes.CDLL(openmp, ctypes.RTLD_GLOBAL)
         return ctypes.CDLL(str(library))
@@ -54,10 +58,10 @@ def _sources(folder: Path) -> list[Path]:
     return [*sorted(folder.glob("*.cpp")), *sorted(folder.glob("*.h")), *sorted(_HEADERS.glob("*.h"))]
 
 
-def _key(compiler: str, folder: Path, openmp: str) -> str:
+def _key(compiler: str, folder: Path, others: tuple[str, ...]) -> str:
     """Return a name for everything that decides what the compiler makes of the sources."""
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=_SECONDS).stdout
-    parts = [version, platform.machine().encode(), _instruction_set(), " ".join(_FLAGS).encode(), openmp.encode()]
+    parts = [version, platform.machine().encode(), _instruction_set(), " ".join((*_FLAGS, *others)).encode()]
     parts += [path.read_bytes() for path in _sources(folder)]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
 
@@ -82,7 +86,7 @@ def _openmp() -> str:
     return str(found[0]) if found else ""
 
 
-def _compile(compiler: str, folder: Path, library: Path, openmp: str) -> None:
+def _compile(compiler: list[str], folder: Path, library: Path, openmp: str) -> None:
     library.parent.mkdir(parents=True, exist_ok=True)
     native = "-march=native" if platform.machine() in {"x86_64", "AMD64"} else "-mcpu=native"
     sources = [str(path) for path in _sources(folder) if path.suffix == ".cpp"]
@@ -90,8 +94,8 @@ def _compile(compiler: str, folder: Path, library: Path, openmp: str) -> None:
         objects = [f"{temporary}.{Path(source).stem}.o" for source in sources]
         try:
             for source, target in zip(sources, objects, strict=True):
-                _run([compiler, *_FLAGS, native, "-I", str(_HEADERS), "-fopenmp", "-c", source, "-o", target])
-            _run([compiler, "-shared", *objects, openmp or "-fopenmp", "-o", str(temporary)])
+                _run([*compiler, native, "-I", str(_HEADERS), "-fopenmp", "-c", source, "-o", target])
+            _run([*compiler, "-shared", *objects, openmp or "-fopenmp", "-o", str(temporary)])
         finally:
             for target in objects:
                 Path(target).unlink(missing_ok=True)

@@ -9,7 +9,7 @@
 #include <type_traits>
 #include <vector>
 #include <omp.h>
-#ifdef __AVX512F__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
@@ -56,6 +56,20 @@ inline void store(bf16* p, vf v) {  // to the nearest, ties to even
   std::memcpy(p, &half, sizeof half);
 }
 
+// GCC compares vectors that are larger than the machine's number by number.
+inline vf larger(vf a, vf b) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  __m256 left[V / 8], right[V / 8];
+  std::memcpy(left, &a, sizeof a);
+  std::memcpy(right, &b, sizeof b);
+  for (long i = 0; i < V / 8; ++i) left[i] = _mm256_max_ps(left[i], right[i]);
+  std::memcpy(&a, left, sizeof a);
+  return a;
+#else
+  return a > b ? a : b;
+#endif
+}
+
 inline float get(const float* p) { return *p; }
 
 inline float get(const bf16* p) {
@@ -82,9 +96,8 @@ inline vf sigmoid(vf z) {
 #ifdef __AVX512DQ__
   vf fraction = (vf)_mm512_reduce_ps((__m512)power, 1);
 #else
-  const vf low = vf{} - 126.0f, high = vf{} + 126.0f, magic = vf{} + 12582912.0f;
-  power = power < low ? low : power;
-  power = power > high ? high : power;
+  const vf limit = vf{} + 126.0f, magic = vf{} + 12582912.0f;
+  power = -larger(-limit, -larger(-limit, power));
   vf whole = (power - 0.5f) + magic;  // the sum has no bits left for a fraction
   vf fraction = power - (whole - magic);
 #endif

@@ -12,10 +12,12 @@ import pytest
 from reference import interpret
 
 from yolox.cpu.compiled import compiled_kernels
+from yolox.cpu.machine import read_machine
 from yolox.errors import ModelFileError, UsageError
 from yolox.inference import native
-from yolox.inference.native.executable import Executable, fast
-from yolox.inference.native.layout import CBatch, CCurve, CStep
+from yolox.inference.native import executable
+from yolox.inference.native.executable import Executable, instructions
+from yolox.inference.native.layout import CBatch, CCurve, CStep, Instructions
 from yolox.inference.native.program import (
     Activation,
     Add,
@@ -33,6 +35,20 @@ from yolox.inference.native.program import (
     Unary,
     Upsample,
 )
+
+
+def options() -> list[tuple[str, ...]]:
+    """Return how to compile all the kernels that this machine can run, its own first."""
+    isa = read_machine().isa
+    lower = [Instructions.PORTABLE] * ("avx2" in isa) + [Instructions.AVX2] * ("avx512_vnni" in isa)
+    return [(), *((f"-DNATIVE_MOST={most.value}",) for most in lower)]
+
+
+@pytest.fixture(params=options(), autouse=True, ids=lambda chosen: " ".join(chosen) or "own")
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is tested with each of them."""
+    library = compiled_kernels(Path(native.__file__).parent, *request.param)
+    monkeypatch.setattr(executable, "_library", lambda: library)
 
 
 def random(seed: int = 0) -> np.random.Generator:
@@ -161,6 +177,30 @@ def test_parts_of_a_whole_are_written_and_read_in_their_place(sizes: tuple[int, 
         steps += more
         ends.append(matrix)
     check(Program(tuple((channels, 8, 13) for channels in sizes), tuple(steps), tuple(ends)), 3)  # two in a row
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("weights", [[127], [-128], [-128, -127, 127], [1, 64, 65, 127]])
+def test_sums_of_the_largest_weights_and_bytes_are_exact(weights: list[int], size: int) -> None:
+    x = replace(feature(6, 7, 16), scale=np.full(16, 1e-3, np.float32))  # the inputs become 0 and 255
+    matrix = Matrix(42, 40)
+    weight = random(2).choice(weights, (40, 16, size, size)).astype(np.int8)
+    ones = np.ones(40, np.float32)
+    steps = (pack(x), Conv(x, matrix, weight, ones, 0 * ones, padding=size // 2))
+    program = Program(((16, 6, 7),), steps, (matrix,))
+    inputs = (random(1).choice([-1, 1], (2, 16, 6, 7)).astype(np.float32),)
+    np.testing.assert_array_equal(Executable(program).run(inputs)[0], interpret(program, inputs)[0])
+
+
+@pytest.mark.parametrize("weight", [127, -128])
+def test_depthwise_sums_of_the_largest_weights_and_bytes(weight: int) -> None:
+    x, y = replace(feature(6, 7, 40), scale=np.full(40, 1e-3, np.float32)), feature(6, 7, 40, seed=7)
+    multiplier = np.full(40, 3 / (9 * 128 * 255), np.float32)
+    largest = Conv(
+        x, y, np.full((40, 1, 3, 3), weight, np.int8), multiplier, 0 * multiplier + (0 if weight > 0 else 3),
+        padding=1, activation=Activation.SILU, depthwise=True,
+    )  # fmt: skip
+    same([pack(x), largest], y, (40, 6, 7))
 
 
 @pytest.mark.parametrize("outs", [1, 4, 16, 80])
@@ -300,4 +340,4 @@ def test_each_step_says_what_it_is_and_how_long_it_took() -> None:
     kinds = [name.split()[0] for name, _ in steps if not name.startswith("border")]
     assert kinds == ["pack", "dense", "depthwise", "dense", "dense", "dense"]
     assert all(seconds > 0 for _, seconds in steps)
-    assert fast() in (False, True)
+    assert instructions() in Instructions

@@ -19,7 +19,8 @@ from yolox.inference.backends.base import (
     as_numpy,
     like_inputs,
 )
-from yolox.inference.native.executable import Executable, fast
+from yolox.inference.native.executable import Executable, instructions
+from yolox.inference.native.layout import Instructions
 from yolox.inference.native.program import Program
 from yolox.inference.native.storage import load_program, save_program
 
@@ -85,8 +86,8 @@ class NativeBackend:
         from yolox.inference.native.layers import Network
         from yolox.inference.onnx_export import check_outputs, export_onnx
 
-        if not fast():
-            context.progress("this processor has no AVX-512 VNNI: the 8-bit kernels will be slow")
+        if instructions() is Instructions.PORTABLE:
+            context.progress("this processor has neither AVX-512 VNNI nor AVX2: the 8-bit kernels will be slow")
         context.progress("exporting")
         path = context.work_dir / "model.onnx"
         export_onnx(model, context.sample, path, dynamic_batch=context.dynamic_batch)
@@ -98,7 +99,8 @@ class NativeBackend:
             runner = NativeRunner(Executable(program), Settings())
             return runner.configured(runner.candidates(len(context.sample[0]), context.threads)[0])
 
-        return build(quantize_network(network, context, build))
+        in_pairs = instructions() is Instructions.AVX2
+        return build(quantize_network(network, context, build, in_pairs=in_pairs))
 
     def load(self, folder: Path, manifest: Manifest) -> NativeRunner:
         """Load the program; neither torch nor onnx is needed.

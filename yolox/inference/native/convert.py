@@ -25,7 +25,11 @@ QUANTILES = (1.0, 0.95, 0.8)
 
 
 def quantize_network(
-    network: Network, context: PrepareContext, build: Callable[[Program], Callable[..., Arrays]]
+    network: Network,
+    context: PrepareContext,
+    build: Callable[[Program], Callable[..., Arrays]],
+    *,
+    in_pairs: bool = False,
 ) -> Program:
     """Return the first program that keeps the accuracy, or the best one if none does.
 
@@ -33,6 +37,7 @@ def quantize_network(
         network: The layers.
         context: Calibration data and the bound on accuracy; without a way to measure it, the first attempt is taken.
         build: Gives a runnable for a program.
+        in_pairs: See ``round_weights``.
 
     Raises:
         UsageError: Without calibration data.
@@ -49,7 +54,7 @@ def quantize_network(
     best_accuracy = -float("inf")
     for quantile in QUANTILES:
         start = time.monotonic()
-        program = _program(network, extremes, shapes, quantile)
+        program = _program(network, extremes, shapes, quantile, in_pairs=in_pairs)
         if context.accuracy is None or context.original_accuracy is None:
             return program
         accuracy = context.accuracy(build(program))
@@ -82,11 +87,16 @@ def _batches(context: PrepareContext) -> Iterator[tuple[NDArray[Any], ...]]:
 
 
 def _program(
-    network: Network, extremes: dict[str, Extremes], shapes: dict[str, tuple[int, ...]], quantile: float
+    network: Network,
+    extremes: dict[str, Extremes],
+    shapes: dict[str, tuple[int, ...]],
+    quantile: float,
+    *,
+    in_pairs: bool,
 ) -> Program:
     codes = find_codes(network, extremes, quantile)
     numbers = {
-        layer.output: round_weights(layer, codes[layer.inputs[0]], extremes[layer.inputs[0]])
+        layer.output: round_weights(layer, codes[layer.inputs[0]], extremes[layer.inputs[0]], in_pairs=in_pairs)
         for layer in network.layers
         if isinstance(layer, Convolution)
     }

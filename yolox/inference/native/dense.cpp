@@ -1,10 +1,10 @@
 // Convolutions that sum over all channels: tiles of pixels by channels whose sums stay in registers to their end.
-#include "fast.h"
+#include "avx512.h"
 #include "portable.h"
 
 namespace native {
 
-#ifdef NATIVE_FAST
+#ifdef NATIVE_AVX512
 
 // Where a tile reads and writes.
 struct Tile {
@@ -113,7 +113,7 @@ void dense(const Step& s, const Image& image, Team team) {
   }
 }
 
-#else
+#elif !defined(NATIVE_AVX2)
 
 void dense(const Step& s, const Image& image, Team team) {
   Range rows = team.share(s.out.height);

@@ -1,10 +1,10 @@
 // Convolutions of each channel on its own.
-#include "fast.h"
+#include "avx512.h"
 #include "portable.h"
 
 namespace native {
 
-#ifdef NATIVE_FAST
+#ifdef NATIVE_AVX512
 
 // P pixels of 64 / P channels, `pixel` bytes from one to the next.
 template <int P> inline __m512i pixels_at(const uint8_t* p, long pixel) {
@@ -71,10 +71,12 @@ template <int P> static void block(const Step& s, const Image& image, Range rows
 
 #endif
 
+#ifndef NATIVE_AVX2
+
 void depthwise(const Step& s, const Image& image, Team team) {
   Range rows = team.share(s.out.height);
   long c = 0;
-#ifdef NATIVE_FAST
+#ifdef NATIVE_AVX512
   if (s.curve && s.size == 3) {
     for (; s.out.channels - c > 32; c += 64) block<1>(s, image, rows, c);
     for (; s.out.channels - c > 16; c += 32) block<2>(s, image, rows, c);
@@ -84,5 +86,7 @@ void depthwise(const Step& s, const Image& image, Team team) {
 #endif
   for (; c < s.out.channels; c += V) depthwise_plainly(s, image, rows, c);
 }
+
+#endif
 
 }  // namespace native

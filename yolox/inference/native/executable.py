@@ -13,25 +13,25 @@ from numpy.typing import NDArray
 from yolox.cpu.compiled import compiled_kernels
 from yolox.errors import UsageError
 from yolox.inference.native.checks import check
-from yolox.inference.native.layout import CBatch, CStep, Kind
+from yolox.inference.native.layout import CBatch, CStep, Instructions, Kind
 from yolox.inference.native.lowering import lower
 from yolox.inference.native.memory import Memory
 from yolox.inference.native.program import Floats, Matrix, Program
 
-__all__ = ["Executable", "fast"]
+__all__ = ["Executable", "instructions"]
 
 
 def _library() -> ctypes.CDLL:
     return compiled_kernels(Path(__file__).parent)
 
 
-def fast() -> bool:
-    """Whether this machine has the instructions that the fast kernels are made of (AVX-512 VNNI).
+def instructions() -> Instructions:
+    """Return what this machine's kernels are made of.
 
     Raises:
         YoloxError: Where there is no compiler, or it fails.
     """
-    return bool(_library().native_fast())
+    return Instructions(_library().native_instructions())
 
 
 class Executable:
@@ -50,7 +50,7 @@ class Executable:
         self.program = program
         self._library = _library()
         self._memory = Memory(program)
-        self._steps, self._alive = lower(program, self._memory)
+        self._steps, self._alive = lower(program, self._memory, instructions())
         self._arenas: list[NDArray[np.uint8]] = []
 
     def run(self, inputs: tuple[NDArray[Any], ...], streams: int = 1, team: int = 1) -> tuple[Floats, ...]:

@@ -7,11 +7,22 @@ namespace native {
 typedef uint8_t vb __attribute__((vector_size(16)));
 typedef int8_t vs __attribute__((vector_size(16)));
 
+#ifdef __AVX2__
+inline vi joined(__m256i a, __m256i b) {
+  vi both;
+  std::memcpy(&both, &a, sizeof a);
+  std::memcpy((char*)&both + sizeof a, &b, sizeof b);
+  return both;
+}
+#endif
+
 inline vi widened(const uint8_t* p) {
   vb v;
   std::memcpy(&v, p, sizeof v);
 #ifdef __AVX512F__
   return (vi)_mm512_cvtepu8_epi32((__m128i)v);
+#elif defined(__AVX2__)
+  return joined(_mm256_cvtepu8_epi32((__m128i)v), _mm256_cvtepu8_epi32(_mm_bsrli_si128((__m128i)v, 8)));
 #else
   return __builtin_convertvector(v, vi);
 #endif
@@ -31,23 +42,36 @@ inline vf floats(vi v) { return __builtin_convertvector(v, vf); }
 
 inline vf activated(vf z, int64_t activation) {
   switch (activation) {
-    case RELU: return z > 0.0f ? z : vf{};
-    case LEAKY_RELU: return z > 0.0f ? z : z * 0.1f;
+    case RELU: return larger(z, vf{});
+    case LEAKY_RELU: return larger(z, z * 0.1f);
     case SILU: return z * sigmoid<bf16>(z);
     case SIGMOID: return sigmoid<bf16>(z);
     default: return z;
   }
 }
 
+#ifdef __AVX2__
+inline vb rounded(__m256 a, __m256 b) {
+  __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b));
+  words = _mm256_permute4x64_epi64(words, 0xd8);
+  return (vb)_mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+}
+#endif
+
 // To the nearest byte, ties to even.
 inline vb rounded(vf v) {
 #ifdef __AVX512F__
   return (vb)_mm512_cvtusepi32_epi8(_mm512_max_epi32(_mm512_cvtps_epi32((__m512)v), _mm512_setzero_si512()));
-#endif
+#elif defined(__AVX2__)
+  __m256 half[2];
+  std::memcpy(half, &v, sizeof v);
+  return rounded(half[0], half[1]);
+#else
   v = v < 0.0f ? vf{} : v;
   v = v > 255.0f ? vf{} + 255.0f : v;
   const vf magic = vf{} + 12582912.0f;
   return __builtin_convertvector((vi)(v + magic) & 255, vb);
+#endif
 }
 
 inline void put(uint8_t* p, vb v, long count) {

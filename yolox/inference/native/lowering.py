@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolox.inference.native.curve import curve
-from yolox.inference.native.layout import CFeature, CStep, Kind
+from yolox.inference.native.layout import CFeature, CStep, Instructions, Kind
 from yolox.inference.native.memory import Memory
+from yolox.inference.native.packing import dense_weight, depthwise_weight, paired_weight
 from yolox.inference.native.program import (
     Add,
     Arithmetic,
@@ -35,14 +36,17 @@ _PADDED = 64
 Fields: TypeAlias = dict[str, Any]
 
 
-def lower(program: Program, memory: Memory) -> tuple[ctypes.Array[CStep], list[Any]]:
+def lower(program: Program, memory: Memory, instructions: Instructions) -> tuple[ctypes.Array[CStep], list[Any]]:
     """Return the steps and the objects whose addresses they hold, which must live as long."""
     lowered: list[CStep] = []
     alive: list[Any] = []
     for index, step in enumerate(program.steps):
         for feature, border in memory.born(index):
             lowered.append(_step({**_border(feature, border), "output": feature}, memory, alive))
-        lowered.append(_step(_FIELDS[type(step)](step), memory, alive))
+        fields = _FIELDS[type(step)](step)
+        if isinstance(step, Conv):
+            fields |= _weight(step, memory, instructions)
+        lowered.append(_step(fields, memory, alive))
     return (CStep * len(lowered))(*lowered), alive
 
 
@@ -98,7 +102,6 @@ def _conv(step: Conv) -> Fields:
         "choice": step.activation,
         "multiplier": _padded(step.multiplier),
         "offset": _padded(step.offset),
-        "weight": (_depthwise_weight if step.depthwise else _dense_weight)(step.weight),
     }
     if isinstance(step.output, Feature):
         smooth = curve(step.activation, step.output, step.multiplier, step.offset)
@@ -112,31 +115,14 @@ def _size(step: Conv) -> tuple[int, int]:
     return step.input.height, step.input.width
 
 
-def _dense_weight(weight: NDArray[np.int8]) -> NDArray[np.int8]:
-    """Return [height, width, in / 4, 64, 4] for 64 outputs, then for the next, then for 32 or 16; padded with zeros."""
-    outs, ins, height, width = weight.shape
-    padded = np.zeros((-(-outs // _VECTOR) * _VECTOR, -(-ins // 4) * 4, height, width), np.int8)
-    padded[:outs, :ins] = weight
-    blocks, first = [], 0
-    while first < len(padded):
-        vectors = (len(padded) - first) // _VECTOR
-        last = first + (4 if vectors >= 4 else 2 if vectors >= 2 else 1) * _VECTOR
-        split = padded[first:last].reshape(last - first, padded.shape[1] // 4, 4, height, width)
-        blocks.append(split.transpose(3, 4, 1, 0, 2).ravel())
-        first = last
-    packed = np.concatenate(blocks)
-    memory = np.empty(packed.size + _PADDED, np.int8)
-    first = -memory.ctypes.data % _PADDED  # vectors are read in half the time where they do not cross lines
-    memory[first : first + packed.size] = packed
-    return memory[first : first + packed.size]
-
-
-def _depthwise_weight(weight: NDArray[np.int8]) -> NDArray[np.int8]:
-    """Return [height, width, channels], padded with zeros."""
-    channels, _, height, width = weight.shape
-    padded = np.zeros((height, width, -(-channels // _VECTOR) * _VECTOR), np.int8)
-    padded[:, :, :channels] = weight[:, 0].transpose(1, 2, 0)
-    return padded
+def _weight(step: Conv, memory: Memory, instructions: Instructions) -> Fields:
+    if step.depthwise:
+        return {"weight": depthwise_weight(step.weight)}
+    if instructions not in {Instructions.AVX2, Instructions.AVX_VNNI}:
+        return {"weight": dense_weight(step.weight)}
+    place = memory.feature(step.input)
+    weight, order = paired_weight(step.weight, place.row, place.pixel, split=instructions is Instructions.AVX2)
+    return {"weight": weight, "order": order}
 
 
 def _pool(step: MaxPool) -> Fields:

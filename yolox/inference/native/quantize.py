@@ -115,7 +115,7 @@ def find_codes(network: Network, extremes: Mapping[str, Extremes], quantile: flo
     return codes
 
 
-def round_weights(layer: Convolution, code: Code, extremes: Extremes) -> Rounded:
+def round_weights(layer: Convolution, code: Code, extremes: Extremes, *, in_pairs: bool = False) -> Rounded:
     """Return a convolution's 8-bit weights, into which the scales of the input's channels went before rounding.
 
     What rounding the weights changes in the mean of a channel is taken out of its offset again.
@@ -124,10 +124,15 @@ def round_weights(layer: Convolution, code: Code, extremes: Extremes) -> Rounded
         layer: The convolution.
         code: Of its input.
         extremes: Of its input.
+        in_pairs: Keep the sums of two neighbouring inputs' weights small, too: see ``packing.paired_weight``.
     """
     shape = (-1, 1, 1, 1) if layer.depthwise else (1, -1, 1, 1)
     folded = layer.weight * code.scale.reshape(shape)
-    multiplier = np.maximum(np.abs(folded).max((1, 2, 3)) / LARGEST_WEIGHT, LEAST_SCALE).astype(np.float32)
+    largest = np.abs(folded).max((1, 2, 3))
+    if in_pairs and not layer.depthwise:
+        even = folded[:, : folded.shape[1] // 2 * 2]
+        largest = np.maximum(largest, np.abs(even[:, ::2] + even[:, 1::2]).max((1, 2, 3), initial=0.0))
+    multiplier = np.maximum(largest / LARGEST_WEIGHT, LEAST_SCALE).astype(np.float32)
     weight = np.rint(folded / multiplier[:, None, None, None]).astype(np.int8)
     error = folded - weight * multiplier[:, None, None, None]
     mean = np.mean(extremes.mean, axis=0, dtype=np.float64) / code.scale

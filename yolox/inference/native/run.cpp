@@ -2,7 +2,7 @@
 #include <atomic>
 #include <chrono>
 #include <thread>
-#include "fast.h"
+#include "steps.h"
 
 namespace native {
 
@@ -88,8 +88,12 @@ extern "C" void native_bytes(long* step, long* curve, long* batch) {
   *step = sizeof(native::Step), *curve = sizeof(native::Curve), *batch = sizeof(native::Batch);
 }
 
-extern "C" long native_fast() {
-#ifdef NATIVE_FAST
+extern "C" long native_instructions() {  // numbers as in layout.py
+#if defined(NATIVE_AVX512)
+  return 3;
+#elif defined(NATIVE_AVX2) && defined(__AVXVNNI__)
+  return 2;
+#elif defined(NATIVE_AVX2)
   return 1;
 #else
   return 0;

@@ -2,10 +2,33 @@
 // meaning of each step and layout.py for the same structures in Python.
 #pragma once
 #include <cstdint>
+#include <utility>
 #define VECTORS_OF_16
 #include "vectors.h"
+#include "vectors.h"
+
+// Which kernels there are on this machine; neither: the portable ones. Tests ask for less than there is: NATIVE_MOST is
+// one of Instructions in layout.py.
+#ifndef NATIVE_MOST
+#define NATIVE_MOST 3
+#endif
+#if NATIVE_MOST > 2 && defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__) && \
+    defined(__AVX512DQ__)
+#define NATIVE_AVX512 1
+#elif NATIVE_MOST > 0 && defined(__AVX2__) && defined(__FMA__)
+#define NATIVE_AVX2 1
+#endif
 
 namespace native {
+
+#define INLINE __attribute__((always_inline))
+
+template <class F, int... I> INLINE inline void each_of(F f, std::integer_sequence<int, I...>) {
+  (f(std::integral_constant<int, I>()), ...);
+}
+
+// Calls f(0) ... f(N - 1) with constants, so that arrays indexed by them become registers.
+template <int N, class F> INLINE inline void unrolled(F f) { each_of(f, std::make_integer_sequence<int, N>()); }
 
 enum Kind : int64_t { BORDER, PACK, DENSE, DEPTHWISE, POOL, UPSAMPLE, ADD, UNARY, ARITHMETIC, COPY };
 enum Activation : int64_t { NONE, RELU, LEAKY_RELU, SILU, SIGMOID };
@@ -24,10 +47,11 @@ struct Matrix {
 
 // SiLU in integers of 16 bits: the larger of the argument and zero, less a dent that depends on the argument's size,
 // made of straight lines. The size's bits above the lowest `bits` choose the line, the last one for all larger sizes.
+// `cubic` describes the same dent by cubic polynomials: constant, linear, square and cubic coefficients of 8 pieces.
 // The result times `factor`, of `shift` bits after the point, plus `zero`, which holds half of the last place for
 // rounding, is the byte.
 struct Curve {
-  int16_t start[64], rise[64];
+  int16_t start[64], rise[64], cubic[4][8];
   int64_t bits, shift;
   const float *multiplier, *offset;
   const int16_t *factor, *zero;

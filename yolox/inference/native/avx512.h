@@ -1,20 +1,9 @@
 // The curves of smooth activations, 64 bytes at a time, with AVX-512.
 #pragma once
-#include <utility>
 #include "finish.h"
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
-#define NATIVE_FAST 1
+#ifdef NATIVE_AVX512
 
 namespace native {
-
-#define INLINE __attribute__((always_inline))
-
-template <class F, int... I> INLINE inline void each_of(F f, std::integer_sequence<int, I...>) {
-  (f(std::integral_constant<int, I>()), ...);
-}
-
-// Calls f(0) ... f(N - 1) with constants, so that arrays indexed by them become registers.
-template <int N, class F> INLINE inline void unrolled(F f) { each_of(f, std::make_integer_sequence<int, N>()); }
 
 // Four vectors of sums become 64 bytes. Sums are `ordered`, 16 neighbouring channels in each vector, or `unpacked`, as
 // depthwise convolutions have them: lane l of vector q has those of bytes 16 l + 4 q ... 16 l + 4 q + 3.

@@ -1,0 +1,88 @@
+"""The weights of a convolution in the order in which the kernels read them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["MOST_OF_A_PAIR", "dense_weight", "depthwise_weight", "paired_weight"]
+
+MOST_OF_A_PAIR = 128
+"""Size of the largest sum of two weights whose products with bytes, added, fit into 16 bits with sign."""
+
+_VECTOR = 16
+_LINE = 64
+_AVX2_ORDER = (0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15)
+
+
+def dense_weight(weight: NDArray[np.int8]) -> NDArray[np.int8]:
+    """Return [height, width, in / 4, 64, 4] for 64 outputs, then for the next, then for 32 or 16; padded with zeros."""
+    padded = _padded(weight)
+    outs, ins, height, width = padded.shape
+    blocks, first = [], 0
+    while first < outs:
+        vectors = (outs - first) // _VECTOR
+        last = first + (4 if vectors >= 4 else 2 if vectors >= 2 else 1) * _VECTOR
+        split = padded[first:last].reshape(last - first, ins // 4, 4, height, width)
+        blocks.append(split.transpose(3, 4, 1, 0, 2).ravel())
+        first = last
+    return _aligned(np.concatenate(blocks))
+
+
+def paired_weight(
+    weight: NDArray[np.int8], row: int, pixel: int, *, split: bool
+) -> tuple[NDArray[np.int8], NDArray[np.int32]]:
+    """Return what AVX2 multiplies, [16, 4] for each four bytes of 16 outputs' window, and where those bytes lie.
+
+    Its instruction adds two neighbouring products in 16 bits. Where that might overflow, half of both weights goes into
+    one more product with the same four bytes.
+
+    Args:
+        weight: [out, in, height, width].
+        row: Bytes from a row of the input to the next.
+        pixel: Bytes from a pixel of the input to the next.
+        split: Whether the instruction has this limit.
+
+    Returns:
+        The weights; and for each 16 outputs the index of their first four bytes, then the number of all of them, then
+        the distance of each from the window's beginning.
+    """
+    padded = _padded(weight)
+    outs, ins, height, width = padded.shape
+    blocks = padded.reshape(outs // _VECTOR, _VECTOR, ins // 4, 4, height, width)[:, list(_AVX2_ORDER)]
+    pairs = blocks.transpose(0, 4, 5, 2, 1, 3).reshape(outs // _VECTOR, -1, _VECTOR, 2, 2).astype(np.int16)
+    too_large = np.abs(pairs.sum(4, keepdims=True)) > MOST_OF_A_PAIR
+    rest = np.where(too_large & split, pairs // 2, 0)
+    y, x, four = np.meshgrid(np.arange(height), np.arange(width), np.arange(ins // 4), indexing="ij")
+    distance = (y * row + x * pixel + 4 * four).ravel()
+    weights, distances, first = [], [], [0]
+    for whole, half in zip(pairs, rest, strict=True):
+        again = half.any((1, 2, 3))
+        weights += [(whole - half).ravel(), half[again].ravel()]
+        distances += [distance, distance[again]]
+        first.append(first[-1] + len(distance) + int(again.sum()))
+    return _aligned(np.concatenate(weights).astype(np.int8)), np.concatenate([first, *distances]).astype(np.int32)
+
+
+def depthwise_weight(weight: NDArray[np.int8]) -> NDArray[np.int8]:
+    """Return [height, width, channels], padded with zeros."""
+    channels, _, height, width = weight.shape
+    padded = np.zeros((height, width, -(-channels // _VECTOR) * _VECTOR), np.int8)
+    padded[:, :, :channels] = weight[:, 0].transpose(1, 2, 0)
+    return padded
+
+
+def _padded(weight: NDArray[np.int8]) -> NDArray[np.int8]:
+    """Return weights with zeros up to whole vectors of outputs and fours of inputs."""
+    outs, ins, height, width = weight.shape
+    padded = np.zeros((-(-outs // _VECTOR) * _VECTOR, -(-ins // 4) * 4, height, width), np.int8)
+    padded[:outs, :ins] = weight
+    return padded
+
+
+def _aligned(packed: NDArray[np.int8]) -> NDArray[np.int8]:
+    """Return a copy that begins a cache line: vectors are read in half the time where they do not cross lines."""
+    memory = np.empty(packed.size + _LINE, np.int8)
+    first = -memory.ctypes.data % _LINE
+    memory[first : first + packed.size] = packed
+    return memory[first : first + packed.size]
