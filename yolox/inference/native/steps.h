@@ -5,7 +5,6 @@
 #include <utility>
 #define VECTORS_OF_16
 #include "vectors.h"
-#include "vectors.h"
 
 // Which kernels there are on this machine; neither: the portable ones. Tests ask for less than there is: NATIVE_MOST is
 // one of Instructions in layout.py.
