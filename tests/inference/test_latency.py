@@ -45,3 +45,10 @@ def test_measure_warms_up_and_keeps_to_count_and_time() -> None:
     samples = measure(lambda: time.sleep(0.02), slow)
     assert len(samples) == 2
     assert min(samples) >= 20
+
+
+def test_slow_methods_are_left_out_of_later_rounds() -> None:
+    plan = MeasurePlan(slow_seconds=10.0)
+    quick, slow = Latency((100.0,) * 20, 4), Latency((6000.0, 6000.0), 4)
+    assert [plan.wants_more(quick, done) for done in (1, 2, 4)] == [True, True, True]
+    assert [plan.wants_more(slow, done) for done in (1, 2, 4)] == [True, False, False]

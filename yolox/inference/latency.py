@@ -75,17 +75,23 @@ class MeasurePlan:
         samples: Runs of one method over all rounds, at most.
         round_seconds: Time of one method in one round, at most; a slow method still runs ``min_samples`` times.
         min_samples: Timed runs of one method in one round, at least.
+        slow_seconds: A method whose timed runs took longer is left out of the third and later rounds.
     """
 
     rounds: int = 5
     samples: int = 100
     round_seconds: float = 1.2
     min_samples: int = 2
+    slow_seconds: float = 20.0
 
     @property
     def samples_per_round(self) -> int:
         """Runs of one method in one round, at most."""
         return max(1, -(-self.samples // self.rounds))
+
+    def wants_more(self, latency: Latency, rounds_done: int) -> bool:
+        """Whether a method with these runs is part of the next round."""
+        return rounds_done < 2 or sum(latency.samples_ms) < 1e3 * self.slow_seconds
 
 
 def measure(run: Callable[[], object], plan: MeasurePlan, *, warmup: int = 1) -> tuple[float, ...]:

@@ -202,12 +202,14 @@ class Search:
         """Measure the remaining rounds; the time budget may cut them short, never the first."""
         names = [name for name, result in self.results.items() if result.successful and name in self._processes]
         for number, name in interleave(names, self._options.plan.rounds - 1):
+            row, plan = self.results[name], self._options.plan
             if name not in self._processes or self._seconds_left() <= 0:
                 continue
-            self._listener.on_progress(name, f"measuring, round {number + 2} of {self._options.plan.rounds}")
-            row = self.results[name]
+            if row.latency is not None and not plan.wants_more(row.latency, number + 1):
+                continue
+            self._listener.on_progress(name, f"measuring, round {number + 2} of {plan.rounds}")
             try:
-                message = self._processes[name].measure(self._options.plan, ROUND_SECONDS_LIMIT)
+                message = self._processes[name].measure(plan, ROUND_SECONDS_LIMIT)
                 self.results[name] = self._with_samples(row, message)
             except ProcessFailure as failure:
                 self._processes.pop(name)
