@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from yolox.errors import UsageError
 from yolox.inference import methods
 from yolox.inference.optimizer import InferenceOptimizer, Limits
 from yolox.inference.results import OptimizationReport, Status
-from yolox.inference.search import Listener
+from yolox.inference.search import Listener, Search, SearchOptions
 
 pytestmark = pytest.mark.processes
 RUN = ["channels_last", "bf16", "jit_fp32", "jit_bf16", "openvino_fp32"]
@@ -230,3 +231,16 @@ def test_the_time_budget_leaves_later_methods_out() -> None:
         )
     report = optimizer.report
     assert [row.status for row in report] == [Status.EARLY_STOPPED]
+
+
+@pytest.mark.parametrize(
+    ("has_bf16", "order"),
+    [(True, "original bf16 openvino_fp32 inductor_fp32"), (False, "original openvino_fp32 inductor_fp32 bf16")],
+)
+def test_rows_that_are_computed_in_software_come_last(
+    has_bf16: bool, order: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("yolox.inference.search.read_machine", lambda: SimpleNamespace(has_bf16=has_bf16))
+    chosen = tuple(methods.get_method(name) for name in ("original", "bf16", "inductor_fp32", "openvino_fp32"))
+    search = Search(chosen, tmp_path, 1, SearchOptions(threads=1), Listener())
+    assert [method.name for group in search._groups() for method in group] == order.split()

@@ -10,9 +10,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from yolox.cpu.machine import read_machine
 from yolox.errors import UsageError, YoloxError
 from yolox.inference.backends import BACKENDS
-from yolox.inference.backends.base import Method, Settings
+from yolox.inference.backends.base import Method, Precision, Settings
 from yolox.inference.isolation import MethodProcess, ProcessFailure
 from yolox.inference.jobs import Job
 from yolox.inference.latency import Latency, MeasurePlan, interleave
@@ -109,7 +110,8 @@ class Search:
         """Yield the original alone, then so many methods as are prepared side by side."""
         first, *rest = self._methods
         yield (first,)
-        rest.sort(key=lambda method: RUN_ORDER.index(method.backend))
+        software = {Precision.BF16} if not read_machine().has_bf16 else set()  # minutes for one batch
+        rest.sort(key=lambda method: (method.precision in software, RUN_ORDER.index(method.backend)))
         size = min(PREPARED_TOGETHER, self._options.threads)
         for start in range(0, len(rest), size):
             yield tuple(rest[start : start + size])
@@ -170,8 +172,11 @@ class Search:
         method = process.method
         self._processes.pop(method.name)
         status = Status(failure.status) if failure.status else _status_of_stage(process.stage)
-        log = self._log(method)
-        return MethodResult(method, status, failure.reason, peak_memory_mb=failure.peak_memory_mb, log=log)
+        reason, log = failure.reason, self._log(method)
+        if failure.timed_out and self._seconds_left() <= 0:
+            status = Status.EARLY_STOPPED
+            reason = f"the time budget of {self._options.time_budget:.0f} s was used up while {process.stage}"
+        return MethodResult(method, status, reason, peak_memory_mb=failure.peak_memory_mb, log=log)
 
     def _log(self, method: Method) -> Path:
         return self._folder / "logs" / f"{method.name}.log"
