@@ -158,8 +158,12 @@ class PreparedModule:
         name = type(optimizer).__name__
         self.note = f"IPEX packed the weights of {packed} layers in {'bf16' if half else 'fp32'}"
         if not pack:
-            reason = "parts of the module compute in fp32" if fused else f"it has no step of {name} for bf16 weights"
-            reason = reason if able else "this processor has no AVX-512, without which it does not pack bf16 weights"
+            if not able:
+                reason = "this processor has no AVX-512, without which it does not pack bf16 weights"
+            else:
+                reason = (
+                    "parts of the module compute in fp32" if fused else f"it has no step of {name} for bf16 weights"
+                )
             self.note = f"IPEX left the weights as they are, since {reason}"
         elif fused:
             self.note += f" and fused the step of {name}"

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from yolox.inference.native.layers import Convolution, Enlarge, Join, Network, Pixels, Pool, Rows, Sum
 from yolox.inference.native.program import Floats
+from yolox.inference.quantizers.overflow import weight_bounds
 
 __all__ = ["Code", "Extremes", "Rounded", "collect", "find_codes", "round_weights"]
 
@@ -128,10 +129,7 @@ def round_weights(layer: Convolution, code: Code, extremes: Extremes, *, in_pair
     """
     shape = (-1, 1, 1, 1) if layer.depthwise else (1, -1, 1, 1)
     folded = layer.weight * code.scale.reshape(shape)
-    largest = np.abs(folded).max((1, 2, 3))
-    if in_pairs and not layer.depthwise:
-        even = folded[:, : folded.shape[1] // 2 * 2]
-        largest = np.maximum(largest, np.abs(even[:, ::2] + even[:, 1::2]).max((1, 2, 3), initial=0.0))
+    largest = weight_bounds(folded, pairs=in_pairs and not layer.depthwise)
     multiplier = np.maximum(largest / LARGEST_WEIGHT, LEAST_SCALE).astype(np.float32)
     weight = np.rint(folded / multiplier[:, None, None, None]).astype(np.int8)
     error = folded - weight * multiplier[:, None, None, None]

@@ -17,7 +17,7 @@ from yolox.inference.backends.base import Array, Arrays, PrepareContext, as_nump
 from yolox.inference.backends.int8_lowering import lower_int8_, silence_quantize_warning
 from yolox.inference.backends.torch_runner import export_program
 from yolox.inference.quantizers.ladder import Layer, climb
-from yolox.inference.quantizers.overflow import weight_bounds
+from yolox.inference.quantizers.overflow import sums_may_overflow, weight_bounds
 from yolox.inference.quantizers.ranges import RangeFinder, relative_noise
 
 __all__ = ["export_graph", "fold_weights_", "heavy_nodes", "int8_share", "keep_observers_", "quantize_graph"]
@@ -146,7 +146,7 @@ def _bound_weights_(prepared: GraphModule, layers: Collection[Node]) -> None:
         if not isinstance(source, Node) or source.op != "get_attr":
             continue  # weights that are computed
         weight = operator.attrgetter(str(source.target))(prepared).detach().numpy()
-        bounds = torch.from_numpy(weight_bounds(weight))
+        bounds = torch.from_numpy(weight_bounds(weight, pairs=sums_may_overflow()))
         observer: Any = prepared.get_submodule(str(observer_node.target))
         observer.min_val, observer.max_val = -bounds, bounds
 

@@ -14,7 +14,7 @@ import numpy as np
 from yolox.errors import MissingDependencyError, UsageError
 from yolox.inference.backends.base import Arrays, PrepareContext
 from yolox.inference.quantizers.ladder import Layer, climb
-from yolox.inference.quantizers.overflow import weight_bounds
+from yolox.inference.quantizers.overflow import sums_may_overflow, weight_bounds
 from yolox.inference.quantizers.ranges import RangeFinder, relative_noise
 
 __all__ = ["quantize_onnx"]
@@ -157,7 +157,8 @@ def _static(
     weights = {item.name: item for item in model.graph.initializer}
     for node in nodes:
         if node.op_type == "Conv":
-            bounds = weight_bounds(onnx.numpy_helper.to_array(weights[node.input[1]]))
+            values = onnx.numpy_helper.to_array(weights[node.input[1]])
+            bounds = weight_bounds(values, pairs=sums_may_overflow())
             overrides[node.input[1]] = [{"axis": 0, "symmetric": True, **_range(-b, b)} for b in bounds]
     target = folder / "static.onnx"
     quantization.quantize_static(

@@ -26,19 +26,18 @@ def sums_may_overflow() -> bool:
     return "avx2" in machine.isa and not machine.has_vnni
 
 
-def weight_bounds(weight: NDArray[Any], *, pairs: bool | None = None) -> NDArray[np.float32]:
+def weight_bounds(weight: NDArray[Any], *, pairs: bool) -> NDArray[np.float32]:
     """Return the absolute value that the largest int8 weight of each output channel shall stand for.
 
     Args:
         weight: [out, in, ...], real values.
-        pairs: Keep the sums of pairs exact; ``None``: where this processor needs it.
+        pairs: Keep the sums of two neighbouring inputs' products exact, too: where ``sums_may_overflow``.
 
     Returns:
         [out]: the largest absolute weight, or the largest sum of two neighbours of one sign if that is larger.
     """
-    rows = np.abs(weight).reshape(len(weight), -1)
-    if not (sums_may_overflow() if pairs is None else pairs):
-        return np.asarray(rows.max(1), np.float32)
+    if not pairs:
+        return np.asarray(np.abs(weight).reshape(len(weight), -1).max(1), np.float32)
     outs, ins = weight.shape[:2]
     even = np.concatenate([weight, np.zeros_like(weight[:, : ins % 2])], axis=1).reshape(outs, -(-ins // 2), 2, -1)
     positive, negative = np.maximum(even, 0.0).sum(2), np.maximum(-even, 0.0).sum(2)
