@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.child import Side
 from benchmarks.photographs import write_photographs
-from benchmarks.protocol import MakePart, Part, Row, run_benchmark, summary
+from benchmarks.protocol import MakePart, Part, Row, native_precisions, run_benchmark, summary
 from yolox.inference.latency import interleave
 
 __all__ = ["main"]
@@ -90,9 +90,10 @@ def _stage_row(seconds: dict[tuple[str, str], list[float]], stage: str, name: st
 
 def _training(model: str, size: int, rounds: int, quick: bool) -> Part:
     size, count, batch, rounds, steps, settle = (64, 6, 2, 1, 1, 1) if quick else (size, 96, 16, rounds, 8, 4)
+    precision = native_precisions()[-1]
     with tempfile.TemporaryDirectory(prefix="benchmark-data-") as folder:
         data = {"folder": str(write_photographs(Path(folder), count)), "model": model, "size": size}
-        common: dict[str, Any] = {**data, "batch_size": batch, "precision": "bf16", "keep": 0, "as_tool": True}
+        common: dict[str, Any] = {**data, "batch_size": batch, "precision": precision, "keep": 0, "as_tool": True}
         sides = [
             Side("memory", f"{MODULE}:train", {**common, "cache": "ram", "keep": 4}),
             Side("files", f"{MODULE}:train", {**common, "cache": "off"}),
@@ -114,8 +115,8 @@ def _training(model: str, size: int, rounds: int, quick: bool) -> Part:
     }
     settings = {**{key: common[key] for key in ("model", "size", "batch_size", "precision")}, "files": count}
     note = (
-        f"{model}, bf16, batch {batch}, published augmentation at one input size. Each round begins with {settle} "
-        "steps that do not count, in which the loader's queue, filled while another side ran, runs dry. 'cached' is "
+        f"{model}, precision {precision}, batch {batch}, published augmentation at one input size. Each round begins "
+        f"with {settle} steps that do not count, in which the loader's queue, filled while another side ran, runs dry. 'cached' is "
         "what runs by default, from the second epoch on, where the resized images take a fifth of the free memory."
     )
     return Part(rows, columns, {**settings, "rounds": rounds, "steps": steps}, [note])

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.protocol import ROOT, MakePart, Part, Row, run_benchmark
+from benchmarks.protocol import ROOT, MakePart, Part, Row, native_precisions, run_benchmark
 from yolox.inference.results import MethodResult, OptimizationReport
 
 __all__ = ["main"]
@@ -52,8 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = {f"{key}-b{batch}": Setting(*SIZES[key], batch) for key in SIZES for batch in BATCHES}
     settings["s-b64"] = replace(settings["s-b64"], methods=FEW, rounds=1)  # seconds a run
     settings["tiny-b64"] = replace(settings["tiny-b64"], rounds=3)
+    if "bf16" not in native_precisions():
+        settings = {key: replace(setting, methods=_without_bf16(setting)) for key, setting in settings.items()}
     parts: dict[str, MakePart] = {name: partial(_measure, setting) for name, setting in settings.items()}
     return run_benchmark("inference_methods", ABOUT, parts, argv)
+
+
+def _without_bf16(setting: Setting) -> Sequence[str]:
+    """Return its rows but those that this processor would compute in software."""
+    return [name for name in setting.methods if "bf16" not in name]
 
 
 def _measure(setting: Setting, quick: bool) -> Part:

@@ -22,7 +22,7 @@ from yolox.cpu.machine import read_machine
 from yolox.files import make_output_dir, write_text
 from yolox.tables import markdown_table
 
-__all__ = ["ROOT", "Part", "machine_block", "run_benchmark", "summary"]
+__all__ = ["ROOT", "Part", "machine_block", "native_precisions", "run_benchmark", "summary"]
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -71,6 +71,14 @@ def summary(samples: Sequence[float]) -> dict[str, float]:
     """Return median, 10th and 90th percentile and count of repeated measurements."""
     low, middle, high = (float(value) for value in np.percentile(samples, [10, 50, 90]))
     return {"median": middle, "p10": low, "p90": high, "count": len(samples)}
+
+
+def native_precisions() -> tuple[str, ...]:
+    """Return the trainer's precisions that this processor computes in hardware, the fastest last.
+
+    bf16 in software takes minutes for a batch, and nobody would use it.
+    """
+    return ("32", "bf16") if read_machine().has_bf16 else ("32",)
 
 
 def machine_block() -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.child import Side, measure_sides
-from benchmarks.protocol import MakePart, Part, Row, run_benchmark, summary
+from benchmarks.protocol import MakePart, Part, Row, native_precisions, run_benchmark, summary
 from yolox.cpu.machine import pretend_machine, read_machine
 from yolox.inference.latency import interleave
 from yolox.trainer.plan import Request, make_plan
@@ -29,7 +29,8 @@ PARAMETERS = 0.91e6
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark and return its exit code."""
-    nano = {"model": "yolox_nano", "size": 416, "batch_size": 16, "precision": "bf16", "as_tool": True}
+    precision = native_precisions()[-1]
+    nano = {"model": "yolox_nano", "size": 416, "batch_size": 16, "precision": precision, "as_tool": True}
     parts: dict[str, MakePart] = {
         "processes": _processes,
         "batch": partial(_growth, nano, "batch_size", (16, 32, 64, 128)),
@@ -44,6 +45,7 @@ def _processes(quick: bool) -> Part:
     size, batch, rounds, steps = (64, 2, 1, 1) if quick else (416, 64, 2, 3)
     first = read_machine().cores[0][0].number
     common: dict[str, Any] = {"model": "yolox_nano", "size": size, "batch_size": batch, "cpus": None, "as_tool": True}
+    common["precision"] = native_precisions()[-1]
     chosen: dict[str, dict[str, Any]] = {
         "1 process": {**common, "processes": 1},
         "2 processes": {**common, "processes": 2},
@@ -74,7 +76,7 @@ def _processes(quick: bool) -> Part:
         "p10–p90": "{images_per_second[p10]:.1f}–{images_per_second[p90]:.1f}",
     }
     notes = [
-        f"nano, {size} pixels, bf16, batch {batch}, through our trainer, data in memory.",
+        f"nano, {size} pixels, precision {common['precision']}, batch {batch}, through our trainer, data in memory.",
         f"Rows with cores in their name are projections, not measurements: {one:.1f} images/s of one core, a serial "
         f"share of {serial:.1%} (Amdahl's law through 1 core and {threads['1 process'][0]} threads), gradients "
         f"summed at {BANDWIDTH / 1e9:.0f} GB/s, 8 images a core and step. They ignore the bandwidth of memory and "

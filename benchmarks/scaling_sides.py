@@ -65,7 +65,7 @@ def processes(settings: dict[str, Any], channel: Channel) -> None:
             num_processes=None if settings["cpus"] else settings["processes"],
             cpu_for_each_process=settings["cpus"],
             channels_last=True,
-            precision="bf16",
+            precision=settings["precision"],
             max_epochs=2,
             callbacks=[throughput],
             logger=False,

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from benchmarks.child import Side, measure_sides
-from benchmarks.protocol import MakePart, Part, Row, run_benchmark, summary
+from benchmarks.protocol import MakePart, Part, Row, native_precisions, run_benchmark, summary
 from yolox.cpu.ipex_location import locate_ipex
 
 __all__ = ["main"]
@@ -68,9 +68,10 @@ def _sides(setting: Setting) -> list[Side]:
     sides = [Side(STOCK, f"{module}:stock", common, our_allocator=False)]
     sides += [
         Side(f"ours {name}", f"{module}:ours", {**common, "precision": name, "as_tool": True})
-        for name in ("32", "bf16")
+        for name in native_precisions()
     ]
-    location = locate_ipex(look_here=False) if setting.ipex else None
+    with_ipex = setting.ipex and "bf16" in native_precisions()
+    location = locate_ipex(look_here=False) if with_ipex else None
     if location is not None and location.interpreter is not None:
         for name, allocator in (("IPEX bf16", False), ("IPEX bf16, our allocator", True)):
             settings = {**common, "allocator": allocator}

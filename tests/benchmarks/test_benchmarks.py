@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks import data_pipeline, evaluation, inference_methods, scaling, train_throughput
+from benchmarks.protocol import native_precisions
 
 SUMMARY = {"median", "p10", "p90", "count"}
 MACHINE = {"model_name", "usable_cores", "isa", "libraries", "malloc", "allocator_of_ours", "source"}
@@ -51,7 +52,7 @@ def test_help_names_the_parts(main: Main, name: str, capsys: pytest.CaptureFixtu
 @pytest.mark.processes
 def test_train_throughput(tmp_path: Path) -> None:
     rows = run(train_throughput.main, "train_throughput", "nano-b16", tmp_path)
-    assert [row["side"] for row in rows] == ["stock fp32", "ours 32", "ours bf16"]
+    assert [row["side"] for row in rows] == ["stock fp32", *(f"ours {name}" for name in native_precisions())]
     for row in rows:
         assert row["images_per_second"].keys() == row["seconds_per_step"].keys() == SUMMARY
         assert row["peak_memory_mb"] > 0
