@@ -219,20 +219,26 @@ void backward(Gradient<T> g, T* dx, Norm norm, const double* sums, double count)
 
 }  // namespace
 
+// Without `sums` the pixels are all there are, and the first pass is made here.
 #define EXPORT(NAME, T)                                                                                               \
   extern "C" void batchnorm_silu_statistics_##NAME(const T* x, long pixels, long channels, double* sums) {            \
     statistics(x, pixels, channels, sums);                                                                            \
   }                                                                                                                   \
   extern "C" void batchnorm_silu_forward_##NAME(const T* x, T* y, long pixels, long channels, Norm norm,              \
                                                 const double* sums, double count, double eps, Running running) {      \
-    forward(x, y, pixels, channels, norm, sums, count, eps, running);                                                 \
+    std::vector<double> own(sums ? 0 : 2 * channels);                                                                 \
+    if (!sums) statistics(x, pixels, channels, own.data());                                                           \
+    forward(x, y, pixels, channels, norm, sums ? sums : own.data(), count, eps, running);                             \
   }                                                                                                                   \
   extern "C" void batchnorm_silu_gradient_sums_##NAME(Gradient<T> g, T* dx, Norm norm, double* sums, float* dweight,  \
                                                       float* dbias) {                                                 \
     gradient_sums(g, dx, norm, sums, dweight, dbias);                                                                 \
   }                                                                                                                   \
-  extern "C" void batchnorm_silu_backward_##NAME(Gradient<T> g, T* dx, Norm norm, const double* sums, double count) { \
-    backward(g, dx, norm, sums, count);                                                                               \
+  extern "C" void batchnorm_silu_backward_##NAME(Gradient<T> g, T* dx, Norm norm, const double* sums, float* dweight, \
+                                                 float* dbias, double count) {                                        \
+    std::vector<double> own(sums ? 0 : 2 * g.channels);                                                               \
+    if (!sums) gradient_sums(g, dx, norm, own.data(), dweight, dbias);                                                \
+    backward(g, dx, norm, sums ? sums : own.data(), count);                                                           \
   }
 EXPORT(float32, float)
 EXPORT(bfloat16, bf16)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from typing import Any
+from functools import lru_cache
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -71,38 +72,50 @@ def depthwise_conv(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     return y
 
 
+_POINTER, _LONG, _DOUBLE = ctypes.c_void_p, ctypes.c_long, ctypes.c_double
+
+
 class _Norm(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_void_p) for name in ("weight", "bias", "mean", "rstd"))
+    _fields_ = tuple((name, _POINTER) for name in ("weight", "bias", "mean", "rstd"))
 
 
 class _Running(ctypes.Structure):
-    _fields_ = (("mean", ctypes.c_void_p), ("var", ctypes.c_void_p), ("momentum", ctypes.c_double))
+    _fields_ = (("mean", _POINTER), ("var", _POINTER), ("momentum", _DOUBLE))
 
 
 class _Gradient(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("dy", "x")),
-        *((name, ctypes.c_long) for name in ("stride", "pixels", "channels")),
+        *((name, _POINTER) for name in ("dy", "x")),
+        *((name, _LONG) for name in ("stride", "pixels", "channels")),
     )
 
 
 class _Images(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_long) for name in ("count", "channels", "height", "width", "stride"))
+    _fields_ = tuple((name, _LONG) for name in ("count", "channels", "height", "width", "stride"))
+
+
+_PARAMETERS = {
+    "batchnorm_silu_statistics": (_POINTER, _LONG, _LONG, _POINTER),
+    "batchnorm_silu_forward": (_POINTER, _POINTER, _LONG, _LONG, _Norm, _POINTER, _DOUBLE, _DOUBLE, _Running),
+    "batchnorm_silu_gradient_sums": (_Gradient, _POINTER, _Norm, _POINTER, _POINTER, _POINTER),
+    "batchnorm_silu_backward": (_Gradient, _POINTER, _Norm, _POINTER, _POINTER, _POINTER, _DOUBLE),
+    "depthwise_forward": (_POINTER, _POINTER, _Images, _POINTER),
+    "depthwise_backward": (_POINTER, _POINTER, _POINTER, _Images, _POINTER, _POINTER),
+}
+
+
+@lru_cache
+def _kernel(name: str, dtype: torch.dtype) -> Callable[..., None]:
+    library = kernels()
+    assert library is not None
+    function: Any = getattr(library, f"{name}_{TYPES[dtype]}")
+    function.argtypes, function.restype = _PARAMETERS[name], None
+    return cast("Callable[..., None]", function)
 
 
 def _call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
-    """Call the kernel of that name and type; tensors go by address, integers as ``long``, floats as ``double``."""
-    library = kernels()
-    assert library is not None
-    converted: list[Any] = []
-    for value in arguments:
-        if isinstance(value, Tensor):
-            converted.append(ctypes.c_void_p(value.data_ptr()))
-        elif isinstance(value, int):
-            converted.append(ctypes.c_long(value))
-        else:
-            converted.append(ctypes.c_double(value) if isinstance(value, float) else value)
-    getattr(library, f"{name}_{TYPES[dtype]}")(*converted)
+    """Call the kernel of that name and type; tensors go by address."""
+    _kernel(name, dtype)(*[value.data_ptr() if isinstance(value, Tensor) else value for value in arguments])
 
 
 def _pixels(x: Tensor) -> int:
@@ -125,15 +138,17 @@ class _BatchNormSilu(torch.autograd.Function):
         assert norm.running_mean is not None
         assert norm.running_var is not None
         pixels, channels = _pixels(x), x.shape[1]
-        sums = torch.empty(2 * channels + 1, dtype=torch.float64)
-        _call("batchnorm_silu_statistics", x.dtype, x, pixels, channels, sums)
-        ctx.share = getattr(norm, "sum_over_ranks", None)
-        ctx.count = _shared(ctx.share, sums, pixels)
+        ctx.share, ctx.count, sums = getattr(norm, "sum_over_ranks", None), float(pixels), None
+        if ctx.share is not None:
+            sums = torch.empty(2 * channels + 1, dtype=torch.float64)
+            _call("batchnorm_silu_statistics", x.dtype, x, pixels, channels, sums)
+            sums[-1] = pixels
+            ctx.share(sums)
+            ctx.count = float(sums[-1])
         statistics, y = torch.empty(2, channels, dtype=torch.float32), torch.empty_like(x)
-        pointers = _Norm(*(tensor.data_ptr() for tensor in (weight, bias, *statistics)))
-        running = _Running(norm.running_mean.data_ptr(), norm.running_var.data_ptr(), float(norm.momentum or 0.0))
-        arguments = (x, y, pixels, channels, pointers, sums, ctx.count, float(norm.eps), running)
-        _call("batchnorm_silu_forward", x.dtype, *arguments)
+        running = _Running(norm.running_mean.data_ptr(), norm.running_var.data_ptr(), norm.momentum or 0.0)
+        arguments = (_norm(weight, bias, statistics), sums, ctx.count, norm.eps, running)
+        _call("batchnorm_silu_forward", x.dtype, x, y, pixels, channels, *arguments)
         ctx.save_for_backward(x, weight, bias, statistics)
         return y
 
@@ -142,24 +157,20 @@ class _BatchNormSilu(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, weight, bias, statistics = ctx.saved_tensors
         (dy, stride), dx = _strided(grads[0].to(x.dtype)), torch.empty_like(x)
-        dweight, dbias = torch.empty_like(weight), torch.empty_like(bias)
-        sums = torch.empty(2, x.shape[1], dtype=torch.float64)
-        norm = _Norm(*(tensor.data_ptr() for tensor in (weight, bias, *statistics)))
+        dweight, dbias, sums = torch.empty_like(weight), torch.empty_like(bias), None
+        norm = _norm(weight, bias, statistics)
         gradient = _Gradient(dy.data_ptr(), x.data_ptr(), stride, _pixels(x), x.shape[1])
-        _call("batchnorm_silu_gradient_sums", x.dtype, gradient, dx, norm, sums, dweight, dbias)
         if ctx.share is not None:  # the parameters' gradients are this rank's; the trainer adds those up
+            sums = torch.empty(2, x.shape[1], dtype=torch.float64)
+            _call("batchnorm_silu_gradient_sums", x.dtype, gradient, dx, norm, sums, dweight, dbias)
             ctx.share(sums)
-        _call("batchnorm_silu_backward", x.dtype, gradient, dx, norm, sums, ctx.count)
+        _call("batchnorm_silu_backward", x.dtype, gradient, dx, norm, sums, dweight, dbias, ctx.count)
         return dx, dweight, dbias, None
 
 
-def _shared(share: Callable[[Tensor], None] | None, sums: Tensor, pixels: int) -> float:
-    """Add up the sums of all processes, if there are several, and return the number of pixels in them."""
-    if share is None:
-        return float(pixels)
-    sums[-1] = pixels
-    share(sums)
-    return float(sums[-1])
+def _norm(weight: Tensor, bias: Tensor, statistics: Tensor) -> _Norm:
+    mean = statistics.data_ptr()
+    return _Norm(weight.data_ptr(), bias.data_ptr(), mean, mean + statistics.stride(0) * statistics.itemsize)
 
 
 class _Depthwise(torch.autograd.Function):
@@ -183,5 +194,5 @@ class _Depthwise(torch.autograd.Function):
         dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         count, channels, height, width = x.shape
         images = _Images(count, channels, height, width, ctx.stride)
-        _call("depthwise_backward", x.dtype, dy, x, ctypes.c_void_p() if dx is None else dx, images, weight, dweight)
+        _call("depthwise_backward", x.dtype, dy, x, dx, images, weight, dweight)
         return dx, dweight, None
