@@ -92,6 +92,7 @@ class RecipeConfig:
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
     ema: bool = True
+    ema_time_constant: float = 2000.0  # steps; less suits runs of few steps, see `recipe.ema`
     weight_decay: float = 5e-4
     momentum: float = 0.9
     eval_interval: int = 10
@@ -214,6 +215,7 @@ def _check(experiment: Experiment) -> Experiment:
     _check_range(
         experiment.recipe, ("max_epoch", "eval_interval", "print_interval", "max_history_ckpt"), "1 or more", 1
     )
+    _check_range(experiment.recipe, ("ema_time_constant",), "a number of steps, 1 or more", 1)
     _check_range(experiment.model, ("num_classes",), "1 or more", 1)
     chances = ("mosaic_prob", "mixup_prob", "hsv_prob", "flip_prob")
     _check_range(experiment.data, chances, "a probability from 0 to 1", 0, 1)

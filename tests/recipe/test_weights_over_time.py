@@ -54,6 +54,18 @@ def test_decay_at_official_figures(updates: int, decay: float) -> None:
     assert ema_decay(updates) == pytest.approx(decay, abs=6e-4)
 
 
+def test_short_runs_may_average_over_more_steps() -> None:
+    assert 1 / (1 - ema_decay(2000)) == pytest.approx(2.7, abs=0.1)
+    assert 1 / (1 - ema_decay(2000, time_constant=500)) == pytest.approx(54, abs=1)
+    model = torch.nn.Linear(1, 1, bias=False)
+    ema = ModelEma(model, time_constant=500)
+    torch.nn.init.zeros_(ema.model.weight)
+    torch.nn.init.ones_(model.weight)
+    ema.updates = 1999
+    ema.update_(model)
+    assert ema.model.weight.item() == pytest.approx(1 - ema_decay(2000, 500), rel=1e-5)
+
+
 def test_average_follows_floats_and_copies_counters() -> None:
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), torch.nn.BatchNorm2d(1))
     ema = ModelEma(model)

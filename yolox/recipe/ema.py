@@ -12,8 +12,12 @@ from torch import Tensor, nn
 __all__ = ["ModelEma", "ema_decay"]
 
 
-def ema_decay(updates: int, limit: float = 0.9998, time_constant: float = 2000.0) -> float:
-    """Return the decay at the given update, 1-based: small at first, so that early weights are soon forgotten."""
+def ema_decay(updates: int, time_constant: float = 2000.0, limit: float = 0.9998) -> float:
+    """Return the decay at the given update, 1-based: small at first, so that early weights are soon forgotten.
+
+    Official YOLOX has a time constant of 2000 updates: a run that ends after as many has a decay of 0.63 and averages
+    over its last three updates, next to nothing. With 500 it averages over its last 60.
+    """
     return limit * (1.0 - math.exp(-updates / time_constant))
 
 
@@ -27,10 +31,12 @@ class ModelEma(Generic[Model]):
 
     Args:
         model: The model to follow.
+        time_constant: See `ema_decay`.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, time_constant: float = 2000.0) -> None:
         self.updates = 0
+        self.time_constant = time_constant
         self.model: Model = copy.deepcopy(model).eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -46,7 +52,7 @@ class ModelEma(Generic[Model]):
                 currents.append(state[key].to(average.dtype))
             else:
                 average.copy_(state[key])
-        torch._foreach_lerp_(averages, currents, 1.0 - ema_decay(self.updates))
+        torch._foreach_lerp_(averages, currents, 1.0 - ema_decay(self.updates, self.time_constant))
 
     def load_(self, weights: dict[str, Tensor], updates: int) -> None:
         """Continue from saved averages."""

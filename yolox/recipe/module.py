@@ -53,7 +53,8 @@ class YoloxModule(pl.LightningModule):
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(experiment.seed)  # PyTorch's layers draw their weights from the global generator
             self.detector = build_detector(experiment.model)
-        self.ema = ModelEma(self.detector) if experiment.recipe.ema else None
+        recipe = experiment.recipe
+        self.ema = ModelEma(self.detector, recipe.ema_time_constant) if recipe.ema else None
 
     @property
     def in_final_phase(self) -> bool:

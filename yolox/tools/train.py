@@ -210,12 +210,11 @@ def _set_aside(folder: Path) -> None:
 
 def _load_start(module: YoloxModule, path: str) -> None:
     from yolox.checkpoint import load_weights_, read_checkpoint, weights_of
-    from yolox.recipe.ema import ModelEma
 
     report = load_weights_(module.detector, weights_of(read_checkpoint(path), path))
     print(f"start weights: {path}: {report}")
     if module.ema is not None:
-        module.ema = ModelEma(module.detector)
+        module.ema.load_(module.detector.state_dict(), updates=0)
 
 
 def _describe(module: YoloxModule, data: YoloxDataModule, args: argparse.Namespace) -> None:
