@@ -116,8 +116,9 @@ def _training(model: str, size: int, rounds: int, quick: bool) -> Part:
     settings = {**{key: common[key] for key in ("model", "size", "batch_size", "precision")}, "files": count}
     note = (
         f"{model}, precision {precision}, batch {batch}, published augmentation at one input size. Each round begins "
-        f"with {settle} steps that do not count, in which the loader's queue, filled while another side ran, runs dry. 'cached' is "
-        "what runs by default, from the second epoch on, where the resized images take a fifth of the free memory."
+        f"with {settle} steps that do not count, in which the loader's queue, filled while another side ran, runs dry. "
+        "'cached' is what runs by default, from the second epoch on, where the resized images take a fifth of the free "
+        "memory."
     )
     return Part(rows, columns, {**settings, "rounds": rounds, "steps": steps}, [note])
 
