@@ -45,4 +45,4 @@ def test_from_scratch_on_the_sample_set(tmp_path: Path) -> None:
     line = next(row for row in said.splitlines() if "yolox.tools.train" in row)
     words = line.split("yolox.tools.train")[1].split()
     assert train_tool.main([*words, "--output_dir", str(tmp_path), "--logger", "none"]) == 0
-    assert best(tmp_path / "demo", "val/AP50") >= (0.90 if "bf16" in words else 0.86)
+    assert best(tmp_path / "demo", "val/AP50") >= (0.90 if "bf16" in words else 0.88)
