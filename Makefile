@@ -11,7 +11,7 @@ DEMO_METHODS := native_int8 openvino_fp32 openvino_int8 onnxruntime_fp32
 ifeq ($(shell grep -qs avx512_bf16 /proc/cpuinfo && echo yes),yes)
 DEMO_RECIPE += --precision bf16 test_size 320 random_size 7,9 max_epoch 180 no_aug_epochs 25 eval_interval 25
 DEMO_METHODS += bf16 inductor_bf16 openvino_bf16
-else  # a step takes twice as long without arithmetic for bf16: fewer of them, so easier images and longer averages
+else  # a step takes twice as long without arithmetic for bf16: fewer of them; docs/decisions/0020 says what that changes
 DEMO_RECIPE += --precision 32 test_size 288 random_size 6,9 max_epoch 112 no_aug_epochs 6 eval_interval 40 hsv_prob 0 ema_time_constant 500
 endif
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
