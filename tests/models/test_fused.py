@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import subprocess
@@ -19,8 +20,9 @@ from torch.overrides import TorchFunctionMode
 
 from yolox.cpu.compiled import compiled_kernels
 from yolox.models.fused import library
-from yolox.models.fused.layers import batchnorm_silu, depthwise_conv, fits, fits_batchnorm_silu
-from yolox.models.layers import ConvBnAct
+from yolox.models.fused.layers import batchnorm_silu, batchnorm_silu_pair, depthwise_conv, fits, fits_batchnorm_silu
+from yolox.models.head import DetectionHead
+from yolox.models.layers import ConvBnAct, CspLayer, joined_conv
 
 SHAPES = [(2, 16, 20, 12), (3, 24, 13, 7), (1, 128, 3, 5), (2, 1, 3, 3), (5, 33, 1, 1)]
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1.2e-2}
@@ -68,6 +70,86 @@ def test_batchnorm_silu_equals_float64(shape: tuple[int, ...], dtype: torch.dtyp
     assert_near(ours.running_mean, exact.running_mean, 1e-5)
     assert_near(ours.running_var, exact.running_var, 1e-4)
     assert int(ours.num_batches_tracked) == 1
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("size", [(20, 12), (1, 1), (3, 5)], ids=str)
+def test_a_pair_is_two_layers(size: tuple[int, int], dtype: torch.dtype) -> None:
+    """Outputs lie apart, gradients come from anywhere: of one half from the middle of a wider tensor."""
+    torch.manual_seed(0)
+    channels = (16, 32)
+    norms = [nn.BatchNorm2d(count, eps=1e-3, momentum=0.03) for count in channels]
+    for norm in norms:
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    alone = copy.deepcopy(norms)
+    x = channels_last(3, 48, *size, dtype=dtype)
+    wide, narrow = channels_last(3, 96, *size, dtype=dtype), channels_last(3, 16, *size, dtype=dtype)
+    gradients = (narrow, wide[:, 48:80])
+    x_pair, x_alone = x.clone().requires_grad_(), x.clone().requires_grad_()
+    pair = batchnorm_silu_pair(x_pair, *norms)
+    halves = (half.contiguous(memory_format=torch.channels_last) for half in x_alone.split(channels, dim=1))
+    single = [batchnorm_silu(half, norm) for half, norm in zip(halves, alone, strict=True)]
+    torch.autograd.backward(pair, gradients)
+    torch.autograd.backward(single, gradients)
+    for found, wanted in zip((*pair, x_pair.grad), (*single, x_alone.grad), strict=True):
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        assert_near(found, wanted, TOLERANCE[dtype])
+    for norm, wanted_norm in zip(norms, alone, strict=True):
+        torch.testing.assert_close(dict(norm.named_buffers()), dict(wanted_norm.named_buffers()))
+        for found, wanted in zip(norm.parameters(), wanted_norm.parameters(), strict=True):
+            assert_near(found.grad, wanted.grad, TOLERANCE[dtype])
+
+
+def _trained(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Return gradients and statistics after one step in bf16."""
+    x = x.clone().requires_grad_()
+    torch.manual_seed(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = module(x)
+    tensors = (y,) if isinstance(y, Tensor) else y[:3]
+    sum((value.float() * torch.randn(value.shape)).sum() for value in tensors).backward()
+    found = {name: parameter.grad for name, parameter in module.named_parameters()}
+    return {**found, **dict(module.named_buffers()), "x": x.grad}
+
+
+@pytest.mark.parametrize("part", ["csp", "head"])
+def test_joined_convolutions_are_those_apart(part: str) -> None:
+    torch.manual_seed(0)
+    if part == "csp":
+        module: nn.Module = CspLayer(32, 32, depth=1, depthwise=True)
+        x: Any = channels_last(4, 32, 12, 8)
+    else:
+        head = DetectionHead(7, (16,), width=0.125, strides=(8,), depthwise=True)
+        module, x = nn.Sequential(_List(), head), channels_last(4, 16, 12, 8)
+    module = module.to(memory_format=torch.channels_last).train()
+    apart = copy.deepcopy(module)
+    for layer in apart.modules():  # a hook may look at each layer, so that none is skipped
+        if type(layer) is nn.Conv2d:
+            layer.register_forward_hook(lambda *_: None)
+    joined, wanted = _trained(module, x), _trained(apart, x)
+    assert joined.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert_near(joined[name], value, 2e-2)
+
+
+class _List(nn.Module):
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [x]
+
+
+def test_joined_only_where_rounding_is_free() -> None:
+    left, right, x = nn.Conv2d(16, 4, 1), nn.Conv2d(16, 1, 1), channels_last(2, 16, 4, 4)
+    assert joined_conv(x, left, right) is None, "fp32 keeps the official order of sums"
+    with torch.autocast("cpu", torch.bfloat16):
+        both = joined_conv(x, left, right)
+        assert both is not None
+        torch.testing.assert_close(both, torch.cat((left(x), right(x)), dim=1), rtol=1e-2, atol=1e-2)
+        assert joined_conv(x, left.eval(), right) is None, "conversions see the plain layers"
+        left.train().register_forward_hook(lambda *_: None)
+        assert joined_conv(x, left, right) is None
+        with _Watch():
+            assert joined_conv(x, right) is None
 
 
 def test_silu_at_its_ends() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from yolox.models.layers import ConvBnAct, conv_block
+from yolox.models.layers import ConvBnAct, conv_block, joined_conv
 from yolox.structures import Predictions, Size
 
 __all__ = ["DetectionHead"]
@@ -83,13 +83,16 @@ class DetectionHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Predictions:
         """Map one feature map per stride to raw predictions for all their cells."""
-        boxes, objectness, classes = [], [], []
+        boxes: list[Tensor] = []
+        objectness: list[Tensor] = []
+        classes: list[Tensor] = []
         for level, feature in enumerate(features):
             x = self.stems[level](feature)
             class_feature, box_feature = self.cls_convs[level](x), self.reg_convs[level](x)
             classes.append(_rows(self.cls_preds[level](class_feature)))
-            boxes.append(_rows(self.reg_preds[level](box_feature)))
-            objectness.append(_rows(self.obj_preds[level](box_feature)))
+            box, certainty = self._boxes_and_objectness(level, box_feature)
+            boxes.append(box)
+            objectness.append(certainty)
         return Predictions(
             torch.cat(boxes, dim=1),
             torch.cat(objectness, dim=1),
@@ -97,3 +100,12 @@ class DetectionHead(nn.Module):
             tuple(_static_size(feature) for feature in features),
             self.strides,
         )
+
+    def _boxes_and_objectness(self, level: int, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``[B, H * W, 4]`` and ``[B, H * W, 1]``."""
+        boxes, objectness = self.reg_preds[level], self.obj_preds[level]
+        both = joined_conv(feature, boxes, objectness)
+        if both is None:
+            return _rows(boxes(feature)), _rows(objectness(feature))
+        left, right = torch.split(_rows(both), [4, 1], dim=-1)
+        return left, right

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yolox.errors import UsageError
 from yolox.models.depthwise import DepthwiseConv2d
-from yolox.models.fused.layers import batchnorm_silu, fits_batchnorm_silu
+from yolox.models.fused.layers import CHANNEL_BLOCK, batchnorm_silu, batchnorm_silu_pair, fits, fits_batchnorm_silu
 
 __all__ = [
     "Bottleneck",
@@ -21,6 +23,7 @@ __all__ = [
     "activation",
     "as_float",
     "conv_block",
+    "joined_conv",
 ]
 
 BN_EPS, BN_MOMENTUM = 1e-3, 0.03  # of the official models; PyTorch's defaults cost published weights their AP
@@ -109,6 +112,30 @@ def conv_block(
     return ConvBnAct(in_channels, out_channels, kernel, stride, act=act)
 
 
+def joined_conv(x: Tensor, *convs: nn.Module) -> Tensor | None:
+    """Return several convolutions of one input side by side, as one convolution, or None where that may not be.
+
+    One reads the input once, and there is one gradient of the input instead of several to be written and added up. It
+    is for training in bf16 alone: see `_follows_official_rounding`; and evaluation shows conversions the plain layers.
+    """
+    plain = [conv for conv in convs if _is_plain(conv)]
+    if not fits(x) or _follows_official_rounding(convs[0], x) or len(plain) < len(convs):
+        return None
+    first = plain[0]
+    weight = torch.cat([conv.weight for conv in plain])
+    bias = None if first.bias is None else torch.cat([conv.bias for conv in plain if conv.bias is not None])
+    return F.conv2d(x, weight, bias, first.stride, first.padding).contiguous(memory_format=torch.channels_last)
+
+
+def _is_plain(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether calling the convolution means its formula and nothing else."""
+    return type(conv) is nn.Conv2d and conv.training and conv.groups == 1 and not _watched(conv)
+
+
+def _watched(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 class Bottleneck(nn.Module):
     """1x1 convolution, 3x3 convolution, and the input added where asked for and where channels agree."""
 
@@ -148,8 +175,28 @@ class CspLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, in, H, W]`` to ``[B, out, H, W]``."""
-        y: Tensor = self.conv3(torch.cat((self.m(self.conv1(x)), self.conv2(x)), dim=1))
+        first, second = self._halves(x)
+        y: Tensor = self.conv3(torch.cat((self.m(first), second), dim=1))
         return y
+
+    def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what goes through the bottlenecks and what goes around them."""
+        one, two = self.conv1, self.conv2
+        joinable = _joinable(x, one, two) and (one.bn.eps, one.bn.momentum) == (two.bn.eps, two.bn.momentum)
+        both = joined_conv(x, one.conv, two.conv) if joinable else None
+        return (one(x), two(x)) if both is None else batchnorm_silu_pair(both, one.bn, two.bn)
+
+
+def _joinable(x: Tensor, *blocks: nn.Module) -> bool:
+    """Whether the blocks normalise and activate in a way that the kernels can do for all of them at once."""
+    return all(
+        type(block) is ConvBnAct
+        and not _watched(block)
+        and type(block.bn) is nn.BatchNorm2d
+        and block.bn.num_features % CHANNEL_BLOCK == 0
+        and fits_batchnorm_silu(x, block.bn, block.act)
+        for block in blocks
+    )
 
 
 class SppBottleneck(nn.Module):

@@ -25,19 +25,34 @@ struct Slots {
   }
 };
 
-// A tensor that may be some of the channels of a wider one, `stride` numbers from pixel to pixel: slots are then not side
-// by side, but each vector of them is, where the number of channels is a multiple of V.
+// A tensor whose channels lie in one or two places, each perhaps some of the channels of a wider tensor: `stride` numbers
+// from pixel to pixel, the first `split` channels in the first place. Unless all is side by side, vectors must not cross
+// pixels or places: the numbers of channels are multiples of V.
 template <class T>
-struct Strided {
-  const T* data;
-  long stride, channels, step;
-  std::vector<long> offset;
-  Strided(const T* data, long stride, long channels, const Slots& s)
-      : data(data), stride(stride), channels(channels), step(s.width / channels * stride), offset(s.width / V) {
-    for (long k = 0; k < s.width / V; ++k) offset[k] = stride == channels ? k * V : index(k * V);
+struct Places {
+  T* first;
+  long first_stride;
+  T* second;
+  long second_stride, split;
+  T* at(long pixel, long channel) const {
+    return channel < split ? first + pixel * first_stride + channel : second + pixel * second_stride + channel - split;
   }
-  long index(long i) const { return i / channels * stride + i % channels; }
-  vf at(long row, long slot) const { return load(data + row * step + offset[slot / V]); }
+};
+
+// Where the vectors of each row of slots are.
+template <class T>
+struct Vectors {
+  std::vector<T*> start;
+  std::vector<long> step;  // from row to row
+  Vectors(const Places<T>& places, long channels, const Slots& s) : start(s.width / V), step(s.width / V) {
+    bool whole = places.split == channels && places.first_stride == channels;
+    for (long k = 0; k < s.width / V; ++k) {
+      long pixel = k * V / channels, channel = k * V % channels;
+      start[k] = whole ? places.first + k * V : places.at(pixel, channel);
+      step[k] = s.width / channels * (channel < places.split ? places.first_stride : places.second_stride);
+    }
+  }
+  T* at(long row, long slot) const { return start[slot / V] + row * step[slot / V]; }
 };
 
 // Adds up two values that `terms` gives for each row and slot; returns both sums of each thread and slot.
@@ -120,8 +135,8 @@ struct Running {  // statistics that move with each batch
 
 // `sums` are those of `statistics`, over `count` pixels, which may be more than these.
 template <class T>
-void forward(const T* x, T* y, long pixels, long channels, Norm norm, const double* sums, double count, double eps,
-             Running running) {
+void forward(const T* x, Places<T> y, long pixels, long channels, Norm norm, const double* sums, double count,
+             double eps, Running running) {
   for (long c = 0; c < channels; ++c) {
     double mean = sums[c] / count, var = std::max(0.0, sums[channels + c] / count - mean * mean);
     norm.mean[c] = mean;
@@ -130,6 +145,7 @@ void forward(const T* x, T* y, long pixels, long channels, Norm norm, const doub
     running.var[c] += running.momentum * (var * count / (count - 1) - running.var[c]);
   }
   Slots s(pixels, channels);
+  Vectors<T> out(y, channels, s);
   Affine affine(norm, channels);
   std::vector<float> scale = s.repeat(affine.scale), offset = s.repeat(affine.offset);
 #pragma omp parallel
@@ -138,12 +154,13 @@ void forward(const T* x, T* y, long pixels, long channels, Norm norm, const doub
     for (long i = mine.first; i < mine.last; ++i)
       for (long j = 0; j < s.width; j += V) {
         vf z = load(x + i * s.width + j) * load(&scale[j]) + load(&offset[j]);
-        store(y + i * s.width + j, z * sigmoid<T>(z));
+        store(out.at(i, j), z * sigmoid<T>(z));
       }
   }
   for (long i = s.done; i < pixels * channels; ++i) {
-    vf z = vf{} + (get(x + i) * affine.scale[i % channels] + affine.offset[i % channels]);
-    put(y + i, (z * sigmoid<T>(z))[0]);
+    long c = i % channels;
+    vf z = vf{} + (get(x + i) * affine.scale[c] + affine.offset[c]);
+    put(y.at(i / channels, c), (z * sigmoid<T>(z))[0]);
   }
 }
 
@@ -155,11 +172,13 @@ inline vf silu_slope(vf z) {
 
 template <class T>
 struct Gradient {  // of the activated values, and what the input was
-  const T *dy, *x;
-  long stride, pixels, channels;
+  Places<const T> dy;
+  const T* x;
+  long pixels, channels;
   float single(long i, const Affine& affine) const {
-    vf z = vf{} + (get(x + i) * affine.scale[i % channels] + affine.offset[i % channels]);
-    return get(dy + i / channels * stride + i % channels) * silu_slope<T>(z)[0];
+    long c = i % channels;
+    vf z = vf{} + (get(x + i) * affine.scale[c] + affine.offset[c]);
+    return get(dy.at(i / channels, c)) * silu_slope<T>(z)[0];
   }
 };
 
@@ -168,13 +187,13 @@ template <class T>
 void gradient_sums(Gradient<T> g, T* dx, Norm norm, double* sums, float* dweight, float* dbias) {
   long channels = g.channels, threads = omp_get_max_threads();
   Slots s(g.pixels, channels);
-  Strided<T> dy(g.dy, g.stride, channels, s);
+  Vectors<const T> dy(g.dy, channels, s);
   Affine affine(norm, channels);
   std::vector<float> means = s.repeat(std::vector<float>(norm.mean, norm.mean + channels));
   std::vector<float> scale = s.repeat(affine.scale), offset = s.repeat(affine.offset);
   std::vector<double> found = two_sums(s, threads, [&](long row, long slot, vf& sum, vf& product) {
     vf value = load(g.x + row * s.width + slot);
-    vf dz = dy.at(row, slot) * silu_slope<T>(value * load(&scale[slot]) + load(&offset[slot]));
+    vf dz = load(dy.at(row, slot)) * silu_slope<T>(value * load(&scale[slot]) + load(&offset[slot]));
     store(dx + row * s.width + slot, dz);  // for the second pass, which so needs neither dy nor a sigmoid
     sum += dz;
     product += dz * (value - load(&means[slot]));
@@ -224,7 +243,7 @@ void backward(Gradient<T> g, T* dx, Norm norm, const double* sums, double count)
   extern "C" void batchnorm_silu_statistics_##NAME(const T* x, long pixels, long channels, double* sums) {            \
     statistics(x, pixels, channels, sums);                                                                            \
   }                                                                                                                   \
-  extern "C" void batchnorm_silu_forward_##NAME(const T* x, T* y, long pixels, long channels, Norm norm,              \
+  extern "C" void batchnorm_silu_forward_##NAME(const T* x, Places<T> y, long pixels, long channels, Norm norm,       \
                                                 const double* sums, double count, double eps, Running running) {      \
     std::vector<double> own(sums ? 0 : 2 * channels);                                                                 \
     if (!sums) statistics(x, pixels, channels, own.data());                                                           \

@@ -17,7 +17,15 @@ from torch.overrides import has_torch_function_unary
 
 from yolox.models.fused.library import kernels
 
-__all__ = ["CHANNEL_BLOCK", "TYPES", "batchnorm_silu", "depthwise_conv", "fits", "fits_batchnorm_silu"]
+__all__ = [
+    "CHANNEL_BLOCK",
+    "TYPES",
+    "batchnorm_silu",
+    "batchnorm_silu_pair",
+    "depthwise_conv",
+    "fits",
+    "fits_batchnorm_silu",
+]
 
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 CHANNEL_BLOCK = 16
@@ -54,10 +62,20 @@ def fits_batchnorm_silu(x: Tensor, norm: nn.Module, act: nn.Module) -> bool:
 
 def batchnorm_silu(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
     """Return ``silu(norm(x))`` in training, and move the running statistics."""
-    assert norm.num_batches_tracked is not None
-    norm.num_batches_tracked.add_(1)
-    y: Tensor = _BatchNormSilu.apply(x, norm.weight, norm.bias, norm)  # type: ignore[no-untyped-call]
+    y: Tensor
+    (y,) = _BatchNormSilu.apply(x, norm.weight, norm.bias, (norm,))  # type: ignore[no-untyped-call]
     return y
+
+
+def batchnorm_silu_pair(x: Tensor, left: nn.BatchNorm2d, right: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Return ``silu(left(a))`` and ``silu(right(b))`` of ``x = cat((a, b), dim=1)``, each in memory of its own.
+
+    `fits_batchnorm_silu` holds for both; they have the same momentum and epsilon, a multiple of 16 channels each, and
+    normalise over the samples of this process alone.
+    """
+    weight, bias = torch.cat((left.weight, right.weight)), torch.cat((left.bias, right.bias))
+    a, b = _BatchNormSilu.apply(x, weight, bias, (left, right))  # type: ignore[no-untyped-call]
+    return a, b
 
 
 def depthwise_conv(x: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -83,11 +101,15 @@ class _Running(ctypes.Structure):
     _fields_ = (("mean", _POINTER), ("var", _POINTER), ("momentum", _DOUBLE))
 
 
-class _Gradient(ctypes.Structure):
+class _Places(ctypes.Structure):
     _fields_ = (
-        *((name, _POINTER) for name in ("dy", "x")),
-        *((name, _LONG) for name in ("stride", "pixels", "channels")),
+        *(("first", _POINTER), ("first_stride", _LONG), ("second", _POINTER), ("second_stride", _LONG)),
+        ("split", _LONG),
     )
+
+
+class _Gradient(ctypes.Structure):
+    _fields_ = (("dy", _Places), ("x", _POINTER), ("pixels", _LONG), ("channels", _LONG))
 
 
 class _Images(ctypes.Structure):
@@ -96,7 +118,7 @@ class _Images(ctypes.Structure):
 
 _PARAMETERS = {
     "batchnorm_silu_statistics": (_POINTER, _LONG, _LONG, _POINTER),
-    "batchnorm_silu_forward": (_POINTER, _POINTER, _LONG, _LONG, _Norm, _POINTER, _DOUBLE, _DOUBLE, _Running),
+    "batchnorm_silu_forward": (_POINTER, _Places, _LONG, _LONG, _Norm, _POINTER, _DOUBLE, _DOUBLE, _Running),
     "batchnorm_silu_gradient_sums": (_Gradient, _POINTER, _Norm, _POINTER, _POINTER, _POINTER),
     "batchnorm_silu_backward": (_Gradient, _POINTER, _Norm, _POINTER, _POINTER, _POINTER, _DOUBLE),
     "depthwise_forward": (_POINTER, _POINTER, _Images, _POINTER),
@@ -122,6 +144,12 @@ def _pixels(x: Tensor) -> int:
     return x.shape[0] * x.shape[2] * x.shape[3]
 
 
+def _places(*tensors: tuple[Tensor, int]) -> _Places:
+    """Return where the channels lie of one tensor or of two, each with the distance of its pixels."""
+    (first, first_stride), (second, second_stride) = tensors[0], tensors[-1]
+    return _Places(first.data_ptr(), first_stride, second.data_ptr(), second_stride, first.shape[1])
+
+
 def _strided(gradient: Tensor) -> tuple[Tensor, int]:
     """Return a gradient and the distance of its pixels: some channels of a concatenation stay where they are."""
     _, channels, height, width = gradient.shape
@@ -134,21 +162,24 @@ def _strided(gradient: Tensor) -> tuple[Tensor, int]:
 
 class _BatchNormSilu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d) -> Tensor:
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norms: tuple[nn.BatchNorm2d, ...]
+    ) -> tuple[Tensor, ...]:
         pixels, channels = _pixels(x), x.shape[1]
-        ctx.share, ctx.count, sums = getattr(norm, "sum_over_ranks", None), float(pixels), None
+        ctx.share, ctx.count, sums = getattr(norms[0], "sum_over_ranks", None), float(pixels), None
         if ctx.share is not None:
             sums = torch.empty(2 * channels + 1, dtype=torch.float64)
             _call("batchnorm_silu_statistics", x.dtype, x, pixels, channels, sums)
             sums[-1] = pixels
             ctx.share(sums)
             ctx.count = float(sums[-1])
-        statistics, y = torch.empty(2, channels, dtype=torch.float32), torch.empty_like(x)
-        running = _Running(norm.running_mean.data_ptr(), norm.running_var.data_ptr(), norm.momentum or 0.0)
-        arguments = (_norm(weight, bias, statistics), sums, ctx.count, norm.eps, running)
-        _call("batchnorm_silu_forward", x.dtype, x, y, pixels, channels, *arguments)
+        statistics, running = torch.empty(2, channels, dtype=torch.float32), _running(norms)
+        y = tuple(_empty(x, norm.num_features) for norm in norms)
+        moving = _Running(*(value.data_ptr() for value in running), norms[0].momentum or 0.0)
+        places = _places(*((part, part.shape[1]) for part in y))
+        arguments = (_norm(weight, bias, statistics), sums, ctx.count, norms[0].eps, moving)
+        _call("batchnorm_silu_forward", x.dtype, x, places, pixels, channels, *arguments)
+        _set_running_(norms, running)
         ctx.save_for_backward(x, weight, bias, statistics)
         return y
 
@@ -156,16 +187,43 @@ class _BatchNormSilu(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, weight, bias, statistics = ctx.saved_tensors
-        (dy, stride), dx = _strided(grads[0].to(x.dtype)), torch.empty_like(x)
+        dy, dx = [_strided(grad.to(x.dtype)) for grad in grads], torch.empty_like(x)
         dweight, dbias, sums = torch.empty_like(weight), torch.empty_like(bias), None
         norm = _norm(weight, bias, statistics)
-        gradient = _Gradient(dy.data_ptr(), x.data_ptr(), stride, _pixels(x), x.shape[1])
+        gradient = _Gradient(_places(*dy), x.data_ptr(), _pixels(x), x.shape[1])
         if ctx.share is not None:  # the parameters' gradients are this rank's; the trainer adds those up
             sums = torch.empty(2, x.shape[1], dtype=torch.float64)
             _call("batchnorm_silu_gradient_sums", x.dtype, gradient, dx, norm, sums, dweight, dbias)
             ctx.share(sums)
         _call("batchnorm_silu_backward", x.dtype, gradient, dx, norm, sums, dweight, dbias, ctx.count)
         return dx, dweight, dbias, None
+
+
+def _empty(like: Tensor, channels: int) -> Tensor:
+    count, _, height, width = like.shape
+    return torch.empty(count, channels, height, width, dtype=like.dtype, memory_format=torch.channels_last)
+
+
+def _running(norms: tuple[nn.BatchNorm2d, ...]) -> list[Tensor]:
+    """Return running mean and variance of all channels: the layer's own where there is one layer, else copies."""
+    values = [
+        [value for n in norms if (value := getattr(n, name)) is not None] for name in ("running_mean", "running_var")
+    ]
+    return [value[0] if len(value) == 1 else torch.cat(value) for value in values]
+
+
+def _set_running_(norms: tuple[nn.BatchNorm2d, ...], values: list[Tensor]) -> None:
+    """Give the layers their running statistics and count the batch."""
+    start = 0
+    for norm in norms:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        assert norm.num_batches_tracked is not None
+        norm.num_batches_tracked.add_(1)
+        if len(norms) > 1:
+            norm.running_mean.copy_(values[0][start : start + norm.num_features])
+            norm.running_var.copy_(values[1][start : start + norm.num_features])
+        start += norm.num_features
 
 
 def _norm(weight: Tensor, bias: Tensor, statistics: Tensor) -> _Norm:
