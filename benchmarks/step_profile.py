@@ -16,7 +16,7 @@ GROUPS = (
     ("loss and assignment", r"^detection_loss$"),
     ("optimizer and averages", r"^Optimizer\.|_foreach_lerp_|_fused_sgd"),
     ("convolution backward", r"[Cc]onvolution_?[Bb]ackward|DepthwiseBackward"),
-    ("convolution", r"convolution|conv2d|mkldnn"),
+    ("convolution", r"convolution|conv2d|mkldnn|^_Depthwise$"),
     (
         "BatchNorm and activation backward",
         r"(batch_norm|silu|leaky_relu|threshold|[Nn]orm\w*[Ss]i[lL]u\w*).*[Bb]ackward",

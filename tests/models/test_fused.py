@@ -22,7 +22,7 @@ from yolox.cpu.compiled import compiled_kernels
 from yolox.models.fused import library
 from yolox.models.fused.layers import batchnorm_silu, batchnorm_silu_pair, depthwise_conv, fits, fits_batchnorm_silu
 from yolox.models.head import DetectionHead
-from yolox.models.layers import ConvBnAct, CspLayer, joined_conv
+from yolox.models.layers import ConvBnAct, CspLayer, dense_gradient, joined_conv
 
 SHAPES = [(2, 16, 20, 12), (3, 24, 13, 7), (1, 128, 3, 5), (2, 1, 3, 3), (5, 33, 1, 1)]
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1.2e-2}
@@ -199,6 +199,15 @@ def test_gradient_of_a_slice() -> None:
             (torch.cat((block(x), block(x)), dim=1) * factor).sum().backward()
         gradients.append(x.grad)
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_dense_gradient() -> None:
+    x, strides = channels_last(2, 16, 6, 6).requires_grad_(), []
+    y = dense_gradient(x * 1)
+    y.grad_fn.next_functions[0][0].register_prehook(lambda grads: strides.append(grads[0].stride()))
+    (torch.cat((y, x), dim=1) * channels_last(2, 32, 6, 6)).sum().backward()
+    assert strides == [x.stride()]
+    assert dense_gradient(y.detach()).grad_fn is None
 
 
 def test_stands_aside() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ __all__ = [
     "activation",
     "as_float",
     "conv_block",
+    "dense_gradient",
     "joined_conv",
 ]
 
@@ -112,6 +113,30 @@ def conv_block(
     return ConvBnAct(in_channels, out_channels, kernel, stride, act=act)
 
 
+def dense_gradient(x: Tensor) -> Tensor:
+    """Return ``x``; in training its gradient comes back without gaps in memory.
+
+    From a concatenation PyTorch hands back parts of one tensor with gaps from pixel to pixel. To add those up, or to
+    take them through an upsampling, takes three to eight times as long as a copy without gaps. A layer that ends in
+    `batchnorm_silu` reads them as they are.
+    """
+    if not (x.requires_grad and fits(x)):
+        return x
+    y: Tensor = _DenseGradient.apply(x)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _DenseGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0].contiguous(memory_format=torch.channels_last)
+
+
 def joined_conv(x: Tensor, *convs: nn.Module) -> Tensor | None:
     """Return several convolutions of one input side by side, as one convolution, or None where that may not be.
 
@@ -166,6 +191,7 @@ class CspLayer(nn.Module):
     ) -> None:
         super().__init__()
         hidden = out_channels // 2
+        self.shortcut = shortcut
         self.conv1 = ConvBnAct(in_channels, hidden, 1, act=act)
         self.conv2 = ConvBnAct(in_channels, hidden, 1, act=act)
         self.conv3 = ConvBnAct(2 * hidden, out_channels, 1, act=act)
@@ -176,7 +202,10 @@ class CspLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, in, H, W]`` to ``[B, out, H, W]``."""
         first, second = self._halves(x)
-        y: Tensor = self.conv3(torch.cat((self.m(first), second), dim=1))
+        inner = self.m(first)
+        if self.shortcut:
+            inner = dense_gradient(inner)
+        y: Tensor = self.conv3(torch.cat((inner, second), dim=1))
         return y
 
     def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:

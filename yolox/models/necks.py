@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from yolox.models.csp_darknet import CspDarknet
 from yolox.models.darknet53 import Darknet53
-from yolox.models.layers import ConvBnAct, CspLayer, conv_block
+from yolox.models.layers import ConvBnAct, CspLayer, conv_block, dense_gradient
 
 __all__ = ["PaFpn", "YoloFpn"]
 
 
 def _upsample(x: Tensor) -> Tensor:
-    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+    return dense_gradient(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class PaFpn(nn.Module):
@@ -46,10 +46,10 @@ class PaFpn(nn.Module):
         """Return mixed feature maps of strides 8, 16 and 32."""
         stride8, stride16, stride32 = self.backbone(images)
         top = self.lateral_conv0(stride32)
-        middle = self.reduce_conv1(self.C3_p4(torch.cat((_upsample(top), stride16), dim=1)))
-        out8 = self.C3_p3(torch.cat((_upsample(middle), stride8), dim=1))
-        out16 = self.C3_n3(torch.cat((self.bu_conv2(out8), middle), dim=1))
-        out32 = self.C3_n4(torch.cat((self.bu_conv1(out16), top), dim=1))
+        middle = self.reduce_conv1(self.C3_p4(torch.cat((_upsample(top), dense_gradient(stride16)), dim=1)))
+        out8 = self.C3_p3(torch.cat((_upsample(middle), dense_gradient(stride8)), dim=1))
+        out16 = self.C3_n3(torch.cat((self.bu_conv2(out8), dense_gradient(middle)), dim=1))
+        out32 = self.C3_n4(torch.cat((self.bu_conv1(out16), dense_gradient(top)), dim=1))
         return out8, out16, out32
 
 
