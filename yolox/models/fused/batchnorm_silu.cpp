@@ -52,15 +52,22 @@ struct Vectors {
       step[k] = s.width / channels * (channel < places.split ? places.first_stride : places.second_stride);
     }
   }
-  T* at(long row, long slot) const { return start[slot / V] + row * step[slot / V]; }
+  struct Map {  // the same by address, to be copied into registers
+    T* const* start;
+    const long* step;
+    T* at(long row, long slot) const { return start[slot / V] + row * step[slot / V]; }
+  };
+  Map map() const { return {start.data(), step.data()}; }
 };
 
 // Adds up two values that `terms` gives for each row and slot; returns both sums of each thread and slot.
 template <class F>
-std::vector<double> two_sums(const Slots& s, long threads, F terms) {
-  std::vector<double> sums(2 * threads * s.width);
+std::vector<double> two_sums(const Slots& slots, long threads, F shared_terms) {
+  std::vector<double> sums(2 * threads * slots.width);
 #pragma omp parallel
   {
+    const Slots s = slots;  // copies of this thread's own stay in registers, whatever is stored in between
+    F terms = shared_terms;
     Range mine = my_share(s.rows);
     double *first = &sums[2 * omp_get_thread_num() * s.width], *second = first + s.width;
     for (long block = mine.first; block < mine.last; block += BLOCK)
@@ -95,8 +102,10 @@ void statistics(const T* x, long pixels, long channels, double* sums) {
   for (long i = 0; i < sample; ++i)  // spread over all pixels
     for (long c = 0; c < channels; ++c) guess[c] += get(x + pixels * i / sample * channels + c) / sample;
   std::vector<float> centre = s.repeat(guess);
-  std::vector<double> found = two_sums(s, threads, [&](long row, long slot, vf& sum, vf& squares) {
-    vf d = load(x + row * s.width + slot) - load(&centre[slot]);
+  const float* middle = centre.data();
+  long width = s.width;
+  std::vector<double> found = two_sums(s, threads, [=](long row, long slot, vf& sum, vf& squares) {
+    vf d = load(x + row * width + slot) - load(middle + slot);
     sum += d;
     squares += d * d;
   });
@@ -147,14 +156,17 @@ void forward(const T* x, Places<T> y, long pixels, long channels, Norm norm, con
   Slots s(pixels, channels);
   Vectors<T> out(y, channels, s);
   Affine affine(norm, channels);
-  std::vector<float> scale = s.repeat(affine.scale), offset = s.repeat(affine.offset);
+  std::vector<float> scales = s.repeat(affine.scale), offsets = s.repeat(affine.offset);
 #pragma omp parallel
   {
+    const float *scale = scales.data(), *offset = offsets.data();
+    const auto to = out.map();
+    const long width = s.width;
     Range mine = my_share(s.rows);
     for (long i = mine.first; i < mine.last; ++i)
-      for (long j = 0; j < s.width; j += V) {
-        vf z = load(x + i * s.width + j) * load(&scale[j]) + load(&offset[j]);
-        store(out.at(i, j), z * sigmoid<T>(z));
+      for (long j = 0; j < width; j += V) {
+        vf z = load(x + i * width + j) * load(scale + j) + load(offset + j);
+        store(to.at(i, j), z * sigmoid<T>(z));
       }
   }
   for (long i = s.done; i < pixels * channels; ++i) {
@@ -190,13 +202,17 @@ void gradient_sums(Gradient<T> g, T* dx, Norm norm, double* sums, float* dweight
   Vectors<const T> dy(g.dy, channels, s);
   Affine affine(norm, channels);
   std::vector<float> means = s.repeat(std::vector<float>(norm.mean, norm.mean + channels));
-  std::vector<float> scale = s.repeat(affine.scale), offset = s.repeat(affine.offset);
-  std::vector<double> found = two_sums(s, threads, [&](long row, long slot, vf& sum, vf& product) {
-    vf value = load(g.x + row * s.width + slot);
-    vf dz = load(dy.at(row, slot)) * silu_slope<T>(value * load(&scale[slot]) + load(&offset[slot]));
-    store(dx + row * s.width + slot, dz);  // for the second pass, which so needs neither dy nor a sigmoid
+  std::vector<float> scales = s.repeat(affine.scale), offsets = s.repeat(affine.offset);
+  const float *mean = means.data(), *scale = scales.data(), *offset = offsets.data();
+  const T* x = g.x;
+  const auto from = dy.map();
+  const long width = s.width;
+  std::vector<double> found = two_sums(s, threads, [=](long row, long slot, vf& sum, vf& product) {
+    vf value = load(x + row * width + slot);
+    vf dz = load(from.at(row, slot)) * silu_slope<T>(value * load(scale + slot) + load(offset + slot));
+    store(dx + row * width + slot, dz);  // for the second pass, which so needs neither dy nor a sigmoid
     sum += dz;
-    product += dz * (value - load(&means[slot]));
+    product += dz * (value - load(mean + slot));
   });
   add_up(found, s, threads, channels, sums, sums + channels);
   for (long i = s.done; i < g.pixels * channels; ++i) {
@@ -220,14 +236,17 @@ void backward(Gradient<T> g, T* dx, Norm norm, const double* sums, double count)
     one[c] = -affine.scale[c] * sums[channels + c] * norm.rstd[c] * norm.rstd[c] / count;
     zero[c] = -affine.scale[c] * sums[c] / count - double(one[c]) * norm.mean[c];
   }
-  std::vector<float> scale = s.repeat(affine.scale), slope = s.repeat(one), constant = s.repeat(zero);
+  std::vector<float> scales = s.repeat(affine.scale), slopes = s.repeat(one), constants = s.repeat(zero);
 #pragma omp parallel
   {
+    const float *scale = scales.data(), *slope = slopes.data(), *constant = constants.data();
+    const T* x = g.x;
+    const long width = s.width;
     Range mine = my_share(s.rows);
     for (long i = mine.first; i < mine.last; ++i)
-      for (long j = 0; j < s.width; j += V) {
-        long at = i * s.width + j;
-        store(dx + at, load(&scale[j]) * load(dx + at) + (load(g.x + at) * load(&slope[j]) + load(&constant[j])));
+      for (long j = 0; j < width; j += V) {
+        long at = i * width + j;
+        store(dx + at, load(scale + j) * load(dx + at) + (load(x + at) * load(slope + j) + load(constant + j)));
       }
   }
   for (long i = s.done; i < g.pixels * channels; ++i) {
