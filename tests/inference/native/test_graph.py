@@ -83,6 +83,13 @@ def test_every_detector_is_understood(name: str, tmp_path: Path) -> None:
     assert any(isinstance(layer, Join) for layer in network.layers)
 
 
+def test_large_images_are_understood(tmp_path: Path) -> None:
+    """Their grid of 80x80 cells is a constant, though PyTorch's exporter leaves one of that size to be computed."""
+    torch.manual_seed(0)
+    model = DecodedDetector(build_detector(get_experiment("yolox_nano").model)).eval()
+    check(model, read(model, tmp_path, pixels(640, images=1)), pixels(640, images=1))
+
+
 def test_a_fixed_batch_is_understood(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = OfficialDetector(build_detector(get_experiment("yolox_nano").model)).eval()
