@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from yolox.errors import UsageError
 from yolox.models.depthwise import DepthwiseConv2d
-from yolox.models.fused.layers import CHANNEL_BLOCK, batchnorm_silu, batchnorm_silu_pair, fits, fits_batchnorm_silu
+from yolox.models.fused.layers import (
+    CHANNEL_BLOCK,
+    batchnorm_silu,
+    batchnorm_silu_pair,
+    fits,
+    fits_batchnorm_silu,
+    watched,
+)
 
 __all__ = [
     "Bottleneck",
@@ -140,6 +147,8 @@ class _DenseGradient(torch.autograd.Function):
 def joined_conv(x: Tensor, *convs: nn.Module) -> Tensor | None:
     """Return several convolutions of one input side by side, as one convolution, or None where that may not be.
 
+    They have the same kernel, stride and padding, and all of them a bias or none.
+
     One reads the input once, and there is one gradient of the input instead of several to be written and added up. It
     is for training in bf16 alone: see `_follows_official_rounding`; and evaluation shows conversions the plain layers.
     """
@@ -154,11 +163,7 @@ def joined_conv(x: Tensor, *convs: nn.Module) -> Tensor | None:
 
 def _is_plain(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Whether calling the convolution means its formula and nothing else."""
-    return type(conv) is nn.Conv2d and conv.training and conv.groups == 1 and not _watched(conv)
-
-
-def _watched(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    return type(conv) is nn.Conv2d and conv.training and conv.groups == 1 and not watched(conv)
 
 
 class Bottleneck(nn.Module):
@@ -220,7 +225,7 @@ def _joinable(x: Tensor, *blocks: nn.Module) -> bool:
     """Whether the blocks normalise and activate in a way that the kernels can do for all of them at once."""
     return all(
         type(block) is ConvBnAct
-        and not _watched(block)
+        and not watched(block)
         and type(block.bn) is nn.BatchNorm2d
         and block.bn.num_features % CHANNEL_BLOCK == 0
         and fits_batchnorm_silu(x, block.bn, block.act)

@@ -25,6 +25,7 @@ __all__ = [
     "depthwise_conv",
     "fits",
     "fits_batchnorm_silu",
+    "watched",
 ]
 
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -44,6 +45,11 @@ def fits(x: Tensor) -> bool:
     return plain and x.is_contiguous(memory_format=torch.channels_last) and kernels() is not None
 
 
+def watched(module: nn.Module) -> bool:
+    """Whether a hook wants to see the module being called, so that nothing may stand in for it."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def fits_batchnorm_silu(x: Tensor, norm: nn.Module, act: nn.Module) -> bool:
     """Whether `batchnorm_silu` does what ``act(norm(x))`` does.
 
@@ -56,8 +62,7 @@ def fits_batchnorm_silu(x: Tensor, norm: nn.Module, act: nn.Module) -> bool:
         return False
     usual = bool(norm.affine and norm.track_running_stats) and norm.momentum is not None
     usual = usual and norm.weight.dtype == torch.float32
-    watched = any((norm._forward_hooks, norm._forward_pre_hooks, act._forward_hooks, act._forward_pre_hooks))
-    return usual and not watched and x.shape[0] * x.shape[2] * x.shape[3] > 1 and fits(x)
+    return usual and not (watched(norm) or watched(act)) and x.shape[0] * x.shape[2] * x.shape[3] > 1 and fits(x)
 
 
 def batchnorm_silu(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
@@ -206,9 +211,8 @@ def _empty(like: Tensor, channels: int) -> Tensor:
 
 def _running(norms: tuple[nn.BatchNorm2d, ...]) -> list[Tensor]:
     """Return running mean and variance of all channels: the layer's own where there is one layer, else copies."""
-    values = [
-        [value for n in norms if (value := getattr(n, name)) is not None] for name in ("running_mean", "running_var")
-    ]
+    names = ("running_mean", "running_var")
+    values: list[list[Tensor]] = [[getattr(norm, name) for norm in norms] for name in names]
     return [value[0] if len(value) == 1 else torch.cat(value) for value in values]
 
 
