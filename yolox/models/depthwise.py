@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from yolox.models.fused.layers import CHANNEL_BLOCK, TYPES, depthwise_conv, fits
+from yolox.models.fused.calls import CHANNEL_BLOCK, TYPES
+from yolox.models.fused.layers import depthwise_conv, fits
 
 __all__ = ["DepthwiseConv2d"]
 
@@ -40,13 +41,18 @@ class _StridedDepthwise(torch.autograd.Function):
 class DepthwiseConv2d(nn.Conv2d):
     """`nn.Conv2d` with one group a channel; in training it goes the fastest way there is."""
 
+    @property
+    def is_three_by_three(self) -> bool:
+        """Whether `depthwise_conv` knows these measures."""
+        usual = self.kernel_size == (3, 3) and self.padding == (1, 1) and self.stride in {(1, 1), (2, 2)}
+        return usual and self.bias is None and self.in_channels % CHANNEL_BLOCK == 0
+
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, C, H, W]`` to ``[B, C, H / stride, W / stride]``."""
         if not self.training or not torch.is_grad_enabled() or x.device.type != "cpu" or self.bias is not None:
             return super().forward(x)
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        three_by_three = self.kernel_size == (3, 3) and self.padding == (1, 1) and self.stride in {(1, 1), (2, 2)}
-        if three_by_three and self.in_channels % CHANNEL_BLOCK == 0 and fits(x) and dtype in TYPES:
+        if self.is_three_by_three and fits(x) and dtype in TYPES:
             return depthwise_conv(x.to(dtype), self.weight, self.stride[0])
         if self.stride != (2, 2) or dtype != torch.bfloat16 or torch.compiler.is_compiling():
             return super().forward(x)

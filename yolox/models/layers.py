@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -10,12 +12,13 @@ from torch import Tensor, nn
 
 from yolox.errors import UsageError
 from yolox.models.depthwise import DepthwiseConv2d
+from yolox.models.fused.calls import CHANNEL_BLOCK, has_pointwise
 from yolox.models.fused.layers import (
-    CHANNEL_BLOCK,
     batchnorm_silu,
-    batchnorm_silu_pair,
     fits,
     fits_batchnorm_silu,
+    pointwise_block,
+    separable_block,
     watched,
 )
 
@@ -87,6 +90,8 @@ class ConvBnAct(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, in, H, W]`` to ``[B, out, H / stride, W / stride]``."""
+        if _fits_pointwise((x,), self):
+            return _pointwise((x,), self)[0]
         return self.normalise(self.conv(x))
 
     def normalise(self, x: Tensor) -> Tensor:
@@ -107,8 +112,49 @@ class DepthwiseConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, in, H, W]`` to ``[B, out, H / stride, W / stride]``."""
-        y: Tensor = self.pconv(self.dconv(x))
+        first, second = self.dconv, self.pconv
+        if _fits_separable(x, first, second):
+            stride = first.conv.stride[0]
+            x = x.bfloat16()
+            return separable_block(x, first.conv.weight, stride, first.bn, second.conv.weight, second.bn)
+        y: Tensor = second(first(x))
         return y
+
+
+def _in_bfloat16(x: Tensor) -> bool:
+    """Whether convolutions of ``x`` compute in bfloat16, from parameters in float32 or not."""
+    return (torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype) == torch.bfloat16
+
+
+def _fits_pointwise(parts: Sequence[Tensor], *blocks: ConvBnAct) -> bool:
+    """Whether `pointwise_block` does what the blocks do with the parts side by side."""
+    return all(_in_bfloat16(part) and part.shape[1] % CHANNEL_BLOCK == 0 for part in parts) and all(
+        _is_plain(block.conv)
+        and block.conv.kernel_size == block.conv.stride == (1, 1)
+        and block.conv.padding == (0, 0)
+        and block.conv.bias is None
+        and block.conv.out_channels % CHANNEL_BLOCK == 0
+        and block.conv.weight.dtype == torch.float32
+        and all(fits_batchnorm_silu(part, block.bn, block.act) for part in parts)
+        and has_pointwise()
+        for block in blocks
+    )
+
+
+def _pointwise(parts: Sequence[Tensor], *blocks: ConvBnAct) -> tuple[Tensor, ...]:
+    weights, parts = [block.conv.weight for block in blocks], [part.bfloat16() for part in parts]
+    weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+    return pointwise_block(parts, weight, [block.bn for block in blocks])
+
+
+def _fits_separable(x: Tensor, first: nn.Module, second: nn.Module) -> bool:
+    """Whether `separable_block` does what the blocks do with ``x`` one after the other."""
+    if not (type(first) is type(second) is ConvBnAct) or watched(first) or watched(second):
+        return False
+    conv, stride = first.conv, first.conv.stride[0]
+    pixels = x.shape[0] * math.ceil(x.shape[2] / stride) * math.ceil(x.shape[3] / stride)
+    known = type(conv) is DepthwiseConv2d and conv.is_three_by_three and conv.training and not watched(conv)
+    return known and pixels > 1 and _fits_pointwise((x,), second) and fits_batchnorm_silu(x, first.bn, first.act)
 
 
 def conv_block(
@@ -204,33 +250,33 @@ class CspLayer(nn.Module):
             *(Bottleneck(hidden, hidden, shortcut=shortcut, depthwise=depthwise, act=act) for _ in range(depth))
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``[B, in, H, W]`` to ``[B, out, H, W]``."""
-        first, second = self._halves(x)
+    def forward(self, *parts: Tensor) -> Tensor:
+        """Map ``[B, in, H, W]``, whole or as two tensors with some of the channels each, to ``[B, out, H, W]``."""
+        first, second = self._halves(parts)
         inner = self.m(first)
+        if type(self.conv3) is ConvBnAct and not watched(self.conv3) and _fits_pointwise((inner, second), self.conv3):
+            return _pointwise((inner, second), self.conv3)[0]  # side by side only in the convolution's eyes
         if self.shortcut:
             inner = dense_gradient(inner)
         y: Tensor = self.conv3(torch.cat((inner, second), dim=1))
         return y
 
-    def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _halves(self, parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return what goes through the bottlenecks and what goes around them."""
         one, two = self.conv1, self.conv2
-        joinable = _joinable(x, one, two) and (one.bn.eps, one.bn.momentum) == (two.bn.eps, two.bn.momentum)
-        both = joined_conv(x, one.conv, two.conv) if joinable else None
-        return (one(x), two(x)) if both is None else batchnorm_silu_pair(both, one.bn, two.bn)
+        if _joinable(one, two) and _fits_pointwise(parts, one, two):
+            first, second = _pointwise(parts, one, two)
+            return first, second
+        x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return one(x), two(x)
 
 
-def _joinable(x: Tensor, *blocks: nn.Module) -> bool:
-    """Whether the blocks normalise and activate in a way that the kernels can do for all of them at once."""
-    return all(
-        type(block) is ConvBnAct
-        and not watched(block)
-        and type(block.bn) is nn.BatchNorm2d
-        and block.bn.num_features % CHANNEL_BLOCK == 0
-        and fits_batchnorm_silu(x, block.bn, block.act)
-        for block in blocks
-    )
+def _joinable(one: nn.Module, two: nn.Module) -> bool:
+    """Whether two blocks of one input may be computed as one: alike, seen by nobody, and within this process."""
+    alike = type(one) is type(two) is ConvBnAct and type(one.bn) is type(two.bn) is nn.BatchNorm2d
+    if not alike or watched(one) or watched(two):
+        return False
+    return (one.bn.eps, one.bn.momentum) == (two.bn.eps, two.bn.momentum)
 
 
 class SppBottleneck(nn.Module):

@@ -46,10 +46,10 @@ class PaFpn(nn.Module):
         """Return mixed feature maps of strides 8, 16 and 32."""
         stride8, stride16, stride32 = self.backbone(images)
         top = self.lateral_conv0(stride32)
-        middle = self.reduce_conv1(self.C3_p4(torch.cat((_upsample(top), dense_gradient(stride16)), dim=1)))
-        out8 = self.C3_p3(torch.cat((_upsample(middle), dense_gradient(stride8)), dim=1))
-        out16 = self.C3_n3(torch.cat((self.bu_conv2(out8), dense_gradient(middle)), dim=1))
-        out32 = self.C3_n4(torch.cat((self.bu_conv1(out16), dense_gradient(top)), dim=1))
+        middle = self.reduce_conv1(self.C3_p4(_upsample(top), dense_gradient(stride16)))
+        out8 = self.C3_p3(_upsample(middle), dense_gradient(stride8))
+        out16 = self.C3_n3(self.bu_conv2(out8), dense_gradient(middle))
+        out32 = self.C3_n4(self.bu_conv1(out16), dense_gradient(top))
         return out8, out16, out32
 
 

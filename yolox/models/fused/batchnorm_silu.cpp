@@ -2,7 +2,7 @@
 // Forwards reads x twice and writes y; nothing but x is kept, and backwards computes the rest again while it reads x.
 // Each direction is two passes over memory, because the sums over all pixels of the first are needed in the second; each
 // pass is a function of its own, so that several processes can add up their sums in between.
-#include "vectors.h"
+#include "normalisation.h"
 
 namespace {
 
@@ -22,20 +22,6 @@ struct Slots {
     std::vector<float> out(width);
     for (long i = 0; i < width; ++i) out[i] = values[i % values.size()];
     return out;
-  }
-};
-
-// A tensor whose channels lie in one or two places, each perhaps some of the channels of a wider tensor: `stride` numbers
-// from pixel to pixel, the first `split` channels in the first place. Unless all is side by side, vectors must not cross
-// pixels or places: the numbers of channels are multiples of V.
-template <class T>
-struct Places {
-  T* first;
-  long first_stride;
-  T* second;
-  long second_stride, split;
-  T* at(long pixel, long channel) const {
-    return channel < split ? first + pixel * first_stride + channel : second + pixel * second_stride + channel - split;
   }
 };
 
@@ -122,30 +108,13 @@ void statistics(const T* x, long pixels, long channels, double* sums) {
   }
 }
 
-struct Norm {  // of each channel: parameters, and what forwards hands to backwards
-  const float *weight, *bias;
-  float *mean, *rstd;
-};
-
-struct Affine {  // normalisation with its parameters is x * scale + offset
-  std::vector<float> scale, offset;
-  Affine(const Norm& norm, long channels) : scale(channels), offset(channels) {
-    for (long c = 0; c < channels; ++c) {
-      scale[c] = norm.weight[c] * norm.rstd[c];
-      offset[c] = norm.bias[c] - norm.mean[c] * scale[c];
-    }
-  }
-};
-
 struct Running {  // statistics that move with each batch
   float *mean, *var;
   double momentum;
 };
 
-// `sums` are those of `statistics`, over `count` pixels, which may be more than these.
-template <class T>
-void forward(const T* x, Places<T> y, long pixels, long channels, Norm norm, const double* sums, double count,
-             double eps, Running running) {
+// Mean and 1 / deviation, and the running statistics, from the sums of `statistics` over `count` pixels.
+void moments(const double* sums, double count, double eps, long channels, Norm norm, Running running) {
   for (long c = 0; c < channels; ++c) {
     double mean = sums[c] / count, var = std::max(0.0, sums[channels + c] / count - mean * mean);
     norm.mean[c] = mean;
@@ -153,6 +122,10 @@ void forward(const T* x, Places<T> y, long pixels, long channels, Norm norm, con
     running.mean[c] += running.momentum * (mean - running.mean[c]);
     running.var[c] += running.momentum * (var * count / (count - 1) - running.var[c]);
   }
+}
+
+template <class T>
+void forward(const T* x, Places<T> y, long pixels, long channels, Norm norm) {
   Slots s(pixels, channels);
   Vectors<T> out(y, channels, s);
   Affine affine(norm, channels);
@@ -174,12 +147,6 @@ void forward(const T* x, Places<T> y, long pixels, long channels, Norm norm, con
     vf z = vf{} + (get(x + i) * affine.scale[c] + affine.offset[c]);
     put(y.at(i / channels, c), (z * sigmoid<T>(z))[0]);
   }
-}
-
-template <class T>
-inline vf silu_slope(vf z) {
-  vf s = sigmoid<T>(z);
-  return s * (1.0f + z * (1.0f - s));
 }
 
 template <class T>
@@ -216,8 +183,10 @@ void gradient_sums(Gradient<T> g, T* dx, Norm norm, double* sums, float* dweight
   });
   add_up(found, s, threads, channels, sums, sums + channels);
   for (long i = s.done; i < g.pixels * channels; ++i) {
-    sums[i % channels] += g.single(i, affine);
-    sums[channels + i % channels] += g.single(i, affine) * (get(g.x + i) - norm.mean[i % channels]);
+    float dz = g.single(i, affine);
+    put(dx + i, dz);
+    sums[i % channels] += dz;
+    sums[channels + i % channels] += dz * (get(g.x + i) - norm.mean[i % channels]);
   }
   for (long c = 0; c < channels; ++c) {
     dbias[c] = sums[c];
@@ -225,22 +194,16 @@ void gradient_sums(Gradient<T> g, T* dx, Norm norm, double* sums, float* dweight
   }
 }
 
-// Second pass: without the parts of dz that a shift or a stretch of all `count` pixels would cancel.
+// Second pass, from dz in `dx`.
 template <class T>
-void backward(Gradient<T> g, T* dx, Norm norm, const double* sums, double count) {
-  long channels = g.channels;
-  Slots s(g.pixels, channels);
-  Affine affine(norm, channels);
-  std::vector<float> one(channels), zero(channels);  // dx = scale * dz + one * x + zero
-  for (long c = 0; c < channels; ++c) {
-    one[c] = -affine.scale[c] * sums[channels + c] * norm.rstd[c] * norm.rstd[c] / count;
-    zero[c] = -affine.scale[c] * sums[c] / count - double(one[c]) * norm.mean[c];
-  }
-  std::vector<float> scales = s.repeat(affine.scale), slopes = s.repeat(one), constants = s.repeat(zero);
+void backward(const T* x, T* dx, long pixels, long channels, Norm norm, const double* sums, double count) {
+  Slots s(pixels, channels);
+  Centred centred(norm, sums, count, channels);
+  std::vector<float> scales = s.repeat(centred.scale), slopes = s.repeat(centred.slope);
+  std::vector<float> constants = s.repeat(centred.constant);
 #pragma omp parallel
   {
     const float *scale = scales.data(), *slope = slopes.data(), *constant = constants.data();
-    const T* x = g.x;
     const long width = s.width;
     Range mine = my_share(s.rows);
     for (long i = mine.first; i < mine.last; ++i)
@@ -249,34 +212,33 @@ void backward(Gradient<T> g, T* dx, Norm norm, const double* sums, double count)
         store(dx + at, load(scale + j) * load(dx + at) + (load(x + at) * load(slope + j) + load(constant + j)));
       }
   }
-  for (long i = s.done; i < g.pixels * channels; ++i) {
+  for (long i = s.done; i < pixels * channels; ++i) {
     long c = i % channels;
-    put(dx + i, affine.scale[c] * g.single(i, affine) + (get(g.x + i) * one[c] + zero[c]));
+    put(dx + i, centred.scale[c] * get(dx + i) + (get(x + i) * centred.slope[c] + centred.constant[c]));
   }
 }
 
 }  // namespace
 
-// Without `sums` the pixels are all there are, and the first pass is made here.
+extern "C" void batchnorm_silu_moments(const double* sums, double count, double eps, long channels, Norm norm,
+                                       Running running) {
+  moments(sums, count, eps, channels, norm, running);
+}
+
 #define EXPORT(NAME, T)                                                                                               \
   extern "C" void batchnorm_silu_statistics_##NAME(const T* x, long pixels, long channels, double* sums) {            \
     statistics(x, pixels, channels, sums);                                                                            \
   }                                                                                                                   \
-  extern "C" void batchnorm_silu_forward_##NAME(const T* x, Places<T> y, long pixels, long channels, Norm norm,       \
-                                                const double* sums, double count, double eps, Running running) {      \
-    std::vector<double> own(sums ? 0 : 2 * channels);                                                                 \
-    if (!sums) statistics(x, pixels, channels, own.data());                                                           \
-    forward(x, y, pixels, channels, norm, sums ? sums : own.data(), count, eps, running);                             \
+  extern "C" void batchnorm_silu_forward_##NAME(const T* x, Places<T> y, long pixels, long channels, Norm norm) {     \
+    forward(x, y, pixels, channels, norm);                                                                            \
   }                                                                                                                   \
   extern "C" void batchnorm_silu_gradient_sums_##NAME(Gradient<T> g, T* dx, Norm norm, double* sums, float* dweight,  \
                                                       float* dbias) {                                                 \
     gradient_sums(g, dx, norm, sums, dweight, dbias);                                                                 \
   }                                                                                                                   \
-  extern "C" void batchnorm_silu_backward_##NAME(Gradient<T> g, T* dx, Norm norm, const double* sums, float* dweight, \
-                                                 float* dbias, double count) {                                        \
-    std::vector<double> own(sums ? 0 : 2 * g.channels);                                                               \
-    if (!sums) gradient_sums(g, dx, norm, own.data(), dweight, dbias);                                                \
-    backward(g, dx, norm, sums ? sums : own.data(), count);                                                           \
+  extern "C" void batchnorm_silu_backward_##NAME(const T* x, T* dx, long pixels, long channels, Norm norm,            \
+                                                 const double* sums, double count) {                                  \
+    backward(x, dx, pixels, channels, norm, sums, count);                                                             \
   }
 EXPORT(float32, float)
 EXPORT(bfloat16, bf16)

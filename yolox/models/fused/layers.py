@@ -1,36 +1,30 @@
 """The compiled kernels as functions that autograd knows, and the cases in which they may stand in for plain layers.
 
-They compute in float32 and keep float32 or bfloat16 tensors in channels_last memory. Nothing is kept for the backward
-pass but what the next layer keeps anyway and the input; the rest is computed again.
+Nothing is kept for the backward pass but what the next layer keeps anyway and the input; the rest is computed again.
 """
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable
-from functools import lru_cache
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import has_torch_function_unary
 
+from yolox.models.fused import calls
+from yolox.models.fused.calls import TYPES, BatchNorm
 from yolox.models.fused.library import kernels
 
 __all__ = [
-    "CHANNEL_BLOCK",
-    "TYPES",
     "batchnorm_silu",
-    "batchnorm_silu_pair",
     "depthwise_conv",
     "fits",
     "fits_batchnorm_silu",
+    "pointwise_block",
+    "separable_block",
     "watched",
 ]
-
-TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-CHANNEL_BLOCK = 16
-"""`depthwise_conv` wants a multiple of so many channels."""
 
 
 def fits(x: Tensor) -> bool:
@@ -72,17 +66,6 @@ def batchnorm_silu(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
     return y
 
 
-def batchnorm_silu_pair(x: Tensor, left: nn.BatchNorm2d, right: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Return ``silu(left(a))`` and ``silu(right(b))`` of ``x = cat((a, b), dim=1)``, each in memory of its own.
-
-    `fits_batchnorm_silu` holds for both; they have the same momentum and epsilon, a multiple of 16 channels each, and
-    normalise over the samples of this process alone.
-    """
-    weight, bias = torch.cat((left.weight, right.weight)), torch.cat((left.bias, right.bias))
-    a, b = _BatchNormSilu.apply(x, weight, bias, (left, right))  # type: ignore[no-untyped-call]
-    return a, b
-
-
 def depthwise_conv(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     """Return the 3x3 convolution of each channel with padding 1.
 
@@ -95,166 +78,155 @@ def depthwise_conv(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     return y
 
 
-_POINTER, _LONG, _DOUBLE = ctypes.c_void_p, ctypes.c_long, ctypes.c_double
+def pointwise_block(
+    parts: Sequence[Tensor], weight: Tensor, norms: Sequence[nn.BatchNorm2d]
+) -> tuple[Tensor, ...]:
+    """Return ``silu(norm(conv(cat(parts))))`` of a 1x1 convolution, for each normalisation the channels that are its own.
+
+    Args:
+        parts: One or two tensors ``[B, C, H, W]`` in bfloat16, which need not lie side by side.
+        weight: ``[out, in, 1, 1]``, float32, rounded on the way.
+        norms: One, or two with the same momentum and epsilon over the samples of this process.
+
+    All numbers of channels are multiples of 16.
+    """
+    gamma, beta = norms[0].weight, norms[0].bias
+    if len(norms) > 1:
+        gamma, beta = (torch.cat([getattr(norm, name) for norm in norms]) for name in ("weight", "bias"))
+    y: tuple[Tensor, ...] = _PointwiseBlock.apply(weight, gamma, beta, norms, *parts)  # type: ignore[no-untyped-call]
+    return y
 
 
-class _Norm(ctypes.Structure):
-    _fields_ = tuple((name, _POINTER) for name in ("weight", "bias", "mean", "rstd"))
+def separable_block(
+    x: Tensor, depthwise: Tensor, stride: int, inner: nn.BatchNorm2d, pointwise: Tensor, outer: nn.BatchNorm2d
+) -> Tensor:
+    """Return ``silu(outer(1x1 convolution of silu(inner(3x3 convolution of each channel of x))))``.
+
+    What the inner normalisation and its activation give is never in memory as a whole.
+
+    Args:
+        x: ``[B, in, H, W]``, bfloat16.
+        depthwise: ``[in, 1, 3, 3]``.
+        stride: 1 or 2.
+        inner: Over ``in`` channels.
+        pointwise: ``[out, in, 1, 1]``, float32, rounded on the way. Both numbers are multiples of 16.
+        outer: Over ``out`` channels.
+    """
+    parameters = (depthwise, inner.weight, inner.bias, pointwise, outer.weight, outer.bias)
+    y: Tensor = _SeparableBlock.apply(x, *parameters, stride, inner, outer)  # type: ignore[no-untyped-call]
+    return y
 
 
-class _Running(ctypes.Structure):
-    _fields_ = (("mean", _POINTER), ("var", _POINTER), ("momentum", _DOUBLE))
+def _shared(sums: Tensor, norm: nn.BatchNorm2d, pixels: int | None = None) -> float:
+    """Add up sums over the processes that normalise together, if any, in place; return the pixels of all of them."""
+    share = getattr(norm, "sum_over_ranks", None)
+    if share is None:
+        return float(pixels or 0)
+    if pixels is None:
+        share(sums)
+        return 0.0
+    flat = torch.cat((sums.flatten(), torch.tensor([pixels], dtype=torch.float64)))
+    share(flat)
+    sums.copy_(flat[:-1].view_as(sums))
+    return float(flat[-1])
 
 
-class _Places(ctypes.Structure):
-    _fields_ = (
-        *(("first", _POINTER), ("first_stride", _LONG), ("second", _POINTER), ("second_stride", _LONG)),
-        ("split", _LONG),
-    )
-
-
-class _Gradient(ctypes.Structure):
-    _fields_ = (("dy", _Places), ("x", _POINTER), ("pixels", _LONG), ("channels", _LONG))
-
-
-class _Images(ctypes.Structure):
-    _fields_ = tuple((name, _LONG) for name in ("count", "channels", "height", "width", "stride"))
-
-
-_PARAMETERS = {
-    "batchnorm_silu_statistics": (_POINTER, _LONG, _LONG, _POINTER),
-    "batchnorm_silu_forward": (_POINTER, _Places, _LONG, _LONG, _Norm, _POINTER, _DOUBLE, _DOUBLE, _Running),
-    "batchnorm_silu_gradient_sums": (_Gradient, _POINTER, _Norm, _POINTER, _POINTER, _POINTER),
-    "batchnorm_silu_backward": (_Gradient, _POINTER, _Norm, _POINTER, _POINTER, _POINTER, _DOUBLE),
-    "depthwise_forward": (_POINTER, _POINTER, _Images, _POINTER),
-    "depthwise_backward": (_POINTER, _POINTER, _POINTER, _Images, _POINTER, _POINTER),
-}
-
-
-@lru_cache
-def _kernel(name: str, dtype: torch.dtype) -> Callable[..., None]:
-    library = kernels()
-    assert library is not None
-    function: Any = getattr(library, f"{name}_{TYPES[dtype]}")
-    function.argtypes, function.restype = _PARAMETERS[name], None
-    return cast("Callable[..., None]", function)
-
-
-def _call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
-    """Call the kernel of that name and type; tensors go by address."""
-    _kernel(name, dtype)(*[value.data_ptr() if isinstance(value, Tensor) else value for value in arguments])
-
-
-def _pixels(x: Tensor) -> int:
-    return x.shape[0] * x.shape[2] * x.shape[3]
-
-
-def _places(*tensors: tuple[Tensor, int]) -> _Places:
-    """Return where the channels lie of one tensor or of two, each with the distance of its pixels."""
-    (first, first_stride), (second, second_stride) = tensors[0], tensors[-1]
-    return _Places(first.data_ptr(), first_stride, second.data_ptr(), second_stride, first.shape[1])
-
-
-def _strided(gradient: Tensor) -> tuple[Tensor, int]:
-    """Return a gradient and the distance of its pixels: some channels of a concatenation stay where they are."""
-    _, channels, height, width = gradient.shape
-    stride = gradient.stride(3)
-    regular = gradient.stride() == (height * width * stride, 1, width * stride, stride)
-    if regular and stride >= channels and channels % CHANNEL_BLOCK == 0:
-        return gradient, stride
-    return gradient.contiguous(memory_format=torch.channels_last), channels
+def _normalise(
+    x: Tensor, sums: Tensor, norms: Sequence[nn.BatchNorm2d], weight: Tensor, bias: Tensor
+) -> tuple[BatchNorm, float]:
+    """Return the normalisation of x, whose sums those are, and the number of pixels it is over."""
+    count = _shared(sums, norms[0], x.shape[0] * x.shape[2] * x.shape[3])
+    return calls.normalise(sums, count, norms, weight, bias), count
 
 
 class _BatchNormSilu(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norms: tuple[nn.BatchNorm2d, ...]
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norms: Sequence[nn.BatchNorm2d]
     ) -> tuple[Tensor, ...]:
-        pixels, channels = _pixels(x), x.shape[1]
-        ctx.share, ctx.count, sums = getattr(norms[0], "sum_over_ranks", None), float(pixels), None
-        if ctx.share is not None:
-            sums = torch.empty(2 * channels + 1, dtype=torch.float64)
-            _call("batchnorm_silu_statistics", x.dtype, x, pixels, channels, sums)
-            sums[-1] = pixels
-            ctx.share(sums)
-            ctx.count = float(sums[-1])
-        statistics, running = torch.empty(2, channels, dtype=torch.float32), _running(norms)
-        y = tuple(_empty(x, norm.num_features) for norm in norms)
-        moving = _Running(*(value.data_ptr() for value in running), norms[0].momentum or 0.0)
-        places = _places(*((part, part.shape[1]) for part in y))
-        arguments = (_norm(weight, bias, statistics), sums, ctx.count, norms[0].eps, moving)
-        _call("batchnorm_silu_forward", x.dtype, x, places, pixels, channels, *arguments)
-        _set_running_(norms, running)
-        ctx.save_for_backward(x, weight, bias, statistics)
-        return y
+        norm, ctx.count = _normalise(x, calls.statistics(x), norms, weight, bias)
+        ctx.save_for_backward(x, *norm)
+        ctx.norms = norms
+        return calls.activate(x, norm, [part.num_features for part in norms])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, weight, bias, statistics = ctx.saved_tensors
-        dy, dx = [_strided(grad.to(x.dtype)) for grad in grads], torch.empty_like(x)
-        dweight, dbias, sums = torch.empty_like(weight), torch.empty_like(bias), None
-        norm = _norm(weight, bias, statistics)
-        gradient = _Gradient(_places(*dy), x.data_ptr(), _pixels(x), x.shape[1])
-        if ctx.share is not None:  # the parameters' gradients are this rank's; the trainer adds those up
-            sums = torch.empty(2, x.shape[1], dtype=torch.float64)
-            _call("batchnorm_silu_gradient_sums", x.dtype, gradient, dx, norm, sums, dweight, dbias)
-            ctx.share(sums)
-        _call("batchnorm_silu_backward", x.dtype, gradient, dx, norm, sums, dweight, dbias, ctx.count)
-        return dx, dweight, dbias, None
-
-
-def _empty(like: Tensor, channels: int) -> Tensor:
-    count, _, height, width = like.shape
-    return torch.empty(count, channels, height, width, dtype=like.dtype, memory_format=torch.channels_last)
-
-
-def _running(norms: tuple[nn.BatchNorm2d, ...]) -> list[Tensor]:
-    """Return running mean and variance of all channels: the layer's own where there is one layer, else copies."""
-    names = ("running_mean", "running_var")
-    values: list[list[Tensor]] = [[getattr(norm, name) for norm in norms] for name in names]
-    return [value[0] if len(value) == 1 else torch.cat(value) for value in values]
-
-
-def _set_running_(norms: tuple[nn.BatchNorm2d, ...], values: list[Tensor]) -> None:
-    """Give the layers their running statistics and count the batch."""
-    start = 0
-    for norm in norms:
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        assert norm.num_batches_tracked is not None
-        norm.num_batches_tracked.add_(1)
-        if len(norms) > 1:
-            norm.running_mean.copy_(values[0][start : start + norm.num_features])
-            norm.running_var.copy_(values[1][start : start + norm.num_features])
-        start += norm.num_features
-
-
-def _norm(weight: Tensor, bias: Tensor, statistics: Tensor) -> _Norm:
-    mean = statistics.data_ptr()
-    return _Norm(weight.data_ptr(), bias.data_ptr(), mean, mean + statistics.stride(0) * statistics.itemsize)
+        x, *values = ctx.saved_tensors
+        norm = BatchNorm(*values)
+        dz, sums, dweight, dbias = calls.gradient_sums(grads, x, norm)
+        _shared(sums, ctx.norms[0])  # the parameters' gradients are this rank's; the trainer adds those up
+        return calls.normalise_backward_(dz, sums, ctx.count, x, norm), dweight, dbias, None
 
 
 class _Depthwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
-        count, channels, height, width = x.shape
-        shape = (count, channels, (height - 1) // stride + 1, (width - 1) // stride + 1)
-        y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
         rounded = weight.to(x.dtype).float().contiguous()
-        _call("depthwise_forward", x.dtype, x, y, _Images(count, channels, height, width, stride), rounded)
         ctx.save_for_backward(x, rounded)
         ctx.stride = stride
-        return y
+        return calls.depthwise(x, rounded, stride)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None]:
         x, weight = ctx.saved_tensors
-        dweight = torch.empty_like(weight)
-        dy = grads[0].to(x.dtype).contiguous(memory_format=torch.channels_last)
-        dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        count, channels, height, width = x.shape
-        images = _Images(count, channels, height, width, ctx.stride)
-        _call("depthwise_backward", x.dtype, dy, x, dx, images, weight, dweight)
+        wants_input = ctx.needs_input_grad[0]
+        dx, dweight = calls.depthwise_backward(grads[0], x, weight, ctx.stride, wants_input=wants_input)
         return dx, dweight, None
+
+
+class _PointwiseBlock(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, gamma: Tensor, beta: Tensor, norms: Sequence[nn.BatchNorm2d], *parts: Tensor
+    ) -> tuple[Tensor, ...]:
+        weight = weight.contiguous()
+        value, sums = calls.pointwise(parts, weight)
+        norm, ctx.count = _normalise(value, sums, norms, gamma, beta)
+        ctx.save_for_backward(weight, value, *norm, *parts)
+        ctx.norms = norms
+        return calls.activate(value, norm, [part.num_features for part in norms])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        weight, value, gamma, beta, moments, *parts = ctx.saved_tensors
+        norm = BatchNorm(gamma, beta, moments)
+        dz, sums, dgamma, dbeta = calls.gradient_sums(grads, value, norm)
+        _shared(sums, ctx.norms[0])
+        own = calls.pointwise_backward(
+            (dz, sums, ctx.count), (value, norm), (parts, None), weight, wants_input=any(ctx.needs_input_grad[4:])
+        )
+        return own.weight, dgamma, dbeta, None, *(own.parts or [None] * len(parts))
+
+
+class _SeparableBlock(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, depthwise: Tensor, *rest: Any) -> Tensor:
+        gamma, beta, pointwise, outer_gamma, outer_beta, ctx.stride, *ctx.norms = rest
+        rounded, pointwise = depthwise.to(x.dtype).float().contiguous(), pointwise.contiguous()
+        first = calls.depthwise(x, rounded, ctx.stride)
+        inner, count = _normalise(first, calls.statistics(first), (ctx.norms[0],), gamma, beta)
+        second, sums = calls.pointwise((first,), pointwise, inner)
+        outer, outer_count = _normalise(second, sums, (ctx.norms[1],), outer_gamma, outer_beta)
+        ctx.counts = (count, outer_count)
+        ctx.save_for_backward(x, rounded, first, *inner, pointwise, second, *outer)
+        (y,) = calls.activate(second, outer, [second.shape[1]])
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, depthwise, first, *inner_values, pointwise, second, w, b, m = ctx.saved_tensors
+        inner, outer = BatchNorm(*inner_values), BatchNorm(w, b, m)
+        dz, outer_sums, *outer_grads = calls.gradient_sums(grads, second, outer)
+        _shared(outer_sums, ctx.norms[1])
+        after = (dz, outer_sums, ctx.counts[1])
+        inwards = calls.pointwise_backward(after, (second, outer), ((first,), inner), pointwise, wants_input=True)
+        inner_grads = (inwards.sums[1] * inner.moments[1]).to(inner.weight.dtype), inwards.sums[0].to(inner.bias.dtype)
+        _shared(inwards.sums, ctx.norms[0])
+        dfirst = calls.normalise_backward_(inwards.parts[0], inwards.sums, ctx.counts[0], first, inner)
+        wants_input = ctx.needs_input_grad[0]
+        dx, ddepthwise = calls.depthwise_backward(dfirst, x, depthwise, ctx.stride, wants_input=wants_input)
+        return dx, ddepthwise, *inner_grads, inwards.weight, *outer_grads, None, None, None
