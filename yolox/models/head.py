@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from yolox.models.layers import ConvBnAct, conv_block, joined_conv
+from yolox.models.layers import ConvBnAct, conv_block
+from yolox.models.shortcuts import joined_conv
 from yolox.structures import Predictions, Size
 
 __all__ = ["DetectionHead"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +20,7 @@ from yolox.models.fused.layers import (
     separable_block,
     watched,
 )
+from yolox.models.shortcuts import dense_gradient, follows_official_rounding, in_bfloat16, is_plain
 
 __all__ = [
     "Bottleneck",
@@ -33,8 +33,6 @@ __all__ = [
     "activation",
     "as_float",
     "conv_block",
-    "dense_gradient",
-    "joined_conv",
 ]
 
 BN_EPS, BN_MOMENTUM = 1e-3, 0.03  # of the official models; PyTorch's defaults cost published weights their AP
@@ -53,17 +51,6 @@ def activation(name: str) -> nn.Module:
     if name == "lrelu":
         return nn.LeakyReLU(0.1, inplace=True)
     raise UsageError(f"activation got '{name}', expected silu, relu or lrelu. Set model.act to one of them.")
-
-
-def _follows_official_rounding(module: nn.Module, x: Tensor) -> bool:
-    """Whether this is fp32 training, where each sum keeps its official order.
-
-    Shortcuts that are equal on paper change the last bits, and training amplifies those to percents within some steps
-    (the gradient of the stem has a norm of 900); then nobody could tell a shortcut from a mistake.
-    """
-    if x.is_meta or not (module.training and torch.is_grad_enabled()):
-        return False
-    return x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
 
 
 class ConvBnAct(nn.Module):
@@ -121,15 +108,10 @@ class DepthwiseConv(nn.Module):
         return y
 
 
-def _in_bfloat16(x: Tensor) -> bool:
-    """Whether convolutions of ``x`` compute in bfloat16, from parameters in float32 or not."""
-    return (torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype) == torch.bfloat16
-
-
 def _fits_pointwise(parts: Sequence[Tensor], *blocks: ConvBnAct) -> bool:
     """Whether `pointwise_block` does what the blocks do with the parts side by side."""
-    return all(_in_bfloat16(part) and part.shape[1] % CHANNEL_BLOCK == 0 for part in parts) and all(
-        _is_plain(block.conv)
+    return all(fits(part) and in_bfloat16(part) and part.shape[1] % CHANNEL_BLOCK == 0 for part in parts) and all(
+        is_plain(block.conv)
         and block.conv.kernel_size == block.conv.stride == (1, 1)
         and block.conv.padding == (0, 0)
         and block.conv.bias is None
@@ -151,10 +133,12 @@ def _fits_separable(x: Tensor, first: nn.Module, second: nn.Module) -> bool:
     """Whether `separable_block` does what the blocks do with ``x`` one after the other."""
     if not (type(first) is type(second) is ConvBnAct) or watched(first) or watched(second):
         return False
-    conv, stride = first.conv, first.conv.stride[0]
-    pixels = x.shape[0] * math.ceil(x.shape[2] / stride) * math.ceil(x.shape[3] / stride)
+    conv = first.conv
     known = type(conv) is DepthwiseConv2d and conv.is_three_by_three and conv.training and not watched(conv)
-    return known and pixels > 1 and _fits_pointwise((x,), second) and fits_batchnorm_silu(x, first.bn, first.act)
+    if not (known and _fits_pointwise((x,), second) and fits_batchnorm_silu(x, first.bn, first.act)):
+        return False
+    pixels: int = x.shape[0] * math.ceil(x.shape[2] / conv.stride[0]) * math.ceil(x.shape[3] / conv.stride[0])
+    return pixels > 1  # a batch of one value a channel is refused by PyTorch's layer
 
 
 def conv_block(
@@ -164,52 +148,6 @@ def conv_block(
     if depthwise:
         return DepthwiseConv(in_channels, out_channels, kernel, stride, act=act)
     return ConvBnAct(in_channels, out_channels, kernel, stride, act=act)
-
-
-def dense_gradient(x: Tensor) -> Tensor:
-    """Return ``x``; in training its gradient comes back without gaps in memory.
-
-    From a concatenation PyTorch hands back parts of one tensor with gaps from pixel to pixel. To add those up, or to
-    take them through an upsampling, takes three to eight times as long as a copy without gaps. A layer that ends in
-    `batchnorm_silu` reads them as they are.
-    """
-    if not (x.requires_grad and fits(x)):
-        return x
-    y: Tensor = _DenseGradient.apply(x)  # type: ignore[no-untyped-call]
-    return y
-
-
-class _DenseGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return grads[0].contiguous(memory_format=torch.channels_last)
-
-
-def joined_conv(x: Tensor, *convs: nn.Module) -> Tensor | None:
-    """Return several convolutions of one input side by side, as one convolution, or None where that may not be.
-
-    They have the same kernel, stride and padding, and all of them a bias or none.
-
-    One reads the input once, and there is one gradient of the input instead of several to be written and added up. It
-    is for training in bf16 alone: see `_follows_official_rounding`; and evaluation shows conversions the plain layers.
-    """
-    plain = [conv for conv in convs if _is_plain(conv)]
-    if not fits(x) or _follows_official_rounding(convs[0], x) or len(plain) < len(convs):
-        return None
-    first = plain[0]
-    weight = torch.cat([conv.weight for conv in plain])
-    bias = None if first.bias is None else torch.cat([conv.bias for conv in plain if conv.bias is not None])
-    return F.conv2d(x, weight, bias, first.stride, first.padding).contiguous(memory_format=torch.channels_last)
-
-
-def _is_plain(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Whether calling the convolution means its formula and nothing else."""
-    return type(conv) is nn.Conv2d and conv.training and conv.groups == 1 and not watched(conv)
 
 
 class Bottleneck(nn.Module):
@@ -267,16 +205,17 @@ class CspLayer(nn.Module):
         if _joinable(one, two) and _fits_pointwise(parts, one, two):
             first, second = _pointwise(parts, one, two)
             return first, second
-        x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        x = parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
         return one(x), two(x)
 
 
 def _joinable(one: nn.Module, two: nn.Module) -> bool:
     """Whether two blocks of one input may be computed as one: alike, seen by nobody, and within this process."""
-    alike = type(one) is type(two) is ConvBnAct and type(one.bn) is type(two.bn) is nn.BatchNorm2d
-    if not alike or watched(one) or watched(two):
+    if not (isinstance(one, ConvBnAct) and isinstance(two, ConvBnAct)):
         return False
-    return (one.bn.eps, one.bn.momentum) == (two.bn.eps, two.bn.momentum)
+    kinds = {type(one), type(two)} == {ConvBnAct} and {type(one.bn), type(two.bn)} == {nn.BatchNorm2d}
+    alike = kinds and (one.bn.eps, one.bn.momentum) == (two.bn.eps, two.bn.momentum)
+    return alike and not (watched(one) or watched(two))
 
 
 class SppBottleneck(nn.Module):
@@ -291,7 +230,7 @@ class SppBottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, in, H, W]`` to ``[B, out, H, W]``."""
         x = self.conv1(x)
-        if _follows_official_rounding(self, x):
+        if follows_official_rounding(self, x):
             pools = [F.max_pool2d(x, side, stride=1, padding=side // 2) for side in (5, 9, 13)]
             exact: Tensor = self.conv2(torch.cat((x, *pools), dim=1))
             return exact
@@ -321,7 +260,7 @@ class Focus(nn.Module):
         tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         # A replaced convolution (prepacked, quantized, parametrized) may not have a weight that can be rearranged.
         plain = tracing or torch.compiler.is_compiling() or type(self.conv.conv) is not nn.Conv2d
-        if plain or _follows_official_rounding(self, x):
+        if plain or follows_official_rounding(self, x):
             y: Tensor = self.conv(as_float(self.space_to_depth(x)))  # bytes are cheaper to move than floats
             return y
         return self.conv.normalise(F.conv2d(as_float(x), self._weight_6x6(), self.conv.conv.bias, stride=2, padding=2))

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from yolox.models.csp_darknet import CspDarknet
 from yolox.models.darknet53 import Darknet53
-from yolox.models.layers import ConvBnAct, CspLayer, conv_block, dense_gradient
+from yolox.models.layers import ConvBnAct, CspLayer, conv_block
+from yolox.models.shortcuts import dense_gradient
 
 __all__ = ["PaFpn", "YoloFpn"]
 

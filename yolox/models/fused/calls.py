@@ -1,7 +1,7 @@
 """The compiled kernels as functions of tensors, without autograd.
 
-Tensors lie in channels_last memory, as float32 or bfloat16; the kernels compute in float32. ``sums`` are in float64, one row
-of ``C`` each.
+Tensors lie in channels_last memory, as float32 or bfloat16; the kernels compute in float32. ``sums`` are in float64,
+one row of ``C`` each.
 """
 
 from __future__ import annotations
@@ -158,9 +158,7 @@ def statistics(x: Tensor) -> Tensor:
     return sums
 
 
-def normalise(
-    sums: Tensor, count: float, norms: Sequence[nn.BatchNorm2d], weight: Tensor, bias: Tensor
-) -> BatchNorm:
+def normalise(sums: Tensor, count: float, norms: Sequence[nn.BatchNorm2d], weight: Tensor, bias: Tensor) -> BatchNorm:
     """Return the normalisation of a batch of ``count`` pixels with those statistics, and move the running ones."""
     channels = weight.numel()
     norm = BatchNorm(weight, bias, torch.empty(2, channels, dtype=torch.float32))

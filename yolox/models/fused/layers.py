@@ -78,10 +78,8 @@ def depthwise_conv(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     return y
 
 
-def pointwise_block(
-    parts: Sequence[Tensor], weight: Tensor, norms: Sequence[nn.BatchNorm2d]
-) -> tuple[Tensor, ...]:
-    """Return ``silu(norm(conv(cat(parts))))`` of a 1x1 convolution, for each normalisation the channels that are its own.
+def pointwise_block(parts: Sequence[Tensor], weight: Tensor, norms: Sequence[nn.BatchNorm2d]) -> tuple[Tensor, ...]:
+    """Return ``silu(norm(conv(cat(parts))))`` of a 1x1 convolution, for each normalisation its own channels.
 
     Args:
         parts: One or two tensors ``[B, C, H, W]`` in bfloat16, which need not lie side by side.
@@ -90,11 +88,13 @@ def pointwise_block(
 
     All numbers of channels are multiples of 16.
     """
-    gamma, beta = norms[0].weight, norms[0].bias
-    if len(norms) > 1:
-        gamma, beta = (torch.cat([getattr(norm, name) for norm in norms]) for name in ("weight", "bias"))
+    gamma, beta = (_side_by_side([getattr(norm, name) for norm in norms]) for name in ("weight", "bias"))
     y: tuple[Tensor, ...] = _PointwiseBlock.apply(weight, gamma, beta, norms, *parts)  # type: ignore[no-untyped-call]
     return y
+
+
+def _side_by_side(parameters: list[Tensor]) -> Tensor:
+    return parameters[0] if len(parameters) == 1 else torch.cat(parameters)
 
 
 def separable_block(

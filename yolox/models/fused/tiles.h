@@ -9,8 +9,12 @@
 #include <memory>
 #include <new>
 
+#if defined(__AMX_BF16__) && !defined(WITHOUT_AMX)
+#define MATRIX_UNIT
+#endif
+
 #ifdef __AVX512BF16__
-#ifdef __AMX_BF16__
+#ifdef MATRIX_UNIT
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -19,7 +23,7 @@ namespace {
 
 constexpr long SIDE = 32, TILE = 16 * 32;  // numbers in a row of a tile, and in a tile
 
-#ifdef __AMX_BF16__
+#ifdef MATRIX_UNIT
 // Linux gives a process the unit's registers when it asks for them (arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA).
 inline bool matrix_unit() {
   static const bool granted = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
@@ -83,7 +87,7 @@ struct Right {
   long step;                 // to the next 32 rows
 };
 
-#ifdef __AMX_BF16__
+#ifdef MATRIX_UNIT
 inline void multiply_tiles(Left a, Right b, long steps, float* out, long out_row, bool add) {
   asm volatile("" ::: "memory");  // the compiler does not see that the instructions below read and write memory
   const long wide = out_row * 4, row = a.row * 2;
@@ -123,6 +127,7 @@ inline void multiply_pairs(Left a, Right b, long steps, float* out, long out_row
     const bf16* rows = first < 16 ? a.top + first * a.row : a.bottom + (first - 16) * a.row;
     float* to = out + first * out_row;
     __m512 left[ROWS], right[ROWS];
+#pragma GCC unroll 8
     for (long r = 0; r < ROWS; ++r) {
       left[r] = add ? _mm512_loadu_ps(to + r * out_row) : _mm512_setzero_ps();
       right[r] = add ? _mm512_loadu_ps(to + r * out_row + 16) : _mm512_setzero_ps();
@@ -140,6 +145,7 @@ inline void multiply_pairs(Left a, Right b, long steps, float* out, long out_row
           right[r] = _mm512_dpbf16_ps(right[r], both, others);
         }
       }
+#pragma GCC unroll 8
     for (long r = 0; r < ROWS; ++r) {
       _mm512_storeu_ps(to + r * out_row, left[r]);
       _mm512_storeu_ps(to + r * out_row + 16, right[r]);
@@ -149,7 +155,7 @@ inline void multiply_pairs(Left a, Right b, long steps, float* out, long out_row
 
 // `out`, 32 by 32 with `out_row` numbers from row to row, becomes the product over 32 * `steps`, or has it added.
 inline void multiply(Left a, Right b, long steps, float* out, long out_row, bool add) {
-#ifdef __AMX_BF16__
+#ifdef MATRIX_UNIT
   if (matrix_unit()) return multiply_tiles(a, b, steps, out, out_row, add);
 #endif
   multiply_pairs(a, b, steps, out, out_row, add);

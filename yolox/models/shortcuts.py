@@ -1,0 +1,75 @@
+"""When training may go shorter ways than the plain layers, and two such ways."""
+
+from __future__ import annotations
+
+from typing import Any, TypeGuard
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from yolox.models.fused.layers import fits, watched
+
+__all__ = ["dense_gradient", "follows_official_rounding", "in_bfloat16", "is_plain", "joined_conv"]
+
+
+def follows_official_rounding(module: nn.Module, x: Tensor) -> bool:
+    """Whether this is fp32 training, where each sum keeps its official order.
+
+    Shortcuts that are equal on paper change the last bits, and training amplifies those to percents within some steps
+    (the gradient of the stem has a norm of 900); then nobody could tell a shortcut from a mistake.
+    """
+    if x.is_meta or not (module.training and torch.is_grad_enabled()):
+        return False
+    return x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
+
+
+def in_bfloat16(x: Tensor) -> bool:
+    """Whether convolutions of ``x`` compute in bfloat16, from parameters in float32 or not."""
+    return (torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype) == torch.bfloat16
+
+
+def is_plain(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether calling the convolution means its formula and nothing else."""
+    return type(conv) is nn.Conv2d and conv.training and conv.groups == 1 and not watched(conv)
+
+
+def dense_gradient(x: Tensor) -> Tensor:
+    """Return ``x``; in training its gradient comes back without gaps in memory.
+
+    From a concatenation PyTorch hands back parts of one tensor with gaps from pixel to pixel. To add those up, or to
+    take them through an upsampling, takes three to eight times as long as a copy without gaps. A layer that ends in
+    `batchnorm_silu` reads them as they are.
+    """
+    if not (x.requires_grad and fits(x)):
+        return x
+    y: Tensor = _DenseGradient.apply(x)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _DenseGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0].contiguous(memory_format=torch.channels_last)
+
+
+def joined_conv(x: Tensor, *convs: nn.Module) -> Tensor | None:
+    """Return several convolutions of one input side by side, as one convolution, or None where that may not be.
+
+    They have the same kernel, stride and padding, and all of them a bias or none.
+
+    One reads the input once, and there is one gradient of the input instead of several to be written and added up. It
+    is for training in bf16 alone: see `follows_official_rounding`; and evaluation shows conversions the plain layers.
+    """
+    plain = [conv for conv in convs if is_plain(conv)]
+    if not fits(x) or follows_official_rounding(convs[0], x) or len(plain) < len(convs):
+        return None
+    first = plain[0]
+    weight = torch.cat([conv.weight for conv in plain])
+    bias = None if first.bias is None else torch.cat([conv.bias for conv in plain if conv.bias is not None])
+    return F.conv2d(x, weight, bias, first.stride, first.padding).contiguous(memory_format=torch.channels_last)
