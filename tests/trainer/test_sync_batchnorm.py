@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from yolox.models.fused.calls import has_pointwise
 from yolox.models.fused.library import kernels
 from yolox.trainer.launchers.base import Slot, Worker
 from yolox.trainer.launchers.popen import PopenLauncher
@@ -124,3 +125,48 @@ def test_compiled_kernels_take_part(compiled: set[int]) -> None:
     _assert_as_one(expected, [ranks[0][0], ranks[1][0]], 1e-5)
     for name, value in plain.named_buffers():
         torch.testing.assert_close(ranks[0][1][name].double(), value.double(), rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_blocks_share_both_of_their_normalisations() -> None:
+    if not has_pointwise():
+        pytest.skip("this processor does not multiply bfloat16 (AVX512-BF16), so no block has kernels")
+    shape, batch, step, block_of = (6, 16, 8, 4), _batch, _step, _separable
+
+    def work(worker: Worker) -> Any:
+        import torch.distributed as dist
+
+        from yolox.trainer.sync_batchnorm import SyncBatchNormLayers
+
+        dist.init_process_group(
+            "gloo", init_method=worker.rendezvous, rank=worker.slot.rank, world_size=worker.slot.world
+        )
+        block = SyncBatchNormLayers().apply(block_of())
+        x, grad = batch(shape, torch.bfloat16)
+        part = slice(0, 2) if worker.slot.rank == 0 else slice(2, 6)
+        tensors = step(block, x[part], grad[part])
+        buffers = {name: value.clone() for name, value in block.named_buffers()}
+        results = tensors, buffers, type(block(x).grad_fn).__name__
+        dist.destroy_process_group()
+        return results
+
+    first, second = _run_two_ranks(work)
+    assert first[2] == "_SeparableBlockBackward"
+    plain = _separable()
+    expected = _step(plain, *_batch(shape, torch.bfloat16))
+    for name, value in expected.items():
+        joined = (
+            torch.cat([first[0][name], second[0][name]]) if name in {"y", "dx"} else first[0][name] + second[0][name]
+        )
+        error = (joined.double() - value.double()).abs().max() / value.double().abs().max()
+        assert float(error) < 2e-2, name
+    for name, value in plain.named_buffers():
+        torch.testing.assert_close(second[1][name], first[1][name], msg=name)
+        torch.testing.assert_close(first[1][name], value, rtol=1e-2, atol=1e-3, msg=name)
+
+
+def _separable() -> nn.Module:
+    """Return a block that computes in bf16 from parameters in float32, all the same."""
+    from yolox.models.layers import DepthwiseConv
+
+    torch.manual_seed(3)
+    return DepthwiseConv(16, 16, 3).to(memory_format=torch.channels_last).train()
