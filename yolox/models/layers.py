@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from yolox.errors import UsageError
 from yolox.models.depthwise import DepthwiseConv2d
-from yolox.models.fused.calls import CHANNEL_BLOCK, has_pointwise
+from yolox.models.fused.calls import CHANNEL_BLOCK, MOST_CHANNELS, has_pointwise
 from yolox.models.fused.layers import (
     batchnorm_silu,
     fits,
@@ -110,16 +110,22 @@ class DepthwiseConv(nn.Module):
 
 def _fits_pointwise(parts: Sequence[Tensor], *blocks: ConvBnAct) -> bool:
     """Whether `pointwise_block` does what the blocks do with the parts side by side."""
-    return all(fits(part) and in_bfloat16(part) and part.shape[1] % CHANNEL_BLOCK == 0 for part in parts) and all(
-        is_plain(block.conv)
-        and block.conv.kernel_size == block.conv.stride == (1, 1)
-        and block.conv.padding == (0, 0)
-        and block.conv.bias is None
-        and block.conv.out_channels % CHANNEL_BLOCK == 0
-        and block.conv.weight.dtype == torch.float32
-        and all(fits_batchnorm_silu(part, block.bn, block.act) for part in parts)
+    if not all(fits(part) and in_bfloat16(part) and part.shape[1] % CHANNEL_BLOCK == 0 for part in parts):
+        return False
+    channels = sum(part.shape[1] for part in parts) + sum(block.conv.out_channels for block in blocks)
+    return (
+        channels <= MOST_CHANNELS
         and has_pointwise()
-        for block in blocks
+        and all(
+            is_plain(block.conv)
+            and block.conv.kernel_size == block.conv.stride == (1, 1)
+            and block.conv.padding == (0, 0)
+            and block.conv.bias is None
+            and block.conv.out_channels % CHANNEL_BLOCK == 0
+            and block.conv.weight.dtype == torch.float32
+            and all(fits_batchnorm_silu(part, block.bn, block.act) for part in parts)
+            for block in blocks
+        )
     )
 
 
