@@ -38,7 +38,7 @@ TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 CHANNEL_BLOCK = 16
 """Kernels that go pixel by pixel want a multiple of so many channels."""
 MOST_CHANNELS = 1024
-"""Of input and output of `pointwise` together; wider matrices outgrow its blocks and are as fast or faster in oneDNN."""
+"""Of input and output of `pointwise` together; wider matrices outgrow its blocks, and oneDNN is as fast or faster."""
 
 _POINTER, _LONG, _DOUBLE = ctypes.c_void_p, ctypes.c_long, ctypes.c_double
 
