@@ -159,3 +159,12 @@ def test_setup_imports_no_torch() -> None:
 def test_no_room_without_a_name() -> None:
     forbidden = {"utils", "core", "common", "deps", "misc", "helpers"}
     assert not forbidden & {part for file in FILES for part in (*file.relative_to(PACKAGE).parts, file.stem)}
+
+
+def test_the_wheel_holds_what_is_compiled() -> None:
+    nodes = ast.walk(ast.parse((ROOT / "setup.py").read_text(encoding="utf-8")))
+    (data,) = [node.value for node in nodes if isinstance(node, ast.keyword) and node.arg == "package_data"]
+    packed = {path for pattern in ast.literal_eval(data)["yolox"] for path in PACKAGE.glob(pattern)}
+    sources = {path for pattern in ("*.cpp", "*.h") for path in PACKAGE.rglob(pattern)}
+    assert sources, "kernels have sources"
+    assert sources <= packed, f"setup.py leaves out {sorted(map(relative, sources - packed))}"
