@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -108,9 +109,14 @@ class DepthwiseConv(nn.Module):
         return y
 
 
+def _is_unwatched(block: nn.Module) -> TypeGuard[ConvBnAct]:
+    """Whether a `ConvBnAct` may be computed without being called."""
+    return type(block) is ConvBnAct and not watched(block)
+
+
 def _fits_pointwise(parts: Sequence[Tensor], *blocks: ConvBnAct) -> bool:
     """Whether `pointwise_block` does what the blocks do with the parts side by side."""
-    if not all(fits(part) and in_bfloat16(part) and part.shape[1] % CHANNEL_BLOCK == 0 for part in parts):
+    if not all(in_bfloat16(part) and fits(part) and part.shape[1] % CHANNEL_BLOCK == 0 for part in parts):
         return False
     channels = sum(part.shape[1] for part in parts) + sum(block.conv.out_channels for block in blocks)
     return (
@@ -137,7 +143,7 @@ def _pointwise(parts: Sequence[Tensor], *blocks: ConvBnAct) -> tuple[Tensor, ...
 
 def _fits_separable(x: Tensor, first: nn.Module, second: nn.Module) -> bool:
     """Whether `separable_block` does what the blocks do with ``x`` one after the other."""
-    if not (type(first) is type(second) is ConvBnAct) or watched(first) or watched(second):
+    if not (_is_unwatched(first) and _is_unwatched(second)):
         return False
     conv = first.conv
     known = type(conv) is DepthwiseConv2d and conv.is_three_by_three and conv.training and not watched(conv)
@@ -198,7 +204,7 @@ class CspLayer(nn.Module):
         """Map ``[B, in, H, W]``, whole or as two tensors with some of the channels each, to ``[B, out, H, W]``."""
         first, second = self._halves(parts)
         inner = self.m(first)
-        if type(self.conv3) is ConvBnAct and not watched(self.conv3) and _fits_pointwise((inner, second), self.conv3):
+        if _is_unwatched(self.conv3) and _fits_pointwise((inner, second), self.conv3):
             return _pointwise((inner, second), self.conv3)[0]  # side by side only in the convolution's eyes
         if self.shortcut:
             inner = dense_gradient(inner)
@@ -217,11 +223,9 @@ class CspLayer(nn.Module):
 
 def _joinable(one: nn.Module, two: nn.Module) -> bool:
     """Whether two blocks of one input may be computed as one: alike, seen by nobody, and within this process."""
-    if not (isinstance(one, ConvBnAct) and isinstance(two, ConvBnAct)):
+    if not (_is_unwatched(one) and _is_unwatched(two) and type(one.bn) is type(two.bn) is nn.BatchNorm2d):
         return False
-    kinds = {type(one), type(two)} == {ConvBnAct} and {type(one.bn), type(two.bn)} == {nn.BatchNorm2d}
-    alike = kinds and (one.bn.eps, one.bn.momentum) == (two.bn.eps, two.bn.momentum)
-    return alike and not (watched(one) or watched(two))
+    return (one.bn.eps, one.bn.momentum) == (two.bn.eps, two.bn.momentum)
 
 
 class SppBottleneck(nn.Module):

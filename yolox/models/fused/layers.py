@@ -117,25 +117,22 @@ def separable_block(
     return y
 
 
-def _shared(sums: Tensor, norm: nn.BatchNorm2d, pixels: int | None = None) -> float:
-    """Add up sums over the processes that normalise together, if any, in place; return the pixels of all of them."""
+def _share_(sums: Tensor, norm: nn.BatchNorm2d) -> None:
+    """Add up sums over the processes that normalise together, if there are any."""
     share = getattr(norm, "sum_over_ranks", None)
-    if share is None:
-        return float(pixels or 0)
-    if pixels is None:
+    if share is not None:
         share(sums)
-        return 0.0
-    flat = torch.cat((sums.flatten(), torch.tensor([pixels], dtype=torch.float64)))
-    share(flat)
-    sums.copy_(flat[:-1].view_as(sums))
-    return float(flat[-1])
 
 
 def _normalise(
     x: Tensor, sums: Tensor, norms: Sequence[nn.BatchNorm2d], weight: Tensor, bias: Tensor
 ) -> tuple[BatchNorm, float]:
     """Return the normalisation of x, whose sums those are, and the number of pixels it is over."""
-    count = _shared(sums, norms[0], x.shape[0] * x.shape[2] * x.shape[3])
+    count = float(x.shape[0] * x.shape[2] * x.shape[3])
+    if hasattr(norms[0], "sum_over_ranks"):
+        shared = torch.cat((sums.flatten(), torch.tensor([count], dtype=sums.dtype)))
+        _share_(shared, norms[0])
+        sums, count = shared[:-1], float(shared[-1])
     return calls.normalise(sums, count, norms, weight, bias), count
 
 
@@ -155,7 +152,7 @@ class _BatchNormSilu(torch.autograd.Function):
         x, *values = ctx.saved_tensors
         norm = BatchNorm(*values)
         dz, sums, dweight, dbias = calls.gradient_sums(grads, x, norm)
-        _shared(sums, ctx.norms[0])  # the parameters' gradients are this rank's; the trainer adds those up
+        _share_(sums, ctx.norms[0])  # the parameters' gradients are this rank's; the trainer adds those up
         return calls.normalise_backward_(dz, sums, ctx.count, x, norm), dweight, dbias, None
 
 
@@ -194,7 +191,7 @@ class _PointwiseBlock(torch.autograd.Function):
         weight, value, gamma, beta, moments, *parts = ctx.saved_tensors
         norm = BatchNorm(gamma, beta, moments)
         dz, sums, dgamma, dbeta = calls.gradient_sums(grads, value, norm)
-        _shared(sums, ctx.norms[0])
+        _share_(sums, ctx.norms[0])
         own = calls.pointwise_backward(
             (dz, sums, ctx.count), (value, norm), (parts, None), weight, wants_input=any(ctx.needs_input_grad[4:])
         )
@@ -221,11 +218,11 @@ class _SeparableBlock(torch.autograd.Function):
         x, depthwise, first, *inner_values, pointwise, second, w, b, m = ctx.saved_tensors
         inner, outer = BatchNorm(*inner_values), BatchNorm(w, b, m)
         dz, outer_sums, *outer_grads = calls.gradient_sums(grads, second, outer)
-        _shared(outer_sums, ctx.norms[1])
+        _share_(outer_sums, ctx.norms[1])
         after = (dz, outer_sums, ctx.counts[1])
         inwards = calls.pointwise_backward(after, (second, outer), ((first,), inner), pointwise, wants_input=True)
         inner_grads = (inwards.sums[1] * inner.moments[1]).to(inner.weight.dtype), inwards.sums[0].to(inner.bias.dtype)
-        _shared(inwards.sums, ctx.norms[0])
+        _share_(inwards.sums, ctx.norms[0])
         dfirst = calls.normalise_backward_(inwards.parts[0], inwards.sums, ctx.counts[0], first, inner)
         wants_input = ctx.needs_input_grad[0]
         dx, ddepthwise = calls.depthwise_backward(dfirst, x, depthwise, ctx.stride, wants_input=wants_input)

@@ -47,10 +47,11 @@ struct Centred {
   }
 };
 
+inline vf silu_slope(vf z, vf sigmoid_of_z) { return sigmoid_of_z * (1.0f + z * (1.0f - sigmoid_of_z)); }
+
 template <class T>
 inline vf silu_slope(vf z) {
-  vf s = sigmoid<T>(z);
-  return s * (1.0f + z * (1.0f - s));
+  return silu_slope(z, sigmoid<T>(z));
 }
 
 }  // namespace

@@ -63,7 +63,7 @@ inline void gather(const Input& in, long first, long count, const Rows<bf16>& ro
     for (long c = 0; c < channels; c += V) {
       vf z = load(c < split ? one + c : two + c - split) * load(scale + c) + load(offset + c), s = sigmoid<bf16>(z);
       store(to + c, z * s);
-      if (slope) store(slope + c, s * (1.0f + z * (1.0f - s)));
+      if (slope) store(slope + c, silu_slope(z, s));
     }
   }
   if (count < SIDE) rows.clear_from(count);

@@ -161,11 +161,15 @@ inline void multiply(Left a, Right b, long steps, float* out, long out_row, bool
   multiply_pairs(a, b, steps, out, out_row, add);
 }
 
+// 16 numbers of two rows as 16 pairs.
+inline __m512i paired(__m256i even, __m256i odd) {
+  return _mm512_or_si512(_mm512_cvtepu16_epi32(even), _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
+}
+
 // Rows 2r and 2r + 1 of 16 columns side by side.
 inline __m512i interleaved(const bf16* rows, long row, long r) {
-  __m512i even = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(rows + 2 * r * row)));
-  __m512i odd = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(rows + (2 * r + 1) * row)));
-  return _mm512_or_si512(even, _mm512_slli_epi32(odd, 16));
+  const bf16* even = rows + 2 * r * row;
+  return paired(_mm256_loadu_si256((const __m256i*)even), _mm256_loadu_si256((const __m256i*)(even + row)));
 }
 
 // 32 rows of 16 columns as a tile of a right matrix.
@@ -226,9 +230,9 @@ class Packed {
     }
     for (long k = 0; k < rows; k += 2)
       for (long n = 0; n < wide; n += 16) {
-        __m512i even = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(weight + k * wide + n)));
-        __m512i odd = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(weight + (k + 1) * wide + n)));
-        _mm512_storeu_si512(tile(k, n) + k % 32 / 2 * 32, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
+        __m256i even = (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(weight + k * wide + n));
+        __m256i odd = (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(weight + (k + 1) * wide + n));
+        _mm512_storeu_si512(tile(k, n) + k % 32 / 2 * 32, paired(even, odd));
       }
   }
   Right at(long column) const { return {tile(0, column), tile(0, column + 16), TILE}; }
