@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,17 +21,20 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from yolox.cpu.compiled import compiled_kernels
-from yolox.models.fused import calls, library
-from yolox.models.fused.layers import (
-    batchnorm_silu,
-    depthwise_conv,
-    fits,
-    fits_batchnorm_silu,
+from yolox.models.fused import abi, library
+from yolox.models.fused.layers import batchnorm_silu, depthwise_conv, fits, fits_batchnorm_silu
+from yolox.models.fused.pending import (
+    Features,
+    Pending,
+    activated,
+    add_shortcut,
+    depthwise_block,
+    left_pending,
     pointwise_block,
-    separable_block,
+    pointwise_with_shortcut,
 )
 from yolox.models.head import DetectionHead
-from yolox.models.layers import ConvBnAct, CspLayer, DepthwiseConv
+from yolox.models.layers import ConvBnAct, CspLayer, DepthwiseConv, pending
 from yolox.models.shortcuts import dense_gradient, joined_conv
 
 SHAPES = [(2, 16, 20, 12), (3, 24, 13, 7), (1, 128, 3, 5), (2, 1, 3, 3), (5, 33, 1, 1)]
@@ -81,7 +86,7 @@ def test_batchnorm_silu_equals_float64(shape: tuple[int, ...], dtype: torch.dtyp
 
 
 needs_pointwise = pytest.mark.skipif(
-    not calls.has_pointwise(), reason="this processor does not multiply bfloat16 (AVX512-BF16), so nothing does here"
+    not abi.has_pointwise(), reason="this processor does not multiply bfloat16 (AVX512-BF16), so nothing does here"
 )
 
 
@@ -106,52 +111,11 @@ def _assert_norms_near(found: list[nn.BatchNorm2d], wanted: list[nn.BatchNorm2d]
 def _instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The kernels as compiled for this processor, and as for one without a matrix unit."""
     if request.param == "without AMX":
-        plain = compiled_kernels(Path(calls.__file__).parent, "-DWITHOUT_AMX")
-        monkeypatch.setattr(calls, "kernels", lambda: plain)
-    calls._kernel.cache_clear()
+        plain = compiled_kernels(Path(abi.__file__).parent, "-DWITHOUT_AMX")
+        monkeypatch.setattr(abi, "kernels", lambda: plain)
+    abi._kernel.cache_clear()
     yield
-    calls._kernel.cache_clear()
-
-
-POINTWISE = [  # batch, size, channels of the parts, channels out
-    (3, (20, 12), (32,), (16,)),
-    (1, (7, 9), (16,), (48,)),
-    (2, (13, 13), (64, 32), (32, 48)),
-    (1, (2, 3), (16, 16), (16, 16)),
-    (5, (16, 40), (48, 80), (80,)),
-    (2, (26, 26), (128,), (64, 64)),
-]
-
-
-@needs_pointwise
-@pytest.mark.usefixtures("_instructions")
-@pytest.mark.parametrize(("batch", "size", "inputs", "outputs"), POINTWISE)
-def test_pointwise_block_equals_float64(
-    batch: int, size: tuple[int, int], inputs: tuple[int, ...], outputs: tuple[int, ...]
-) -> None:
-    """Outputs lie apart, gradients come from anywhere: from the middle of a wider tensor."""
-    torch.manual_seed(0)
-    parts = [channels_last(batch, count, *size, dtype=torch.bfloat16) for count in inputs]
-    weight = (torch.randn(sum(outputs), sum(inputs), 1, 1) / sum(inputs) ** 0.5).bfloat16().float()
-    norms = _norms(*outputs)
-    wide = channels_last(batch, 16 + sum(outputs), *size, dtype=torch.bfloat16)
-    grads = wide[:, 16:].split(outputs, dim=1)
-    exact, plain = copy.deepcopy(norms), weight.double().requires_grad_()
-    doubles = [part.double().requires_grad_() for part in parts]
-    values = F.conv2d(torch.cat(doubles, dim=1), plain).split(outputs, dim=1)
-    # the output of a convolution is rounded: what follows is compared from there
-    wanted = [F.silu(norm.double()(_Rounded.apply(value))) for norm, value in zip(exact, values, strict=True)]
-    torch.autograd.backward(wanted, [grad.double() for grad in grads])
-    leaves = [part.clone().requires_grad_() for part in parts]
-    weight.requires_grad_()
-    found = pointwise_block(leaves, weight, norms)
-    torch.autograd.backward(found, grads)
-    tensors = [*zip(found, wanted, strict=True), *((a.grad, b.grad) for a, b in zip(leaves, doubles, strict=True))]
-    for ours, right in (*tensors, (weight.grad, plain.grad)):
-        assert ours.shape == right.shape
-        assert_near(ours, right, 2e-2)
-    assert all(value.is_contiguous(memory_format=torch.channels_last) for value in found)
-    _assert_norms_near(norms, exact)
+    abi._kernel.cache_clear()
 
 
 class _Rounded(torch.autograd.Function):
@@ -164,32 +128,139 @@ class _Rounded(torch.autograd.Function):
         return grads[0]
 
 
+class _Exact:
+    """Features in float64 beside ours, with the same rounding, and leaves that gather the gradients of both."""
+
+    def __init__(self, ours: Features, exact: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> None:
+        self.ours, self.exact, self.pairs = ours, exact, pairs
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], waits: bool) -> _Exact:
+        """Return an input; one that waits still has to be normalised and activated."""
+        data = channels_last(*shape, dtype=torch.bfloat16)
+        ours, exact = data.clone().requires_grad_(), data.double().requires_grad_()
+        if not waits:
+            return cls(ours, exact, [(ours, exact)])
+        norm = _norms(shape[1])[0]
+        plain = copy.deepcopy(norm).double()
+        pairs = [(ours, exact), (norm.weight, plain.weight), (norm.bias, plain.bias)]
+        return cls(left_pending(ours, norm), _Rounded.apply(F.silu(plain(exact))), pairs)
+
+
+def _weights(*shape: int) -> tuple[Tensor, Tensor]:
+    weight = (torch.randn(*shape) / shape[1] ** 0.5).bfloat16().float()
+    return weight.clone().requires_grad_(), weight.double().requires_grad_()
+
+
+def _assert_same_gradients(found: list[Tensor], wanted: list[Tensor], pairs: list[tuple[Tensor, Tensor]]) -> None:
+    """Outputs lie apart; gradients come from the middle of a wider tensor."""
+    batch, _, *size = found[0].shape
+    channels = [value.shape[1] for value in found]
+    grads = channels_last(batch, 16 + sum(channels), *size, dtype=torch.bfloat16)[:, 16:].split(channels, dim=1)
+    torch.autograd.backward(wanted, [grad.double() for grad in grads])
+    torch.autograd.backward(found, grads)
+    assert all(value.is_contiguous(memory_format=torch.channels_last) for value in found)
+    for ours, right in (*zip(found, wanted, strict=True), *((a.grad, b.grad) for a, b in pairs)):
+        assert ours.shape == right.shape
+        assert_near(ours, right, 3e-2)
+
+
+POINTWISE = [  # batch, size, channels of the parts, which of them wait, channels out
+    (3, (20, 12), (32,), (False,), (16,)),
+    (1, (7, 9), (16,), (True,), (48,)),
+    (2, (13, 13), (64, 32), (False, False), (32, 48)),
+    (2, (13, 13), (64, 32), (True, False), (32,)),
+    (2, (9, 13), (16, 48), (False, True), (32, 48)),
+    (1, (2, 3), (16, 16), (True, True), (16, 16)),
+    (5, (16, 40), (48, 80), (True, True), (80,)),
+    (2, (26, 26), (128,), (True,), (64, 64)),
+]
+
+
 @needs_pointwise
 @pytest.mark.usefixtures("_instructions")
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize(("size", "channels"), [((20, 12), (32, 16)), ((7, 9), (16, 48)), ((3, 3), (64, 64))], ids=str)
-def test_separable_block_equals_float64(size: tuple[int, int], channels: tuple[int, int], stride: int) -> None:
+@pytest.mark.parametrize(("batch", "size", "inputs", "waiting", "outputs"), POINTWISE)
+def test_pointwise_block_equals_float64(
+    batch: int, size: tuple[int, int], inputs: tuple[int, ...], waiting: tuple[bool, ...], outputs: tuple[int, ...]
+) -> None:
     torch.manual_seed(0)
-    num_in, num_out = channels
-    x = channels_last(3, num_in, *size, dtype=torch.bfloat16)
-    weights = torch.randn(num_in, 1, 3, 3), torch.randn(num_out, num_in, 1, 1) / num_in**0.5
-    weights = [weight.bfloat16().float() for weight in weights]
-    norms = _norms(num_in, num_out)
+    parts = [_Exact.of((batch, count, *size), waits) for count, waits in zip(inputs, waiting, strict=True)]
+    weight, plain = _weights(sum(outputs), sum(inputs), 1, 1)
+    norms = _norms(*outputs)
     exact = [norm.double() for norm in copy.deepcopy(norms)]
-    x_exact, (first, second) = x.double().requires_grad_(), [weight.double().requires_grad_() for weight in weights]
-    inner = F.conv2d(x_exact, first, stride=stride, padding=1, groups=num_in)
-    between = _Rounded.apply(F.silu(exact[0](_Rounded.apply(inner))))
-    wanted = F.silu(exact[1](_Rounded.apply(F.conv2d(between, second))))
-    grad = channels_last(*wanted.shape, dtype=torch.bfloat16)
-    wanted.backward(grad.double())
-    x_ours, (left, right) = x.clone().requires_grad_(), [weight.requires_grad_() for weight in weights]
-    found = separable_block(x_ours, left, stride, norms[0], right, norms[1])
-    found.backward(grad)
-    pairs = (found, wanted), (x_ours.grad, x_exact.grad), (left.grad, first.grad), (right.grad, second.grad)
-    for ours, expected in pairs:
-        assert ours.shape == expected.shape
-        assert_near(ours, expected, 3e-2)
+    values = F.conv2d(torch.cat([part.exact for part in parts], dim=1), plain).split(outputs, dim=1)
+    # the output of a convolution is rounded: what follows is compared from there
+    wanted = [F.silu(norm(_Rounded.apply(value))) for norm, value in zip(exact, values, strict=True)]
+    found = [activated(y) for y in pointwise_block([part.ours for part in parts], weight, norms)]
+    _assert_same_gradients(found, wanted, [(weight, plain), *(pair for part in parts for pair in part.pairs)])
     _assert_norms_near(norms, exact)
+
+
+@needs_pointwise
+@pytest.mark.usefixtures("_instructions")
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("size", "channels"), [((20, 12), 32), ((7, 9), 16), ((3, 3), 64), ((1, 2), 48)], ids=str)
+def test_depthwise_block_equals_float64(size: tuple[int, int], channels: int, stride: int, waits: bool) -> None:
+    torch.manual_seed(0)
+    x, norms = _Exact.of((3, channels, *size), waits), _norms(channels)
+    weight, plain = _weights(channels, 1, 3, 3)
+    exact = [norm.double() for norm in copy.deepcopy(norms)]
+    inner = F.conv2d(x.exact, plain, stride=stride, padding=1, groups=channels)
+    found = activated(depthwise_block(x.ours, weight, stride, norms[0]))
+    wanted = F.silu(exact[0](_Rounded.apply(inner)))
+    _assert_same_gradients([found], [wanted], [(weight, plain), *x.pairs])
+    _assert_norms_near(norms, exact)
+
+
+@needs_pointwise
+@pytest.mark.usefixtures("_instructions")
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_shortcut_around_a_convolution_equals_float64(waits: bool) -> None:
+    torch.manual_seed(0)
+    x, norms = _Exact.of((3, 32, 9, 7), waits), _norms(32)
+    weight, plain = _weights(32, 32, 1, 1)
+    exact = [norm.double() for norm in copy.deepcopy(norms)]
+    inner, shortcut = pointwise_with_shortcut(x.ours, weight, norms[0])
+    wanted = F.silu(exact[0](_Rounded.apply(F.conv2d(x.exact, plain)))) + x.exact
+    _assert_same_gradients([add_shortcut(inner, shortcut)], [wanted], [(weight, plain), *x.pairs])
+
+
+@needs_pointwise
+def test_gradients_of_several_readers_add_up() -> None:
+    """One activates, one convolves each channel, one all of them; and activation happens once."""
+    torch.manual_seed(0)
+    x, norms = _Exact.of((2, 32, 8, 6), waits=True), _norms(32, 16)
+    assert isinstance(x.ours, Pending)
+    assert x.ours.activated() is x.ours.activated()
+    (deep, deep_exact), (point, point_exact) = _weights(32, 1, 3, 3), _weights(16, 32, 1, 1)
+    exact = [norm.double() for norm in copy.deepcopy(norms)]
+    found = [
+        x.ours.activated(),
+        activated(depthwise_block(x.ours, deep, 1, norms[0])),
+        activated(pointwise_block([x.ours], point, norms[1:])[0]),
+    ]
+    convolved = F.conv2d(x.exact, deep_exact, padding=1, groups=32), F.conv2d(x.exact, point_exact)
+    wanted = [x.exact] + [F.silu(n(_Rounded.apply(y))) for n, y in zip(exact, convolved, strict=True)]
+    _assert_same_gradients(found, wanted, [(deep, deep_exact), (point, point_exact), *x.pairs])
+
+
+@needs_pointwise
+def test_nothing_is_kept_when_a_step_is_over() -> None:
+    """An autograd function that holds its own output would never be freed."""
+    gc.collect()
+    gc.disable()
+    try:
+        layer = CspLayer(32, 32, depth=1, depthwise=True).to(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            x = layer.pending(channels_last(2, 32, 8, 8).requires_grad_())
+            assert isinstance(x, Pending)
+            alive = weakref.ref(x.value.grad_fn)
+            activated(x).sum().backward()
+        del x
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 @needs_pointwise
@@ -198,38 +269,39 @@ def test_a_first_layer_gets_no_gradient_it_does_not_want() -> None:
     x, (norm,) = channels_last(2, 16, 8, 8, dtype=torch.bfloat16), _norms(16)
     weight = torch.randn(16, 16, 1, 1, requires_grad=True)
     (y,) = pointwise_block([x], weight, [norm])
-    y.backward(channels_last(2, 16, 8, 8, dtype=torch.bfloat16))
+    activated(y).backward(channels_last(2, 16, 8, 8, dtype=torch.bfloat16))
     assert x.grad is None
     assert weight.grad.abs().sum() > 0
 
 
-def _grad_names(block: nn.Module, x: Tensor) -> str:
-    return type(block.train()(x).grad_fn).__name__
+def _way_of(block: nn.Module, x: Tensor) -> str:
+    """Return the name of the function that made what the block leaves to its readers."""
+    y = pending(block.train(), x)
+    return "" if isinstance(y, Tensor) else type(y.value.grad_fn).__name__
 
 
 @needs_pointwise
 def test_blocks_take_the_kernels_in_bf16_alone() -> None:
-    x = channels_last(2, 32, 8, 8)
-    point, separable = ConvBnAct(32, 16, 1), DepthwiseConv(32, 16, 3, stride=2)
-    plain = {"_BatchNormSiluBackward"}
-    assert {_grad_names(point, x), _grad_names(separable, x)} == plain, "fp32 keeps the official order of sums"
+    x = channels_last(2, 32, 8, 8).requires_grad_()
+    point, depth, separable = ConvBnAct(32, 16, 1), ConvBnAct(32, 32, 3, groups=32), DepthwiseConv(32, 16, 3, stride=2)
+    assert {_way_of(block, x) for block in (point, depth, separable)} == {""}, "fp32 keeps the official order of sums"
     with torch.autocast("cpu", torch.bfloat16):
-        assert _grad_names(point, x) == "_PointwiseBlockBackward"
-        assert _grad_names(separable, x) == "_SeparableBlockBackward"
-        assert _grad_names(ConvBnAct(32, 24, 1), x) == "_BatchNormSiluBackward", "24 is no multiple of 16"
-        assert _grad_names(ConvBnAct(32, 1024, 1), x) == "_BatchNormSiluBackward", "oneDNN is faster where it is wide"
-        assert _grad_names(ConvBnAct(32, 16, 3), x) == "_BatchNormSiluBackward"
-        assert _grad_names(DepthwiseConv(32, 16, 5), x) != "_SeparableBlockBackward"
-        for module in (
-            separable.dconv,
-            separable.pconv,
-            separable.dconv.conv,
-            separable.pconv.conv,
-            separable.pconv.bn,
-        ):
+        assert _way_of(point, x) == _way_of(separable, x) == "_PointwiseBlockBackward"
+        assert _way_of(depth, x) == "_DepthwiseBlockBackward"
+        left = "_LeavePendingBackward"
+        assert _way_of(ConvBnAct(32, 24, 1), x) == "", "24 is no multiple of 16"
+        assert _way_of(ConvBnAct(32, 1024, 1), x) == left, "oneDNN is faster where it is wide"
+        assert _way_of(ConvBnAct(32, 16, 3), x) == left
+        assert _way_of(ConvBnAct(32, 32, 5, groups=32), x) == left
+        for module in (point.conv, point.bn, point.act, point):
             hook = module.register_forward_hook(lambda *_: None)
-            assert _grad_names(separable, x) != "_SeparableBlockBackward", module
+            assert _way_of(point, x) in ("", left), module
             hook.remove()
+        seen = []
+        hook = separable.dconv.register_forward_hook(lambda *arguments: seen.append(arguments[2]))
+        assert _way_of(separable, x) == "_PointwiseBlockBackward"
+        assert [type(y) for y in seen] == [Tensor], "whoever looks sees feature maps"
+        assert isinstance(separable(x), Tensor)
         with torch.no_grad():
             assert separable(x).grad_fn is None
 

@@ -60,6 +60,23 @@ inline void store(bf16* p, vf v) {  // to the nearest, ties to even
   std::memcpy(p, &half, sizeof half);
 }
 
+// Stores numbers and returns what will be read there.
+inline vf stored(float* p, vf v) {
+  store(p, v);
+  return v;
+}
+
+inline vf stored(bf16* p, vf v) {
+#ifdef __AVX512BF16__
+  __m256i half = (__m256i)_mm512_cvtneps_pbh((__m512)v);
+  _mm256_storeu_si256((__m256i*)p, half);
+  return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16);
+#else
+  store(p, v);
+  return load(p);
+#endif
+}
+
 #if defined(__AVX2__) && !defined(__AVX512F__)
 // GCC takes vectors that are larger than the machine's number by number where they are compared.
 template <class F>

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from yolox.models.fused.calls import CHANNEL_BLOCK, TYPES
+from yolox.models.fused.abi import TYPES
+from yolox.models.fused.calls import CHANNEL_BLOCK
 from yolox.models.fused.layers import depthwise_conv, fits
 
 __all__ = ["DepthwiseConv2d"]

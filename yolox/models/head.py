@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from yolox.models.layers import ConvBnAct, conv_block
+from yolox.models.fused.pending import Features, activated, in_memory
+from yolox.models.layers import ConvBnAct, conv_block, pending
 from yolox.models.shortcuts import joined_conv
 from yolox.structures import Predictions, Size
 
@@ -82,14 +83,15 @@ class DetectionHead(nn.Module):
         for conv in (*self.cls_preds, *self.obj_preds):
             nn.init.constant_(conv.bias, bias)
 
-    def forward(self, features: Sequence[Tensor]) -> Predictions:
+    def forward(self, features: Sequence[Features]) -> Predictions:
         """Map one feature map per stride to raw predictions for all their cells."""
         boxes: list[Tensor] = []
         objectness: list[Tensor] = []
         classes: list[Tensor] = []
         for level, feature in enumerate(features):
-            x = self.stems[level](feature)
-            class_feature, box_feature = self.cls_convs[level](x), self.reg_convs[level](x)
+            x = pending(self.stems[level], feature)
+            class_feature, box_feature = pending(self.cls_convs[level], x), pending(self.reg_convs[level], x)
+            class_feature, box_feature = activated(class_feature), activated(box_feature)
             classes.append(_rows(self.cls_preds[level](class_feature)))
             box, certainty = self._boxes_and_objectness(level, box_feature)
             boxes.append(box)
@@ -98,7 +100,7 @@ class DetectionHead(nn.Module):
             torch.cat(boxes, dim=1),
             torch.cat(objectness, dim=1),
             torch.cat(classes, dim=1),
-            tuple(_static_size(feature) for feature in features),
+            tuple(_static_size(in_memory(feature)) for feature in features),
             self.strides,
         )
 

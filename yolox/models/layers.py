@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import TypeGuard
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,18 +11,29 @@ from torch import Tensor, nn
 
 from yolox.errors import UsageError
 from yolox.models.depthwise import DepthwiseConv2d
-from yolox.models.fused.calls import CHANNEL_BLOCK, MOST_CHANNELS, has_pointwise
-from yolox.models.fused.layers import (
-    batchnorm_silu,
-    fits,
-    fits_batchnorm_silu,
+from yolox.models.fused.calls import CHANNEL_BLOCK
+from yolox.models.fused.layers import batchnorm_silu, fits_batchnorm_silu, watched
+from yolox.models.fused.pending import (
+    Features,
+    Pending,
+    activated,
+    add_shortcut,
+    depthwise_block,
+    left_pending,
     pointwise_block,
-    separable_block,
-    watched,
+    pointwise_with_shortcut,
 )
-from yolox.models.shortcuts import dense_gradient, follows_official_rounding, in_bfloat16, is_plain
+from yolox.models.shortcuts import (
+    dense_gradient,
+    fits_depthwise,
+    fits_pointwise,
+    follows_official_rounding,
+    may_wait,
+    side_by_side,
+)
 
 __all__ = [
+    "Block",
     "Bottleneck",
     "ConvBnAct",
     "CspLayer",
@@ -34,6 +44,7 @@ __all__ = [
     "activation",
     "as_float",
     "conv_block",
+    "pending",
 ]
 
 BN_EPS, BN_MOMENTUM = 1e-3, 0.03  # of the official models; PyTorch's defaults cost published weights their AP
@@ -54,7 +65,37 @@ def activation(name: str) -> nn.Module:
     raise UsageError(f"activation got '{name}', expected silu, relu or lrelu. Set model.act to one of them.")
 
 
-class ConvBnAct(nn.Module):
+class Block(nn.Module):
+    """A part of the network; between two of them a normalisation and activation may be pending: see `Pending`."""
+
+    def pending(self, *inputs: Any) -> Any:
+        """Return what `forward` does, perhaps with its end left to the readers; so may be what is given."""
+        raise NotImplementedError
+
+    def forward(self, *inputs: Features) -> Any:
+        """Return feature maps, or a tuple of them."""
+        found = self.pending(*inputs)
+        return tuple(activated(one) for one in found) if isinstance(found, tuple) else activated(found)
+
+
+def pending(module: nn.Module, *inputs: Features) -> Any:
+    """Return what the module returns, perhaps with its end left to the readers.
+
+    A module that somebody watches, or that is not one of ours, is called with feature maps and returns feature maps.
+    """
+    if watched(module) or not module.training or not all(may_wait(x) for x in inputs):
+        return module(*[activated(x) for x in inputs])
+    if type(module) is nn.Sequential:
+        (x,) = inputs
+        for part in module:
+            x = pending(part, x)
+        return x
+    if isinstance(module, Block):
+        return module.pending(*inputs)
+    return module(*[activated(x) for x in inputs])
+
+
+class ConvBnAct(Block):
     """Convolution without bias, batch normalisation, activation.
 
     Args:
@@ -76,21 +117,40 @@ class ConvBnAct(nn.Module):
         self.bn = nn.BatchNorm2d(out_channels, eps=BN_EPS, momentum=BN_MOMENTUM)
         self.act = activation(act)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def pending(self, x: Features) -> Features:
         """Map ``[B, in, H, W]`` to ``[B, out, H / stride, W / stride]``."""
-        if _fits_pointwise((x,), self):
+        if fits_pointwise((x,), self):
             return _pointwise((x,), self)[0]
-        return self.normalise(self.conv(x))
+        if fits_depthwise(x, self):
+            return depthwise_block(_in_bfloat16(x), self.conv.weight, self.conv.stride[0], self.bn)
+        return self.normalise(self.conv(activated(x)))
 
-    def normalise(self, x: Tensor) -> Tensor:
-        """Return the activation of the normalised output of the convolution."""
-        if fits_batchnorm_silu(x, self.bn, self.act):
-            return batchnorm_silu(x, self.bn)
-        y: Tensor = self.act(self.bn(x))
-        return y
+    def normalise(self, x: Tensor) -> Features:
+        """Return the output of the convolution, normalised and activated or to be."""
+        if not fits_batchnorm_silu(x, self.bn, self.act):
+            y: Tensor = self.act(self.bn(x))
+            return y
+        if may_wait(x) and x.dtype == torch.bfloat16 and x.shape[1] % CHANNEL_BLOCK == 0:
+            return left_pending(x, self.bn)
+        return batchnorm_silu(x, self.bn)
 
 
-class DepthwiseConv(nn.Module):
+def _in_bfloat16(x: Features) -> Features:
+    return x if isinstance(x, Pending) else x.bfloat16()
+
+
+def _pointwise(parts: Sequence[Features], *blocks: ConvBnAct) -> tuple[Pending, ...]:
+    weights = [block.conv.weight for block in blocks]
+    weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+    return pointwise_block([_in_bfloat16(part) for part in parts], weight, [block.bn for block in blocks])
+
+
+def _may_be_skipped(*blocks: nn.Module) -> bool:
+    """Whether the blocks may be computed without being called."""
+    return all(type(block) is ConvBnAct and not watched(block) for block in blocks)
+
+
+class DepthwiseConv(Block):
     """A convolution per channel followed by a 1x1 convolution over channels; arguments as for `ConvBnAct`."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, act: str = "silu") -> None:
@@ -98,59 +158,10 @@ class DepthwiseConv(nn.Module):
         self.dconv = ConvBnAct(in_channels, in_channels, kernel, stride, groups=in_channels, act=act)
         self.pconv = ConvBnAct(in_channels, out_channels, 1, act=act)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def pending(self, x: Features) -> Features:
         """Map ``[B, in, H, W]`` to ``[B, out, H / stride, W / stride]``."""
-        first, second = self.dconv, self.pconv
-        if _fits_separable(x, first, second):
-            stride = first.conv.stride[0]
-            x = x.bfloat16()
-            return separable_block(x, first.conv.weight, stride, first.bn, second.conv.weight, second.bn)
-        y: Tensor = second(first(x))
+        y: Features = pending(self.pconv, pending(self.dconv, x))
         return y
-
-
-def _is_unwatched(block: nn.Module) -> TypeGuard[ConvBnAct]:
-    """Whether a `ConvBnAct` may be computed without being called."""
-    return type(block) is ConvBnAct and not watched(block)
-
-
-def _fits_pointwise(parts: Sequence[Tensor], *blocks: ConvBnAct) -> bool:
-    """Whether `pointwise_block` does what the blocks do with the parts side by side."""
-    if not all(in_bfloat16(part) and fits(part) and part.shape[1] % CHANNEL_BLOCK == 0 for part in parts):
-        return False
-    channels = sum(part.shape[1] for part in parts) + sum(block.conv.out_channels for block in blocks)
-    return (
-        channels <= MOST_CHANNELS
-        and has_pointwise()
-        and all(
-            is_plain(block.conv)
-            and block.conv.kernel_size == block.conv.stride == (1, 1)
-            and block.conv.padding == (0, 0)
-            and block.conv.bias is None
-            and block.conv.out_channels % CHANNEL_BLOCK == 0
-            and block.conv.weight.dtype == torch.float32
-            and all(fits_batchnorm_silu(part, block.bn, block.act) for part in parts)
-            for block in blocks
-        )
-    )
-
-
-def _pointwise(parts: Sequence[Tensor], *blocks: ConvBnAct) -> tuple[Tensor, ...]:
-    weights, parts = [block.conv.weight for block in blocks], [part.bfloat16() for part in parts]
-    weight = weights[0] if len(weights) == 1 else torch.cat(weights)
-    return pointwise_block(parts, weight, [block.bn for block in blocks])
-
-
-def _fits_separable(x: Tensor, first: nn.Module, second: nn.Module) -> bool:
-    """Whether `separable_block` does what the blocks do with ``x`` one after the other."""
-    if not (_is_unwatched(first) and _is_unwatched(second)):
-        return False
-    conv = first.conv
-    known = type(conv) is DepthwiseConv2d and conv.is_three_by_three and conv.training and not watched(conv)
-    if not (known and _fits_pointwise((x,), second) and fits_batchnorm_silu(x, first.bn, first.act)):
-        return False
-    pixels: int = x.shape[0] * math.ceil(x.shape[2] / conv.stride[0]) * math.ceil(x.shape[3] / conv.stride[0])
-    return pixels > 1  # a batch of one value a channel is refused by PyTorch's layer
 
 
 def conv_block(
@@ -162,7 +173,7 @@ def conv_block(
     return ConvBnAct(in_channels, out_channels, kernel, stride, act=act)
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Block):
     """1x1 convolution, 3x3 convolution, and the input added where asked for and where channels agree."""
 
     def __init__(self, in_channels: int, out_channels: int, *, shortcut: bool, depthwise: bool, act: str) -> None:
@@ -171,13 +182,18 @@ class Bottleneck(nn.Module):
         self.conv2 = conv_block(out_channels, out_channels, 3, depthwise=depthwise, act=act)
         self.shortcut = shortcut and in_channels == out_channels
 
-    def forward(self, x: Tensor) -> Tensor:
+    def pending(self, x: Features) -> Features:
         """Map ``[B, in, H, W]`` to ``[B, out, H, W]``."""
-        y: Tensor = self.conv2(self.conv1(x))
-        return x + y if self.shortcut else y
+        first = self.conv1
+        if self.shortcut and _may_be_skipped(first) and fits_pointwise((x,), first):
+            inner, around = pointwise_with_shortcut(_in_bfloat16(x), first.conv.weight, first.bn)
+            y = pending(self.conv2, inner)
+            return add_shortcut(y, around) if isinstance(y, Pending) else activated(x) + y
+        y = pending(self.conv2, pending(first, x))
+        return activated(x) + activated(y) if self.shortcut else y
 
 
-class CspLayer(nn.Module):
+class CspLayer(Block):
     """Cross-stage partial layer: half of the channels through ``depth`` bottlenecks, half around them, then fused."""
 
     def __init__(
@@ -200,35 +216,31 @@ class CspLayer(nn.Module):
             *(Bottleneck(hidden, hidden, shortcut=shortcut, depthwise=depthwise, act=act) for _ in range(depth))
         )
 
-    def forward(self, *parts: Tensor) -> Tensor:
-        """Map ``[B, in, H, W]``, whole or as two tensors with some of the channels each, to ``[B, out, H, W]``."""
+    def pending(self, *parts: Features) -> Features:
+        """Map ``[B, in, H, W]``, whole or as two with some of the channels each, to ``[B, out, H, W]``."""
         first, second = self._halves(parts)
-        inner = self.m(first)
-        if _is_unwatched(self.conv3) and _fits_pointwise((inner, second), self.conv3):
+        inner = pending(self.m, first)
+        if _may_be_skipped(self.conv3) and fits_pointwise((inner, second), self.conv3):
             return _pointwise((inner, second), self.conv3)[0]  # side by side only in the convolution's eyes
+        inner, second = activated(inner), activated(second)
         if self.shortcut:
             inner = dense_gradient(inner)
-        y: Tensor = self.conv3(torch.cat((inner, second), dim=1))
+        y: Features = pending(self.conv3, torch.cat((inner, second), dim=1))
         return y
 
-    def _halves(self, parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def _halves(self, parts: Sequence[Features]) -> tuple[Features, Features]:
         """Return what goes through the bottlenecks and what goes around them."""
         one, two = self.conv1, self.conv2
-        if _joinable(one, two) and _fits_pointwise(parts, one, two):
+        # alike, seen by nobody, and within this process
+        alone = _may_be_skipped(one, two) and type(one.bn) is type(two.bn) is nn.BatchNorm2d
+        if alone and fits_pointwise(parts, one, two):
             first, second = _pointwise(parts, one, two)
             return first, second
-        x = parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
-        return one(x), two(x)
+        x = parts[0] if len(parts) == 1 else side_by_side(*parts)
+        return pending(one, x), pending(two, x)
 
 
-def _joinable(one: nn.Module, two: nn.Module) -> bool:
-    """Whether two blocks of one input may be computed as one: alike, seen by nobody, and within this process."""
-    if not (_is_unwatched(one) and _is_unwatched(two) and type(one.bn) is type(two.bn) is nn.BatchNorm2d):
-        return False
-    return (one.bn.eps, one.bn.momentum) == (two.bn.eps, two.bn.momentum)
-
-
-class SppBottleneck(nn.Module):
+class SppBottleneck(Block):
     """Spatial pyramid pooling: the input beside its maxima over 5x5, 9x9 and 13x13 windows."""
 
     def __init__(self, in_channels: int, out_channels: int, act: str = "silu") -> None:
@@ -237,23 +249,23 @@ class SppBottleneck(nn.Module):
         self.conv1 = ConvBnAct(in_channels, hidden, 1, act=act)
         self.conv2 = ConvBnAct(4 * hidden, out_channels, 1, act=act)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def pending(self, x: Features) -> Features:
         """Map ``[B, in, H, W]`` to ``[B, out, H, W]``."""
-        x = self.conv1(x)
+        x = activated(pending(self.conv1, x))
         if follows_official_rounding(self, x):
             pools = [F.max_pool2d(x, side, stride=1, padding=side // 2) for side in (5, 9, 13)]
-            exact: Tensor = self.conv2(torch.cat((x, *pools), dim=1))
+            exact: Features = pending(self.conv2, torch.cat((x, *pools), dim=1))
             return exact
         # Windows of 5 after each other are exactly windows of 9 and 13, for 75 comparisons a pixel instead of 275;
         # only the gradients of equal pixels (letterbox margins) go to another one of them.
         pool5 = F.max_pool2d(x, 5, stride=1, padding=2)
         pool9 = F.max_pool2d(pool5, 5, stride=1, padding=2)
         pool13 = F.max_pool2d(pool9, 5, stride=1, padding=2)
-        y: Tensor = self.conv2(torch.cat((x, pool5, pool9, pool13), dim=1))
+        y: Features = pending(self.conv2, torch.cat((x, pool5, pool9, pool13), dim=1))
         return y
 
 
-class Focus(nn.Module):
+class Focus(Block):
     """Each 2x2 block of pixels becomes one pixel of four times the channels, then a 3x3 convolution.
 
     Eagerly, in bf16 and in evaluation, both are computed as the one 6x6 convolution of stride 2 that they are together:
@@ -265,7 +277,7 @@ class Focus(nn.Module):
         super().__init__()
         self.conv = ConvBnAct(4 * in_channels, out_channels, 3, act=act)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def pending(self, x: Tensor) -> Features:
         """Map ``[B, in, H, W]``, float or uint8, to ``[B, out, H / 2, W / 2]``."""
         tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         # A replaced convolution (prepacked, quantized, parametrized) may not have a weight that can be rearranged.

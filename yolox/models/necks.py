@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yolox.models.csp_darknet import CspDarknet
 from yolox.models.darknet53 import Darknet53
-from yolox.models.layers import ConvBnAct, CspLayer, conv_block
-from yolox.models.shortcuts import dense_gradient
+from yolox.models.fused.pending import Features, activated
+from yolox.models.layers import Block, ConvBnAct, CspLayer, conv_block, pending
+from yolox.models.shortcuts import side_by_side
 
 __all__ = ["PaFpn", "YoloFpn"]
 
 
-def _upsample(x: Tensor) -> Tensor:
-    return dense_gradient(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+def _upsample(x: Features) -> Tensor:
+    return F.interpolate(activated(x), scale_factor=2.0, mode="nearest")
 
 
-class PaFpn(nn.Module):
+class PaFpn(Block):
     """Path aggregation network on CSPDarknet: top-down, then bottom-up. Arguments as for `CspDarknet`."""
 
     def __init__(self, depth: float, width: float, *, depthwise: bool = False, act: str = "silu") -> None:
@@ -43,14 +43,14 @@ class PaFpn(nn.Module):
         self.bu_conv1 = down(medium)
         self.C3_n4 = csp(2 * medium, large)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def pending(self, images: Tensor) -> tuple[Features, Features, Features]:
         """Return mixed feature maps of strides 8, 16 and 32."""
-        stride8, stride16, stride32 = self.backbone(images)
-        top = self.lateral_conv0(stride32)
-        middle = self.reduce_conv1(self.C3_p4(_upsample(top), dense_gradient(stride16)))
-        out8 = self.C3_p3(_upsample(middle), dense_gradient(stride8))
-        out16 = self.C3_n3(self.bu_conv2(out8), dense_gradient(middle))
-        out32 = self.C3_n4(self.bu_conv1(out16), dense_gradient(top))
+        stride8, stride16, stride32 = pending(self.backbone, images)
+        top = pending(self.lateral_conv0, stride32)
+        middle = pending(self.reduce_conv1, pending(self.C3_p4, _upsample(top), stride16))
+        out8 = pending(self.C3_p3, _upsample(middle), stride8)
+        out16 = pending(self.C3_n3, pending(self.bu_conv2, out8), middle)
+        out32 = pending(self.C3_n4, pending(self.bu_conv1, out16), top)
         return out8, out16, out32
 
 
@@ -83,6 +83,6 @@ class YoloFpn(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return mixed feature maps of strides 8, 16 and 32."""
         stride8, stride16, out32 = self.backbone(images)
-        out16 = self.out1(torch.cat((_upsample(self.out1_cbl(out32)), stride16), dim=1))
-        out8 = self.out2(torch.cat((_upsample(self.out2_cbl(out16)), stride8), dim=1))
+        out16 = self.out1(side_by_side(_upsample(self.out1_cbl(out32)), stride16))
+        out8 = self.out2(side_by_side(_upsample(self.out2_cbl(out16)), stride8))
         return out8, out16, out32

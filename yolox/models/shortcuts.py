@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeGuard
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from yolox.models.fused.layers import fits, watched
+from yolox.models.depthwise import DepthwiseConv2d
+from yolox.models.fused.abi import has_pointwise
+from yolox.models.fused.calls import CHANNEL_BLOCK, MOST_CHANNELS
+from yolox.models.fused.layers import fits, fits_batchnorm_silu, recording, watched
+from yolox.models.fused.pending import Features, Pending, activated, in_memory
 
-__all__ = ["dense_gradient", "follows_official_rounding", "in_bfloat16", "is_plain", "joined_conv"]
+__all__ = [
+    "dense_gradient",
+    "fits_depthwise",
+    "fits_pointwise",
+    "follows_official_rounding",
+    "in_bfloat16",
+    "is_plain",
+    "joined_conv",
+    "may_wait",
+    "side_by_side",
+]
 
 
 def follows_official_rounding(module: nn.Module, x: Tensor) -> bool:
@@ -29,9 +45,58 @@ def in_bfloat16(x: Tensor) -> bool:
     return (torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype) == torch.bfloat16
 
 
+def may_wait(x: Features) -> bool:
+    """Whether readers of what a layer makes of ``x`` can do its normalisation and activation: see `Pending`."""
+    if isinstance(x, Pending):
+        return True
+    return in_bfloat16(x) and torch.is_grad_enabled() and not recording() and has_pointwise()
+
+
+class Convolution(Protocol):
+    """A convolution, a normalisation and an activation."""
+
+    conv: nn.Conv2d
+    bn: nn.BatchNorm2d
+    act: nn.Module
+
+
 def is_plain(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Whether calling the convolution means its formula and nothing else."""
     return type(conv) is nn.Conv2d and conv.training and conv.groups == 1 and not watched(conv)
+
+
+def fits_pointwise(parts: Sequence[Features], *blocks: Convolution) -> bool:
+    """Whether `pointwise_block` does what the blocks do with the parts side by side."""
+    tensors = [in_memory(part) for part in parts]
+    if not all(may_wait(x) and fits(x) and x.shape[1] % CHANNEL_BLOCK == 0 for x in tensors):
+        return False
+    channels = sum(x.shape[1] for x in tensors) + sum(block.conv.out_channels for block in blocks)
+    return channels <= MOST_CHANNELS and all(
+        is_plain(block.conv)
+        and block.conv.kernel_size == block.conv.stride == (1, 1)
+        and block.conv.padding == (0, 0)
+        and block.conv.bias is None
+        and block.conv.out_channels % CHANNEL_BLOCK == 0
+        and block.conv.weight.dtype == torch.float32
+        and all(fits_batchnorm_silu(x, block.bn, block.act) for x in tensors)
+        for block in blocks
+    )
+
+
+def fits_depthwise(x: Features, block: Convolution) -> bool:
+    """Whether `depthwise_block` does what the block does with ``x``."""
+    conv, values = block.conv, in_memory(x)
+    known = isinstance(conv, DepthwiseConv2d) and conv.is_three_by_three and conv.training and not watched(conv)
+    if not (known and may_wait(values) and fits(values) and fits_batchnorm_silu(values, block.bn, block.act)):
+        return False
+    count, _, height, width = values.shape
+    pixels = count * math.ceil(height / conv.stride[0]) * math.ceil(width / conv.stride[0])
+    return pixels > 1  # a batch of one value a channel is refused by PyTorch's layer
+
+
+def side_by_side(*parts: Features) -> Tensor:
+    """Return the channels of all parts as one tensor."""
+    return torch.cat([dense_gradient(activated(part)) for part in parts], dim=1)
 
 
 def dense_gradient(x: Tensor) -> Tensor:

@@ -25,25 +25,21 @@ struct Slots {
   }
 };
 
-// Where the vectors of each row of slots are.
+// Where the vectors of each row of slots are, of a tensor with `stride` numbers from pixel to pixel: unless all is side by
+// side, the number of channels is a multiple of V.
 template <class T>
 struct Vectors {
   std::vector<T*> start;
-  std::vector<long> step;  // from row to row
-  Vectors(const Places<T>& places, long channels, const Slots& s) : start(s.width / V), step(s.width / V) {
-    bool whole = places.split == channels && places.first_stride == channels;
-    for (long k = 0; k < s.width / V; ++k) {
-      long pixel = k * V / channels, channel = k * V % channels;
-      start[k] = whole ? places.first + k * V : places.at(pixel, channel);
-      step[k] = s.width / channels * (channel < places.split ? places.first_stride : places.second_stride);
-    }
+  long step;  // from row to row
+  Vectors(T* first, long stride, long channels, const Slots& s) : start(s.width / V), step(s.width / channels * stride) {
+    for (long k = 0; k < s.width / V; ++k) start[k] = first + k * V / channels * stride + k * V % channels;
   }
   struct Map {  // the same by address, to be copied into registers
     T* const* start;
-    const long* step;
-    T* at(long row, long slot) const { return start[slot / V] + row * step[slot / V]; }
+    long step;
+    T* at(long row, long slot) const { return start[slot / V] + row * step; }
   };
-  Map map() const { return {start.data(), step.data()}; }
+  Map map() const { return {start.data(), step}; }
 };
 
 // Adds up two values that `terms` gives for each row and slot; returns both sums of each thread and slot.
@@ -125,48 +121,74 @@ void moments(const double* sums, double count, double eps, long channels, Norm n
 }
 
 template <class T>
-void forward(const T* x, Places<T> y, long pixels, long channels, Norm norm) {
+struct Added {  // values to be added to the activated ones, themselves activated first if they have a normalisation
+  const T* x;
+  Norm norm;
+};
+
+template <class T>
+void forward(const T* x, T* y, long pixels, long channels, Norm norm, Added<T> added) {
   Slots s(pixels, channels);
-  Vectors<T> out(y, channels, s);
   Affine affine(norm, channels);
-  std::vector<float> scales = s.repeat(affine.scale), offsets = s.repeat(affine.offset);
+  Pending pending(added.norm, channels);
+  std::vector<float> scales = s.repeat(affine.scale), offsets = s.repeat(affine.offset), more_scales, more_offsets;
+  if (pending.any) more_scales = s.repeat(pending.affine.scale), more_offsets = s.repeat(pending.affine.offset);
+  auto each = [=](auto more) {
 #pragma omp parallel
-  {
-    const float *scale = scales.data(), *offset = offsets.data();
-    const auto to = out.map();
-    const long width = s.width;
-    Range mine = my_share(s.rows);
-    for (long i = mine.first; i < mine.last; ++i)
-      for (long j = 0; j < width; j += V) {
-        vf z = load(x + i * width + j) * load(scale + j) + load(offset + j);
-        store(to.at(i, j), z * sigmoid<T>(z));
-      }
+    {
+      const float *scale = scales.data(), *offset = offsets.data();
+      const long width = s.width;
+      Range mine = my_share(s.rows);
+      for (long i = mine.first; i < mine.last; ++i)
+        for (long j = 0; j < width; j += V) {
+          vf z = load(x + i * width + j) * load(scale + j) + load(offset + j);
+          store(y + i * width + j, z * sigmoid<T>(z) + more(i * width + j, j));
+        }
+    }
+  };
+  if (!added.x) {
+    each([](long, long) { return vf{}; });
+  } else if (!pending.any) {
+    each([=](long i, long) { return load(added.x + i); });
+  } else {
+    const float *scale = more_scales.data(), *offset = more_offsets.data();
+    each([=](long i, long j) {
+      vf z = load(added.x + i) * load(scale + j) + load(offset + j);
+      return z * sigmoid<T>(z);
+    });
   }
   for (long i = s.done; i < pixels * channels; ++i) {
     long c = i % channels;
     vf z = vf{} + (get(x + i) * affine.scale[c] + affine.offset[c]);
-    put(y.at(i / channels, c), (z * sigmoid<T>(z))[0]);
+    float value = (z * sigmoid<T>(z))[0];
+    if (added.x) {
+      vf more = vf{} + get(added.x + i);
+      if (pending.any) more = more * pending.affine.scale[c] + pending.affine.offset[c], more *= sigmoid<T>(more);
+      value += more[0];
+    }
+    put(y + i, value);
   }
 }
 
 template <class T>
 struct Gradient {  // of the activated values, and what the input was
-  Places<const T> dy;
+  const T* dy;
+  long stride;  // numbers from pixel to pixel of dy
   const T* x;
   long pixels, channels;
   float single(long i, const Affine& affine) const {
     long c = i % channels;
     vf z = vf{} + (get(x + i) * affine.scale[c] + affine.offset[c]);
-    return get(dy.at(i / channels, c)) * silu_slope<T>(z)[0];
+    return get(dy + i / channels * stride + c) * silu_slope<T>(z)[0];
   }
 };
 
 // First pass: the gradient dz before the activation into `dx`, its sum and that of dz * (x - mean) into `sums`.
 template <class T>
-void gradient_sums(Gradient<T> g, T* dx, Norm norm, double* sums, float* dweight, float* dbias) {
+void gradient_sums(Gradient<T> g, T* dx, Norm norm, double* sums) {
   long channels = g.channels, threads = omp_get_max_threads();
   Slots s(g.pixels, channels);
-  Vectors<const T> dy(g.dy, channels, s);
+  Vectors<const T> dy(g.dy, g.stride, channels, s);
   Affine affine(norm, channels);
   std::vector<float> means = s.repeat(std::vector<float>(norm.mean, norm.mean + channels));
   std::vector<float> scales = s.repeat(affine.scale), offsets = s.repeat(affine.offset);
@@ -187,10 +209,6 @@ void gradient_sums(Gradient<T> g, T* dx, Norm norm, double* sums, float* dweight
     put(dx + i, dz);
     sums[i % channels] += dz;
     sums[channels + i % channels] += dz * (get(g.x + i) - norm.mean[i % channels]);
-  }
-  for (long c = 0; c < channels; ++c) {
-    dbias[c] = sums[c];
-    dweight[c] = sums[channels + c] * norm.rstd[c];
   }
 }
 
@@ -229,12 +247,12 @@ extern "C" void batchnorm_silu_moments(const double* sums, double count, double 
   extern "C" void batchnorm_silu_statistics_##NAME(const T* x, long pixels, long channels, double* sums) {            \
     statistics(x, pixels, channels, sums);                                                                            \
   }                                                                                                                   \
-  extern "C" void batchnorm_silu_forward_##NAME(const T* x, Places<T> y, long pixels, long channels, Norm norm) {     \
-    forward(x, y, pixels, channels, norm);                                                                            \
+  extern "C" void batchnorm_silu_forward_##NAME(const T* x, T* y, long pixels, long channels, Norm norm,              \
+                                                Added<T> added) {                                                     \
+    forward(x, y, pixels, channels, norm, added);                                                                     \
   }                                                                                                                   \
-  extern "C" void batchnorm_silu_gradient_sums_##NAME(Gradient<T> g, T* dx, Norm norm, double* sums, float* dweight,  \
-                                                      float* dbias) {                                                 \
-    gradient_sums(g, dx, norm, sums, dweight, dbias);                                                                 \
+  extern "C" void batchnorm_silu_gradient_sums_##NAME(Gradient<T> g, T* dx, Norm norm, double* sums) {                \
+    gradient_sums(g, dx, norm, sums);                                                                                 \
   }                                                                                                                   \
   extern "C" void batchnorm_silu_backward_##NAME(const T* x, T* dx, long pixels, long channels, Norm norm,            \
                                                  const double* sums, double count) {                                  \

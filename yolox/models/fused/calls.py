@@ -7,26 +7,24 @@ one row of ``C`` each.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple, cast
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from yolox.models.fused.library import kernels
+from yolox.models.fused import abi
 
 __all__ = [
     "CHANNEL_BLOCK",
     "MOST_CHANNELS",
-    "TYPES",
     "BatchNorm",
-    "PointwiseGradients",
+    "Following",
+    "Gradients",
     "activate",
     "depthwise",
     "depthwise_backward",
     "gradient_sums",
-    "has_pointwise",
     "normalise",
     "normalise_backward_",
     "pointwise",
@@ -34,79 +32,14 @@ __all__ = [
     "statistics",
 ]
 
-TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 CHANNEL_BLOCK = 16
 """Kernels that go pixel by pixel want a multiple of so many channels."""
 MOST_CHANNELS = 1024
 """Of input and output of `pointwise` together; wider matrices outgrow its blocks, and oneDNN is as fast or faster."""
 
-_POINTER, _LONG, _DOUBLE = ctypes.c_void_p, ctypes.c_long, ctypes.c_double
-
-
-class _Norm(ctypes.Structure):
-    _fields_ = tuple((name, _POINTER) for name in ("weight", "bias", "mean", "rstd"))
-
-
-class _Running(ctypes.Structure):
-    _fields_ = (("mean", _POINTER), ("var", _POINTER), ("momentum", _DOUBLE))
-
-
-class _Places(ctypes.Structure):
-    _fields_ = (
-        *(("first", _POINTER), ("first_stride", _LONG), ("second", _POINTER), ("second_stride", _LONG)),
-        ("split", _LONG),
-    )
-
-
-class _Gradient(ctypes.Structure):
-    _fields_ = (("dy", _Places), ("x", _POINTER), ("pixels", _LONG), ("channels", _LONG))
-
-
-class _Images(ctypes.Structure):
-    _fields_ = tuple((name, _LONG) for name in ("count", "channels", "height", "width", "stride"))
-
-
-class _Shape(ctypes.Structure):
-    _fields_ = tuple((name, _LONG) for name in ("pixels", "inputs", "outputs"))
-
-
-_PARAMETERS = {
-    "batchnorm_silu_statistics": (_POINTER, _LONG, _LONG, _POINTER),
-    "batchnorm_silu_moments": (_POINTER, _DOUBLE, _DOUBLE, _LONG, _Norm, _Running),
-    "batchnorm_silu_forward": (_POINTER, _Places, _LONG, _LONG, _Norm),
-    "batchnorm_silu_gradient_sums": (_Gradient, _POINTER, _Norm, _POINTER, _POINTER, _POINTER),
-    "batchnorm_silu_backward": (_POINTER, _POINTER, _LONG, _LONG, _Norm, _POINTER, _DOUBLE),
-    "depthwise_forward": (_POINTER, _POINTER, _Images, _POINTER),
-    "depthwise_backward": (_POINTER, _POINTER, _POINTER, _Images, _POINTER, _POINTER),
-    "pointwise_forward": (_Places, _Norm, _Shape, _POINTER, _POINTER, _POINTER),
-    "pointwise_backward": (
-        *(_POINTER, _POINTER, _Norm, _POINTER, _DOUBLE),
-        *(_Places, _Norm, _Places, _Shape, _POINTER, _POINTER, _POINTER),
-    ),
-}
-
-
-@lru_cache
-def _kernel(name: str, dtype: torch.dtype | None) -> Callable[..., None]:
-    library = kernels()
-    assert library is not None
-    function: Any = getattr(library, name if dtype is None else f"{name}_{TYPES[dtype]}")
-    function.argtypes, function.restype = _PARAMETERS[name], None
-    return cast("Callable[..., None]", function)
-
-
-def _call(name: str, dtype: torch.dtype | None, *arguments: Any) -> None:
-    """Call the kernel of that name and type; tensors go by address."""
-    _kernel(name, dtype)(*[value.data_ptr() if isinstance(value, Tensor) else value for value in arguments])
-
-
-def has_pointwise() -> bool:
-    """Whether this processor multiplies matrices of bfloat16, which `pointwise` is for."""
-    return hasattr(kernels(), "pointwise_forward_bfloat16")
-
 
 class BatchNorm(NamedTuple):
-    """A normalisation over a batch, or several side by side.
+    """A normalisation over a batch.
 
     Attributes:
         weight: ``[C]``.
@@ -118,11 +51,44 @@ class BatchNorm(NamedTuple):
     bias: Tensor
     moments: Tensor
 
-    def __call__(self) -> _Norm:
+    def __call__(self) -> abi.Norm:
         """Return what the kernels take."""
         mean = self.moments.data_ptr()
         distance = self.moments.stride(0) * self.moments.itemsize
-        return _Norm(self.weight.data_ptr(), self.bias.data_ptr(), mean, mean + distance)
+        return abi.Norm(self.weight.data_ptr(), self.bias.data_ptr(), mean, mean + distance)
+
+
+class Following(NamedTuple):
+    """A normalisation and SiLU that read what a convolution returned, as its gradients need them.
+
+    Attributes:
+        dz: The gradient after the normalisation and before its activation.
+        sums: Of it, as of `gradient_sums`.
+        pixels: Their number in those sums.
+        value: What was normalised.
+        norm: The normalisation.
+    """
+
+    dz: Tensor
+    sums: Tensor
+    pixels: float
+    value: Tensor
+    norm: BatchNorm
+
+
+class Gradients(NamedTuple):
+    """Of a convolution.
+
+    Attributes:
+        inputs: The gradients of its inputs, or where a normalisation and SiLU were pending those before the activation;
+            none if not wanted.
+        sums: Of each of them, as of `gradient_sums`; without a meaning where nothing was pending.
+        weight: Like the weight.
+    """
+
+    inputs: tuple[Tensor, ...]
+    sums: tuple[Tensor, ...]
+    weight: Tensor
 
 
 def _pixels(x: Tensor) -> int:
@@ -134,14 +100,24 @@ def _empty(like: Tensor, channels: int) -> Tensor:
     return torch.empty(count, channels, height, width, dtype=like.dtype, memory_format=torch.channels_last)
 
 
-def _places(*tensors: tuple[Tensor, int]) -> _Places:
+def _sums(channels: int) -> Tensor:
+    return torch.empty(2, channels, dtype=torch.float64)
+
+
+def _norm(norm: BatchNorm | None) -> abi.Norm:
+    return norm() if norm else abi.Norm()
+
+
+def _places(*tensors: tuple[Tensor, int]) -> abi.Places:
     """Return where the channels lie of one tensor or of two, each with the distance of its pixels."""
+    if not tensors:
+        return abi.Places()
     (first, first_stride), (second, second_stride) = tensors[0], tensors[-1]
-    return _Places(first.data_ptr(), first_stride, second.data_ptr(), second_stride, first.shape[1])
+    return abi.Places(first.data_ptr(), first_stride, second.data_ptr(), second_stride, first.shape[1])
 
 
-def _dense(*parts: Tensor) -> _Places:
-    return _places(*((part, part.shape[1]) for part in parts)) if parts else _Places()
+def _dense(parts: Sequence[Tensor]) -> abi.Places:
+    return _places(*((part, part.shape[1]) for part in parts))
 
 
 def _strided(gradient: Tensor) -> tuple[Tensor, int]:
@@ -156,159 +132,160 @@ def _strided(gradient: Tensor) -> tuple[Tensor, int]:
 
 def statistics(x: Tensor) -> Tensor:
     """Return the sums ``[2, C]`` of x and of its squares."""
-    sums = torch.empty(2, x.shape[1], dtype=torch.float64)
-    _call("batchnorm_silu_statistics", x.dtype, x, _pixels(x), x.shape[1], sums)
+    sums = _sums(x.shape[1])
+    abi.call("batchnorm_silu_statistics", x.dtype, x, _pixels(x), x.shape[1], sums)
     return sums
 
 
-def normalise(sums: Tensor, count: float, norms: Sequence[nn.BatchNorm2d], weight: Tensor, bias: Tensor) -> BatchNorm:
+def normalise(sums: Tensor, count: float, norm: nn.BatchNorm2d) -> BatchNorm:
     """Return the normalisation of a batch of ``count`` pixels with those statistics, and move the running ones."""
-    channels = weight.numel()
-    norm = BatchNorm(weight, bias, torch.empty(2, channels, dtype=torch.float32))
-    running = _running(norms)
-    moving = _Running(*(value.data_ptr() for value in running), norms[0].momentum or 0.0)
-    _call("batchnorm_silu_moments", None, sums, count, norms[0].eps, channels, norm(), moving)
-    _set_running_(norms, running)
-    return norm
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    result = BatchNorm(norm.weight, norm.bias, torch.empty(2, norm.num_features, dtype=torch.float32))
+    moving = abi.Running(norm.running_mean.data_ptr(), norm.running_var.data_ptr(), norm.momentum or 0.0)
+    abi.call("batchnorm_silu_moments", None, sums, count, norm.eps, norm.num_features, result(), moving)
+    norm.num_batches_tracked.add_(1)
+    return result
 
 
-def _running(norms: Sequence[nn.BatchNorm2d]) -> list[Tensor]:
-    """Return running mean and variance of all channels: the layer's own where there is one layer, else copies."""
-    names = ("running_mean", "running_var")
-    values: list[list[Tensor]] = [[getattr(norm, name) for norm in norms] for name in names]
-    return [value[0] if len(value) == 1 else torch.cat(value) for value in values]
-
-
-def _set_running_(norms: Sequence[nn.BatchNorm2d], values: list[Tensor]) -> None:
-    """Give the layers their running statistics and count the batch."""
-    start = 0
-    for norm in norms:
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        assert norm.num_batches_tracked is not None
-        norm.num_batches_tracked.add_(1)
-        if len(norms) > 1:
-            norm.running_mean.copy_(values[0][start : start + norm.num_features])
-            norm.running_var.copy_(values[1][start : start + norm.num_features])
-        start += norm.num_features
-
-
-def activate(x: Tensor, norm: BatchNorm, channels: Sequence[int]) -> tuple[Tensor, ...]:
-    """Return ``silu(norm(x))``, so many channels in a tensor of their own."""
-    y = tuple(_empty(x, number) for number in channels)
-    places = _places(*((part, part.shape[1]) for part in y))
-    _call("batchnorm_silu_forward", x.dtype, x, places, _pixels(x), x.shape[1], norm())
+def activate(x: Tensor, norm: BatchNorm, added: Tensor | None = None, added_norm: BatchNorm | None = None) -> Tensor:
+    """Return ``silu(norm(x))``, with ``added`` or ``silu(added_norm(added))`` added."""
+    y = torch.empty_like(x)
+    more = abi.Added() if added is None else abi.Added(added.data_ptr(), _norm(added_norm))
+    abi.call("batchnorm_silu_forward", x.dtype, x, y, _pixels(x), x.shape[1], norm(), more)
     return y
 
 
-def gradient_sums(grads: Sequence[Tensor], x: Tensor, norm: BatchNorm) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return what the gradients of `activate` are before the activation.
+def gradient_sums(grad: Tensor, x: Tensor, norm: BatchNorm) -> tuple[Tensor, Tensor]:
+    """Return what the gradient of ``silu(norm(x))`` is before the activation.
 
     Returns:
-        The gradient dz, like ``x``; its sums ``[2, C]``, its own and of its product with x minus the mean; and the
-        gradients of weight and bias.
+        The gradient dz, like ``x``; and its sums ``[2, C]``, its own and of its product with x minus the mean.
     """
-    dy, dz = [_strided(grad.to(x.dtype)) for grad in grads], torch.empty_like(x)
-    sums = torch.empty(2, x.shape[1], dtype=torch.float64)
-    dweight, dbias = torch.empty_like(norm.weight), torch.empty_like(norm.bias)
-    gradient = _Gradient(_places(*dy), x.data_ptr(), _pixels(x), x.shape[1])
-    _call("batchnorm_silu_gradient_sums", x.dtype, gradient, dz, norm(), sums, dweight, dbias)
-    return dz, sums, dweight, dbias
+    (dy, stride), dz, sums = _strided(grad.to(x.dtype)), torch.empty_like(x), _sums(x.shape[1])
+    gradient = abi.Gradient(dy.data_ptr(), stride, x.data_ptr(), _pixels(x), x.shape[1])
+    abi.call("batchnorm_silu_gradient_sums", x.dtype, gradient, dz, norm(), sums)
+    return dz, sums
 
 
 def normalise_backward_(dz: Tensor, sums: Tensor, count: float, x: Tensor, norm: BatchNorm) -> Tensor:
     """Turn the gradient before the activation into that of ``x``, in place."""
-    _call("batchnorm_silu_backward", x.dtype, x, dz, _pixels(x), x.shape[1], norm(), sums, count)
+    abi.call("batchnorm_silu_backward", x.dtype, x, dz, _pixels(x), x.shape[1], norm(), sums, count)
     return dz
 
 
-def _images(x: Tensor, stride: int) -> _Images:
+def _images(x: Tensor, stride: int) -> abi.Images:
     count, channels, height, width = x.shape
-    return _Images(count, channels, height, width, stride)
+    return abi.Images(count, channels, height, width, stride)
 
 
-def depthwise(x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """Return the 3x3 convolution of each channel; ``weight`` is float32."""
+def depthwise(
+    x: Tensor, weight: Tensor, stride: int, pending: BatchNorm | None = None, *, wants_sums: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Return the 3x3 convolution of each channel of ``x``, or of ``silu(pending(x))``.
+
+    Args:
+        x: ``[B, C, H, W]``.
+        weight: Float32 ``[C, 1, 3, 3]``.
+        stride: 1 or 2.
+        pending: What ``x`` still has to go through.
+        wants_sums: Whether to return the sums of `statistics`, too.
+    """
     count, channels, height, width = x.shape
     shape = (count, channels, (height - 1) // stride + 1, (width - 1) // stride + 1)
     y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
-    _call("depthwise_forward", x.dtype, x, y, _images(x, stride), weight)
-    return y
-
-
-def depthwise_backward(
-    dy: Tensor, x: Tensor, weight: Tensor, stride: int, *, wants_input: bool
-) -> tuple[Tensor | None, Tensor]:
-    """Return the gradients of `depthwise` with respect to ``x``, if wanted, and ``weight``."""
-    dweight = torch.empty_like(weight)
-    dy = dy.to(x.dtype).contiguous(memory_format=torch.channels_last)
-    dx = torch.empty_like(x) if wants_input else None
-    _call("depthwise_backward", x.dtype, dy, x, dx, _images(x, stride), weight, dweight)
-    return dx, dweight
-
-
-def _shape(x: Tensor, weight: Tensor) -> _Shape:
-    return _Shape(_pixels(x), weight.shape[1], weight.shape[0])
-
-
-def pointwise(parts: Sequence[Tensor], weight: Tensor, pending: BatchNorm | None = None) -> tuple[Tensor, Tensor]:
-    """Return the 1x1 convolution of ``x``, or of ``silu(pending(x))``, and its sums as of `statistics`.
-
-    Args:
-        parts: One or two tensors in bfloat16 whose channels are those of ``x``, side by side.
-        weight: Float32 ``[out, in, 1, 1]`` without gaps, rounded on the way.
-        pending: What ``x`` still has to go through.
-
-    All numbers of channels are multiples of `CHANNEL_BLOCK`.
-    """
-    x, num_out = parts[0], weight.shape[0]
-    y, sums = _empty(x, num_out), torch.empty(2, num_out, dtype=torch.float64)
-    before = pending() if pending else _Norm()
-    _call("pointwise_forward", x.dtype, _dense(*parts), before, _shape(x, weight), weight, y, sums)
+    sums = _sums(channels) if wants_sums else None
+    abi.call("depthwise_forward", x.dtype, x, _norm(pending), y, _images(x, stride), weight, sums)
     return y, sums
 
 
-class PointwiseGradients(NamedTuple):
-    """Of `pointwise`.
+def depthwise_backward(
+    dy: Tensor | Following,
+    x: Tensor,
+    weight: Tensor,
+    stride: int,
+    pending: BatchNorm | None = None,
+    *,
+    wants_input: bool,
+) -> Gradients:
+    """Return the gradients of `depthwise`, itself or followed by a normalisation."""
+    after: tuple[Any, ...]
+    if isinstance(dy, Following):
+        gradient, after = dy.dz, (dy.value, dy.norm(), dy.sums, dy.pixels)
+    else:
+        gradient, after = dy, (None, abi.Norm(), None, 0.0)
+    gradient = gradient.to(x.dtype).contiguous(memory_format=torch.channels_last)
+    inputs = (torch.empty_like(x),) if wants_input else ()
+    result = Gradients(inputs, (_sums(x.shape[1]),), torch.empty_like(weight))
+    abi.call(
+        *("depthwise_backward", x.dtype, gradient, *after, x, _norm(pending), inputs[0] if inputs else None),
+        *(_images(x, stride), weight, result.weight, result.sums[0]),
+    )
+    return result
 
-    Attributes:
-        parts: The gradients of the parts, or those of ``pending(x)`` before its activation; none if not wanted.
-        weight: Like the weight.
-        sums: As of `gradient_sums`, where something was pending.
+
+def _shape(x: Tensor, weight: Tensor) -> abi.Shape:
+    return abi.Shape(_pixels(x), weight.shape[1], weight.shape[0])
+
+
+def _pair(norms: Sequence[BatchNorm | None]) -> Any:
+    return (abi.Norm * 2)(*(_norm(norm) for norm in norms))
+
+
+def pointwise(
+    parts: Sequence[Tensor], pending: Sequence[BatchNorm | None], weight: Tensor, channels: Sequence[int]
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Return the 1x1 convolution of ``x``.
+
+    Args:
+        parts: One or two tensors in bfloat16 whose channels are those of ``x``, side by side.
+        pending: What each part still has to go through, and SiLU.
+        weight: Float32 ``[out, in, 1, 1]`` without gaps, rounded on the way.
+        channels: So many of the output are a tensor of their own: one number or two.
+
+    All numbers of channels are multiples of `CHANNEL_BLOCK`.
+
+    Returns:
+        The tensors, and the sums of all of them as of `statistics`.
     """
-
-    parts: tuple[Tensor, ...]
-    weight: Tensor
-    sums: Tensor
+    y, sums = tuple(_empty(parts[0], number) for number in channels), _sums(weight.shape[0])
+    shape = _shape(parts[0], weight)
+    abi.call("pointwise_forward", y[0].dtype, _dense(parts), _pair(pending), shape, weight, _dense(y), sums)
+    return y, sums
 
 
 def pointwise_backward(
-    dz: tuple[Tensor, Tensor, float],
-    y: tuple[Tensor, BatchNorm],
-    x: tuple[Sequence[Tensor], BatchNorm | None],
+    after: Sequence[Following],
+    parts: Sequence[Tensor],
+    pending: Sequence[BatchNorm | None],
     weight: Tensor,
     *,
     wants_input: bool,
-) -> PointwiseGradients:
-    """Return the gradients of `pointwise` followed by a normalisation.
+    added: Tensor | None = None,
+) -> Gradients:
+    """Return the gradients of `pointwise` where a normalisation reads each of the tensors it returned.
 
     Args:
-        dz: The gradient after that normalisation and before its activation, its sums as of `gradient_sums`, and the
-            number of pixels in those.
-        y: What `pointwise` returned, and that normalisation.
-        x: The parts that `pointwise` was given, and what was pending.
-        weight: What `pointwise` was given.
+        after: Those normalisations.
+        parts: What `pointwise` was given, as are ``pending`` and ``weight``.
+        pending: See there.
+        weight: See there.
         wants_input: Whether to compute the gradients of the parts.
+        added: A gradient of the first part after what was pending, to be added before that is gone through.
     """
-    (gradient, norm_sums, count), (value, norm), (parts, pending) = dz, y, x
-    result = PointwiseGradients(
-        tuple(torch.empty_like(part) for part in parts) if wants_input else (),
-        torch.empty_like(weight),
-        torch.empty(2, weight.shape[1], dtype=torch.float64),
+    inputs = tuple(torch.empty_like(part) for part in parts) if wants_input else ()
+    sums, dweight = _sums(weight.shape[1]), torch.empty_like(weight)
+    following = abi.Following(
+        (abi.Norm * 2)(*(one.norm() for one in after)),
+        (abi.POINTER * 2)(*(one.sums.data_ptr() for one in after)),
+        (abi.DOUBLE * 2)(*(one.pixels for one in after)),
     )
-    before = pending() if pending else _Norm()
-    _call(
-        *("pointwise_backward", value.dtype, gradient, value, norm(), norm_sums, count, _dense(*parts), before),
-        *(_dense(*result.parts), _shape(value, weight), weight, result.weight, result.sums),
+    gradients, values = [_strided(one.dz) for one in after], [one.value for one in after]
+    more = () if added is None else (_strided(added),)
+    abi.call(
+        *("pointwise_backward", values[0].dtype, _places(*gradients), _dense(values)),
+        *(ctypes.byref(following), _dense(parts), _pair(pending), _places(*more), _dense(inputs)),
+        *(_shape(parts[0], weight), weight, dweight, sums),
     )
-    return result
+    return Gradients(inputs, torch.split(sums, [part.shape[1] for part in parts], dim=1), dweight)

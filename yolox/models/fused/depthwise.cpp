@@ -1,9 +1,12 @@
-// Depthwise 3x3 convolution with padding 1 and stride 1 or 2, forwards and backwards, on channels_last memory.
-#include "vectors.h"
+// Depthwise 3x3 convolution with padding 1 and stride 1 or 2, forwards and backwards, on channels_last memory; if asked,
+// with what stands around it in a network: the normalisation and activation its input still has to go through, and of the
+// normalisation after it the sums, forwards, and the second pass, backwards. All that happens row by row, in the cache.
+#include "normalisation.h"
 
 namespace {
 
 constexpr int K = 3;
+constexpr long AHEAD = 2048;  // numbers that are asked for before they are needed
 
 // Calls use(kh, kw, u, value) for every input value that output u of U neighbours needs; values outside the row are 0.
 template <int S, bool EDGE, class T, class F>
@@ -28,18 +31,21 @@ template <int S, class F> inline void each_tile(long width, long out_width, F ti
   }
 }
 
-template <int S, class T>
-inline void row_forward(const T* const* rows, T* out, long width, long out_width, long channels, const float* weight) {
+// Calls done(column, value) for each output of 16 channels; done.begin(c) and done.end(c) around each 16.
+template <int S, class T, class F>
+inline void row_forward(const T* const* rows, long width, long out_width, long channels, const float* weight, F done) {
   for (long c = 0; c < channels; c += V) {
     const T* at[K] = {rows[0] + c, rows[1] + c, rows[2] + c};
     vf w[K][K];
     for (int k = 0; k < K * K; ++k) w[k / K][k % K] = load(weight + k * channels + c);
+    done.begin(c);
     each_tile<S>(width, out_width, [&](long first, auto edge) {
       vf sum[U] = {};
       each_tap<S, edge.value>(at, first, width, channels,
                               [&](int kh, int kw, int u, vf value) { sum[u] += value * w[kh][kw]; });
-      UNROLL if (!edge.value || first + u < out_width) store(out + (first + u) * channels + c, sum[u]);
+      UNROLL if (!edge.value || first + u < out_width) done(first + u, sum[u]);
     });
+    done.end(c);
   }
 }
 
@@ -65,15 +71,16 @@ inline void row_weight_gradient(const T* const* rows, const T* dy, long width, l
 
 // One row of dx at stride 2, from the `count` rows of dy that reach it, each through a row of the kernel. A column of
 // dx with an even number is under the middle of the kernel, one with an odd number under its two sides.
-template <class T>
-inline void row_gradient_of_stride_2(const T* const* dy, const int* kernel_row, int count, T* dx, long width,
-                                     long out_width, long channels, const float* weight) {
+template <class T, class F>
+inline void row_gradient_of_stride_2(const T* const* dy, const int* kernel_row, int count, long width, long out_width,
+                                     long channels, const float* weight, F done) {
   for (long c = 0; c < channels; c += V) {
     vf w[2][K] = {}, here[2] = {};
     for (int r = 0; r < count; ++r) {
       for (int kw = 0; kw < K; ++kw) w[r][kw] = load(weight + (kernel_row[r] * K + kw) * channels + c);
       here[r] = load(dy[r] + c);
     }
+    done.begin(c);
     for (long column = 0; column < out_width; ++column) {
       vf even = {}, odd = {};
       for (int r = 0; r < count; ++r) {
@@ -82,9 +89,10 @@ inline void row_gradient_of_stride_2(const T* const* dy, const int* kernel_row, 
         odd += here[r] * w[r][2] + next * w[r][0];
         here[r] = next;
       }
-      store(dx + 2 * column * channels + c, even);
-      if (2 * column + 1 < width) store(dx + (2 * column + 1) * channels + c, odd);
+      done(2 * column, even);
+      if (2 * column + 1 < width) done(2 * column + 1, odd);
     }
+    done.end(c);
   }
 }
 
@@ -92,14 +100,90 @@ struct Images {
   long count, channels, height, width, stride;
 };
 
-// The kernel's three rows around `row` of an image; rows outside are zeros.
+// Rows that are made when they are asked for, and kept until three others came after them. A thread has its own.
+template <class T>
+class Rows {
+  static constexpr long KEPT = 4;
+  std::vector<T> memory;
+  std::vector<float> slopes;
+  long step, held[KEPT];
+
+ public:
+  Rows(long numbers, bool with_slopes)
+      : memory(KEPT * numbers), slopes(with_slopes ? KEPT * numbers : 0), step(numbers) {
+    std::fill(held, held + KEPT, -1);
+  }
+  // make(to, slope) writes the row, and its slopes if there are any.
+  template <class F>
+  const T* at(long row, F make) {
+    const long slot = row % KEPT;
+    T* to = &memory[slot * step];
+    if (held[slot] != row) make(to, slopes.empty() ? nullptr : &slopes[slot * step]);
+    held[slot] = row;
+    return to;
+  }
+  const float* slope(long row) const { return &slopes[row % KEPT * step]; }
+};
+
+// The input as the convolution sees it.
+template <class T>
+class Input {
+  const T* x;
+  const Pending& pending;
+  long channels, step;
+  Rows<T> rows;
+
+ public:
+  Input(const T* values, const Pending& what, const Images& d, bool with_slopes)
+      : x(values), pending(what), channels(d.channels), step(d.width * d.channels),
+        rows(what.any ? step : 0, with_slopes && what.any) {}
+  const T* operator()(long row) {
+    const T* from = x + row * step;
+    if (!pending.any) return from;
+    return rows.at(row, [&](T* to, float* slope) {
+      for (long i = 0; i < step; i += channels) {
+        fetch(from + i + AHEAD, channels);
+        activate(from + i, channels, pending.affine, to + i, slope ? slope + i : slope);
+      }
+    });
+  }
+  const T* plain(long row) const { return x + row * step; }
+  const float* slope(long row) { return (*this)(row), rows.slope(row); }
+};
+
+// The gradient of the output, from the one before the activation where a normalisation follows.
+template <class T>
+class OutputGradient {
+  const T *dz, *y;
+  const Centred& centred;
+  long channels, step;
+  Rows<T> rows;
+
+ public:
+  OutputGradient(const T* gradient, const T* output, const Centred& norm, long num, long numbers)
+      : dz(gradient), y(output), centred(norm), channels(num), step(numbers), rows(y ? numbers : 0, false) {}
+  const T* operator()(long row) {
+    const long at = row * step;
+    if (!y) return dz + at;
+    return rows.at(row, [&](T* to, float*) {
+      for (long i = 0; i < step; i += channels) {
+        fetch(dz + at + i + AHEAD, channels);
+        fetch(y + at + i + AHEAD, channels);
+        centre(dz + at + i, y + at + i, channels, centred, to + i);
+      }
+    });
+  }
+};
+
+// The kernel's three rows around `row` of an image that begins at `first`; rows outside are zeros.
 template <class T>
 struct Window {
   const T* rows[K];
-  Window(const T* image, long row, long height, long step, const std::vector<T>& zeros) {
+  template <class F>
+  Window(F& row_at, long first, long row, long height, const std::vector<T>& zeros) {
     for (long k = 0; k < K; ++k) {
       bool inside = row - 1 + k >= 0 && row - 1 + k < height;
-      rows[k] = inside ? image + (row - 1 + k) * step : zeros.data();
+      rows[k] = inside ? row_at(first + row - 1 + k) : zeros.data();
     }
   }
 };
@@ -112,44 +196,129 @@ std::vector<float> by_tap(const float* weight, long channels, bool flipped) {
   return out;
 }
 
-template <int S, class T>
-void forward(const T* x, T* y, const Images& d, const float* weight) {
-  long out_height = (d.height - 1) / S + 1, out_width = (d.width - 1) / S + 1, step = d.width * d.channels;
-  std::vector<float> w = by_tap(weight, d.channels, false);
-  std::vector<T> zeros(step);
-#pragma omp parallel for schedule(static)
-  for (long r = 0; r < d.count * out_height; ++r) {
-    Window<T> window(x + r / out_height * d.height * step, r % out_height * S, d.height, step, zeros);
-    row_forward<S>(window.rows, y + r * out_width * d.channels, d.width, out_width, d.channels, w.data());
+// What is done with a row of numbers, 16 channels at a time: they are stored,
+template <class T>
+struct Store {
+  T* to;
+  long channels;
+  T* at = nullptr;
+  void begin(long c) { at = to + c; }
+  void operator()(long column, vf value) { store(at + column * channels, value); }
+  void end(long) {}
+};
+
+// and they and their squares are added up,
+template <class T>
+struct StoreAndSum {
+  T* to;
+  long channels;
+  Sums& sums;
+  T* at = nullptr;
+  vf sum, squares;
+  void begin(long c) { at = to + c, sum = squares = vf{}; }
+  void operator()(long column, vf value) {
+    value = stored(at + column * channels, value);
+    sum += value;
+    squares += value * value;
   }
+  void end(long c) { sums.add(c, sum, squares); }
+};
+
+// or taken, as a gradient, through the activation, and then added up.
+template <class T>
+struct ThroughActivation {
+  T* to;
+  long channels;
+  Sums& sums;
+  const T* x;
+  const float *slopes, *means;
+  T* at = nullptr;
+  const T* value = nullptr;
+  const float* slope = nullptr;
+  vf mean, sum, moments;
+  void begin(long c) {
+    at = to + c, value = x + c, slope = slopes + c, mean = load(means + c);
+    sum = moments = vf{};
+  }
+  void operator()(long column, vf gradient) {
+    vf dz = gradient * load(slope + column * channels);
+    store(at + column * channels, dz);
+    sum += dz;
+    moments += dz * (load(value + column * channels) - mean);
+  }
+  void end(long c) { sums.add(c, sum, moments); }
+};
+
+// `sums`, if any, become those of y and of its squares.
+template <int S, class T>
+void forward(const T* x, const Pending& pending, T* y, const Images& d, const float* weight, double* sums) {
+  long out_height = (d.height - 1) / S + 1, out_width = (d.width - 1) / S + 1;
+  std::vector<float> w = by_tap(weight, d.channels, false);
+  std::vector<T> zeros(d.width * d.channels);
+  std::vector<Sums> found(omp_get_max_threads(), Sums(d.channels));
+#pragma omp parallel
+  {
+    Input<T> input(x, pending, d, false);
+    Sums& own = found[omp_get_thread_num()];
+    Range mine = my_share(d.count * out_height);
+    for (long r = mine.first; r < mine.last; ++r) {
+      Window<T> window(input, r / out_height * d.height, r % out_height * S, d.height, zeros);
+      T* out = y + r * out_width * d.channels;
+      auto row = [&](auto done) { row_forward<S>(window.rows, d.width, out_width, d.channels, w.data(), done); };
+      if (sums) row(StoreAndSum<T>{out, d.channels, own}); else row(Store<T>{out, d.channels});
+    }
+  }
+  if (sums) add_up(found, d.channels, sums);
 }
 
-// `dx` may be null.
+template <class T>
+struct Output {  // its gradient (before the activation where a normalisation follows), and itself where one does
+  const T *dz, *y;
+  Centred centred;
+};
+
+// `dx` becomes the gradient of the input, or where something is pending the one before that activation, whose sums go to
+// `sums`: its own, and of its product with the input minus the mean. It may be null.
 template <int S, class T>
-void backward(const T* dy, const T* x, T* dx, const Images& d, const float* weight, float* dweight) {
+void backward(const Output<T>& after, const T* x, const Pending& pending, T* dx, const Images& d, const float* weight,
+              float* dweight, double* sums) {
   long out_height = (d.height - 1) / S + 1, out_width = (d.width - 1) / S + 1;
   long step = d.width * d.channels, out_step = out_width * d.channels, taps = K * K * d.channels;
   std::vector<float> w = by_tap(weight, d.channels, S == 1), partial(omp_get_max_threads() * taps);
   std::vector<T> zeros(step);
-#pragma omp parallel for schedule(static)
-  for (long r = 0; r < d.count * out_height; ++r) {
-    long n = r / out_height, row = r % out_height;
-    const T* gradient = dy + n * out_height * out_step;
-    Window<T> input(x + n * d.height * step, row * S, d.height, step, zeros);
-    row_weight_gradient<S>(input.rows, gradient + row * out_step, d.width, out_width, d.channels,
-                           &partial[omp_get_thread_num() * taps]);
-    if (!dx) continue;
-    T* out = dx + (n * d.height + row * S) * step;
-    Window<T> window(gradient, row, out_height, out_step, zeros);
-    if constexpr (S == 1) {
-      row_forward<1>(window.rows, out, d.width, d.width, d.channels, w.data());
-    } else {
-      const int middle[] = {1}, sides[] = {2, 0};
-      row_gradient_of_stride_2(window.rows + 1, middle, 1, out, d.width, out_width, d.channels, w.data());
-      if (row * S + 1 < d.height)
-        row_gradient_of_stride_2(window.rows + 1, sides, 2, out + step, d.width, out_width, d.channels, w.data());
+  std::vector<Sums> found(omp_get_max_threads(), Sums(d.channels));
+#pragma omp parallel
+  {
+    Input<T> input(x, pending, d, true);
+    OutputGradient<T> gradient(after.dz, after.y, after.centred, d.channels, out_step);
+    const long me = omp_get_thread_num();
+    Range mine = my_share(d.count * out_height);
+    for (long r = mine.first; r < mine.last; ++r) {
+      const long n = r / out_height, row = r % out_height, first = n * d.height + row * S;
+      Window<T> around(input, n * d.height, row * S, d.height, zeros);
+      row_weight_gradient<S>(around.rows, gradient(r), d.width, out_width, d.channels, &partial[me * taps]);
+      if (!dx) continue;
+      Window<T> window(gradient, n * out_height, row, out_height, zeros);
+      auto each = [&](long number, auto make) {  // a row of dx
+        T* out = dx + number * step;
+        if (!pending.any) return make(Store<T>{out, d.channels});
+        make(ThroughActivation<T>{out, d.channels, found[me], input.plain(number), input.slope(number), pending.mean});
+      };
+      if constexpr (S == 1) {
+        each(first, [&](auto done) { row_forward<1>(window.rows, d.width, d.width, d.channels, w.data(), done); });
+      } else {
+        const int middle[] = {1}, sides[] = {2, 0};
+        auto part = [&](const int* kernel_rows, int count) {
+          return [&, kernel_rows, count](auto done) {
+            row_gradient_of_stride_2(window.rows + 1, kernel_rows, count, d.width, out_width, d.channels, w.data(), done);
+          };
+        };
+        each(first, part(middle, 1));
+        if (row * S + 1 < d.height) each(first + 1, part(sides, 2));
+      }
     }
   }
+  if (pending.any) add_up(found, d.channels, sums);
   for (long c = 0; c < d.channels; ++c)
     for (int k = 0; k < K * K; ++k) {
       dweight[c * K * K + k] = 0;
@@ -159,13 +328,19 @@ void backward(const T* dy, const T* x, T* dx, const Images& d, const float* weig
 
 }  // namespace
 
-#define EXPORT(NAME, T)                                                                                             \
-  extern "C" void depthwise_forward_##NAME(const T* x, T* y, Images d, const float* weight) {                       \
-    d.stride == 1 ? forward<1>(x, y, d, weight) : forward<2>(x, y, d, weight);                                      \
-  }                                                                                                                 \
-  extern "C" void depthwise_backward_##NAME(const T* dy, const T* x, T* dx, Images d, const float* weight,          \
-                                            float* dweight) {                                                       \
-    d.stride == 1 ? backward<1>(dy, x, dx, d, weight, dweight) : backward<2>(dy, x, dx, d, weight, dweight);        \
+#define EXPORT(NAME, T)                                                                                                \
+  extern "C" void depthwise_forward_##NAME(const T* x, Norm before, T* y, Images d, const float* weight,               \
+                                           double* sums) {                                                             \
+    Pending pending(before, d.channels);                                                                               \
+    (d.stride == 1 ? forward<1, T> : forward<2, T>)(x, pending, y, d, weight, sums);                                   \
+  }                                                                                                                    \
+  /* `y`, `norm`, `norm_sums` and `count` belong to the normalisation that follows, or `y` is null. */                 \
+  extern "C" void depthwise_backward_##NAME(const T* dz, const T* y, Norm norm, const double* norm_sums, double count, \
+                                            const T* x, Norm before, T* dx, Images d, const float* weight,             \
+                                            float* dweight, double* sums) {                                            \
+    Pending pending(before, d.channels);                                                                               \
+    Output<T> after{dz, y, Centred(norm, norm_sums, count, y ? d.channels : 0)};                                       \
+    (d.stride == 1 ? backward<1, T> : backward<2, T>)(after, x, pending, dx, d, weight, dweight, sums);                \
   }
 EXPORT(float32, float)
 EXPORT(bfloat16, bf16)

@@ -5,7 +5,6 @@ Nothing is kept for the backward pass but what the next layer keeps anyway and t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +12,8 @@ from torch import Tensor, nn
 from torch.overrides import has_torch_function_unary
 
 from yolox.models.fused import calls
-from yolox.models.fused.calls import TYPES, BatchNorm
+from yolox.models.fused.abi import TYPES
+from yolox.models.fused.calls import BatchNorm
 from yolox.models.fused.library import kernels
 
 __all__ = [
@@ -21,10 +21,17 @@ __all__ = [
     "depthwise_conv",
     "fits",
     "fits_batchnorm_silu",
-    "pointwise_block",
-    "separable_block",
+    "normalised",
+    "parameter_gradients",
+    "recording",
+    "share_",
     "watched",
 ]
+
+
+def recording() -> bool:
+    """Whether a graph is being recorded, which shall consist of PyTorch's operators."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
 
 
 def fits(x: Tensor) -> bool:
@@ -32,8 +39,7 @@ def fits(x: Tensor) -> bool:
 
     Not while a graph is being recorded, nor where a mode or subclass wants to see PyTorch's operators.
     """
-    recording = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    if recording or not torch.is_grad_enabled() or has_torch_function_unary(x):
+    if recording() or not torch.is_grad_enabled() or has_torch_function_unary(x):
         return False
     plain = x.device.type == "cpu" and x.dtype in TYPES and x.numel() > 0
     return plain and x.is_contiguous(memory_format=torch.channels_last) and kernels() is not None
@@ -61,8 +67,7 @@ def fits_batchnorm_silu(x: Tensor, norm: nn.Module, act: nn.Module) -> bool:
 
 def batchnorm_silu(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
     """Return ``silu(norm(x))`` in training, and move the running statistics."""
-    y: Tensor
-    (y,) = _BatchNormSilu.apply(x, norm.weight, norm.bias, (norm,))  # type: ignore[no-untyped-call]
+    y: Tensor = _BatchNormSilu.apply(x, norm.weight, norm.bias, norm)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -78,82 +83,48 @@ def depthwise_conv(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     return y
 
 
-def pointwise_block(parts: Sequence[Tensor], weight: Tensor, norms: Sequence[nn.BatchNorm2d]) -> tuple[Tensor, ...]:
-    """Return ``silu(norm(conv(cat(parts))))`` of a 1x1 convolution, for each normalisation its own channels.
-
-    Args:
-        parts: One or two tensors ``[B, C, H, W]`` in bfloat16, which need not lie side by side.
-        weight: ``[out, in, 1, 1]``, float32, rounded on the way.
-        norms: One, or two with the same momentum and epsilon over the samples of this process.
-
-    All numbers of channels are multiples of 16.
-    """
-    gamma, beta = (_side_by_side([getattr(norm, name) for norm in norms]) for name in ("weight", "bias"))
-    y: tuple[Tensor, ...] = _PointwiseBlock.apply(weight, gamma, beta, norms, *parts)  # type: ignore[no-untyped-call]
-    return y
-
-
-def _side_by_side(parameters: list[Tensor]) -> Tensor:
-    return parameters[0] if len(parameters) == 1 else torch.cat(parameters)
-
-
-def separable_block(
-    x: Tensor, depthwise: Tensor, stride: int, inner: nn.BatchNorm2d, pointwise: Tensor, outer: nn.BatchNorm2d
-) -> Tensor:
-    """Return ``silu(outer(1x1 convolution of silu(inner(3x3 convolution of each channel of x))))``.
-
-    What the inner normalisation and its activation give is never in memory as a whole.
-
-    Args:
-        x: ``[B, in, H, W]``, bfloat16.
-        depthwise: ``[in, 1, 3, 3]``.
-        stride: 1 or 2.
-        inner: Over ``in`` channels.
-        pointwise: ``[out, in, 1, 1]``, float32, rounded on the way. Both numbers are multiples of 16.
-        outer: Over ``out`` channels.
-    """
-    parameters = (depthwise, inner.weight, inner.bias, pointwise, outer.weight, outer.bias)
-    y: Tensor = _SeparableBlock.apply(x, *parameters, stride, inner, outer)  # type: ignore[no-untyped-call]
-    return y
-
-
-def _share_(sums: Tensor, norm: nn.BatchNorm2d) -> None:
+def share_(sums: Tensor, norm: nn.BatchNorm2d) -> None:
     """Add up sums over the processes that normalise together, if there are any."""
     share = getattr(norm, "sum_over_ranks", None)
     if share is not None:
         share(sums)
 
 
-def _normalise(
-    x: Tensor, sums: Tensor, norms: Sequence[nn.BatchNorm2d], weight: Tensor, bias: Tensor
-) -> tuple[BatchNorm, float]:
-    """Return the normalisation of x, whose sums those are, and the number of pixels it is over."""
+def normalised(x: Tensor, sums: Tensor, norm: nn.BatchNorm2d) -> tuple[BatchNorm, float]:
+    """Return the normalisation of ``x``, whose `calls.statistics` those are, and the number of pixels it is over.
+
+    Moves the running statistics.
+    """
     count = float(x.shape[0] * x.shape[2] * x.shape[3])
-    if hasattr(norms[0], "sum_over_ranks"):
+    if hasattr(norm, "sum_over_ranks"):
         shared = torch.cat((sums.flatten(), torch.tensor([count], dtype=sums.dtype)))
-        _share_(shared, norms[0])
+        share_(shared, norm)
         sums, count = shared[:-1], float(shared[-1])
-    return calls.normalise(sums, count, norms, weight, bias), count
+    return calls.normalise(sums, count, norm), count
+
+
+def parameter_gradients(sums: Tensor, norm: BatchNorm) -> tuple[Tensor, Tensor]:
+    """Return the gradients of weight and bias, from `calls.gradient_sums` of this process alone."""
+    return (sums[1] * norm.moments[1]).to(norm.weight.dtype), sums[0].to(norm.bias.dtype)
 
 
 class _BatchNormSilu(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norms: Sequence[nn.BatchNorm2d]
-    ) -> tuple[Tensor, ...]:
-        norm, ctx.count = _normalise(x, calls.statistics(x), norms, weight, bias)
-        ctx.save_for_backward(x, *norm)
-        ctx.norms = norms
-        return calls.activate(x, norm, [part.num_features for part in norms])
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+        batch, ctx.count = normalised(x, calls.statistics(x), norm)
+        ctx.save_for_backward(x, *batch)
+        ctx.norm = norm
+        return calls.activate(x, batch)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, *values = ctx.saved_tensors
         norm = BatchNorm(*values)
-        dz, sums, dweight, dbias = calls.gradient_sums(grads, x, norm)
-        _share_(sums, ctx.norms[0])  # the parameters' gradients are this rank's; the trainer adds those up
-        return calls.normalise_backward_(dz, sums, ctx.count, x, norm), dweight, dbias, None
+        dz, sums = calls.gradient_sums(grads[0], x, norm)
+        own = parameter_gradients(sums, norm)  # of this rank; the trainer adds those up
+        share_(sums, ctx.norm)
+        return calls.normalise_backward_(dz, sums, ctx.count, x, norm), *own, None
 
 
 class _Depthwise(torch.autograd.Function):
@@ -162,68 +133,11 @@ class _Depthwise(torch.autograd.Function):
         rounded = weight.to(x.dtype).float().contiguous()
         ctx.save_for_backward(x, rounded)
         ctx.stride = stride
-        return calls.depthwise(x, rounded, stride)
+        return calls.depthwise(x, rounded, stride)[0]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None]:
         x, weight = ctx.saved_tensors
-        wants_input = ctx.needs_input_grad[0]
-        dx, dweight = calls.depthwise_backward(grads[0], x, weight, ctx.stride, wants_input=wants_input)
-        return dx, dweight, None
-
-
-class _PointwiseBlock(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, weight: Tensor, gamma: Tensor, beta: Tensor, norms: Sequence[nn.BatchNorm2d], *parts: Tensor
-    ) -> tuple[Tensor, ...]:
-        weight = weight.contiguous()
-        value, sums = calls.pointwise(parts, weight)
-        norm, ctx.count = _normalise(value, sums, norms, gamma, beta)
-        ctx.save_for_backward(weight, value, *norm, *parts)
-        ctx.norms = norms
-        return calls.activate(value, norm, [part.num_features for part in norms])
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        weight, value, gamma, beta, moments, *parts = ctx.saved_tensors
-        norm = BatchNorm(gamma, beta, moments)
-        dz, sums, dgamma, dbeta = calls.gradient_sums(grads, value, norm)
-        _share_(sums, ctx.norms[0])
-        own = calls.pointwise_backward(
-            (dz, sums, ctx.count), (value, norm), (parts, None), weight, wants_input=any(ctx.needs_input_grad[4:])
-        )
-        return own.weight, dgamma, dbeta, None, *(own.parts or [None] * len(parts))
-
-
-class _SeparableBlock(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, depthwise: Tensor, *rest: Any) -> Tensor:
-        gamma, beta, pointwise, outer_gamma, outer_beta, ctx.stride, *ctx.norms = rest
-        rounded, pointwise = depthwise.to(x.dtype).float().contiguous(), pointwise.contiguous()
-        first = calls.depthwise(x, rounded, ctx.stride)
-        inner, count = _normalise(first, calls.statistics(first), (ctx.norms[0],), gamma, beta)
-        second, sums = calls.pointwise((first,), pointwise, inner)
-        outer, outer_count = _normalise(second, sums, (ctx.norms[1],), outer_gamma, outer_beta)
-        ctx.counts = (count, outer_count)
-        ctx.save_for_backward(x, rounded, first, *inner, pointwise, second, *outer)
-        (y,) = calls.activate(second, outer, [second.shape[1]])
-        return y
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, depthwise, first, *inner_values, pointwise, second, w, b, m = ctx.saved_tensors
-        inner, outer = BatchNorm(*inner_values), BatchNorm(w, b, m)
-        dz, outer_sums, *outer_grads = calls.gradient_sums(grads, second, outer)
-        _share_(outer_sums, ctx.norms[1])
-        after = (dz, outer_sums, ctx.counts[1])
-        inwards = calls.pointwise_backward(after, (second, outer), ((first,), inner), pointwise, wants_input=True)
-        inner_grads = (inwards.sums[1] * inner.moments[1]).to(inner.weight.dtype), inwards.sums[0].to(inner.bias.dtype)
-        _share_(inwards.sums, ctx.norms[0])
-        dfirst = calls.normalise_backward_(inwards.parts[0], inwards.sums, ctx.counts[0], first, inner)
-        wants_input = ctx.needs_input_grad[0]
-        dx, ddepthwise = calls.depthwise_backward(dfirst, x, depthwise, ctx.stride, wants_input=wants_input)
-        return dx, ddepthwise, *inner_grads, inwards.weight, *outer_grads, None, None, None
+        found = calls.depthwise_backward(grads[0], x, weight, ctx.stride, wants_input=ctx.needs_input_grad[0])
+        return (found.inputs or (None,))[0], found.weight, None

@@ -47,11 +47,60 @@ struct Centred {
   }
 };
 
+// What numbers still have to go through before they are what their reader wants: nothing where there is no weight.
+struct Pending {
+  bool any;
+  Affine affine;
+  const float* mean;
+  Pending(const Norm& norm, long channels) : any(norm.weight), affine(norm, any ? channels : 0), mean(norm.mean) {}
+};
+
 inline vf silu_slope(vf z, vf sigmoid_of_z) { return sigmoid_of_z * (1.0f + z * (1.0f - sigmoid_of_z)); }
 
 template <class T>
 inline vf silu_slope(vf z) {
   return silu_slope(z, sigmoid<T>(z));
+}
+
+// Asks for numbers that will be read some microseconds later, while there are others to compute: the processor's own guesses
+// end at each page.
+template <class T>
+inline void fetch(const T* from, long count) {
+  for (long i = 0; i < count; i += long(64 / sizeof(T))) __builtin_prefetch(from + i, 0, 2);
+}
+
+// The channels of a pixel, normalised and activated; with `slope`, the activation's slope, too.
+template <class T>
+inline void activate(const T* from, long channels, const Affine& affine, T* to, float* slope) {
+  const float *scale = affine.scale.data(), *offset = affine.offset.data();
+  for (long c = 0; c < channels; c += V) {
+    vf z = load(from + c) * load(scale + c) + load(offset + c), s = sigmoid<T>(z);
+    store(to + c, z * s);
+    if (slope) store(slope + c, silu_slope(z, s));
+  }
+}
+
+// The gradient of what was normalised, from that of a pixel before the activation.
+template <class T>
+inline void centre(const T* dz, const T* value, long channels, const Centred& centred, T* to) {
+  const float *scale = centred.scale.data(), *slope = centred.slope.data(), *constant = centred.constant.data();
+  for (long c = 0; c < channels; c += V)
+    store(to + c, load(scale + c) * load(dz + c) + (load(slope + c) * load(value + c) + load(constant + c)));
+}
+
+// Two sums of each channel, of one thread.
+struct Sums {
+  std::vector<double> first, second;
+  explicit Sums(long channels) : first(channels), second(channels) {}
+  void add(long c, vf one, vf two) {
+    for (long l = 0; l < V; ++l) first[c + l] += one[l], second[c + l] += two[l];
+  }
+};
+
+inline void add_up(const std::vector<Sums>& threads, long channels, double* sums) {
+  std::fill(sums, sums + 2 * channels, 0);
+  for (const Sums& one : threads)
+    for (long c = 0; c < channels; ++c) sums[c] += one.first[c], sums[channels + c] += one.second[c];
 }
 
 }  // namespace

@@ -16,15 +16,16 @@ struct Shape {
   long rows(long panel) const { return std::min(SIDE, pixels - panel * SIDE); }
 };
 
-// The input, and the normalisation and activation it still has to go through; none where there is no weight.
+// The input, and what each of its places still has to go through.
 struct Input {
   Places<const bf16> x;
   long channels;
-  bool pending;
-  Affine affine;
-  const float* mean;
-  Input(const Places<const bf16>& places, const Norm& norm, long count)
-      : x(places), channels(count), pending(norm.weight), affine(norm, pending ? count : 0), mean(norm.mean) {}
+  Pending pending[2];
+  Input(const Places<const bf16>& places, const Norm* norms, long count)
+      : x(places), channels(count), pending{Pending(norms[0], x.split), Pending(norms[1], count - x.split)} {}
+  bool any() const { return pending[0].any || pending[1].any; }
+  const Pending& of(long channel) const { return pending[channel >= x.split]; }
+  const float* mean(long channel) const { return of(channel).mean + (channel < x.split ? channel : channel - x.split); }
 };
 
 // 32 rows of numbers that a thread keeps in its cache; columns beyond the channels, and rows beyond the pixels, are 0.
@@ -39,62 +40,33 @@ struct Rows {
 
 inline Left left_of(const Rows<bf16>& rows) { return {rows.at(0, 0), rows.at(16, 0), rows.width, SIDE}; }
 
-// Asks for numbers that will be read some microseconds later, while there are others to compute: the processor's own guesses
-// end at each page.
-inline void fetch(const bf16* from, long count) {
-  for (long i = 0; i < count; i += 32) __builtin_prefetch(from + i, 0, 2);
+inline void gather(const bf16* from, long stride, long channels, const Pending& pending, bf16* to, float* slope) {
+  fetch(from + AHEAD * stride, channels);
+  if (pending.any) {
+    activate(from, channels, pending.affine, to, slope);
+  } else {
+    std::memcpy(to, from, channels * sizeof(bf16));
+  }
 }
 
 // Copies a panel to `rows`, through what is pending; then with `slopes` the activation's slope, too.
 inline void gather(const Input& in, long first, long count, const Rows<bf16>& rows, const Rows<float>* slopes) {
-  const float *scale = in.affine.scale.data(), *offset = in.affine.offset.data();
-  const long channels = in.channels, split = in.x.split;
+  const long split = in.x.split, rest = in.channels - split;
   for (long r = 0; r < count; ++r) {  // in the order of memory
-    const bf16 *one = in.x.at(first + r, 0), *two = split < channels ? in.x.at(first + r, split) : one;
-    bf16* to = rows.at(r, 0);
-    fetch(one + AHEAD * in.x.first_stride, split);
-    fetch(two + AHEAD * in.x.second_stride, channels - split);
-    if (!in.pending) {
-      std::memcpy(to, one, split * sizeof(bf16));
-      std::memcpy(to + split, two, (channels - split) * sizeof(bf16));
-      continue;
-    }
     float* slope = slopes ? slopes->at(r, 0) : nullptr;
-    for (long c = 0; c < channels; c += V) {
-      vf z = load(c < split ? one + c : two + c - split) * load(scale + c) + load(offset + c), s = sigmoid<bf16>(z);
-      store(to + c, z * s);
-      if (slope) store(slope + c, silu_slope(z, s));
-    }
+    gather(in.x.at(first + r, 0), in.x.first_stride, split, in.pending[0], rows.at(r, 0), slope);
+    if (rest)
+      gather(in.x.at(first + r, split), in.x.second_stride, rest, in.pending[1], rows.at(r, split),
+             slope ? slope + split : nullptr);
   }
   if (count < SIDE) rows.clear_from(count);
 }
 
-// Two sums of each channel, of one thread.
-struct Sums {
-  std::vector<double> first, second;
-  explicit Sums(long channels) : first(channels), second(channels) {}
-  void add(long c, vf one, vf two) {
-    for (long l = 0; l < V; ++l) first[c + l] += one[l], second[c + l] += two[l];
-  }
-};
-
-inline void add_up(const std::vector<Sums>& threads, long channels, double* sums) {
-  std::fill(sums, sums + 2 * channels, 0);
-  for (const Sums& one : threads)
-    for (long c = 0; c < channels; ++c) sums[c] += one.first[c], sums[channels + c] += one.second[c];
-}
-
-inline vf rounded(vf value, bf16* to) {
-  __m256i half = (__m256i)_mm512_cvtneps_pbh((__m512)value);
-  _mm256_storeu_si256((__m256i*)to, half);
-  return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16);
-}
-
 // `sums` becomes those of y and of its squares.
-void forward(const Input& in, Shape d, const float* weight, bf16* y, double* sums) {
+void forward(const Input& in, Shape d, const float* weight, Places<bf16> y, double* sums) {
   Packed packed(weight, d.outputs, d.inputs, true);
   std::vector<Sums> found(omp_get_max_threads(), Sums(d.outputs));
-  const bool as_it_is = !in.pending && in.x.split == d.inputs && d.inputs % SIDE == 0;
+  const bool as_it_is = !in.any() && in.x.split == d.inputs && d.inputs % SIDE == 0;
 #pragma omp parallel
   {
     Tiles tiles;
@@ -114,8 +86,10 @@ void forward(const Input& in, Shape d, const float* weight, bf16* y, double* sum
         multiply(left, packed.at(n), packed.steps(), product.at(0, n), product.width, false);
       for (long c = 0; c < outputs; c += V) {
         vf sum = {}, squares = {};
+        bf16* to = y.at(first, c);
+        const long step = y.step(c);
         for (long r = 0; r < count; ++r) {
-          vf value = rounded(load(product.at(r, c)), y + (first + r) * outputs + c);
+          vf value = stored(to + r * step, load(product.at(r, c)));
           sum += value;
           squares += value * value;
         }
@@ -126,9 +100,17 @@ void forward(const Input& in, Shape d, const float* weight, bf16* y, double* sum
   add_up(found, d.outputs, sums);
 }
 
+// The gradient of the output before the activation that follows, the output, and the normalisations of its places.
+struct Output {
+  Places<const bf16> dz, y;
+  Centred centred[2];
+};
+
 // What one thread does backwards.
 struct Backward {
+  const Output& out;
   const Input& in;
+  Places<const bf16> more;
   Places<bf16> dx;
   Shape d;
   Sums& sums;
@@ -137,22 +119,22 @@ struct Backward {
   Rows<float> slopes, product;
   Aligned<bf16> left, right;  // tiles of all panels of a block, by columns
 
-  Backward(const Input& input, Places<bf16> gradient, Shape shape, Sums& own, float* weights)
-      : in(input), dx(gradient), d(shape), sums(own), dweight(weights), x(d.inputs), dy(d.outputs),
-        slopes(in.pending ? d.inputs : 0), product(d.inputs), left(PANELS * SIDE * dy.width, false),
+  Backward(const Output& output, const Input& input, Places<const bf16> others, Places<bf16> gradient, Shape shape,
+           Sums& own, float* weights)
+      : out(output), in(input), more(others), dx(gradient), d(shape), sums(own), dweight(weights), x(d.inputs),
+        dy(d.outputs), slopes(in.any() ? d.inputs : 0), product(d.inputs), left(PANELS * SIDE * dy.width, false),
         right(PANELS * SIDE * x.width, false) {}
 
-  void normalisation(const Centred& centred, const bf16* dz, const bf16* y, long first, long count) {
-    const float *scale = centred.scale.data(), *slope = centred.slope.data(), *constant = centred.constant.data();
-    const long outputs = d.outputs;
-    for (long r = 0; r < count; ++r) {
-      const bf16 *gradient = dz + (first + r) * outputs, *value = y + (first + r) * outputs;
-      bf16* to = dy.at(r, 0);
-      fetch(gradient + AHEAD * outputs, outputs);
-      fetch(value + AHEAD * outputs, outputs);
-      for (long c = 0; c < outputs; c += V)
-        store(to + c, load(scale + c) * load(gradient + c) + (load(slope + c) * load(value + c) + load(constant + c)));
-    }
+  void normalisation(long first, long count) {
+    const long split = out.y.split;
+    for (long r = 0; r < count; ++r)  // in the order of memory
+      for (long c = 0; c < d.outputs; c = c ? d.outputs : split) {
+        const long channels = c ? d.outputs - split : split;
+        const bf16 *gradient = out.dz.at(first + r, c), *value = out.y.at(first + r, c);
+        fetch(gradient + AHEAD * out.dz.step(c), channels);
+        fetch(value + AHEAD * out.y.step(c), channels);
+        centre(gradient, value, channels, out.centred[c > 0], dy.at(r, c));
+      }
     if (count < SIDE) dy.clear_from(count);
   }
 
@@ -165,14 +147,18 @@ struct Backward {
     for (long n = 0; n < product.width; n += SIDE)
       multiply(left_of(dy), packed.at(n), packed.steps(), product.at(0, n), product.width, false);
     for (long c = 0; c < d.inputs; c += V) {
-      bf16* to = dx.at(first, c);
       const float* value = product.at(0, c);
+      if (more.first) {
+        for (long r = 0; r < count; ++r)
+          store(product.at(r, c), load(product.at(r, c)) + load(more.at(first + r, c)));
+      }
+      bf16* to = dx.at(first, c);
       const long step = dx.step(c), width = product.width;
-      if (!in.pending) {
+      if (!in.of(c).any) {
         for (long r = 0; r < count; ++r) store(to + r * step, load(value + r * width));
         continue;
       }
-      vf sum = {}, moments = {}, mean = load(in.mean + c);
+      vf sum = {}, moments = {}, mean = load(in.mean(c));
       const float* slope = slopes.at(0, c);
       const bf16* from = in.x.at(first, c);
       const long stride = in.x.step(c);
@@ -197,34 +183,34 @@ struct Backward {
   }
 };
 
-// From the gradient `dz` before the activation that follows; y is the output. `dx` becomes the gradient of the input, or where
-// something is pending the one before that activation, whose sums go to `sums`: its own, and of its product with the input
-// minus the mean. It has no place (null) where nobody wants it.
-void backward(const bf16* dz, const bf16* y, const Centred& centred, const Input& in, Places<bf16> dx, Shape d,
-              const float* weight, float* dweight, double* sums) {
+// `dx` becomes the gradient of the input with `more` added; where something is pending, the one before that activation,
+// whose sums go to `sums`: its own, and of its product with the input minus the mean. It has no place (null) where nobody
+// wants it, and `more` has none where there is nothing to add.
+void backward(const Output& out, const Input& in, Places<const bf16> more, Places<bf16> dx, Shape d, const float* weight,
+              float* dweight, double* sums) {
   Packed packed(weight, d.outputs, d.inputs, false);
   const long threads = omp_get_max_threads(), wide = padded(d.inputs), size = padded(d.outputs) * wide;
-  std::vector<Sums> found(threads, Sums(in.pending ? d.inputs : 0));
+  std::vector<Sums> found(threads, Sums(in.any() ? d.inputs : 0));
   Aligned<float> dweights(threads * size);
 #pragma omp parallel
   {
     Tiles tiles;
     const long me = omp_get_thread_num();
-    Backward work(in, dx, d, found[me], &dweights[me * size]);
+    Backward work(out, in, more, dx, d, found[me], &dweights[me * size]);
     Range panels = my_share(d.panels());
     for (long block = panels.first; block < panels.last; block += PANELS) {
       const long steps = std::min(PANELS, panels.last - block);
       for (long step = 0; step < steps; ++step) {
         const long first = (block + step) * SIDE, count = d.rows(block + step);
-        work.normalisation(centred, dz, y, first, count);
-        gather(in, first, count, work.x, in.pending ? &work.slopes : nullptr);
+        work.normalisation(first, count);
+        gather(in, first, count, work.x, in.any() ? &work.slopes : nullptr);
         work.pack(step);
         if (dx.first) work.of_input(packed, first, count);
       }
       work.of_weights(steps);
     }
   }
-  if (in.pending) add_up(found, d.inputs, sums);
+  if (in.any()) add_up(found, d.inputs, sums);
 #pragma omp parallel for
   for (long n = 0; n < d.outputs; ++n) {
     float* row = dweight + n * d.inputs;
@@ -236,15 +222,23 @@ void backward(const bf16* dz, const bf16* y, const Centred& centred, const Input
 
 }  // namespace
 
-extern "C" void pointwise_forward_bfloat16(Places<const bf16> x, Norm pending, Shape d, const float* weight, bf16* y,
-                                           double* sums) {
+struct Following {  // normalisations of the places of an output, and what backwards has to know of each
+  Norm norm[2];
+  const double* sums[2];
+  double count[2];
+};
+
+extern "C" void pointwise_forward_bfloat16(Places<const bf16> x, const Norm* pending, Shape d, const float* weight,
+                                           Places<bf16> y, double* sums) {
   forward(Input(x, pending, d.inputs), d, weight, y, sums);
 }
 
-// `norm`, `norm_sums` and `count` belong to the normalisation that follows.
-extern "C" void pointwise_backward_bfloat16(const bf16* dz, const bf16* y, Norm norm, const double* norm_sums,
-                                            double count, Places<const bf16> x, Norm pending, Places<bf16> dx, Shape d,
-                                            const float* weight, float* dweight, double* sums) {
-  backward(dz, y, Centred(norm, norm_sums, count, d.outputs), Input(x, pending, d.inputs), dx, d, weight, dweight, sums);
+extern "C" void pointwise_backward_bfloat16(Places<const bf16> dz, Places<const bf16> y, const Following* next,
+                                            Places<const bf16> x, const Norm* pending, Places<const bf16> more,
+                                            Places<bf16> dx, Shape d, const float* weight, float* dweight, double* sums) {
+  const long split = y.split, rest = d.outputs - split;
+  Output out{dz, y, {Centred(next->norm[0], next->sums[0], next->count[0], split),
+                     Centred(next->norm[1], next->sums[1], next->count[1], rest)}};
+  backward(out, Input(x, pending, d.inputs), more, dx, d, weight, dweight, sums);
 }
 #endif
