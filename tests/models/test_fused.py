@@ -31,6 +31,7 @@ from yolox.models.fused.pending import (
     depthwise_block,
     left_pending,
     pointwise_block,
+    pointwise_prediction,
     pointwise_with_shortcut,
 )
 from yolox.models.head import DetectionHead
@@ -224,6 +225,24 @@ def test_a_shortcut_around_a_convolution_equals_float64(waits: bool) -> None:
     inner, shortcut = pointwise_with_shortcut(x.ours, weight, norms[0])
     wanted = F.silu(exact[0](_Rounded.apply(F.conv2d(x.exact, plain)))) + x.exact
     _assert_same_gradients([add_shortcut(inner, shortcut)], [wanted], [(weight, plain), *x.pairs])
+
+
+@needs_pointwise
+@pytest.mark.usefixtures("_instructions")
+@pytest.mark.parametrize("outputs", [5, 16, 80])
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_prediction_equals_float64(outputs: int, waits: bool) -> None:
+    torch.manual_seed(0)
+    x, bias = _Exact.of((2, 48, 7, 6), waits), torch.randn(outputs)
+    weight, plain = _weights(outputs, 48, 1, 1)
+    ours, exact = bias.clone().requires_grad_(), bias.double().requires_grad_()
+    found, wanted = pointwise_prediction(x.ours, weight, ours), F.conv2d(x.exact, plain, exact)
+    grad = channels_last(*wanted.shape, dtype=torch.bfloat16)
+    found.backward(grad)
+    wanted.backward(grad.double())
+    for left, right in ((found, wanted), *((a.grad, b.grad) for a, b in [*x.pairs, (weight, plain), (ours, exact)])):
+        assert left.shape == right.shape
+        assert_near(left, right, 2e-2)
 
 
 @needs_pointwise

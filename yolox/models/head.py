@@ -34,6 +34,15 @@ def _rows(feature: Tensor) -> Tensor:
     return feature.permute(0, 2, 3, 1).flatten(1, 2)
 
 
+def _predictions(x: Features, *convs: nn.Module) -> list[Tensor]:
+    """Return ``[B, H * W, out]`` of each convolution."""
+    together = joined_conv(x, *convs)
+    if together is None:
+        feature = activated(x)
+        return [_rows(conv(feature)) for conv in convs]
+    return list(torch.split(_rows(together), [len(conv.weight) for conv in convs], dim=-1))  # type: ignore[arg-type]
+
+
 class DetectionHead(nn.Module):
     """Predicts one box, one objectness and the classes for every cell.
 
@@ -91,9 +100,9 @@ class DetectionHead(nn.Module):
         for level, feature in enumerate(features):
             x = pending(self.stems[level], feature)
             class_feature, box_feature = pending(self.cls_convs[level], x), pending(self.reg_convs[level], x)
-            class_feature, box_feature = activated(class_feature), activated(box_feature)
-            classes.append(_rows(self.cls_preds[level](class_feature)))
-            box, certainty = self._boxes_and_objectness(level, box_feature)
+            (scores,) = _predictions(class_feature, self.cls_preds[level])
+            box, certainty = _predictions(box_feature, self.reg_preds[level], self.obj_preds[level])
+            classes.append(scores)
             boxes.append(box)
             objectness.append(certainty)
         return Predictions(
@@ -103,12 +112,3 @@ class DetectionHead(nn.Module):
             tuple(_static_size(in_memory(feature)) for feature in features),
             self.strides,
         )
-
-    def _boxes_and_objectness(self, level: int, feature: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``[B, H * W, 4]`` and ``[B, H * W, 1]``."""
-        boxes, objectness = self.reg_preds[level], self.obj_preds[level]
-        both = joined_conv(feature, boxes, objectness)
-        if both is None:
-            return _rows(boxes(feature)), _rows(objectness(feature))
-        left, right = torch.split(_rows(both), [4, 1], dim=-1)
-        return left, right

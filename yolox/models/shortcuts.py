@@ -14,7 +14,7 @@ from yolox.models.depthwise import DepthwiseConv2d
 from yolox.models.fused.abi import has_pointwise
 from yolox.models.fused.calls import CHANNEL_BLOCK, MOST_CHANNELS
 from yolox.models.fused.layers import fits, fits_batchnorm_silu, recording, watched
-from yolox.models.fused.pending import Features, Pending, activated, in_memory
+from yolox.models.fused.pending import Features, Pending, activated, in_memory, pointwise_prediction
 
 __all__ = [
     "dense_gradient",
@@ -123,18 +123,23 @@ class _DenseGradient(torch.autograd.Function):
         return grads[0].contiguous(memory_format=torch.channels_last)
 
 
-def joined_conv(x: Tensor, *convs: nn.Module) -> Tensor | None:
-    """Return several convolutions of one input side by side, as one convolution, or None where that may not be.
-
-    They have the same kernel, stride and padding, and all of them a bias or none.
+def joined_conv(x: Features, *convs: nn.Module) -> Tensor | None:
+    """Return 1x1 convolutions of one input, with a bias, side by side as one convolution; None where that may not be.
 
     One reads the input once, and there is one gradient of the input instead of several to be written and added up. It
     is for training in bf16 alone: see `follows_official_rounding`; and evaluation shows conversions the plain layers.
     """
-    plain = [conv for conv in convs if is_plain(conv)]
-    if not fits(x) or follows_official_rounding(convs[0], x) or len(plain) < len(convs):
+    plain = [conv for conv in convs if is_plain(conv) and conv.bias is not None and conv.kernel_size == (1, 1)]
+    values = in_memory(x)
+    if not fits(values) or follows_official_rounding(convs[0], values) or len(plain) < len(convs):
         return None
-    first = plain[0]
     weight = torch.cat([conv.weight for conv in plain])
-    bias = None if first.bias is None else torch.cat([conv.bias for conv in plain if conv.bias is not None])
-    return F.conv2d(x, weight, bias, first.stride, first.padding).contiguous(memory_format=torch.channels_last)
+    bias = torch.cat([conv.bias for conv in plain if conv.bias is not None])
+    if (
+        may_wait(x)
+        and values.dtype == torch.bfloat16
+        and weight.dtype == torch.float32
+        and values.shape[1] % CHANNEL_BLOCK == 0
+    ):
+        return pointwise_prediction(x, weight, bias)
+    return F.conv2d(activated(x), weight, bias).contiguous(memory_format=torch.channels_last)

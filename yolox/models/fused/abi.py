@@ -94,7 +94,7 @@ _PARAMETERS = {
         *(POINTER, POINTER, Norm, POINTER, DOUBLE),
         *(POINTER, Norm, POINTER, Images, POINTER, POINTER, POINTER),
     ),
-    "pointwise_forward": (Places, POINTER, Shape, POINTER, Places, POINTER),
+    "pointwise_forward": (Places, POINTER, Shape, POINTER, POINTER, Places, POINTER),
     "pointwise_backward": (
         *(Places, Places, POINTER),
         *(Places, POINTER, Places, Places, Shape, POINTER, POINTER, POINTER),

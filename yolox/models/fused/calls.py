@@ -234,7 +234,11 @@ def _pair(norms: Sequence[BatchNorm | None]) -> Any:
 
 
 def pointwise(
-    parts: Sequence[Tensor], pending: Sequence[BatchNorm | None], weight: Tensor, channels: Sequence[int]
+    parts: Sequence[Tensor],
+    pending: Sequence[BatchNorm | None],
+    weight: Tensor,
+    channels: Sequence[int],
+    bias: Tensor | None = None,
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Return the 1x1 convolution of ``x``.
 
@@ -243,6 +247,7 @@ def pointwise(
         pending: What each part still has to go through, and SiLU.
         weight: Float32 ``[out, in, 1, 1]`` without gaps, rounded on the way.
         channels: So many of the output are a tensor of their own: one number or two.
+        bias: Float32 ``[out]``.
 
     All numbers of channels are multiples of `CHANNEL_BLOCK`.
 
@@ -251,12 +256,12 @@ def pointwise(
     """
     y, sums = tuple(_empty(parts[0], number) for number in channels), _sums(weight.shape[0])
     shape = _shape(parts[0], weight)
-    abi.call("pointwise_forward", y[0].dtype, _dense(parts), _pair(pending), shape, weight, _dense(y), sums)
+    abi.call("pointwise_forward", y[0].dtype, _dense(parts), _pair(pending), shape, weight, bias, _dense(y), sums)
     return y, sums
 
 
 def pointwise_backward(
-    after: Sequence[Following],
+    after: Sequence[Following] | Tensor,
     parts: Sequence[Tensor],
     pending: Sequence[BatchNorm | None],
     weight: Tensor,
@@ -264,10 +269,10 @@ def pointwise_backward(
     wants_input: bool,
     added: Tensor | None = None,
 ) -> Gradients:
-    """Return the gradients of `pointwise` where a normalisation reads each of the tensors it returned.
+    """Return the gradients of `pointwise`.
 
     Args:
-        after: Those normalisations.
+        after: The normalisations that read each of the tensors it returned; or where nothing follows, the gradient.
         parts: What `pointwise` was given, as are ``pending`` and ``weight``.
         pending: See there.
         weight: See there.
@@ -276,15 +281,18 @@ def pointwise_backward(
     """
     inputs = tuple(torch.empty_like(part) for part in parts) if wants_input else ()
     sums, dweight = _sums(weight.shape[1]), torch.empty_like(weight)
-    following = abi.Following(
-        (abi.Norm * 2)(*(one.norm() for one in after)),
-        (abi.POINTER * 2)(*(one.sums.data_ptr() for one in after)),
-        (abi.DOUBLE * 2)(*(one.pixels for one in after)),
-    )
-    gradients, values = [_strided(one.dz) for one in after], [one.value for one in after]
+    if isinstance(after, Tensor):
+        following, gradients, values = abi.Following(), [_strided(after)], []
+    else:
+        following = abi.Following(
+            (abi.Norm * 2)(*(one.norm() for one in after)),
+            (abi.POINTER * 2)(*(one.sums.data_ptr() for one in after)),
+            (abi.DOUBLE * 2)(*(one.pixels for one in after)),
+        )
+        gradients, values = [_strided(one.dz) for one in after], [one.value for one in after]
     more = () if added is None else (_strided(added),)
     abi.call(
-        *("pointwise_backward", values[0].dtype, _places(*gradients), _dense(values)),
+        *("pointwise_backward", gradients[0][0].dtype, _places(*gradients), _dense(values)),
         *(ctypes.byref(following), _dense(parts), _pair(pending), _places(*more), _dense(inputs)),
         *(_shape(parts[0], weight), weight, dweight, sums),
     )

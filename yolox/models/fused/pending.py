@@ -26,6 +26,7 @@ __all__ = [
     "in_memory",
     "left_pending",
     "pointwise_block",
+    "pointwise_prediction",
     "pointwise_with_shortcut",
 ]
 
@@ -118,6 +119,18 @@ def depthwise_block(x: Features, weight: Tensor, stride: int, norm: nn.BatchNorm
     own = (weight, norm.weight, norm.bias, norm, stride)
     value, moments = _DepthwiseBlock.apply(*own, _norm_of(x), *_tensors_of(x))  # type: ignore[no-untyped-call]
     return Pending(value, moments, norm)
+
+
+def pointwise_prediction(x: Features, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return the 1x1 convolution with a bias that nothing follows.
+
+    Args:
+        x: ``[B, C, H, W]``, bfloat16, C a multiple of `calls.CHANNEL_BLOCK`.
+        weight: ``[out, C, 1, 1]``, float32, rounded on the way; any number of outputs.
+        bias: ``[out]``, float32.
+    """
+    y: Tensor = _Prediction.apply(weight, bias, _norm_of(x), *_tensors_of(x))  # type: ignore[no-untyped-call]
+    return y
 
 
 def add_shortcut(x: Pending, shortcut: Shortcut) -> Tensor:
@@ -264,3 +277,31 @@ class _PointwiseBlock(torch.autograd.Function):
         for i, pending in enumerate(ctx.pending):
             inputs += [own.inputs[i] if own.inputs else None, None if pending is None else own.sums[i].float()]
         return own.weight, None, None, None, *[tensor for _, pair in found for tensor in pair], *inputs
+
+
+class _Prediction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, bias: Tensor, pending: BatchNorm | None, *x: Tensor) -> Tensor:
+        num_out = len(weight)
+        surplus = -num_out % calls.CHANNEL_BLOCK  # outputs of zeros that nobody sees
+        whole = torch.cat((weight, weight.new_zeros(surplus, *weight.shape[1:]))).contiguous()
+        biases = torch.cat((bias, bias.new_zeros(surplus)))
+        ctx.pending, ctx.num_out = pending, num_out
+        ctx.save_for_backward(whole, x[0])
+        (y,), _ = calls.pointwise(x[:1], (pending,), whole, (len(whole),), biases)
+        return y[:, :num_out]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        weight, x = ctx.saved_tensors
+        dy = grads[0].to(x.dtype)
+        if len(weight) > ctx.num_out:
+            whole = dy.new_zeros(dy.shape[0], *dy.shape[2:], len(weight)).permute(0, 3, 1, 2)
+            whole[:, : ctx.num_out] = dy
+            dy = whole
+        dy = dy.contiguous(memory_format=torch.channels_last)
+        own = calls.pointwise_backward(dy, (x,), (ctx.pending,), weight, wants_input=ctx.needs_input_grad[3])
+        sums = None if ctx.pending is None else own.sums[0].float()
+        dbias = calls.statistics(dy)[0, : ctx.num_out].float()
+        return own.weight[: ctx.num_out], dbias, None, own.inputs[0] if own.inputs else None, sums

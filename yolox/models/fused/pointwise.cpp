@@ -8,6 +8,7 @@
 namespace {
 
 constexpr long PANELS = 16;       // panels of 32 pixels whose share in the weights' gradient is added up at once
+constexpr long GROUP = 4;         // of them are multiplied one after the other: the matrix unit takes long to wake up
 constexpr long AHEAD = 4 * SIDE;  // pixels that are asked for before they are needed
 
 struct Shape {
@@ -33,12 +34,14 @@ template <class T>
 struct Rows {
   long width;
   Aligned<T> numbers;
-  explicit Rows(long channels) : width(padded(channels)), numbers(SIDE * width) {}
+  explicit Rows(long channels, long panels = 1) : width(padded(channels)), numbers(panels * SIDE * width) {}
   T* at(long row, long column) const { return &numbers[row * width + column]; }
-  void clear_from(long row) const { std::fill(at(row, 0), numbers.end(), T{}); }
+  void clear(long first, long last) const { std::fill(at(first, 0), at(last, 0), T{}); }
 };
 
-inline Left left_of(const Rows<bf16>& rows) { return {rows.at(0, 0), rows.at(16, 0), rows.width, SIDE}; }
+inline Left left_of(const Rows<bf16>& rows, long panel) {
+  return {rows.at(panel * SIDE, 0), rows.at(panel * SIDE + 16, 0), rows.width, SIDE};
+}
 
 inline void gather(const bf16* from, long stride, long channels, const Pending& pending, bf16* to, float* slope) {
   fetch(from + AHEAD * stride, channels);
@@ -49,58 +52,64 @@ inline void gather(const bf16* from, long stride, long channels, const Pending& 
   }
 }
 
-// Copies a panel to `rows`, through what is pending; then with `slopes` the activation's slope, too.
-inline void gather(const Input& in, long first, long count, const Rows<bf16>& rows, const Rows<float>* slopes) {
+// Copies a panel to `rows` from the row `to` on, through what is pending; with `slopes` the activation's slope, too.
+inline void gather(const Input& in, long first, long count, const Rows<bf16>& rows, long to, const Rows<float>* slopes) {
   const long split = in.x.split, rest = in.channels - split;
   for (long r = 0; r < count; ++r) {  // in the order of memory
     float* slope = slopes ? slopes->at(r, 0) : nullptr;
-    gather(in.x.at(first + r, 0), in.x.first_stride, split, in.pending[0], rows.at(r, 0), slope);
+    gather(in.x.at(first + r, 0), in.x.first_stride, split, in.pending[0], rows.at(to + r, 0), slope);
     if (rest)
-      gather(in.x.at(first + r, split), in.x.second_stride, rest, in.pending[1], rows.at(r, split),
+      gather(in.x.at(first + r, split), in.x.second_stride, rest, in.pending[1], rows.at(to + r, split),
              slope ? slope + split : nullptr);
   }
-  if (count < SIDE) rows.clear_from(count);
+  rows.clear(to + count, to + SIDE);
+}
+
+// Stores a product as a panel of y, and adds up what was stored.
+inline void keep(const Rows<float>& product, const float* bias, long first, long count, const Places<bf16>& y,
+                 long outputs, Sums& sums) {
+  for (long c = 0; c < outputs; c += V) {
+    vf sum = {}, squares = {}, more = bias ? load(bias + c) : vf{};
+    bf16* to = y.at(first, c);
+    const long step = y.step(c);
+    for (long r = 0; r < count; ++r) {
+      vf value = stored(to + r * step, load(product.at(r, c)) + more);
+      sum += value;
+      squares += value * value;
+    }
+    sums.add(c, sum, squares);
+  }
 }
 
 // `sums` becomes those of y and of its squares.
-void forward(const Input& in, Shape d, const float* weight, Places<bf16> y, double* sums) {
+void forward(const Input& in, Shape d, const float* weight, const float* bias, Places<bf16> y, double* sums) {
   Packed packed(weight, d.outputs, d.inputs, true);
   std::vector<Sums> found(omp_get_max_threads(), Sums(d.outputs));
-  const bool as_it_is = !in.any() && in.x.split == d.inputs && d.inputs % SIDE == 0;
+  const bool as_it_is = !in.any() && in.x.split == d.inputs && d.inputs % SIDE == 0 && d.pixels % SIDE == 0;
 #pragma omp parallel
   {
     Tiles tiles;
     Sums& mine = found[omp_get_thread_num()];
-    Rows<bf16> rows(d.inputs);
+    Rows<bf16> rows(d.inputs, GROUP);
     Rows<float> product(d.outputs);
     Range panels = my_share(d.panels());
-    for (long panel = panels.first; panel < panels.last; ++panel) {
-      const long first = panel * SIDE, count = d.rows(panel), outputs = d.outputs;
-      Left left = left_of(rows);
-      if (as_it_is && count == SIDE) {
-        left = {in.x.at(first, 0), in.x.at(first + 16, 0), in.x.first_stride, SIDE};
-      } else {
-        gather(in, first, count, rows, nullptr);
-      }
-      for (long n = 0; n < product.width; n += SIDE)
-        multiply(left, packed.at(n), packed.steps(), product.at(0, n), product.width, false);
-      for (long c = 0; c < outputs; c += V) {
-        vf sum = {}, squares = {};
-        bf16* to = y.at(first, c);
-        const long step = y.step(c);
-        for (long r = 0; r < count; ++r) {
-          vf value = stored(to + r * step, load(product.at(r, c)));
-          sum += value;
-          squares += value * value;
-        }
-        mine.add(c, sum, squares);
+    for (long group = panels.first; group < panels.last; group += GROUP) {
+      const long num = std::min(GROUP, panels.last - group);
+      for (long i = 0; i < num && !as_it_is; ++i) gather(in, (group + i) * SIDE, d.rows(group + i), rows, i * SIDE, nullptr);
+      for (long i = 0; i < num; ++i) {
+        const long first = (group + i) * SIDE;
+        Left left = as_it_is ? Left{in.x.at(first, 0), in.x.at(first + 16, 0), in.x.first_stride, SIDE} : left_of(rows, i);
+        for (long n = 0; n < product.width; n += SIDE)
+          multiply(left, packed.at(n), packed.steps(), product.at(0, n), product.width, false);
+        keep(product, bias, first, d.rows(group + i), y, d.outputs, mine);
       }
     }
   }
   add_up(found, d.outputs, sums);
 }
 
-// The gradient of the output before the activation that follows, the output, and the normalisations of its places.
+// The gradient of the output before the activation that follows, the output, and the normalisations of its places; or the
+// gradient itself, and nothing else.
 struct Output {
   Places<const bf16> dz, y;
   Centred centred[2];
@@ -126,16 +135,21 @@ struct Backward {
         right(PANELS * SIDE * x.width, false) {}
 
   void normalisation(long first, long count) {
-    const long split = out.y.split;
+    const long split = out.dz.split;
     for (long r = 0; r < count; ++r)  // in the order of memory
       for (long c = 0; c < d.outputs; c = c ? d.outputs : split) {
         const long channels = c ? d.outputs - split : split;
-        const bf16 *gradient = out.dz.at(first + r, c), *value = out.y.at(first + r, c);
+        const bf16* gradient = out.dz.at(first + r, c);
         fetch(gradient + AHEAD * out.dz.step(c), channels);
+        if (!out.y.first) {
+          std::memcpy(dy.at(r, c), gradient, channels * sizeof(bf16));
+          continue;
+        }
+        const bf16* value = out.y.at(first + r, c);
         fetch(value + AHEAD * out.y.step(c), channels);
         centre(gradient, value, channels, out.centred[c > 0], dy.at(r, c));
       }
-    if (count < SIDE) dy.clear_from(count);
+    dy.clear(count, SIDE);
   }
 
   void pack(long step) {
@@ -145,7 +159,7 @@ struct Backward {
 
   void of_input(const Packed& packed, long first, long count) {
     for (long n = 0; n < product.width; n += SIDE)
-      multiply(left_of(dy), packed.at(n), packed.steps(), product.at(0, n), product.width, false);
+      multiply(left_of(dy, 0), packed.at(n), packed.steps(), product.at(0, n), product.width, false);
     for (long c = 0; c < d.inputs; c += V) {
       const float* value = product.at(0, c);
       if (more.first) {
@@ -203,7 +217,7 @@ void backward(const Output& out, const Input& in, Places<const bf16> more, Place
       for (long step = 0; step < steps; ++step) {
         const long first = (block + step) * SIDE, count = d.rows(block + step);
         work.normalisation(first, count);
-        gather(in, first, count, work.x, in.any() ? &work.slopes : nullptr);
+        gather(in, first, count, work.x, 0, in.any() ? &work.slopes : nullptr);
         work.pack(step);
         if (dx.first) work.of_input(packed, first, count);
       }
@@ -229,14 +243,15 @@ struct Following {  // normalisations of the places of an output, and what backw
 };
 
 extern "C" void pointwise_forward_bfloat16(Places<const bf16> x, const Norm* pending, Shape d, const float* weight,
-                                           Places<bf16> y, double* sums) {
-  forward(Input(x, pending, d.inputs), d, weight, y, sums);
+                                           const float* bias, Places<bf16> y, double* sums) {
+  forward(Input(x, pending, d.inputs), d, weight, bias, y, sums);
 }
 
+// Without a normalisation `y` has no place.
 extern "C" void pointwise_backward_bfloat16(Places<const bf16> dz, Places<const bf16> y, const Following* next,
                                             Places<const bf16> x, const Norm* pending, Places<const bf16> more,
                                             Places<bf16> dx, Shape d, const float* weight, float* dweight, double* sums) {
-  const long split = y.split, rest = d.outputs - split;
+  const long split = y.split, rest = y.first ? d.outputs - split : 0;
   Output out{dz, y, {Centred(next->norm[0], next->sums[0], next->count[0], split),
                      Centred(next->norm[1], next->sums[1], next->count[1], rest)}};
   backward(out, Input(x, pending, d.inputs), more, dx, d, weight, dweight, sums);
