@@ -15,8 +15,8 @@ __all__ = ["StepProfile"]
 GROUPS = (
     ("loss and assignment", r"^detection_loss$"),
     ("optimizer and averages", r"^Optimizer\.|_foreach_lerp_|_fused_sgd"),
-    ("convolution, BatchNorm and activation backward", r"(PointwiseBlock|DepthwiseBlock|Prediction)Backward"),
-    ("convolution, BatchNorm and activation", r"^_(PointwiseBlock|DepthwiseBlock|Prediction)$"),
+    ("convolution, BatchNorm and activation backward", r"(PointwiseBlock|DepthwiseBlock|StemBlock|Prediction)Backward"),
+    ("convolution, BatchNorm and activation", r"^_(PointwiseBlock|DepthwiseBlock|StemBlock|Prediction)$"),
     ("convolution backward", r"[Cc]onvolution_?[Bb]ackward|DepthwiseBackward"),
     ("convolution", r"convolution|conv2d|mkldnn|^_Depthwise$"),
     (

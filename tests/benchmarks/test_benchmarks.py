@@ -58,7 +58,9 @@ def test_train_throughput(tmp_path: Path) -> None:
         assert row["peak_memory_mb"] > 0
         assert row["times_stock"] > 0
         assert sum(row["share_of_time"].values()) == pytest.approx(1, abs=0.01)
-        assert {"convolution", "convolution backward", "loss and assignment"} <= row["share_of_time"].keys()
+        groups = row["share_of_time"].keys()
+        assert "loss and assignment" in groups
+        assert {name.endswith(" backward") for name in groups if name.startswith("convolution")} == {True, False}
 
 
 @pytest.mark.processes

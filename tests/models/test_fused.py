@@ -33,9 +33,10 @@ from yolox.models.fused.pending import (
     pointwise_block,
     pointwise_prediction,
     pointwise_with_shortcut,
+    stem_block,
 )
 from yolox.models.head import DetectionHead
-from yolox.models.layers import ConvBnAct, CspLayer, DepthwiseConv, pending
+from yolox.models.layers import ConvBnAct, CspLayer, DepthwiseConv, Focus, pending
 from yolox.models.shortcuts import dense_gradient, joined_conv
 
 SHAPES = [(2, 16, 20, 12), (3, 24, 13, 7), (1, 128, 3, 5), (2, 1, 3, 3), (5, 33, 1, 1)]
@@ -212,6 +213,39 @@ def test_depthwise_block_equals_float64(size: tuple[int, int], channels: int, st
     wanted = F.silu(exact[0](_Rounded.apply(inner)))
     _assert_same_gradients([found], [wanted], [(weight, plain), *x.pairs])
     _assert_norms_near(norms, exact)
+
+
+@needs_pointwise
+@pytest.mark.usefixtures("_instructions")
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)
+@pytest.mark.parametrize(("size", "channels"), [((64, 96), 16), ((12, 68), 32), ((6, 4), 48), ((32, 160), 80)], ids=str)
+def test_stem_block_equals_float64(size: tuple[int, int], channels: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    images, norms = torch.randint(0, 256, (3, 3, *size)).to(dtype), _norms(channels)  # contiguous or not, as they come
+    weight, plain = _weights(channels, 3, 6, 6)
+    exact = [norm.double() for norm in copy.deepcopy(norms)]
+    wanted = F.silu(exact[0](_Rounded.apply(F.conv2d(images.double(), plain, stride=2, padding=2))))
+    found = activated(stem_block(images, weight, norms[0]))
+    _assert_same_gradients([found], [wanted], [(weight, plain)])
+    _assert_norms_near(norms, exact)
+
+
+@needs_pointwise
+def test_the_stem_takes_images_as_they_are() -> None:
+    torch.manual_seed(0)
+    stem, images = Focus(3, 16).to(memory_format=torch.channels_last), torch.randint(0, 256, (2, 3, 32, 48))
+    assert _way_of(stem, images.float()) == "", "fp32 keeps the official order of sums"
+    with torch.autocast("cpu", torch.bfloat16):
+        for dtype in (torch.uint8, torch.float32):
+            assert _way_of(stem, images.to(dtype)) == "_StemBlockBackward"
+        assert _way_of(stem, images.float().requires_grad_()) == "_LeavePendingBackward", "images get no gradient"
+    with torch.autocast("cpu", torch.bfloat16):
+        hook = stem.conv.register_forward_hook(lambda *_: None)
+        assert _way_of(stem, images.to(torch.uint8)) != "_StemBlockBackward"
+        hook.remove()
+        ours = activated(pending(stem, images.to(torch.uint8)))
+        plain = stem.conv(Focus.space_to_depth(images.float()))
+    assert_near(ours, plain, 4e-2)
 
 
 @needs_pointwise

@@ -22,11 +22,13 @@ from yolox.models.fused.pending import (
     left_pending,
     pointwise_block,
     pointwise_with_shortcut,
+    stem_block,
 )
 from yolox.models.shortcuts import (
     dense_gradient,
     fits_depthwise,
     fits_pointwise,
+    fits_stem,
     follows_official_rounding,
     may_wait,
     side_by_side,
@@ -285,6 +287,8 @@ class Focus(Block):
         if plain or follows_official_rounding(self, x):
             y: Tensor = self.conv(as_float(self.space_to_depth(x)))  # bytes are cheaper to move than floats
             return y
+        if _may_be_skipped(self.conv) and fits_stem(x, self.conv):
+            return stem_block(x, self._weight_6x6(), self.conv.bn)
         return self.conv.normalise(F.conv2d(as_float(x), self._weight_6x6(), self.conv.conv.bias, stride=2, padding=2))
 
     @staticmethod

@@ -9,17 +9,19 @@ from typing import Any, Protocol, TypeGuard
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import has_torch_function_unary
 
 from yolox.models.depthwise import DepthwiseConv2d
 from yolox.models.fused.abi import has_pointwise
 from yolox.models.fused.calls import CHANNEL_BLOCK, MOST_CHANNELS
-from yolox.models.fused.layers import fits, fits_batchnorm_silu, recording, watched
+from yolox.models.fused.layers import fits, fits_batchnorm_silu, knows, recording, watched
 from yolox.models.fused.pending import Features, Pending, activated, in_memory, pointwise_prediction
 
 __all__ = [
     "dense_gradient",
     "fits_depthwise",
     "fits_pointwise",
+    "fits_stem",
     "follows_official_rounding",
     "in_bfloat16",
     "is_plain",
@@ -92,6 +94,20 @@ def fits_depthwise(x: Features, block: Convolution) -> bool:
     count, _, height, width = values.shape
     pixels = count * math.ceil(height / conv.stride[0]) * math.ceil(width / conv.stride[0])
     return pixels > 1  # a batch of one value a channel is refused by PyTorch's layer
+
+
+def fits_stem(images: Tensor, block: Convolution) -> bool:
+    """Whether `stem_block` does what `Focus` does with this block after it."""
+    if not (may_wait(images) and is_plain(block.conv) and knows(block.bn, block.act)):
+        return False
+    known = images.dtype in {torch.uint8, torch.float32} and not (
+        images.requires_grad or has_torch_function_unary(images)
+    )
+    known = (
+        known and images.device.type == "cpu" and images.shape[1] == 3 and images.shape[0] * images[0, 0].numel() > 4
+    )
+    own = block.conv.kernel_size == (3, 3) and block.conv.bias is None and block.conv.weight.dtype == torch.float32
+    return known and own and block.conv.out_channels % CHANNEL_BLOCK == 0
 
 
 def side_by_side(*parts: Features) -> Tensor:

@@ -21,6 +21,7 @@ __all__ = [
     "Gradient",
     "Images",
     "Norm",
+    "Pictures",
     "Places",
     "Running",
     "Shape",
@@ -77,6 +78,12 @@ class Images(ctypes.Structure):
     _fields_ = tuple((name, LONG) for name in ("count", "channels", "height", "width", "stride"))
 
 
+class Pictures(ctypes.Structure):
+    """What the stem reads."""
+
+    _fields_ = (("pixels", POINTER), *((name, LONG) for name in ("floats", "count", "height", "width", "outputs")))
+
+
 class Shape(ctypes.Structure):
     """Of a 1x1 convolution."""
 
@@ -99,6 +106,8 @@ _PARAMETERS = {
         *(Places, Places, POINTER),
         *(Places, POINTER, Places, Places, Shape, POINTER, POINTER, POINTER),
     ),
+    "stem_forward": (Pictures, POINTER, POINTER, POINTER),
+    "stem_backward": (POINTER, POINTER, Norm, POINTER, DOUBLE, Pictures, POINTER),
 }
 
 

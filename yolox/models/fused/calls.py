@@ -30,6 +30,8 @@ __all__ = [
     "pointwise",
     "pointwise_backward",
     "statistics",
+    "stem",
+    "stem_backward",
 ]
 
 CHANNEL_BLOCK = 16
@@ -297,3 +299,33 @@ def pointwise_backward(
         *(_shape(parts[0], weight), weight, dweight, sums),
     )
     return Gradients(inputs, torch.split(sums, [part.shape[1] for part in parts], dim=1), dweight)
+
+
+def _pictures(images: Tensor, outputs: int) -> abi.Pictures:
+    count, _, height, width = images.shape
+    return abi.Pictures(images.data_ptr(), int(images.dtype == torch.float32), count, height, width, outputs)
+
+
+def stem(images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the 6x6 convolution of stride 2 and padding 2 in bfloat16, and its sums as of `statistics`.
+
+    Args:
+        images: ``[B, 3, H, W]``, uint8 or float32, H and W even.
+        weight: Float32 ``[out, 6, 6, 3]`` without gaps, the channels last; out a multiple of `CHANNEL_BLOCK`.
+    """
+    count, _, height, width = images.shape
+    shape = (count, len(weight), height // 2, width // 2)
+    y = torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
+    sums = _sums(len(weight))
+    abi.call("stem_forward", y.dtype, _pictures(images, len(weight)), weight, y, sums)
+    return y, sums
+
+
+def stem_backward(after: Following, images: Tensor) -> Tensor:
+    """Return the gradient of the weight of `stem`, followed by a normalisation."""
+    outputs = after.value.shape[1]
+    dweight = torch.empty(outputs, 6, 6, 3, dtype=torch.float32)
+    dz = after.dz.contiguous(memory_format=torch.channels_last)
+    own = (after.value, after.norm(), after.sums, after.pixels)
+    abi.call("stem_backward", dz.dtype, dz, *own, _pictures(images, outputs), dweight)
+    return dweight

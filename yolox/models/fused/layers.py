@@ -21,6 +21,7 @@ __all__ = [
     "depthwise_conv",
     "fits",
     "fits_batchnorm_silu",
+    "knows",
     "normalised",
     "parameter_gradients",
     "recording",
@@ -57,12 +58,16 @@ def fits_batchnorm_silu(x: Tensor, norm: nn.Module, act: nn.Module) -> bool:
     in place: ``[2 * C + 1]`` forwards (of x, of its squares, and the number of pixels), ``[2 * C]`` backwards (of the
     gradient, and of the gradient times x minus the mean).
     """
+    return knows(norm, act) and x.shape[0] * x.shape[2] * x.shape[3] > 1 and fits(x)
+
+
+def knows(norm: nn.Module, act: nn.Module) -> bool:
+    """Whether the kernels know this normalisation over a batch and this activation."""
     known = type(norm) is nn.BatchNorm2d or hasattr(norm, "sum_over_ranks")
     if not known or type(act) is not nn.SiLU or not norm.training:
         return False
     usual = bool(norm.affine and norm.track_running_stats) and norm.momentum is not None
-    usual = usual and norm.weight.dtype == torch.float32
-    return usual and not (watched(norm) or watched(act)) and x.shape[0] * x.shape[2] * x.shape[3] > 1 and fits(x)
+    return usual and norm.weight.dtype == torch.float32 and not (watched(norm) or watched(act))
 
 
 def batchnorm_silu(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:

@@ -28,6 +28,7 @@ __all__ = [
     "pointwise_block",
     "pointwise_prediction",
     "pointwise_with_shortcut",
+    "stem_block",
 ]
 
 
@@ -105,6 +106,19 @@ def pointwise_with_shortcut(x: Features, weight: Tensor, norm: nn.BatchNorm2d) -
     """Return the `pointwise_block` of ``x``, and ``x`` for `add_shortcut`."""
     (y,), value = _pointwise((x,), weight, (norm,), again=True)
     return y, Shortcut(value, _norm_of(x))
+
+
+def stem_block(images: Tensor, weight: Tensor, norm: nn.BatchNorm2d) -> Pending:
+    """Return the 6x6 convolution of stride 2 and padding 2; images get no gradient.
+
+    Args:
+        images: ``[B, 3, H, W]``, uint8 or float32, H and W even.
+        weight: ``[out, 3, 6, 6]``, float32, rounded on the way; out a multiple of `calls.CHANNEL_BLOCK`.
+        norm: Over the output.
+    """
+    images = images.contiguous(memory_format=torch.channels_last)
+    value, moments = _StemBlock.apply(weight, norm.weight, norm.bias, norm, images)  # type: ignore[no-untyped-call]
+    return Pending(value, moments, norm)
 
 
 def depthwise_block(x: Features, weight: Tensor, stride: int, norm: nn.BatchNorm2d) -> Pending:
@@ -209,6 +223,24 @@ class _LeavePending(torch.autograd.Function):
         after, own = ctx.after.backward(*grads, *ctx.saved_tensors)
         dz = after.dz.contiguous(memory_format=torch.channels_last)
         return calls.normalise_backward_(dz, after.sums, after.pixels, after.value, after.norm), *own, None
+
+
+class _StemBlock(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        _, _, norm, images = rest
+        y, sums = calls.stem(images, weight.permute(0, 2, 3, 1).contiguous())
+        ctx.after = _After(norm)
+        moments = ctx.after.moments(y, sums)
+        ctx.save_for_backward(images, y, moments)
+        return y, moments
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        images, y, moments = ctx.saved_tensors
+        after, own = ctx.after.backward(*grads, y, moments)
+        return calls.stem_backward(after, images).permute(0, 3, 1, 2), *own, None, None
 
 
 class _DepthwiseBlock(torch.autograd.Function):

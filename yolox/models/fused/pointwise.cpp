@@ -1,8 +1,7 @@
 // 1x1 convolutions in bfloat16 with what stands around them in a network: forwards the sums that the batch normalisation
 // after them needs, backwards that normalisation's second pass, so that neither reads memory once more. The input may be what
 // a convolution before left, to be normalised and activated on the way: that activation never exists.
-#include "normalisation.h"
-#include "tiles.h"
+#include "panels.h"
 
 #ifdef __AVX512BF16__
 namespace {
@@ -29,20 +28,6 @@ struct Input {
   const float* mean(long channel) const { return of(channel).mean + (channel < x.split ? channel : channel - x.split); }
 };
 
-// 32 rows of numbers that a thread keeps in its cache; columns beyond the channels, and rows beyond the pixels, are 0.
-template <class T>
-struct Rows {
-  long width;
-  Aligned<T> numbers;
-  explicit Rows(long channels, long panels = 1) : width(padded(channels)), numbers(panels * SIDE * width) {}
-  T* at(long row, long column) const { return &numbers[row * width + column]; }
-  void clear(long first, long last) const { std::fill(at(first, 0), at(last, 0), T{}); }
-};
-
-inline Left left_of(const Rows<bf16>& rows, long panel) {
-  return {rows.at(panel * SIDE, 0), rows.at(panel * SIDE + 16, 0), rows.width, SIDE};
-}
-
 inline void gather(const bf16* from, long stride, long channels, const Pending& pending, bf16* to, float* slope) {
   fetch(from + AHEAD * stride, channels);
   if (pending.any) {
@@ -63,22 +48,6 @@ inline void gather(const Input& in, long first, long count, const Rows<bf16>& ro
              slope ? slope + split : nullptr);
   }
   rows.clear(to + count, to + SIDE);
-}
-
-// Stores a product as a panel of y, and adds up what was stored.
-inline void keep(const Rows<float>& product, const float* bias, long first, long count, const Places<bf16>& y,
-                 long outputs, Sums& sums) {
-  for (long c = 0; c < outputs; c += V) {
-    vf sum = {}, squares = {}, more = bias ? load(bias + c) : vf{};
-    bf16* to = y.at(first, c);
-    const long step = y.step(c);
-    for (long r = 0; r < count; ++r) {
-      vf value = stored(to + r * step, load(product.at(r, c)) + more);
-      sum += value;
-      squares += value * value;
-    }
-    sums.add(c, sum, squares);
-  }
 }
 
 // `sums` becomes those of y and of its squares.
@@ -190,8 +159,8 @@ struct Backward {
     constexpr long COLUMN = PANELS * TILE;
     for (long n = 0; n < dy.width; n += SIDE)
       for (long k = 0; k < x.width; k += SIDE) {
-        Left a{&left[n / 16 * COLUMN], &left[(n / 16 + 1) * COLUMN], SIDE, TILE};
-        Right b{&right[k / 16 * COLUMN], &right[(k / 16 + 1) * COLUMN], TILE};
+        Left a{&left[n / 16 * COLUMN], n + 16 < d.outputs ? &left[(n / 16 + 1) * COLUMN] : nullptr, SIDE, TILE};
+        Right b{&right[k / 16 * COLUMN], k + 16 < d.inputs ? &right[(k / 16 + 1) * COLUMN] : nullptr, TILE};
         multiply(a, b, steps, dweight + n * x.width + k, x.width, true);
       }
   }
@@ -203,7 +172,7 @@ struct Backward {
 void backward(const Output& out, const Input& in, Places<const bf16> more, Places<bf16> dx, Shape d, const float* weight,
               float* dweight, double* sums) {
   Packed packed(weight, d.outputs, d.inputs, false);
-  const long threads = omp_get_max_threads(), wide = padded(d.inputs), size = padded(d.outputs) * wide;
+  const long threads = omp_get_max_threads(), size = padded(d.outputs) * padded(d.inputs);
   std::vector<Sums> found(threads, Sums(in.any() ? d.inputs : 0));
   Aligned<float> dweights(threads * size);
 #pragma omp parallel
@@ -225,13 +194,7 @@ void backward(const Output& out, const Input& in, Places<const bf16> more, Place
     }
   }
   if (in.any()) add_up(found, d.inputs, sums);
-#pragma omp parallel for
-  for (long n = 0; n < d.outputs; ++n) {
-    float* row = dweight + n * d.inputs;
-    std::fill(row, row + d.inputs, 0);
-    for (long t = 0; t < threads; ++t)
-      for (long k = 0; k < d.inputs; ++k) row[k] += dweights[t * size + n * wide + k];
-  }
+  add_up(dweights, threads, d.outputs, d.inputs, dweight);
 }
 
 }  // namespace

@@ -78,25 +78,26 @@ class Aligned {
 };
 
 struct Left {
-  const bf16 *top, *bottom;  // 16 rows each
+  const bf16 *top, *bottom;  // 16 rows each; bottom is null where there are no more
   long row, step;            // from row to row, and to the next 32 columns
 };
 
 struct Right {
-  const bf16 *left, *right;  // a tile of 16 columns each
+  const bf16 *left, *right;  // a tile of 16 columns each; right is null where there are no more
   long step;                 // to the next 32 rows
 };
 
 #ifdef MATRIX_UNIT
+template <bool BOTTOM, bool RIGHT>
 inline void multiply_tiles(Left a, Right b, long steps, float* out, long out_row, bool add) {
   asm volatile("" ::: "memory");  // the compiler does not see that the instructions below read and write memory
   const long wide = out_row * 4, row = a.row * 2;
   float *low = out + 16 * out_row;
   if (add) {
     _tile_loadd(0, out, wide);
-    _tile_loadd(1, out + 16, wide);
-    _tile_loadd(2, low, wide);
-    _tile_loadd(3, low + 16, wide);
+    if (RIGHT) _tile_loadd(1, out + 16, wide);
+    if (BOTTOM) _tile_loadd(2, low, wide);
+    if (BOTTOM && RIGHT) _tile_loadd(3, low + 16, wide);
   } else {
     _tile_zero(0);
     _tile_zero(1);
@@ -107,48 +108,53 @@ inline void multiply_tiles(Left a, Right b, long steps, float* out, long out_row
     _tile_loadd(4, a.top + s * a.step, row);
     _tile_loadd(6, b.left + s * b.step, 64);
     _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, b.right + s * b.step, 64);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(5, a.bottom + s * a.step, row);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
+    if (RIGHT) {
+      _tile_loadd(7, b.right + s * b.step, 64);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    if (BOTTOM) {
+      _tile_loadd(5, a.bottom + s * a.step, row);
+      _tile_dpbf16ps(2, 5, 6);
+      if (RIGHT) _tile_dpbf16ps(3, 5, 7);
+    }
   }
   _tile_stored(0, out, wide);
-  _tile_stored(1, out + 16, wide);
-  _tile_stored(2, low, wide);
-  _tile_stored(3, low + 16, wide);
+  if (RIGHT) _tile_stored(1, out + 16, wide);
+  if (BOTTOM) _tile_stored(2, low, wide);
+  if (BOTTOM && RIGHT) _tile_stored(3, low + 16, wide);
   asm volatile("" ::: "memory");
 }
 #endif
 
+template <bool RIGHT>
 inline void multiply_pairs(Left a, Right b, long steps, float* out, long out_row, bool add) {
   constexpr long ROWS = 8;
-  for (long first = 0; first < SIDE; first += ROWS) {
+  for (long first = 0; first < (a.bottom ? SIDE : 16); first += ROWS) {
     const bf16* rows = first < 16 ? a.top + first * a.row : a.bottom + (first - 16) * a.row;
     float* to = out + first * out_row;
     __m512 left[ROWS], right[ROWS];
 #pragma GCC unroll 8
     for (long r = 0; r < ROWS; ++r) {
       left[r] = add ? _mm512_loadu_ps(to + r * out_row) : _mm512_setzero_ps();
-      right[r] = add ? _mm512_loadu_ps(to + r * out_row + 16) : _mm512_setzero_ps();
+      if (RIGHT) right[r] = add ? _mm512_loadu_ps(to + r * out_row + 16) : _mm512_setzero_ps();
     }
     for (long s = 0; s < steps; ++s)
       for (long k = 0; k < 16; ++k) {
-        __m512bh columns = (__m512bh)_mm512_loadu_si512(b.left + s * b.step + k * 32);
-        __m512bh others = (__m512bh)_mm512_loadu_si512(b.right + s * b.step + k * 32);
+        __m512bh columns = (__m512bh)_mm512_loadu_si512(b.left + s * b.step + k * 32), others = columns;
+        if (RIGHT) others = (__m512bh)_mm512_loadu_si512(b.right + s * b.step + k * 32);
 #pragma GCC unroll 8
         for (long r = 0; r < ROWS; ++r) {
           int32_t pair;
           std::memcpy(&pair, rows + r * a.row + s * a.step + 2 * k, sizeof pair);
           __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
           left[r] = _mm512_dpbf16_ps(left[r], both, columns);
-          right[r] = _mm512_dpbf16_ps(right[r], both, others);
+          if (RIGHT) right[r] = _mm512_dpbf16_ps(right[r], both, others);
         }
       }
 #pragma GCC unroll 8
     for (long r = 0; r < ROWS; ++r) {
       _mm512_storeu_ps(to + r * out_row, left[r]);
-      _mm512_storeu_ps(to + r * out_row + 16, right[r]);
+      if (RIGHT) _mm512_storeu_ps(to + r * out_row + 16, right[r]);
     }
   }
 }
@@ -156,9 +162,12 @@ inline void multiply_pairs(Left a, Right b, long steps, float* out, long out_row
 // `out`, 32 by 32 with `out_row` numbers from row to row, becomes the product over 32 * `steps`, or has it added.
 inline void multiply(Left a, Right b, long steps, float* out, long out_row, bool add) {
 #ifdef MATRIX_UNIT
-  if (matrix_unit()) return multiply_tiles(a, b, steps, out, out_row, add);
+  if (matrix_unit()) {
+    if (a.bottom) return (b.right ? multiply_tiles<true, true> : multiply_tiles<true, false>)(a, b, steps, out, out_row, add);
+    return (b.right ? multiply_tiles<false, true> : multiply_tiles<false, false>)(a, b, steps, out, out_row, add);
+  }
 #endif
-  multiply_pairs(a, b, steps, out, out_row, add);
+  (b.right ? multiply_pairs<true> : multiply_pairs<false>)(a, b, steps, out, out_row, add);
 }
 
 // 16 numbers of two rows as 16 pairs.
@@ -210,14 +219,15 @@ inline long padded(long count) { return (count + SIDE - 1) / SIDE * SIDE; }
 
 // A right matrix of `depth` rows and `columns` columns, both padded with zeros to whole tiles, rounded to bfloat16.
 class Packed {
-  long depth, columns;
+  long depth, columns, used;
   Aligned<bf16> tiles;
   bf16* tile(long row, long column) const { return &tiles[(column / 16 * (depth / 32) + row / 32) * TILE]; }
 
  public:
   // From a matrix in memory, or from its transpose: `weight` has `rows` rows of `wide` numbers, each a multiple of 16.
   Packed(const float* weight, long rows, long wide, bool transposed)
-      : depth(padded(transposed ? wide : rows)), columns(padded(transposed ? rows : wide)), tiles(depth * columns) {
+      : depth(padded(transposed ? wide : rows)), columns(padded(transposed ? rows : wide)), used(transposed ? rows : wide),
+        tiles(depth * columns) {
     if (transposed) {
       for (long n = 0; n < rows; ++n)
         for (long k = 0; k < wide; k += 16) {
@@ -235,7 +245,9 @@ class Packed {
         _mm512_storeu_si512(tile(k, n) + k % 32 / 2 * 32, paired(even, odd));
       }
   }
-  Right at(long column) const { return {tile(0, column), tile(0, column + 16), TILE}; }
+  Right at(long column) const {
+    return {tile(0, column), column + 16 < used ? tile(0, column + 16) : nullptr, TILE};
+  }
   long steps() const { return depth / 32; }
 };
 

@@ -1,0 +1,181 @@
+// The first convolution, 6x6 with stride 2 and padding 2 on images of three channels, in bfloat16: forwards with the sums for
+// the batch normalisation after it, backwards with that normalisation's second pass. Nobody wants the gradient of an image.
+//
+// Six pixels of a row are 18 numbers side by side, and those of the next output begin 6 numbers later. So rows of a left matrix
+// lie in memory as the image does, 12 bytes apart, each 32 numbers of which the last 14 meet weights of zero.
+#include "panels.h"
+
+#ifdef __AVX512BF16__
+namespace {
+
+constexpr long SIZE = 6, CHANNELS = 3, PADDING = 2, TAPS = SIZE * CHANNELS, STEP = 2 * CHANNELS;
+
+struct Images {
+  const void* pixels;  // bytes, or float32
+  long floats, count, height, width, outputs;
+  long out_height() const { return height / 2; }
+  long out_width() const { return width / 2; }
+  long panels() const { return (out_width() + SIDE - 1) / SIDE; }  // of a row
+};
+
+inline __m256i as_bf16(const uint8_t* from) {
+  return (__m256i)_mm512_cvtneps_pbh(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from))));
+}
+
+inline __m256i as_bf16(const float* from) { return (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from)); }
+
+template <class P>
+inline void row_as_bf16(const P* from, long count, bf16* to) {
+  long i = 0;
+  for (; i + 16 <= count; i += 16) _mm256_storeu_si256((__m256i*)(to + i), as_bf16(from + i));
+  for (; i < count; ++i) put(to + i, from[i]);
+}
+
+// The last rows of images a thread has asked for, each made by make(row, place) for as many numbers as `length` says. Those of a
+// window of six lie one after the other: the first ones are kept twice. Rows outside of an image are zeros.
+class Window {
+  static constexpr long KEPT = 8, TWICE = SIZE - 1;
+  Aligned<bf16> memory;
+  long length, held[KEPT];
+
+ public:
+  explicit Window(long numbers) : memory((KEPT + TWICE) * numbers), length(numbers) { std::fill(held, held + KEPT, -1); }
+  long step() const { return length; }
+  // The six rows that row `row` of the output reads.
+  template <class F>
+  const bf16* at(const Images& d, long image, long row, F& make) {
+    for (long k = 0; k < SIZE; ++k) {
+      const long source = 2 * row - PADDING + k, padded = source + PADDING, slot = padded % KEPT;
+      const long name = image * (d.height + 2 * PADDING) + padded;
+      if (held[slot] == name) continue;
+      held[slot] = name;
+      bf16* to = &memory[slot * length];
+      if (source >= 0 && source < d.height) {
+        make(image * d.height + source, to);
+      } else {
+        std::fill(to, to + length, bf16{});
+      }
+      if (slot < TWICE) std::copy(to, to + length, &memory[(KEPT + slot) * length]);
+    }
+    return &memory[2 * row % KEPT * length];
+  }
+};
+
+// A row of an image in bfloat16, with its padding, and zeros up to where the last panel reads.
+class Row {
+  const Images& d;
+
+ public:
+  explicit Row(const Images& images) : d(images) {}
+  long length() const { return (d.panels() * SIDE * STEP + SIDE + 31) / 32 * 32; }
+  void operator()(long row, bf16* to) const {
+    const long numbers = d.width * CHANNELS, at = row * numbers, start = PADDING * CHANNELS;
+    if (d.floats) {
+      row_as_bf16((const float*)d.pixels + at, numbers, to + start);
+    } else {
+      row_as_bf16((const uint8_t*)d.pixels + at, numbers, to + start);
+    }
+    std::fill(to, to + start, bf16{});
+    std::fill(to + start + numbers, to + length(), bf16{});
+  }
+};
+
+// From [outputs][6][18] to [outputs][6][32].
+std::vector<float> spread(const float* weight, long outputs) {
+  std::vector<float> out(outputs * SIZE * SIDE);
+  for (long i = 0; i < outputs * SIZE; ++i) std::copy(weight + i * TAPS, weight + (i + 1) * TAPS, &out[i * SIDE]);
+  return out;
+}
+
+void forward(const Images& d, const float* weight, bf16* y, double* sums) {
+  const long outputs = d.outputs, width = d.out_width();
+  Packed packed(spread(weight, outputs).data(), outputs, SIZE * SIDE, true);
+  std::vector<Sums> found(omp_get_max_threads(), Sums(outputs));
+  const Places<bf16> places{y, outputs, y, outputs, outputs};
+#pragma omp parallel
+  {
+    Tiles tiles;
+    const Row row(d);
+    Window window(row.length());
+    Rows<float> product(outputs);
+    Range mine = my_share(d.count * d.out_height());
+    for (long r = mine.first; r < mine.last; ++r) {
+      const bf16* rows = window.at(d, r / d.out_height(), r % d.out_height(), row);
+      for (long first = 0; first < width; first += SIDE) {
+        const bf16* at = rows + first * STEP;
+        for (long n = 0; n < product.width; n += SIDE)
+          multiply({at, at + 16 * STEP, STEP, window.step()}, packed.at(n), SIZE, product.at(0, n), product.width, false);
+        keep(product, nullptr, r * width + first, std::min(SIDE, width - first), places, outputs, found[omp_get_thread_num()]);
+      }
+    }
+  }
+  add_up(found, outputs, sums);
+}
+
+// The same row as tiles of a right matrix: of each panel one for the first 16 of the 32 numbers, and after them those of the rest.
+class PackedRow {
+  const Images& d;
+  Row row;
+  Aligned<bf16> numbers;
+
+ public:
+  explicit PackedRow(const Images& images) : d(images), row(images), numbers(row.length()) {}
+  long length() const { return 2 * d.panels() * TILE; }
+  void operator()(long source, bf16* to) {
+    row(source, numbers.begin());
+    for (long p = 0; p < d.panels(); ++p)
+      for (long half = 0; half < 2; ++half)
+        pack_right(&numbers[p * SIDE * STEP + half * 16], STEP, to + (half * d.panels() + p) * TILE);
+  }
+};
+
+void backward(const bf16* dz, const bf16* y, const Centred& centred, const Images& d, float* dweight) {
+  const long outputs = d.outputs, width = d.out_width(), panels = d.panels(), inputs = SIZE * SIDE;
+  const long threads = omp_get_max_threads(), size = padded(outputs) * inputs;
+  Aligned<float> dweights(threads * size);
+#pragma omp parallel
+  {
+    Tiles tiles;
+    PackedRow row(d);
+    Window window(row.length());
+    Rows<bf16> dy(outputs);
+    Aligned<bf16> left(dy.width * panels * SIDE);
+    float* own = &dweights[omp_get_thread_num() * size];
+    Range mine = my_share(d.count * d.out_height());
+    for (long r = mine.first; r < mine.last; ++r) {
+      const bf16* rows = window.at(d, r / d.out_height(), r % d.out_height(), row);
+      for (long p = 0; p < panels; ++p) {
+        const long count = std::min(SIDE, width - p * SIDE), at = (r * width + p * SIDE) * outputs;
+        for (long i = 0; i < count; ++i) {
+          fetch(dz + at + i * outputs + 4 * SIDE * outputs, outputs);
+          fetch(y + at + i * outputs + 4 * SIDE * outputs, outputs);
+          centre(dz + at + i * outputs, y + at + i * outputs, outputs, centred, dy.at(i, 0));
+        }
+        dy.clear(count, SIDE);
+        for (long c = 0; c < outputs; c += 16) pack_left(dy.at(0, c), dy.width, &left[(c / 16 * panels + p) * TILE]);
+      }
+      for (long n = 0; n < outputs; n += SIDE)
+        for (long k = 0; k < SIZE; ++k) {
+          const bf16 *a = &left[n / 16 * panels * TILE], *b = rows + k * window.step();
+          multiply({a, n + 16 < outputs ? a + panels * TILE : nullptr, SIDE, TILE}, {b, b + panels * TILE, TILE}, panels,
+                   own + n * inputs + k * SIDE, inputs, true);
+        }
+    }
+  }
+  std::vector<float> whole(outputs * inputs);
+  add_up(dweights, threads, outputs, inputs, whole.data());
+  for (long i = 0; i < outputs * SIZE; ++i) std::copy(&whole[i * SIDE], &whole[i * SIDE] + TAPS, dweight + i * TAPS);
+}
+
+}  // namespace
+
+// `weight` and `dweight` are [outputs][6][6][3].
+extern "C" void stem_forward_bfloat16(Images images, const float* weight, bf16* y, double* sums) {
+  forward(images, weight, y, sums);
+}
+
+extern "C" void stem_backward_bfloat16(const bf16* dz, const bf16* y, Norm norm, const double* norm_sums, double count,
+                                       Images images, float* dweight) {
+  backward(dz, y, Centred(norm, norm_sums, count, images.outputs), images, dweight);
+}
+#endif
