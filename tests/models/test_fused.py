@@ -359,6 +359,32 @@ def test_blocks_take_the_kernels_in_bf16_alone() -> None:
             assert separable(x).grad_fn is None
 
 
+@needs_pointwise
+def test_whoever_looks_sees_feature_maps() -> None:
+    """A hook on all modules, one for gradients, a forward of one's own, a subclass."""
+
+    class Doubled(DepthwiseConv):
+        def forward(self, *inputs: Features) -> Any:
+            return 2 * super().forward(*inputs)
+
+    x, seen = channels_last(2, 32, 8, 8), []
+    with torch.autocast("cpu", torch.bfloat16):
+        assert _way_of(Doubled(32, 16, 3), x) == ""
+        block = DepthwiseConv(32, 16, 3)
+        block.forward = lambda *inputs: seen.append(inputs) or inputs[0]  # type: ignore[assignment]
+        assert pending(block.train(), x) is x
+        hook = nn.modules.module.register_module_forward_hook(lambda *arguments: seen.append(arguments[2]))
+        try:
+            assert _way_of(DepthwiseConv(32, 16, 3), x) == ""
+        finally:
+            hook.remove()
+        assert seen
+        assert all(isinstance(y, Tensor) for y in seen[1:])
+        block = DepthwiseConv(32, 16, 3)
+        block.register_full_backward_hook(lambda *_: None)
+        assert _way_of(block, x) == ""
+
+
 def _trained(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """Return gradients and statistics after one step, in bf16 unless the module is in float64."""
     x = x.clone().requires_grad_()

@@ -98,16 +98,14 @@ def fits_depthwise(x: Features, block: Convolution) -> bool:
 
 def fits_stem(images: Tensor, block: Convolution) -> bool:
     """Whether `stem_block` does what `Focus` does with this block after it."""
-    if not (may_wait(images) and is_plain(block.conv) and knows(block.bn, block.act)):
+    conv = block.conv
+    if not (may_wait(images) and is_plain(conv) and knows(block.bn, block.act)) or has_torch_function_unary(images):
         return False
-    known = images.dtype in {torch.uint8, torch.float32} and not (
-        images.requires_grad or has_torch_function_unary(images)
-    )
-    known = (
-        known and images.device.type == "cpu" and images.shape[1] == 3 and images.shape[0] * images[0, 0].numel() > 4
-    )
-    own = block.conv.kernel_size == (3, 3) and block.conv.bias is None and block.conv.weight.dtype == torch.float32
-    return known and own and block.conv.out_channels % CHANNEL_BLOCK == 0
+    count, channels, height, width = images.shape
+    several = count * (height // 2) * (width // 2) > 1  # PyTorch's layer refuses a batch of one value a channel
+    known = images.dtype in {torch.uint8, torch.float32} and not images.requires_grad and images.device.type == "cpu"
+    usual = conv.kernel_size == (3, 3) and conv.bias is None and conv.weight.dtype == torch.float32
+    return known and several and channels == 3 and usual and conv.out_channels % CHANNEL_BLOCK == 0
 
 
 def side_by_side(*parts: Features) -> Tensor:

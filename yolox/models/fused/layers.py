@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from torch.overrides import has_torch_function_unary
 
 from yolox.models.fused import calls
@@ -47,8 +48,9 @@ def fits(x: Tensor) -> bool:
 
 
 def watched(module: nn.Module) -> bool:
-    """Whether a hook wants to see the module being called, so that nothing may stand in for it."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Whether nothing may stand in for a module: a hook wants to see it being called, or it was given a `forward`."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(module) or bool(_has_any_global_hook())
 
 
 def fits_batchnorm_silu(x: Tensor, norm: nn.Module, act: nn.Module) -> bool:
