@@ -50,7 +50,7 @@ def fits(x: Tensor) -> bool:
 def watched(module: nn.Module) -> bool:
     """Whether nothing may stand in for a module: a hook wants to see it being called, or it was given a `forward`."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or "forward" in vars(module) or bool(_has_any_global_hook())
+    return any(hooks) or "forward" in vars(module) or bool(_has_any_global_hook())  # type: ignore[no-untyped-call]
 
 
 def fits_batchnorm_silu(x: Tensor, norm: nn.Module, act: nn.Module) -> bool:
