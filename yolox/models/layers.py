@@ -85,15 +85,14 @@ def pending(module: nn.Module, *inputs: Features) -> Any:
 
     A module that somebody watches, or that is not one of ours, is called with feature maps and returns feature maps.
     """
-    if watched(module) or not module.training or not all(may_wait(x) for x in inputs):
-        return module(*[activated(x) for x in inputs])
-    if type(module) is nn.Sequential:
-        (x,) = inputs
-        for part in module:
-            x = pending(part, x)
-        return x
-    if isinstance(module, Block) and type(module).forward is Block.forward:
-        return module.pending(*inputs)
+    if module.training and not watched(module) and all(may_wait(x) for x in inputs):
+        if type(module) is nn.Sequential:
+            (x,) = inputs
+            for part in module:
+                x = pending(part, x)
+            return x
+        if isinstance(module, Block) and type(module).forward is Block.forward:
+            return module.pending(*inputs)
     return module(*[activated(x) for x in inputs])
 
 

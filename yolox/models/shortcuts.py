@@ -72,6 +72,8 @@ def fits_pointwise(parts: Sequence[Features], *blocks: Convolution) -> bool:
     tensors = [in_memory(part) for part in parts]
     if not all(may_wait(x) and fits(x) and x.shape[1] % CHANNEL_BLOCK == 0 for x in tensors):
         return False
+    if tensors[0][:, 0].numel() == 1:  # a batch of one value a channel is refused by PyTorch's layer
+        return False
     channels = sum(x.shape[1] for x in tensors) + sum(block.conv.out_channels for block in blocks)
     return channels <= MOST_CHANNELS and all(
         is_plain(block.conv)
@@ -80,7 +82,7 @@ def fits_pointwise(parts: Sequence[Features], *blocks: Convolution) -> bool:
         and block.conv.bias is None
         and block.conv.out_channels % CHANNEL_BLOCK == 0
         and block.conv.weight.dtype == torch.float32
-        and all(fits_batchnorm_silu(x, block.bn, block.act) for x in tensors)
+        and knows(block.bn, block.act)
         for block in blocks
     )
 
@@ -89,11 +91,11 @@ def fits_depthwise(x: Features, block: Convolution) -> bool:
     """Whether `depthwise_block` does what the block does with ``x``."""
     conv, values = block.conv, in_memory(x)
     known = isinstance(conv, DepthwiseConv2d) and conv.is_three_by_three and conv.training and not watched(conv)
-    if not (known and may_wait(values) and fits(values) and fits_batchnorm_silu(values, block.bn, block.act)):
+    if not (known and may_wait(values) and fits_batchnorm_silu(values, block.bn, block.act)):
         return False
     count, _, height, width = values.shape
     pixels = count * math.ceil(height / conv.stride[0]) * math.ceil(width / conv.stride[0])
-    return pixels > 1  # a batch of one value a channel is refused by PyTorch's layer
+    return pixels > 1  # see above
 
 
 def fits_stem(images: Tensor, block: Convolution) -> bool:
@@ -102,7 +104,7 @@ def fits_stem(images: Tensor, block: Convolution) -> bool:
     if not (may_wait(images) and is_plain(conv) and knows(block.bn, block.act)) or has_torch_function_unary(images):
         return False
     count, channels, height, width = images.shape
-    several = count * (height // 2) * (width // 2) > 1  # PyTorch's layer refuses a batch of one value a channel
+    several = count * (height // 2) * (width // 2) > 1  # see above
     known = images.dtype in {torch.uint8, torch.float32} and not images.requires_grad and images.device.type == "cpu"
     usual = conv.kernel_size == (3, 3) and conv.bias is None and conv.weight.dtype == torch.float32
     return known and several and channels == 3 and usual and conv.out_channels % CHANNEL_BLOCK == 0
@@ -149,11 +151,7 @@ def joined_conv(x: Features, *convs: nn.Module) -> Tensor | None:
         return None
     weight = torch.cat([conv.weight for conv in plain])
     bias = torch.cat([conv.bias for conv in plain if conv.bias is not None])
-    if (
-        may_wait(x)
-        and values.dtype == torch.bfloat16
-        and weight.dtype == torch.float32
-        and values.shape[1] % CHANNEL_BLOCK == 0
-    ):
+    types = (values.dtype, weight.dtype) == (torch.bfloat16, torch.float32)
+    if types and may_wait(x) and values.shape[1] % CHANNEL_BLOCK == 0:
         return pointwise_prediction(x, weight, bias)
     return F.conv2d(activated(x), weight, bias).contiguous(memory_format=torch.channels_last)

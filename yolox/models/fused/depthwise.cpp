@@ -31,21 +31,22 @@ template <int S, class F> inline void each_tile(long width, long out_width, F ti
   }
 }
 
-// Calls done(column, value) for each output of 16 channels; done.begin(c) and done.end(c) around each 16.
+// Of V channels after the other: calls done(column, value) for each output, of what `open` returns, and at last done.end.
 template <int S, class T, class F>
-inline void row_forward(const T* const* rows, long width, long out_width, long channels, const float* weight, F done) {
+inline void row_forward(const T* const* rows, long width, long out_width, long channels, const float* weight, Sums& sums,
+                        F open) {
   for (long c = 0; c < channels; c += V) {
     const T* at[K] = {rows[0] + c, rows[1] + c, rows[2] + c};
     vf w[K][K];
     for (int k = 0; k < K * K; ++k) w[k / K][k % K] = load(weight + k * channels + c);
-    done.begin(c);
+    auto done = open(c);
     each_tile<S>(width, out_width, [&](long first, auto edge) {
       vf sum[U] = {};
       each_tap<S, edge.value>(at, first, width, channels,
                               [&](int kh, int kw, int u, vf value) { sum[u] += value * w[kh][kw]; });
       UNROLL if (!edge.value || first + u < out_width) done(first + u, sum[u]);
     });
-    done.end(c);
+    done.end(sums, c);
   }
 }
 
@@ -73,14 +74,14 @@ inline void row_weight_gradient(const T* const* rows, const T* dy, long width, l
 // dx with an even number is under the middle of the kernel, one with an odd number under its two sides.
 template <class T, class F>
 inline void row_gradient_of_stride_2(const T* const* dy, const int* kernel_row, int count, long width, long out_width,
-                                     long channels, const float* weight, F done) {
+                                     long channels, const float* weight, Sums& sums, F open) {
   for (long c = 0; c < channels; c += V) {
     vf w[2][K] = {}, here[2] = {};
     for (int r = 0; r < count; ++r) {
       for (int kw = 0; kw < K; ++kw) w[r][kw] = load(weight + (kernel_row[r] * K + kw) * channels + c);
       here[r] = load(dy[r] + c);
     }
-    done.begin(c);
+    auto done = open(c);
     for (long column = 0; column < out_width; ++column) {
       vf even = {}, odd = {};
       for (int r = 0; r < count; ++r) {
@@ -92,7 +93,7 @@ inline void row_gradient_of_stride_2(const T* const* dy, const int* kernel_row, 
       done(2 * column, even);
       if (2 * column + 1 < width) done(2 * column + 1, odd);
     }
-    done.end(c);
+    done.end(sums, c);
   }
 }
 
@@ -100,16 +101,16 @@ struct Images {
   long count, channels, height, width, stride;
 };
 
-// Rows that are made when they are asked for, and kept until three others came after them. A thread has its own.
+// KeptRows that are made when they are asked for, and kept until three others came after them. A thread has its own.
 template <class T>
-class Rows {
+class KeptRows {
   static constexpr long KEPT = 4;
   std::vector<T> memory;
   std::vector<float> slopes;
   long step, held[KEPT];
 
  public:
-  Rows(long numbers, bool with_slopes)
+  KeptRows(long numbers, bool with_slopes)
       : memory(KEPT * numbers), slopes(with_slopes ? KEPT * numbers : 0), step(numbers) {
     std::fill(held, held + KEPT, -1);
   }
@@ -131,7 +132,7 @@ class Input {
   const T* x;
   const Pending& pending;
   long channels, step;
-  Rows<T> rows;
+  KeptRows<T> rows;
 
  public:
   Input(const T* values, const Pending& what, const Images& d, bool with_slopes)
@@ -157,7 +158,7 @@ class OutputGradient {
   const T *dz, *y;
   const Centred& centred;
   long channels, step;
-  Rows<T> rows;
+  KeptRows<T> rows;
 
  public:
   OutputGradient(const T* gradient, const T* output, const Centred& norm, long num, long numbers)
@@ -166,11 +167,7 @@ class OutputGradient {
     const long at = row * step;
     if (!y) return dz + at;
     return rows.at(row, [&](T* to, float*) {
-      for (long i = 0; i < step; i += channels) {
-        fetch(dz + at + i + AHEAD, channels);
-        fetch(y + at + i + AHEAD, channels);
-        centre(dz + at + i, y + at + i, channels, centred, to + i);
-      }
+      for (long i = 0; i < step; i += channels) centre(dz + at + i, y + at + i, channels, AHEAD, centred, to + i);
     });
   }
 };
@@ -196,59 +193,6 @@ std::vector<float> by_tap(const float* weight, long channels, bool flipped) {
   return out;
 }
 
-// What is done with a row of numbers, 16 channels at a time: they are stored,
-template <class T>
-struct Store {
-  T* to;
-  long channels;
-  T* at = nullptr;
-  void begin(long c) { at = to + c; }
-  void operator()(long column, vf value) { store(at + column * channels, value); }
-  void end(long) {}
-};
-
-// and they and their squares are added up,
-template <class T>
-struct StoreAndSum {
-  T* to;
-  long channels;
-  Sums& sums;
-  T* at = nullptr;
-  vf sum, squares;
-  void begin(long c) { at = to + c, sum = squares = vf{}; }
-  void operator()(long column, vf value) {
-    value = stored(at + column * channels, value);
-    sum += value;
-    squares += value * value;
-  }
-  void end(long c) { sums.add(c, sum, squares); }
-};
-
-// or taken, as a gradient, through the activation, and then added up.
-template <class T>
-struct ThroughActivation {
-  T* to;
-  long channels;
-  Sums& sums;
-  const T* x;
-  const float *slopes, *means;
-  T* at = nullptr;
-  const T* value = nullptr;
-  const float* slope = nullptr;
-  vf mean, sum, moments;
-  void begin(long c) {
-    at = to + c, value = x + c, slope = slopes + c, mean = load(means + c);
-    sum = moments = vf{};
-  }
-  void operator()(long column, vf gradient) {
-    vf dz = gradient * load(slope + column * channels);
-    store(at + column * channels, dz);
-    sum += dz;
-    moments += dz * (load(value + column * channels) - mean);
-  }
-  void end(long c) { sums.add(c, sum, moments); }
-};
-
 // `sums`, if any, become those of y and of its squares.
 template <int S, class T>
 void forward(const T* x, const Pending& pending, T* y, const Images& d, const float* weight, double* sums) {
@@ -264,8 +208,12 @@ void forward(const T* x, const Pending& pending, T* y, const Images& d, const fl
     for (long r = mine.first; r < mine.last; ++r) {
       Window<T> window(input, r / out_height * d.height, r % out_height * S, d.height, zeros);
       T* out = y + r * out_width * d.channels;
-      auto row = [&](auto done) { row_forward<S>(window.rows, d.width, out_width, d.channels, w.data(), done); };
-      if (sums) row(StoreAndSum<T>{out, d.channels, own}); else row(Store<T>{out, d.channels});
+      auto row = [&](auto open) { row_forward<S>(window.rows, d.width, out_width, d.channels, w.data(), own, open); };
+      if (sums) {
+        row([=](long c) { return StoreAndSum<T>{out + c, d.channels}; });
+      } else {
+        row([=](long c) { return Store<T>{out + c, d.channels}; });
+      }
     }
   }
   if (sums) add_up(found, d.channels, sums);
@@ -292,6 +240,7 @@ void backward(const Output<T>& after, const T* x, const Pending& pending, T* dx,
     Input<T> input(x, pending, d, true);
     OutputGradient<T> gradient(after.dz, after.y, after.centred, d.channels, out_step);
     const long me = omp_get_thread_num();
+    Sums& own = found[me];
     Range mine = my_share(d.count * out_height);
     for (long r = mine.first; r < mine.last; ++r) {
       const long n = r / out_height, row = r % out_height, first = n * d.height + row * S;
@@ -301,16 +250,21 @@ void backward(const Output<T>& after, const T* x, const Pending& pending, T* dx,
       Window<T> window(gradient, n * out_height, row, out_height, zeros);
       auto each = [&](long number, auto make) {  // a row of dx
         T* out = dx + number * step;
-        if (!pending.any) return make(Store<T>{out, d.channels});
-        make(ThroughActivation<T>{out, d.channels, found[me], input.plain(number), input.slope(number), pending.mean});
+        const long channels = d.channels;
+        if (!pending.any) return make([=](long c) { return Store<T>{out + c, channels}; });
+        const T* value = input.plain(number);
+        const float *slope = input.slope(number), *mean = pending.mean;
+        make([=](long c) {
+          return ThroughActivation<T>{out + c, channels, value + c, channels, slope + c, channels, load(mean + c)};
+        });
       };
       if constexpr (S == 1) {
-        each(first, [&](auto done) { row_forward<1>(window.rows, d.width, d.width, d.channels, w.data(), done); });
+        each(first, [&](auto open) { row_forward<1>(window.rows, d.width, d.width, d.channels, w.data(), own, open); });
       } else {
         const int middle[] = {1}, sides[] = {2, 0};
         auto part = [&](const int* kernel_rows, int count) {
-          return [&, kernel_rows, count](auto done) {
-            row_gradient_of_stride_2(window.rows + 1, kernel_rows, count, d.width, out_width, d.channels, w.data(), done);
+          return [&, kernel_rows, count](auto open) {
+            row_gradient_of_stride_2(window.rows + 1, kernel_rows, count, d.width, out_width, d.channels, w.data(), own, open);
           };
         };
         each(first, part(middle, 1));

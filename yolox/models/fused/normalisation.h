@@ -4,21 +4,6 @@
 
 namespace {
 
-// A tensor whose channels lie in one or two places, each perhaps some of the channels of a wider tensor: `stride` numbers
-// from pixel to pixel, the first `split` channels in the first place. Unless all is side by side, vectors must not cross
-// pixels or places: the numbers of channels are multiples of V.
-template <class T>
-struct Places {
-  T* first;
-  long first_stride;
-  T* second;
-  long second_stride, split;
-  long step(long channel) const { return channel < split ? first_stride : second_stride; }
-  T* at(long pixel, long channel) const {
-    return channel < split ? first + pixel * first_stride + channel : second + pixel * second_stride + channel - split;
-  }
-};
-
 struct Norm {  // of each channel: parameters, and what forwards hands to backwards
   const float *weight, *bias;
   float *mean, *rstd;
@@ -80,10 +65,12 @@ inline void activate(const T* from, long channels, const Affine& affine, T* to, 
   }
 }
 
-// The gradient of what was normalised, from that of a pixel before the activation.
+// The gradient of what was normalised, from that of a pixel before the activation; asks for those `ahead` numbers further on.
 template <class T>
-inline void centre(const T* dz, const T* value, long channels, const Centred& centred, T* to) {
+inline void centre(const T* dz, const T* value, long channels, long ahead, const Centred& centred, T* to) {
   const float *scale = centred.scale.data(), *slope = centred.slope.data(), *constant = centred.constant.data();
+  fetch(dz + ahead, channels);
+  fetch(value + ahead, channels);
   for (long c = 0; c < channels; c += V)
     store(to + c, load(scale + c) * load(dz + c) + (load(slope + c) * load(value + c) + load(constant + c)));
 }
@@ -102,5 +89,47 @@ inline void add_up(const std::vector<Sums>& threads, long channels, double* sums
   for (const Sums& one : threads)
     for (long c = 0; c < channels; ++c) sums[c] += one.first[c], sums[channels + c] += one.second[c];
 }
+
+// Where V channels of one pixel after the other go, `step` numbers apart: they are stored,
+template <class T>
+struct Store {
+  T* to;
+  long step;
+  void operator()(long pixel, vf value) { store(to + pixel * step, value); }
+  void end(Sums&, long) {}
+};
+
+// and they and their squares are added up,
+template <class T>
+struct StoreAndSum {
+  T* to;
+  long step;
+  vf sum = {}, squares = {};
+  void operator()(long pixel, vf value) {
+    value = stored(to + pixel * step, value);
+    sum += value;
+    squares += value * value;
+  }
+  void end(Sums& sums, long c) { sums.add(c, sum, squares); }
+};
+
+// or they are gradients, taken through the activation of x; those and their products with x minus the mean are added up.
+template <class T>
+struct ThroughActivation {
+  T* to;
+  long step;
+  const T* x;
+  long x_step;
+  const float* slope;
+  long slope_step;
+  vf mean, sum = {}, moments = {};
+  void operator()(long pixel, vf gradient) {
+    vf dz = gradient * load(slope + pixel * slope_step);
+    store(to + pixel * step, dz);
+    sum += dz;
+    moments += dz * (load(x + pixel * x_step) - mean);
+  }
+  void end(Sums& sums, long c) { sums.add(c, sum, moments); }
+};
 
 }  // namespace

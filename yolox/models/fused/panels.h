@@ -6,6 +6,25 @@
 #ifdef __AVX512BF16__
 namespace {
 
+constexpr long AHEAD = 4 * SIDE;  // pixels that are asked for before they are needed
+
+inline long panels_of(long pixels) { return padded(pixels) / SIDE; }
+
+// A tensor whose channels lie in one or two places, each perhaps some of the channels of a wider tensor: `stride` numbers
+// from pixel to pixel, the first `split` channels in the first place. Unless all is side by side, vectors must not cross
+// pixels or places: the numbers of channels are multiples of V.
+template <class T>
+struct Places {
+  T* first;
+  long first_stride;
+  T* second;
+  long second_stride, split;
+  long step(long channel) const { return channel < split ? first_stride : second_stride; }
+  T* at(long pixel, long channel) const {
+    return channel < split ? first + pixel * first_stride + channel : second + pixel * second_stride + channel - split;
+  }
+};
+
 // 32 rows of numbers that a thread keeps in its cache; columns beyond the channels, and rows beyond the pixels, are 0.
 template <class T>
 struct Rows {
@@ -23,16 +42,13 @@ inline Left left_of(const Rows<bf16>& rows, long panel) {
 // Stores a product as a panel of y, and adds up what was stored.
 inline void keep(const Rows<float>& product, const float* bias, long first, long count, const Places<bf16>& y,
                  long outputs, Sums& sums) {
+  const long width = product.width;
   for (long c = 0; c < outputs; c += V) {
-    vf sum = {}, squares = {}, more = bias ? load(bias + c) : vf{};
-    bf16* to = y.at(first, c);
-    const long step = y.step(c);
-    for (long r = 0; r < count; ++r) {
-      vf value = stored(to + r * step, load(product.at(r, c)) + more);
-      sum += value;
-      squares += value * value;
-    }
-    sums.add(c, sum, squares);
+    vf more = bias ? load(bias + c) : vf{};
+    StoreAndSum<bf16> done{y.at(first, c), y.step(c)};
+    const float* value = product.at(0, c);
+    for (long r = 0; r < count; ++r) done(r, load(value + r * width) + more);
+    done.end(sums, c);
   }
 }
 

@@ -6,13 +6,12 @@
 #ifdef __AVX512BF16__
 namespace {
 
-constexpr long PANELS = 16;       // panels of 32 pixels whose share in the weights' gradient is added up at once
-constexpr long GROUP = 4;         // of them are multiplied one after the other: the matrix unit takes long to wake up
-constexpr long AHEAD = 4 * SIDE;  // pixels that are asked for before they are needed
+constexpr long PANELS = 16;  // panels of 32 pixels whose share in the weights' gradient is added up at once
+constexpr long GROUP = 4;    // of them are multiplied one after the other: the matrix unit takes long to wake up
 
 struct Shape {
   long pixels, inputs, outputs;
-  long panels() const { return (pixels + SIDE - 1) / SIDE; }
+  long panels() const { return panels_of(pixels); }
   long rows(long panel) const { return std::min(SIDE, pixels - panel * SIDE); }
 };
 
@@ -109,14 +108,12 @@ struct Backward {
       for (long c = 0; c < d.outputs; c = c ? d.outputs : split) {
         const long channels = c ? d.outputs - split : split;
         const bf16* gradient = out.dz.at(first + r, c);
-        fetch(gradient + AHEAD * out.dz.step(c), channels);
-        if (!out.y.first) {
+        if (out.y.first) {
+          centre(gradient, out.y.at(first + r, c), channels, AHEAD * out.y.step(c), out.centred[c > 0], dy.at(r, c));
+        } else {
+          fetch(gradient + AHEAD * out.dz.step(c), channels);
           std::memcpy(dy.at(r, c), gradient, channels * sizeof(bf16));
-          continue;
         }
-        const bf16* value = out.y.at(first + r, c);
-        fetch(value + AHEAD * out.y.step(c), channels);
-        centre(gradient, value, channels, out.centred[c > 0], dy.at(r, c));
       }
     dy.clear(count, SIDE);
   }
@@ -130,28 +127,20 @@ struct Backward {
     for (long n = 0; n < product.width; n += SIDE)
       multiply(left_of(dy, 0), packed.at(n), packed.steps(), product.at(0, n), product.width, false);
     for (long c = 0; c < d.inputs; c += V) {
-      const float* value = product.at(0, c);
-      if (more.first) {
+      if (more.first)
         for (long r = 0; r < count; ++r)
           store(product.at(r, c), load(product.at(r, c)) + load(more.at(first + r, c)));
-      }
+      auto each = [this, c, count, value = product.at(0, c), width = product.width](auto done) {
+        for (long r = 0; r < count; ++r) done(r, load(value + r * width));
+        done.end(sums, c);
+      };
       bf16* to = dx.at(first, c);
-      const long step = dx.step(c), width = product.width;
-      if (!in.of(c).any) {
-        for (long r = 0; r < count; ++r) store(to + r * step, load(value + r * width));
-        continue;
+      if (in.of(c).any) {
+        each(ThroughActivation<bf16>{to, dx.step(c), in.x.at(first, c), in.x.step(c), slopes.at(0, c), slopes.width,
+                                     load(in.mean(c))});
+      } else {
+        each(Store<bf16>{to, dx.step(c)});
       }
-      vf sum = {}, moments = {}, mean = load(in.mean(c));
-      const float* slope = slopes.at(0, c);
-      const bf16* from = in.x.at(first, c);
-      const long stride = in.x.step(c);
-      for (long r = 0; r < count; ++r) {
-        vf dz = load(value + r * width) * load(slope + r * width);
-        store(to + r * step, dz);
-        sum += dz;
-        moments += dz * (load(from + r * stride) - mean);
-      }
-      sums.add(c, sum, moments);
     }
   }
 

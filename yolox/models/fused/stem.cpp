@@ -10,12 +10,12 @@ namespace {
 
 constexpr long SIZE = 6, CHANNELS = 3, PADDING = 2, TAPS = SIZE * CHANNELS, STEP = 2 * CHANNELS;
 
-struct Images {
+struct Pictures {
   const void* pixels;  // bytes, or float32
   long floats, count, height, width, outputs;
   long out_height() const { return height / 2; }
   long out_width() const { return width / 2; }
-  long panels() const { return (out_width() + SIDE - 1) / SIDE; }  // of a row
+  long panels() const { return panels_of(out_width()); }  // of a row
 };
 
 inline __m256i as_bf16(const uint8_t* from) {
@@ -43,10 +43,10 @@ class Window {
   long step() const { return length; }
   // The six rows that row `row` of the output reads.
   template <class F>
-  const bf16* at(const Images& d, long image, long row, F& make) {
+  const bf16* at(const Pictures& d, long image, long row, F& make) {
     for (long k = 0; k < SIZE; ++k) {
-      const long source = 2 * row - PADDING + k, padded = source + PADDING, slot = padded % KEPT;
-      const long name = image * (d.height + 2 * PADDING) + padded;
+      const long with_padding = 2 * row + k, source = with_padding - PADDING, slot = with_padding % KEPT;
+      const long name = image * (d.height + 2 * PADDING) + with_padding;
       if (held[slot] == name) continue;
       held[slot] = name;
       bf16* to = &memory[slot * length];
@@ -63,11 +63,11 @@ class Window {
 
 // A row of an image in bfloat16, with its padding, and zeros up to where the last panel reads.
 class Row {
-  const Images& d;
+  const Pictures& d;
 
  public:
-  explicit Row(const Images& images) : d(images) {}
-  long length() const { return (d.panels() * SIDE * STEP + SIDE + 31) / 32 * 32; }
+  explicit Row(const Pictures& images) : d(images) {}
+  long length() const { return padded(d.panels() * SIDE * STEP + SIDE); }
   void operator()(long row, bf16* to) const {
     const long numbers = d.width * CHANNELS, at = row * numbers, start = PADDING * CHANNELS;
     if (d.floats) {
@@ -87,7 +87,7 @@ std::vector<float> spread(const float* weight, long outputs) {
   return out;
 }
 
-void forward(const Images& d, const float* weight, bf16* y, double* sums) {
+void forward(const Pictures& d, const float* weight, bf16* y, double* sums) {
   const long outputs = d.outputs, width = d.out_width();
   Packed packed(spread(weight, outputs).data(), outputs, SIZE * SIDE, true);
   std::vector<Sums> found(omp_get_max_threads(), Sums(outputs));
@@ -114,12 +114,12 @@ void forward(const Images& d, const float* weight, bf16* y, double* sums) {
 
 // The same row as tiles of a right matrix: of each panel one for the first 16 of the 32 numbers, and after them those of the rest.
 class PackedRow {
-  const Images& d;
+  const Pictures& d;
   Row row;
   Aligned<bf16> numbers;
 
  public:
-  explicit PackedRow(const Images& images) : d(images), row(images), numbers(row.length()) {}
+  explicit PackedRow(const Pictures& images) : d(images), row(images), numbers(row.length()) {}
   long length() const { return 2 * d.panels() * TILE; }
   void operator()(long source, bf16* to) {
     row(source, numbers.begin());
@@ -129,7 +129,7 @@ class PackedRow {
   }
 };
 
-void backward(const bf16* dz, const bf16* y, const Centred& centred, const Images& d, float* dweight) {
+void backward(const bf16* dz, const bf16* y, const Centred& centred, const Pictures& d, float* dweight) {
   const long outputs = d.outputs, width = d.out_width(), panels = d.panels(), inputs = SIZE * SIDE;
   const long threads = omp_get_max_threads(), size = padded(outputs) * inputs;
   Aligned<float> dweights(threads * size);
@@ -146,11 +146,8 @@ void backward(const bf16* dz, const bf16* y, const Centred& centred, const Image
       const bf16* rows = window.at(d, r / d.out_height(), r % d.out_height(), row);
       for (long p = 0; p < panels; ++p) {
         const long count = std::min(SIDE, width - p * SIDE), at = (r * width + p * SIDE) * outputs;
-        for (long i = 0; i < count; ++i) {
-          fetch(dz + at + i * outputs + 4 * SIDE * outputs, outputs);
-          fetch(y + at + i * outputs + 4 * SIDE * outputs, outputs);
-          centre(dz + at + i * outputs, y + at + i * outputs, outputs, centred, dy.at(i, 0));
-        }
+        for (long i = 0; i < count; ++i)
+          centre(dz + at + i * outputs, y + at + i * outputs, outputs, AHEAD * outputs, centred, dy.at(i, 0));
         dy.clear(count, SIDE);
         for (long c = 0; c < outputs; c += 16) pack_left(dy.at(0, c), dy.width, &left[(c / 16 * panels + p) * TILE]);
       }
@@ -170,12 +167,12 @@ void backward(const bf16* dz, const bf16* y, const Centred& centred, const Image
 }  // namespace
 
 // `weight` and `dweight` are [outputs][6][6][3].
-extern "C" void stem_forward_bfloat16(Images images, const float* weight, bf16* y, double* sums) {
+extern "C" void stem_forward_bfloat16(Pictures images, const float* weight, bf16* y, double* sums) {
   forward(images, weight, y, sums);
 }
 
 extern "C" void stem_backward_bfloat16(const bf16* dz, const bf16* y, Norm norm, const double* norm_sums, double count,
-                                       Images images, float* dweight) {
+                                       Pictures images, float* dweight) {
   backward(dz, y, Centred(norm, norm_sums, count, images.outputs), images, dweight);
 }
 #endif
