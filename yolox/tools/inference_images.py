@@ -143,7 +143,7 @@ def read_eval_images(config: DataConfig, loaded: LoadedModel, size: Size, limit:
         DataError: When the data is missing, or labelled with classes that the model does not know.
     """
     from yolox.data.datamodule import find_dataset
-    from yolox.data.layout import load_split
+    from yolox.data.dataset_paths import load_split
 
     split = find_dataset(config)[0].require("val")
     dataset = load_split(split)
@@ -230,7 +230,7 @@ def _any_images(config: DataConfig, size: Size, limit: int) -> tuple[NDArray[np.
 
 def _load_split(config: DataConfig, split: Literal["train", "val"]) -> CocoDataset:
     from yolox.data.datamodule import find_dataset
-    from yolox.data.layout import load_split
+    from yolox.data.dataset_paths import load_split
 
     return load_split(find_dataset(config)[0].require(split))
 
@@ -249,7 +249,7 @@ def _letterboxed(dataset: CocoDataset, size: Size, limit: int) -> tuple[NDArray[
         DataError: When none is readable.
     """
     from yolox.data.image_ops import letterbox
-    from yolox.data.source import ImageSource
+    from yolox.data.image_source import ImageSource
 
     source = ImageSource(dataset, size)
     images: list[NDArray[np.uint8]] = []
