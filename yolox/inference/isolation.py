@@ -18,8 +18,8 @@ from typing import Any
 
 import yolox
 from yolox.inference.backends.base import Method
-from yolox.inference.jobs import Job
-from yolox.inference.latency import MeasurePlan
+from yolox.inference.search.jobs import Job
+from yolox.inference.search.latency import MeasurePlan
 
 __all__ = ["MethodProcess", "ProcessFailure"]
 
