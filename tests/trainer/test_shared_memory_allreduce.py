@@ -29,7 +29,7 @@ def test_sums_equal_those_of_all_reduce() -> None:
         import torch
         import torch.distributed as dist
 
-        from yolox.trainer import shared_sums
+        from yolox.trainer import shared_memory_allreduce as allreduce
 
         rank, method = worker.slot.rank, worker.rendezvous
         dist.init_process_group("gloo", init_method=method, rank=rank, world_size=worker.slot.world)
@@ -37,16 +37,16 @@ def test_sums_equal_those_of_all_reduce() -> None:
         generator = torch.Generator().manual_seed(rank)
         results = []
         for message in range(600):
-            length = shared_sums.CAPACITY + 1 if message == 300 else sizes.randint(1, 2000)
+            length = allreduce.CAPACITY + 1 if message == 300 else sizes.randint(1, 2000)
             mine = torch.rand(length, generator=generator, dtype=torch.float64)
             expected = mine.clone()
             dist.all_reduce(expected)
             if delays.random() < 0.05:
                 time.sleep(0.003)
-            shared_sums.sum_over_ranks(mine)
+            allreduce.sum_over_ranks(mine)
             torch.testing.assert_close(mine, expected)
             results.append(mine)
-        shared = [board is not None for board in shared_sums._boards.values()]
+        shared = [memory is not None for memory in allreduce._tables_of.values()]
         dist.destroy_process_group()
         return [result.numpy().tobytes() for result in results], shared
 
@@ -61,19 +61,19 @@ def test_without_common_memory_the_ranks_send_messages(missing: str) -> None:
         import torch
         import torch.distributed as dist
 
-        from yolox.trainer import shared_sums
+        from yolox.trainer import shared_memory_allreduce as allreduce
 
         rank, method = worker.slot.rank, worker.rendezvous
         dist.init_process_group("gloo", init_method=method, rank=rank, world_size=worker.slot.world)
         if missing == "memory":
-            shared_sums._create = lambda folder, size: None
+            allreduce._create = lambda folder, size: None
         elif rank == 2:
-            shared_sums._open = lambda path, size: None
+            allreduce._open = lambda path, size: None
         sums = torch.full((4,), rank + 1.0, dtype=torch.float64)
-        shared_sums.sum_over_ranks(sums)
-        boards = list(shared_sums._boards.values())
+        allreduce.sum_over_ranks(sums)
+        tables = list(allreduce._tables_of.values())
         dist.destroy_process_group()
-        return sums.tolist(), boards
+        return sums.tolist(), tables
 
     assert _run(work) == [([6.0] * 4, [None])] * RANKS
 
@@ -85,14 +85,14 @@ def test_every_process_group_has_its_own(tmp_path: Path) -> None:
         import torch
         import torch.distributed as dist
 
-        from yolox.trainer import shared_sums
+        from yolox.trainer import shared_memory_allreduce as allreduce
 
         rank, world = worker.slot.rank, worker.slot.world
         results = []
         for attempt in range(2):
             dist.init_process_group("gloo", init_method=f"{meeting}{attempt}", rank=rank, world_size=world)
             sums = torch.full((2,), rank + attempt, dtype=torch.float64)
-            shared_sums.sum_over_ranks(sums)
+            allreduce.sum_over_ranks(sums)
             results.append(sums.tolist())
             dist.destroy_process_group()
         return results

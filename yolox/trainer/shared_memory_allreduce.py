@@ -37,14 +37,14 @@ def sum_over_ranks(sums: Tensor) -> None:
     Raises:
         YoloxError: When another rank does not come within half an hour.
     """
-    board = _board()
-    if board is None or sums.numel() > CAPACITY:
+    tables = _tables()
+    if tables is None or sums.numel() > CAPACITY:
         dist.all_reduce(sums)
     else:
-        board.add_up(sums.numpy())
+        tables.add_up(sums.numpy())
 
 
-class _Board:
+class _SharedTables:
     """Two tables with a row for each rank, used in turn, and a counter for each rank.
 
     A rank writes its row, then counts; when all have counted as far, every row is there. Nobody writes to a table while
@@ -82,31 +82,31 @@ class _Board:
                 time.sleep(_NAP_S)
 
 
-_boards: WeakKeyDictionary[object, _Board | None] = WeakKeyDictionary()  # by process group
+_tables_of: WeakKeyDictionary[object, _SharedTables | None] = WeakKeyDictionary()  # by process group
 
 
-def _board() -> _Board | None:
+def _tables() -> _SharedTables | None:
     group = dist.group.WORLD
-    if group not in _boards:
-        _boards[group] = _set_up()
-    return _boards[group]
+    if group not in _tables_of:
+        _tables_of[group] = _set_up()
+    return _tables_of[group]
 
 
-def _set_up() -> _Board | None:
+def _set_up() -> _SharedTables | None:
     """Let rank 0 make the memory and all others find it; all ranks decide alike."""
     rank, world = dist.get_rank(), dist.get_world_size()
     folder = Path("/dev/shm")
     own = None
     if rank == 0 and platform.machine() == "x86_64" and folder.is_dir():
-        own = _create(folder, _Board.size(world))
+        own = _create(folder, _SharedTables.size(world))
     offers: list[object] = [str(own) if own else None]
     dist.broadcast_object_list(offers)
-    memory = _open(Path(str(offers[0])), _Board.size(world)) if offers[0] else None
+    memory = _open(Path(str(offers[0])), _SharedTables.size(world)) if offers[0] else None
     found: list[object] = [None] * world
     dist.all_gather_object(found, memory is not None)
     if own is not None:
         own.unlink(missing_ok=True)
-    return _Board(memory, rank, world) if memory is not None and all(found) else None
+    return _SharedTables(memory, rank, world) if memory is not None and all(found) else None
 
 
 def _create(folder: Path, size: int) -> Path | None:

@@ -19,15 +19,15 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, ProgressBar
 from torch import Tensor
 
-__all__ = ["Mailbag"]
+__all__ = ["StateTransfer"]
 
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), list, dict, tuple, set, deque, OrderedDict, defaultdict)
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Mailbag:
-    """A trainer's state on its way.
+class StateTransfer:
+    """A trainer's state on its way to another process.
 
     Args:
         content: What was packed by name.
@@ -40,8 +40,8 @@ class Mailbag:
     module: dict[str, bytes]
 
     @classmethod
-    def pack(cls, trainer: pl.Trainer, callbacks: Sequence[Callback], **content: Any) -> Mailbag:
-        """Return the mail of this process.
+    def pack(cls, trainer: pl.Trainer, callbacks: Sequence[Callback], **content: Any) -> StateTransfer:
+        """Return the state of this process.
 
         Args:
             trainer: The trainer whose state it is.

@@ -12,12 +12,12 @@ from pytorch_lightning.callbacks import Callback
 
 from yolox.trainer.lightning_bridge import stop_requested
 
-__all__ = ["StopInOrder"]
+__all__ = ["GracefulStop"]
 
 _log = logging.getLogger(__name__)
 
 
-class StopInOrder(Callback):
+class GracefulStop(Callback):
     """Looks between two batches whether SIGTERM or Ctrl-C came; then writes a checkpoint and ends the process.
 
     The exit code is 143 or 130, as the shell counts.

@@ -1,4 +1,4 @@
-"""Share the batches of an ordinary DataLoader among the ranks: N processes see together what one would see alone."""
+"""Shard the batches of an ordinary DataLoader over the ranks: N processes see together what one would see alone."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Itera
 
 from yolox.errors import UsageError
 
-__all__ = ["BatchShares", "share_loader"]
+__all__ = ["ShardedBatchSampler", "shard_loader"]
 
 _log = logging.getLogger(__name__)
 
 
-class BatchShares(Sampler[list[Any]]):
+class ShardedBatchSampler(Sampler[list[Any]]):
     """This rank's part of every batch: items ``rank``, ``rank + world`` and so on.
 
     Every rank gets equally many items, so that the mean over ranks is the mean over the batch. A last batch that does
@@ -51,7 +51,7 @@ class BatchShares(Sampler[list[Any]]):
                 tell(epoch)
 
 
-def share_loader(loader: object, rank: int, world: int, seed: int) -> object:
+def shard_loader(loader: object, rank: int, world: int, seed: int) -> object:
     """Return a loader of this rank's share; a loader that is distributed already, or is no DataLoader, as it is.
 
     Args:
@@ -65,7 +65,7 @@ def share_loader(loader: object, rank: int, world: int, seed: int) -> object:
     """
     if world == 1 or not isinstance(loader, DataLoader) or isinstance(loader.sampler, DistributedSampler):
         return loader
-    if isinstance(loader.batch_sampler, BatchShares):
+    if isinstance(loader.batch_sampler, ShardedBatchSampler):
         return loader
     if isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None:
         _log.warning("the data of %s cannot be divided from outside: every rank reads all of it", type(loader).__name__)
@@ -73,7 +73,7 @@ def share_loader(loader: object, rank: int, world: int, seed: int) -> object:
     size = getattr(loader.batch_sampler, "batch_size", None)
     if isinstance(size, int) and size < world:
         raise UsageError(f"a batch of {size} cannot be shared by {world} processes; expected at least {world}.")
-    shares = BatchShares(_with_own_generator(loader.batch_sampler, seed), rank, world)
+    shares = ShardedBatchSampler(_with_own_generator(loader.batch_sampler, seed), rank, world)
     workers: dict[str, Any] = {}
     if loader.num_workers:
         workers = {

@@ -18,14 +18,14 @@ from torch.utils.hooks import RemovableHandle
 from yolox.errors import UsageError, did_you_mean
 from yolox.trainer.tensors import map_tensors
 
-__all__ = ["NO_OPERATIONS", "OperationMode", "Operations", "hold_in_fp32_", "read_operations"]
+__all__ = ["NO_OPERATORS", "OperatorLists", "OperatorPrecisionMode", "hold_in_fp32_", "read_operator_lists"]
 
 _SAME = {"truediv": "div", "max_pool2d_with_indices": "max_pool2d", "rtruediv": "div", "rmul": "mul", "radd": "add"}
 _FIRST_ONLY = {"batch_norm", "layer_norm", "group_norm", "instance_norm"}  # statistics and scales stay in fp32
 
 
 @dataclass(frozen=True)
-class Operations:
+class OperatorLists:
     """Names of PyTorch functions with a precision of their own under autocast.
 
     Args:
@@ -39,10 +39,10 @@ class Operations:
     unknown: tuple[str, ...] = ()
 
 
-NO_OPERATIONS = Operations()
+NO_OPERATORS = OperatorLists()
 
 
-def read_operations(bf16_file: str | Path | None, fp32_file: str | Path | None) -> Operations:
+def read_operator_lists(bf16_file: str | Path | None, fp32_file: str | Path | None) -> OperatorLists:
     """Read lists of operators, one name a line, ``#`` for remarks.
 
     Raises:
@@ -53,10 +53,10 @@ def read_operations(bf16_file: str | Path | None, fp32_file: str | Path | None) 
     if both:
         raise UsageError(f"operators in both lists: {', '.join(both)}; expected each in one.")
     unknown = tuple(sorted(name for name in bf16 | fp32 if not _exists(name)))
-    return Operations(bf16.difference(unknown), fp32.difference(unknown), unknown)
+    return OperatorLists(bf16.difference(unknown), fp32.difference(unknown), unknown)
 
 
-class OperationMode(TorchFunctionMode):
+class OperatorPrecisionMode(TorchFunctionMode):
     """While entered, the operators of the lists compute in their precision.
 
     Args:
@@ -64,9 +64,9 @@ class OperationMode(TorchFunctionMode):
         device: Device type of autocast.
     """
 
-    def __init__(self, operations: Operations, device: str) -> None:
+    def __init__(self, operators: OperatorLists, device: str) -> None:
         super().__init__()
-        self.operations = operations
+        self.operators = operators
         self.device = device
 
     def __torch_function__(
@@ -74,9 +74,9 @@ class OperationMode(TorchFunctionMode):
     ) -> Any:
         """Call ``func`` with arguments of its own precision."""
         name = _plain_name(getattr(func, "__name__", ""))
-        if name in self.operations.fp32:
+        if name in self.operators.fp32:
             dtype = torch.float32
-        elif name in self.operations.bf16:
+        elif name in self.operators.bf16:
             dtype = torch.bfloat16
         else:
             return func(*args, **(kwargs or {}))

@@ -10,16 +10,16 @@ from contextlib import suppress
 from typing import Protocol
 
 from yolox.trainer.launchers.base import Phase
-from yolox.trainer.launchers.heartbeat import Effort, read_effort, read_heart
-from yolox.trainer.launchers.worker import Desk
+from yolox.trainer.launchers.heartbeat import CpuActivity, read_cpu_activity, read_heartbeat
+from yolox.trainer.launchers.worker import RunDirectory
 
-__all__ = ["Crew", "LocalCrew", "Member"]
+__all__ = ["LocalWorkerGroup", "Member", "WorkerGroup"]
 
 _KILL_SECONDS = 10.0
 
 
-class Crew(Protocol):
-    """The processes of a run by rank; what they write arrives on the supervisor's desk."""
+class WorkerGroup(Protocol):
+    """The processes of a run by rank; what they write arrives in the supervisor's run directory."""
 
     @property
     def world(self) -> int:
@@ -31,10 +31,10 @@ class Crew(Protocol):
     def send(self, rank: int, signum: int) -> None:
         """Send a signal to one process, if it still runs."""
 
-    def efforts(self) -> Mapping[int, Effort]:
+    def cpu_activities(self) -> Mapping[int, CpuActivity]:
         """Return what each process has done so far."""
 
-    def heart(self, rank: int) -> tuple[int, Phase]:
+    def heartbeat(self, rank: int) -> tuple[int, Phase]:
         """Return the signs of life of a process so far, and what it is doing."""
 
     def where(self, rank: int) -> str:
@@ -55,17 +55,17 @@ class Member(Protocol):
         """Return its exit code, negative for a signal, or None while it runs."""
 
 
-class LocalCrew:
+class LocalWorkerGroup:
     """Processes that this one has started.
 
     Args:
         members: By rank; may still grow.
-        desk: Where they write.
+        directory: Where they write.
     """
 
-    def __init__(self, members: Sequence[Member], desk: Desk) -> None:
+    def __init__(self, members: Sequence[Member], directory: RunDirectory) -> None:
         self.members = members
-        self.desk = desk
+        self.directory = directory
 
     @property
     def world(self) -> int:
@@ -81,14 +81,14 @@ class LocalCrew:
         with suppress(ProcessLookupError):
             os.kill(self.members[rank].pid, signum)
 
-    def efforts(self) -> dict[int, Effort]:
+    def cpu_activities(self) -> dict[int, CpuActivity]:
         """Return what each process has done so far."""
-        by_pid = read_effort([member.pid for member in self.members])
+        by_pid = read_cpu_activity([member.pid for member in self.members])
         return {rank: by_pid[member.pid] for rank, member in enumerate(self.members)}
 
-    def heart(self, rank: int) -> tuple[int, Phase]:
+    def heartbeat(self, rank: int) -> tuple[int, Phase]:
         """Return the signs of life of a process so far, and what it is doing."""
-        return read_heart(self.desk.heart(rank))
+        return read_heartbeat(self.directory.heartbeat(rank))
 
     def where(self, rank: int) -> str:
         """Return an empty name: they are all here."""

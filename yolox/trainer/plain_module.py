@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from yolox.errors import UsageError
 
-__all__ = ["WrappedModule", "compile_module"]
+__all__ = ["PlainModule", "compile_module"]
 
 
 def compile_module(
@@ -38,10 +38,10 @@ def compile_module(
         raise UsageError(f"Trainer.compile got the optimizer {optimizer!r}; expected a torch.optim.Optimizer object.")
     if scheduler is not None and optimizer is None:
         raise UsageError("Trainer.compile got a scheduler without an optimizer; expected both.")
-    return WrappedModule(model, loss, optimizer, scheduler, list(metrics or ()))
+    return PlainModule(model, loss, optimizer, scheduler, list(metrics or ()))
 
 
-class WrappedModule(pl.LightningModule):
+class PlainModule(pl.LightningModule):
     """Trains a plain module: the last item of a batch is the target, those before it are the module's arguments.
 
     Args:
@@ -116,7 +116,7 @@ class WrappedModule(pl.LightningModule):
         return {"optimizer": self.optimizer, "lr_scheduler": self.scheduler}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load weights of this wrapper, or of the plain module."""
+        """Load weights of this module, or of the plain module."""
         own = any(key.startswith("model.") for key in state_dict) or not state_dict
         target = super().load_state_dict if own else self.model.load_state_dict
         return target(state_dict, strict=strict, assign=assign)
