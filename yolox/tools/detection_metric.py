@@ -113,7 +113,7 @@ def read_eval_images(config: DataConfig, loaded: LoadedModel, size: Size, limit:
         DataError: When the data is missing, or labelled with classes that the model does not know.
     """
     from yolox.data.datamodule import find_dataset
-    from yolox.data.layout import load_split
+    from yolox.data.dataset_paths import load_split
 
     split = find_dataset(config)[0].require("val")
     dataset = load_split(split)
@@ -137,7 +137,7 @@ def read_eval_images(config: DataConfig, loaded: LoadedModel, size: Size, limit:
 def calibration_images(config: DataConfig, size: Size, limit: int, batch_size: int) -> list[NDArray[np.float32]]:
     """Return batches of training images, or none when there is no training split."""
     from yolox.data.datamodule import find_dataset
-    from yolox.data.layout import load_split
+    from yolox.data.dataset_paths import load_split
 
     try:
         dataset = load_split(find_dataset(config)[0].require("train"))
@@ -154,7 +154,7 @@ def _letterboxed(dataset: CocoDataset, size: Size, limit: int) -> tuple[NDArray[
         DataError: When none is readable.
     """
     from yolox.data.image_ops import letterbox
-    from yolox.data.source import ImageSource
+    from yolox.data.image_source import ImageSource
 
     source = ImageSource(dataset, size)
     images: list[NDArray[np.uint8]] = []

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from yolox.data.coco import Categories, CocoDataset, load_coco
-from yolox.data.shapes import sample_set_dir
+from yolox.data.sample_dataset import sample_set_dir
 from yolox.errors import DataError
 
 __all__ = ["DatasetPaths", "SplitPaths", "default_data_dir", "load_split", "resolve_dataset"]

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from yolox.data import shapes
-from yolox.data.shapes import CLASS_NAMES, draw_image, draw_sample_set, sample_set_dir
+from yolox.data import sample_dataset
+from yolox.data.sample_dataset import CLASS_NAMES, draw_image, draw_sample_set, sample_set_dir
 from yolox.errors import DataError
 
 
@@ -54,14 +54,14 @@ def test_some_objects_overlap() -> None:
 
 
 def test_drawn_once_and_whole_or_absent(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shapes, "NUM_TRAIN", 2)
-    monkeypatch.setattr(shapes, "NUM_VAL", 1)
+    monkeypatch.setattr(sample_dataset, "NUM_TRAIN", 2)
+    monkeypatch.setattr(sample_dataset, "NUM_VAL", 1)
     folder = sample_set_dir()
     content = json.loads((folder / "annotations" / "instances_train2017.json").read_text())
     image = content["images"][0]
     assert cv2.imread(str(folder / "train2017" / image["file_name"])).shape[:2] == (image["height"], image["width"])
     assert [path.name for path in cache_folder.iterdir()] == [folder.name]
-    monkeypatch.setattr(shapes, "draw_sample_set", lambda *_: pytest.fail("drawn again"))
+    monkeypatch.setattr(sample_dataset, "draw_sample_set", lambda *_: pytest.fail("drawn again"))
     assert sample_set_dir() == folder
 
 
@@ -69,7 +69,7 @@ def test_a_failure_leaves_nothing_behind(cache_folder: Path, monkeypatch: pytest
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shapes, "draw_sample_set", fail)
+    monkeypatch.setattr(sample_dataset, "draw_sample_set", fail)
     with pytest.raises(DataError, match="No space left"):
         sample_set_dir()
     assert not list(cache_folder.iterdir())

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from yolox.data.layout import default_data_dir, load_split, resolve_dataset
-from yolox.data.shapes import draw_sample_set
+from yolox.data.dataset_paths import default_data_dir, load_split, resolve_dataset
+from yolox.data.sample_dataset import draw_sample_set
 from yolox.errors import DataError
 
 MakeCoco = Callable[..., Path]
@@ -110,8 +110,8 @@ def test_environment_may_name_the_data_set_or_its_parent(
 
 def test_default_place_then_sample_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache_folder: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("yolox.data.shapes.NUM_TRAIN", 2)
-    monkeypatch.setattr("yolox.data.shapes.NUM_VAL", 1)
+    monkeypatch.setattr("yolox.data.sample_dataset.NUM_TRAIN", 2)
+    monkeypatch.setattr("yolox.data.sample_dataset.NUM_VAL", 1)
     folder, reason = default_data_dir(None)
     assert folder.parent == cache_folder
     assert "sample set" in reason
