@@ -70,9 +70,7 @@ def _set_aside(folder: Path) -> Path:
         folder.rename(aside)
     except OSError as error:
         raise YoloxError(f"cannot move the earlier run in '{folder}' aside: {error.strerror}. Use -expn.") from error
-    _log.warning(
-        "an earlier run was in '%s'; it is now in '%s' (--resume would have gone on with it)", folder, aside
-    )
+    _log.warning("an earlier run was in '%s'; it is now in '%s' (--resume would have gone on with it)", folder, aside)
     return aside
 
 
@@ -101,8 +99,7 @@ def _acquire(handle: IO[str], folder: Path) -> None:
         handle.seek(0)
         owner = handle.read(200) or "another process"
         raise UsageError(
-            f"another run writes to '{folder}' ({owner}). Wait for its end, stop it, or give this run another name with "
-            "-expn."
+            f"another run writes to '{folder}' ({owner}). Wait for its end, stop it, or take another name: -expn."
         ) from error
     except OSError as error:  # a file system without locks
         _log.warning("'%s' cannot be locked (%s): start no second run there", folder, error.strerror)

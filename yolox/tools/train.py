@@ -128,11 +128,18 @@ def _train(args: argparse.Namespace) -> None:
     if args.ckpt is not None and not args.resume:
         _load_start(module, args.ckpt)
     trainer = build_trainer(experiment, folder, args)
-    data.check_batch(trainer.world_size)
+    data.check(trainer.world_size)
     _describe(module, data, args)
-    with open_run_folder(folder, keep=resume_from is not None and resume_from.parent == folder) as earlier:
+    with open_run_folder(folder, keep=args.resume and _is_latest(resume_from, folder)) as earlier:
         _fit(trainer, module, data, _moved(resume_from, folder, earlier))
     _finish(folder, trainer)
+
+
+def _is_latest(file: Path | None, folder: Path) -> bool:
+    """Return whether to resume from ``file`` is to go on with the run in ``folder``, and not a new run beside it."""
+    from yolox.recipe.callbacks import LATEST
+
+    return file is None or file.resolve() == (folder / LATEST).resolve()
 
 
 def _moved(file: Path | None, folder: Path, earlier: Path | None) -> Path | None:
@@ -143,9 +150,13 @@ def _moved(file: Path | None, folder: Path, earlier: Path | None) -> Path | None
 
 
 def _fit(trainer: Any, module: YoloxModule, data: YoloxDataModule, resume_from: Path | None) -> None:
+    from yolox.recipe.callbacks import LATEST
+
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume_from)
     except SystemExit as stop:
+        if Path(trainer.default_root_dir, LATEST).exists():
+            print(f"the last checkpoint is in {trainer.default_root_dir}; go on with --resume")
         if stop.code == 1 and trainer.interrupted:  # so Lightning leaves after a second Ctrl-C
             raise KeyboardInterrupt from stop
         raise
@@ -237,13 +248,14 @@ def _describe(module: YoloxModule, data: YoloxDataModule, args: argparse.Namespa
 
 
 def _finish(folder: Path, trainer: Any) -> None:
-    from yolox.recipe.callbacks import BEST, Evaluation
+    from yolox.recipe.callbacks import BEST, LATEST, Evaluation
 
     evaluation = next(item for item in trainer.callbacks if isinstance(item, Evaluation))
     if evaluation.best_epoch:
         best = next(row for row in evaluation.history if row["epoch"] == evaluation.best_epoch)
         print(f"best: epoch {evaluation.best_epoch}, AP {best['val/AP']:.4f}, AP50 {best['val/AP50']:.4f}")
-    print(f"written to {folder}: {BEST}, results.csv, curves.png, run.json")
+    names = (BEST, LATEST, "results.csv", "curves.png", "run.json")
+    print(f"written to {folder}: {', '.join(name for name in names if (folder / name).exists())}")
 
 
 if __name__ == "__main__":
