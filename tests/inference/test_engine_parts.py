@@ -14,9 +14,9 @@ import torch
 
 from yolox.errors import UsageError
 from yolox.inference.backends.base import Arrays, Settings, run_in_chunks
-from yolox.inference.isolation import MethodProcess, ProcessFailure
 from yolox.inference.jobs import Job
 from yolox.inference.latency import Latency
+from yolox.inference.method_process import MethodProcess, ProcessFailure
 from yolox.inference.methods import get_method
 from yolox.inference.results import MethodResult, OptimizationReport, Status
 from yolox.inference.structure import describe, flatten, unflatten

@@ -14,9 +14,9 @@ from yolox.cpu.machine import read_machine
 from yolox.errors import UsageError, YoloxError
 from yolox.inference.backends import BACKENDS
 from yolox.inference.backends.base import Method, Precision, Settings
-from yolox.inference.isolation import MethodProcess, ProcessFailure
 from yolox.inference.jobs import Job
 from yolox.inference.latency import Latency, MeasurePlan, interleave
+from yolox.inference.method_process import MethodProcess, ProcessFailure
 from yolox.inference.methods import missing_package
 from yolox.inference.results import MethodResult, Status
 

@@ -1,6 +1,6 @@
 """The contract between methods, back ends and the optimizer.
 
-How one method runs (everything here happens in a child process of its own, see ``isolation``):
+How one method runs (everything here happens in a child process of its own, see ``method_process``):
 
 1. The optimizer wraps the user's model (``flat.FlatModule``): ``forward(*inputs)`` takes positional tensors and
    returns a flat tuple of tensors. Batch is axis 0 of every input and output. ``Backend.prepare`` receives that module
