@@ -49,6 +49,7 @@ setup(
         "matplotlib>=3.8",
         "rich>=13",
         "PyYAML>=6",
+        "pillow>=10",
     ],
     extras_require={**EXTRAS, "all": [need for name, needs in EXTRAS.items() if name != "dev" for need in needs]},
     entry_points={

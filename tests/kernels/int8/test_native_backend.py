@@ -19,7 +19,7 @@ from yolox.experiments import get_experiment
 from yolox.inference.backends import get_backend
 from yolox.inference.backends.base import Manifest, PrepareContext, Settings
 from yolox.inference.backends.native import NativeRunner
-from yolox.inference.flat import FlatModule
+from yolox.inference.convert.flat import FlatModule
 from yolox.inference.methods import get_method
 from yolox.kernels.int8.int8_ir import Conv, Feature, Upsample
 from yolox.models.decoding import DecodedDetector
@@ -232,7 +232,8 @@ def test_detectors_answer_nearly_alike(name: str, tmp_path: Path) -> None:
 def test_trained_weights_keep_their_scores(nano_weights: Path, coco_mini: Path, tmp_path: Path) -> None:
     from yolox.checkpoint import load_model
     from yolox.structures import Size
-    from yolox.tools.detection_metric import DetectionMetric, calibration_images, read_eval_images
+    from yolox.tools.detection_metric import DetectionMetric
+    from yolox.tools.inference_images import calibration_images, read_eval_images
 
     loaded = load_model(nano_weights, get_experiment("yolox_nano"))
     config = replace(get_experiment("yolox_nano").data, data_dir=str(coco_mini))

@@ -25,12 +25,12 @@ from typing import Any
 
 from yolox.cpu.machine import Machine, read_machine
 from yolox.trainer.launchers.base import Phase, Slot
-from yolox.trainer.launchers.crew import LocalCrew
-from yolox.trainer.launchers.heartbeat import Effort, read_heart
+from yolox.trainer.launchers.heartbeat import CpuActivity, read_heartbeat
 from yolox.trainer.launchers.popen import start_worker
-from yolox.trainer.launchers.worker import Desk, Setup
+from yolox.trainer.launchers.worker import RunDirectory, Setup
+from yolox.trainer.launchers.worker_group import LocalWorkerGroup
 
-__all__ = ["Hello", "Invitation", "Orders", "RankState", "limit_silence", "machine_identity", "serve_node"]
+__all__ = ["JoinInfo", "RankState", "Registration", "StartRequest", "limit_silence", "machine_identity", "serve_node"]
 
 _ROUND_SECONDS = 0.1
 _REPORT_SECONDS = 0.5
@@ -41,7 +41,7 @@ _SIOCGIFADDR = 0x8915
 
 
 @dataclass(frozen=True)
-class Invitation:
+class JoinInfo:
     """How an agent finds its supervisor.
 
     Args:
@@ -58,7 +58,7 @@ class Invitation:
 
 
 @dataclass(frozen=True)
-class Hello:
+class Registration:
     """What an agent says of itself.
 
     Args:
@@ -79,7 +79,7 @@ class Hello:
 
 
 @dataclass(frozen=True)
-class Orders:
+class StartRequest:
     """What an agent is to start.
 
     Args:
@@ -106,42 +106,42 @@ class RankState:
     Args:
         beats: Signs of life so far.
         phase: What it is doing.
-        effort: What it has done.
+        cpu_activity: What it has done.
         code: Its exit code, once it has ended.
     """
 
     beats: int
     phase: Phase
-    effort: Effort
+    cpu_activity: CpuActivity
     code: int | None
 
 
-def serve_node(invitation: Invitation, number: int, label: str, ranks: int, threads: int | None) -> None:
+def serve_node(join_info: JoinInfo, number: int, label: str, ranks: int, threads: int | None) -> None:
     """Start and watch the ranks that the supervisor names, until they have ended or it hangs up.
 
     Args:
-        invitation: Where the supervisor is.
+        join_info: Where the supervisor is.
         number: Which of the agents this is.
         label: This machine, as the user knows it.
         ranks: Number of processes.
-        threads: As in `Hello`.
+        threads: As in `Registration`.
 
     Raises:
         OSError: When the supervisor is out of reach, or a worker cannot be started.
     """
     try:
-        supervisor = Client(invitation.address, authkey=invitation.key)
+        supervisor = Client(join_info.address, authkey=join_info.key)
     except (ConnectionError, EOFError):
         return  # the run is over: an engine that tries again does so for nobody
     except OSError as error:
-        host, port = invitation.address
+        host, port = join_info.address
         raise OSError(f"{label} cannot reach the machine where the run was started, {host}:{port}: {error}") from error
     limit_silence(supervisor)
     with supervisor:
-        supervisor.send(Hello(number, label, machine_identity(), read_machine(), ranks, threads))
+        supervisor.send(Registration(number, label, machine_identity(), read_machine(), ranks, threads))
         try:
-            orders: Orders = supervisor.recv()
-            _Watch(supervisor, orders, invitation).run()
+            request: StartRequest = supervisor.recv()
+            _Watch(supervisor, request, join_info).run()
         except (EOFError, ConnectionError, TimeoutError):
             return
 
@@ -172,15 +172,15 @@ class _Stream:
 class _Watch:
     """The workers of one agent."""
 
-    def __init__(self, supervisor: Connection, orders: Orders, invitation: Invitation) -> None:
+    def __init__(self, supervisor: Connection, request: StartRequest, join_info: JoinInfo) -> None:
         self.supervisor = supervisor
-        self.orders = orders
-        there = [entry for entry in invitation.path if Path(entry).exists()]
+        self.request = request
+        there = [entry for entry in join_info.path if Path(entry).exists()]
         self.path = tuple(dict.fromkeys([*there, *sys.path]))
-        self.folder = invitation.folder if Path(invitation.folder).is_dir() else None
-        self.desk = Desk(Path(tempfile.mkdtemp(prefix="yolox-run-")))
+        self.folder = join_info.folder if Path(join_info.folder).is_dir() else None
+        self.directory = RunDirectory(Path(tempfile.mkdtemp(prefix="yolox-run-")))
         self.processes: list[subprocess.Popen[bytes]] = []
-        self.crew = LocalCrew(self.processes, self.desk)
+        self.group = LocalWorkerGroup(self.processes, self.directory)
         self._lock = threading.Lock()
         self._sent: set[Path] = set()
 
@@ -203,19 +203,21 @@ class _Watch:
                     while True:  # until the supervisor hangs up
                         self.supervisor.recv()
         finally:
-            self.crew.kill()
-            shutil.rmtree(self.desk.folder, ignore_errors=True)
+            self.group.kill()
+            shutil.rmtree(self.directory.path, ignore_errors=True)
 
     def _start(self) -> None:
-        orders = self.orders
-        self.desk.payload.write_bytes(orders.payload)
-        self.desk.write_setup(
-            Setup(orders.slots, orders.rendezvous, self.path, os.getpid(), orders.first_local_rank, orders.node_rank)
+        request = self.request
+        self.directory.payload.write_bytes(request.payload)
+        self.directory.write_setup(
+            Setup(
+                request.slots, request.rendezvous, self.path, os.getpid(), request.first_local_rank, request.node_rank
+            )
         )
         network = self._network()
         streams = (_Stream(self._send, "stdout"), _Stream(self._send, "stderr"))
-        for slot in orders.slots:
-            self.processes.append(start_worker(self.desk, slot, network=network, streams=streams, cwd=self.folder))
+        for slot in request.slots:
+            self.processes.append(start_worker(self.directory, slot, network=network, streams=streams, cwd=self.folder))
 
     def _network(self) -> dict[str, str]:
         """Return variables with which the ranks meet at the supervisor's store and talk over its network."""
@@ -224,29 +226,33 @@ class _Watch:
             return network
         own = _socket_of(self.supervisor)
         with own:
-            name = "lo" if self.orders.one_machine else interface_of(own.getsockname()[0])
+            name = "lo" if self.request.one_machine else interface_of(own.getsockname()[0])
         return {**network, "GLOO_SOCKET_IFNAME": name} if name else network
 
     def _signal(self, rank: int, signum: int) -> None:
-        number = next(number for number, slot in enumerate(self.orders.slots) if slot.rank == rank)
-        self.crew.send(number, signum)
+        number = next(number for number, slot in enumerate(self.request.slots) if slot.rank == rank)
+        self.group.send(number, signum)
         if signum == signal.SIGUSR1:
             time.sleep(_STACK_SECONDS)
-            self._send_file("stacks", rank, self.desk.stacks(rank))
+            self._send_file("stacks", rank, self.directory.stacks(rank))
 
     def _report(self, codes: Sequence[int | None]) -> None:
-        efforts = self.crew.efforts()
+        cpu_activities = self.group.cpu_activities()
         states = {}
-        for number, slot in enumerate(self.orders.slots):
-            beats, phase = read_heart(self.desk.heart(slot.rank))
-            states[slot.rank] = RankState(beats, phase, efforts[number], codes[number])
+        for number, slot in enumerate(self.request.slots):
+            beats, phase = read_heartbeat(self.directory.heartbeat(slot.rank))
+            states[slot.rank] = RankState(beats, phase, cpu_activities[number], codes[number])
         self._send(("states", states))
 
     def _send_files(self, codes: Sequence[int | None]) -> None:
-        for slot, code in zip(self.orders.slots, codes, strict=True):
-            kinds = {"result": self.desk.result(slot.rank), "failure": self.desk.failure(slot.rank)}
+        for slot, code in zip(self.request.slots, codes, strict=True):
+            kinds = {"result": self.directory.result(slot.rank), "failure": self.directory.failure(slot.rank)}
             if code is not None:
-                kinds = {"stacks": self.desk.stacks(slot.rank), "output": self.desk.output(slot.rank), **kinds}
+                kinds = {
+                    "stacks": self.directory.stacks(slot.rank),
+                    "output": self.directory.output(slot.rank),
+                    **kinds,
+                }
             for kind, path in kinds.items():
                 if path not in self._sent and path.exists():
                     self._sent.add(path)

@@ -14,10 +14,10 @@ from typing import IO, Any
 
 from yolox.cpu.affinity import thread_environment
 from yolox.trainer.launchers.base import Slot, Worker
-from yolox.trainer.launchers.crew import LocalCrew
 from yolox.trainer.launchers.heartbeat import HangLimits
 from yolox.trainer.launchers.supervise import supervise
-from yolox.trainer.launchers.worker import Desk
+from yolox.trainer.launchers.worker import RunDirectory
+from yolox.trainer.launchers.worker_group import LocalWorkerGroup
 
 __all__ = ["PopenLauncher", "package_path", "start_worker", "worker_environment"]
 
@@ -38,21 +38,21 @@ class PopenLauncher:
 
     def run(self, function: Callable[[Worker], Any], slots: Sequence[Slot]) -> list[Any]:
         """Return the results by rank; see `Launcher`."""
-        desk = Desk(Path(tempfile.mkdtemp(prefix="yolox-run-")))
+        directory = RunDirectory(Path(tempfile.mkdtemp(prefix="yolox-run-")))
         processes: list[subprocess.Popen[bytes]] = []
-        crew = LocalCrew(processes, desk)
+        group = LocalWorkerGroup(processes, directory)
         try:
-            desk.place(slots, function)
+            directory.place(slots, function)
             for slot in slots:
-                processes.append(start_worker(desk, slot, self.python))
-            return supervise(desk, crew, self.limits)
+                processes.append(start_worker(directory, slot, self.python))
+            return supervise(directory, group, self.limits)
         finally:
-            crew.kill()
-            shutil.rmtree(desk.folder, ignore_errors=True)
+            group.kill()
+            shutil.rmtree(directory.path, ignore_errors=True)
 
 
 def start_worker(
-    desk: Desk,
+    directory: RunDirectory,
     slot: Slot,
     python: str | None = None,
     network: Mapping[str, str] | None = None,
@@ -62,7 +62,7 @@ def start_worker(
     """Start the process of one slot.
 
     Args:
-        desk: Already holds the function and the setup.
+        directory: Already holds the function and the setup.
         slot: Which one.
         python: The interpreter; by default this one.
         network: Variables that say how ranks reach each other; by default all are on this machine.
@@ -71,10 +71,10 @@ def start_worker(
     """
     environment = worker_environment(slot, network)
     environment.update(PYTHONPATH=package_path(environment))
-    command = [python or sys.executable, "-c", _SERVE, str(desk.folder), str(slot.rank)]
+    command = [python or sys.executable, "-c", _SERVE, str(directory.path), str(slot.rank)]
     if slot.rank == 0:
         return _start_visible(command, environment, streams or (sys.stdout, sys.stderr), cwd)
-    with desk.output(slot.rank).open("wb") as output:
+    with directory.output(slot.rank).open("wb") as output:
         return subprocess.Popen(
             command,
             env=environment,

@@ -25,9 +25,9 @@ import cloudpickle
 from yolox.cpu.affinity import bind_process
 from yolox.cpu.allocator import keep_freed_memory
 from yolox.trainer.launchers.base import Failure, FailureKind, Phase, Slot, Worker
-from yolox.trainer.launchers.heartbeat import Heart
+from yolox.trainer.launchers.heartbeat import Heartbeat
 
-__all__ = ["Desk", "Setup", "serve"]
+__all__ = ["RunDirectory", "Setup", "serve"]
 
 _PR_SET_PDEATHSIG = 1
 _FAILED = 1
@@ -60,44 +60,44 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Desk:
+class RunDirectory:
     """The folder through which parent and workers exchange files.
 
     Args:
-        folder: A private folder that is deleted after the run.
+        path: A private folder that is deleted after the run.
     """
 
-    folder: Path
+    path: Path
 
     @property
     def payload(self) -> Path:
         """The function to run."""
-        return self.folder / "payload.pkl"
+        return self.path / "payload.pkl"
 
     @property
     def rendezvous(self) -> str:
         """A file where the ranks meet: no port to choose, none to be taken."""
-        return f"file://{self.folder / 'rendezvous'}"
+        return f"file://{self.path / 'rendezvous'}"
 
     def result(self, rank: int) -> Path:
         """What the function returned."""
-        return self.folder / f"result-{rank}.pkl"
+        return self.path / f"result-{rank}.pkl"
 
     def failure(self, rank: int) -> Path:
         """Why it did not return."""
-        return self.folder / f"failure-{rank}.pkl"
+        return self.path / f"failure-{rank}.pkl"
 
-    def heart(self, rank: int) -> Path:
+    def heartbeat(self, rank: int) -> Path:
         """Signs of life."""
-        return self.folder / f"heart-{rank}"
+        return self.path / f"heartbeat-{rank}"
 
     def stacks(self, rank: int) -> Path:
         """Stacks of all threads, when asked for or after a crash in native code."""
-        return self.folder / f"stacks-{rank}.txt"
+        return self.path / f"stacks-{rank}.txt"
 
     def output(self, rank: int) -> Path:
         """Standard output and error of ranks other than 0."""
-        return self.folder / f"output-{rank}.txt"
+        return self.path / f"output-{rank}.txt"
 
     def place(self, slots: Sequence[Slot], function: Callable[[Worker], Any]) -> None:
         """Write what workers of this machine need.
@@ -110,21 +110,21 @@ class Desk:
 
     def write_setup(self, setup: Setup) -> None:
         """Write what the workers need to know."""
-        (self.folder / "setup.json").write_text(json.dumps(asdict(setup)), encoding="utf-8")
+        (self.path / "setup.json").write_text(json.dumps(asdict(setup)), encoding="utf-8")
 
     def read_setup(self) -> Setup:
         """Return what the parent wrote."""
-        content = json.loads((self.folder / "setup.json").read_text(encoding="utf-8"))
+        content = json.loads((self.path / "setup.json").read_text(encoding="utf-8"))
         slots = tuple(Slot(**{**slot, "cpus": tuple(slot["cpus"])}) for slot in content["slots"])
         return Setup(**{**content, "slots": slots, "path": tuple(content["path"])})
 
 
-def serve(desk: Desk, rank: int) -> int:
-    """Run the function of the desk as ``rank``; return the exit code of the process."""
-    setup = desk.read_setup()
-    worker = setup.worker(rank, Heart(desk.heart(rank)))
+def serve(directory: RunDirectory, rank: int) -> int:
+    """Run the function of the directory as ``rank``; return the exit code of the process."""
+    setup = directory.read_setup()
+    worker = setup.worker(rank, Heartbeat(directory.heartbeat(rank)))
     end_with_parent(setup.parent)
-    stacks = desk.stacks(rank).open("w", encoding="utf-8")  # stays open: faulthandler writes to it at any time
+    stacks = directory.stacks(rank).open("w", encoding="utf-8")  # stays open: faulthandler writes to it at any time
     faulthandler.enable(stacks)
     if hasattr(signal, "SIGUSR1"):
         faulthandler.register(signal.SIGUSR1, stacks)
@@ -132,10 +132,10 @@ def serve(desk: Desk, rank: int) -> int:
     keep_freed_memory()
     sys.path[:] = setup.path
     try:
-        function = _load(desk, worker.slot)
-        _write(desk.result(rank), cloudpickle.dumps(function(worker)))
+        function = _load(directory, worker.slot)
+        _write(directory.result(rank), cloudpickle.dumps(function(worker)))
     except BaseException as error:  # noqa: BLE001 - whatever ends a rank must reach the parent
-        _write(desk.failure(rank), describe_failure(error, rank))
+        _write(directory.failure(rank), describe_failure(error, rank))
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(_FAILED)  # exit handlers may wait for ranks that are stuck
@@ -170,14 +170,14 @@ def describe_failure(error: BaseException, rank: int) -> bytes:
 
 def main(argv: Sequence[str]) -> int:
     """Serve ``argv = [folder, rank]``."""
-    return serve(Desk(Path(argv[0])), int(argv[1]))
+    return serve(RunDirectory(Path(argv[0])), int(argv[1]))
 
 
-def _load(desk: Desk, slot: Slot) -> Callable[[Worker], Any]:
+def _load(directory: RunDirectory, slot: Slot) -> Callable[[Worker], Any]:
     import torch
 
     torch.set_num_threads(slot.threads)
-    with desk.payload.open("rb") as handle:
+    with directory.payload.open("rb") as handle:
         function: Callable[[Worker], Any] = pickle.load(handle)
     return function
 
