@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextvars import copy_context
 from dataclasses import replace
 
 from yolox.config import Experiment, apply_overrides
@@ -125,7 +126,7 @@ def run_tool(body: Callable[[], int | None]) -> int:
     """
     _show_log()
     try:
-        return body() or 0
+        return copy_context().run(body) or 0  # the inputs that a run announces are its own
     except YoloxError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
