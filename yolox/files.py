@@ -84,7 +84,6 @@ def atomic_path(path: Path) -> Iterator[Path]:
         UsageError: When ``path`` is an input of this command.
     """
     refuse_inputs(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary = _temporary(path)
     try:
         yield temporary
