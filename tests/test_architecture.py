@@ -32,14 +32,17 @@ ARROWS: dict[str, set[str]] = {
     "models": LOW | {"kernels"},  # until training acceleration is a pass over the module
     "losses": LOW,
     "data": LOW,
-    "checkpoint": LOW | {"models", "experiments"},
+    "downloads": {"errors"},
+    "published_weights": {"errors", "files", "downloads", "experiments"},
+    "checkpoint": LOW | {"models", "experiments", "published_weights"},
+    "prediction": LOW | {"downloads", "checkpoint", "experiments", "data", "evaluation", "inference", "visualize"},
     "evaluation": LOW | {"models", "data"},
     "recipe": LOW | {"models", "losses", "data", "evaluation"},
     "trainer": ENGINE_LOW | {"kernels"},
     "inference": ENGINE_LOW | {"kernels"},
     "tools": LOW
     | {"experiments", "checkpoint", "models", "losses", "data", "evaluation", "recipe", "trainer", "inference"}
-    | {"visualize"},
+    | {"visualize", "prediction"},
 }
 # an optional library -> the only files that may import it
 OPTIONAL: dict[str, set[str]] = {
@@ -55,6 +58,8 @@ OPTIONAL: dict[str, set[str]] = {
     "torchao": {"inference/convert/quantizers/pt2e.py"},
     "neural_compressor": {"inference/convert/quantizers/neural_compressor.py"},
     "intel_extension_for_pytorch": {"inference/backends/ipex.py", "trainer/ipex.py"},
+    "supervision": {"prediction/results.py"},
+    "trackers": {"prediction/tracking.py"},
     "ray": {"trainer/launchers/ray_actors.py"},
     "pyspark": {"trainer/launchers/spark_barrier.py"},
 }

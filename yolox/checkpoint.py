@@ -19,6 +19,7 @@ from yolox.errors import ModelFileError, UsageError
 from yolox.experiments import EXPERIMENTS
 from yolox.files import atomic_path
 from yolox.models.detector import Detector, build_detector
+from yolox.published_weights import find_checkpoint
 
 __all__ = [
     "LoadReport",
@@ -108,10 +109,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         ModelFileError: When the file is missing, truncated, holds code to execute, or is no checkpoint.
     """
-    file = Path(path)
+    file = find_checkpoint(path)
     if not file.is_file():
         state = "is a folder" if file.is_dir() else "does not exist"
-        raise ModelFileError(f"checkpoint '{file}' {state}; expected a .pth file. Check the path.")
+        raise ModelFileError(
+            f"checkpoint '{file}' {state}; expected a .pth file, or the name of published weights such as yolox_nano. "
+            "Check the path."
+        )
     with file.open("rb") as handle:
         zipped = handle.read(4) == _ZIP_START
     if file.stat().st_size == 0 or (zipped and not zipfile.is_zipfile(file)):

@@ -7,9 +7,11 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from contextvars import copy_context
 from dataclasses import replace
+from typing import TextIO
 
 from yolox.config import Experiment, apply_overrides
 from yolox.errors import YoloxError
@@ -23,6 +25,7 @@ __all__ = [
     "add_overrides",
     "apply_arguments",
     "asked_experiment",
+    "keep_stdout_for_json",
     "positive_int",
     "prepare_cpu",
     "probability",
@@ -116,6 +119,17 @@ def prepare_cpu(with_torch: bool = True) -> str:
             torch.set_num_threads(machine.num_threads)
         threads = f"; {torch.get_num_threads()} threads"
     return f"machine: {machine}{threads}; {setting}"
+
+
+@contextmanager
+def keep_stdout_for_json(wanted: bool) -> Iterator[TextIO]:
+    """Give the stream for JSON: stdout, while everything that is printed for people goes to stderr if ``wanted``."""
+    machines = sys.stdout
+    if not wanted:
+        yield machines
+        return
+    with redirect_stdout(sys.stderr):
+        yield machines
 
 
 def run_tool(body: Callable[[], int | None]) -> int:
