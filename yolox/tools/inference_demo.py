@@ -28,7 +28,7 @@ from yolox.tools.arguments import (
 if TYPE_CHECKING:
     from yolox.checkpoint import LoadedModel
     from yolox.inference.optimizer import InferenceOptimizer
-    from yolox.inference.results import MethodResult, OptimizationReport
+    from yolox.inference.search.results import MethodResult, OptimizationReport
     from yolox.tools.inference_images import EvalImages
 
 __all__ = ["NOTHING_BETTER", "build_parser", "main"]
@@ -145,7 +145,7 @@ def _measure(args: argparse.Namespace, loaded: LoadedModel, experiment: Experime
 
 def _show(args: argparse.Namespace, optimizer: InferenceOptimizer, images: EvalImages) -> int:
     """Print and write the table, name and save the best row, and return the exit code."""
-    from yolox.inference.artifact import copy_artifact
+    from yolox.inference.artifacts.model import copy_artifact
 
     report = optimizer.report
     if report.original is None or not report.original.successful:

@@ -1,19 +1,20 @@
-"""The search for the layers that int8 hurts: leave more of them in float, rung by rung, until the accuracy holds."""
+"""Mixed-precision search: one int8 attempt after the other, each with less int8, until the accuracy holds."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from yolox.inference.backends.base import Arrays, PrepareContext
 
-__all__ = ["LEAST_INT8_SHARE", "Layer", "climb", "rungs"]
+__all__ = ["LEAST_INT8_SHARE", "Layer", "first_accurate", "float_layer_sets", "search_mixed_precision"]
 
 Quantized = TypeVar("Quantized")
 
-RUNGS = (0.05, 0.16, 0.25, 0.4)
+FLOAT_SHARES = (0.05, 0.16, 0.25, 0.4)
 """Shares of the multiply-accumulates that are left in float, one attempt each. The worst layers are small ones as a
 rule: the first five percent buy most of the accuracy and cost no measurable time."""
 
@@ -36,8 +37,8 @@ class Layer:
     damage: float
 
 
-def rungs(layers: Sequence[Layer], already_float: int = 0) -> list[frozenset[str]]:
-    """Return the sets of layers to leave in float, one for each share of ``RUNGS`` that adds something.
+def float_layer_sets(layers: Sequence[Layer], already_float: int = 0) -> list[frozenset[str]]:
+    """Return the sets of layers to leave in float, one for each share of ``FLOAT_SHARES`` that adds something.
 
     Args:
         layers: The layers that can be int8.
@@ -46,7 +47,7 @@ def rungs(layers: Sequence[Layer], already_float: int = 0) -> list[frozenset[str
     total = sum(layer.macs for layer in layers) + already_float
     most_float = (1 - LEAST_INT8_SHARE) * total
     found: list[frozenset[str]] = []
-    for share in RUNGS:
+    for share in FLOAT_SHARES:
         budget = min(share * total, most_float - already_float)
         chosen: set[str] = set()
         for layer in sorted(layers, key=lambda layer: -layer.damage):
@@ -58,16 +59,14 @@ def rungs(layers: Sequence[Layer], already_float: int = 0) -> list[frozenset[str
     return found
 
 
-def climb(
+def search_mixed_precision(
     quantize: Callable[[frozenset[str]], Quantized],
     layers: Sequence[Layer],
     already_float: int,
     build: Callable[[Quantized], Callable[..., Arrays]],
     context: PrepareContext,
 ) -> Quantized:
-    """Return the first quantized model that keeps the accuracy, or the best one if none does.
-
-    Without a way to measure accuracy the first rung is taken.
+    """Return the first quantized model that keeps the accuracy, leaving more and more layers in float.
 
     Args:
         quantize: Quantizes all but the named layers.
@@ -76,22 +75,43 @@ def climb(
         build: Gives a runnable for a quantized model.
         context: Has the measure of accuracy, its bound and the deadline.
     """
+    attempts = (
+        (f"{len(excluded)} sensitive layers in float", partial(quantize, excluded))
+        for excluded in float_layer_sets(layers, already_float)
+    )
+    return first_accurate(attempts, build, context)
+
+
+def first_accurate(
+    attempts: Iterable[tuple[str, Callable[[], Quantized]]],
+    build: Callable[[Quantized], Callable[..., Arrays]],
+    context: PrepareContext,
+) -> Quantized:
+    """Return the first quantized model that loses at most ``context.max_drop``, or the most accurate if none does.
+
+    Without a way to measure accuracy the first attempt is taken.
+
+    Args:
+        attempts: What is special about each, and the function that makes it; at least one.
+        build: Gives a runnable for a quantized model.
+        context: Has the measure of accuracy, its bound and the deadline.
+    """
     best: Quantized | None = None
     best_accuracy = -float("inf")
-    for excluded in rungs(layers, already_float):
+    for description, quantize in attempts:
         start = time.monotonic()
-        model = quantize(excluded)
+        model = quantize()
         if context.accuracy is None or context.original_accuracy is None:
             return model
         accuracy = context.accuracy(build(model))
         drop = context.original_accuracy - accuracy
-        context.progress(f"{len(excluded)} sensitive layers in float: accuracy {accuracy:.4f}, drop {drop:.4f}")
+        context.progress(f"{description}: accuracy {accuracy:.4f}, drop {drop:.4f}")
         if best is None or accuracy > best_accuracy:
             best, best_accuracy = model, accuracy
         if drop <= context.max_drop:
             break
         if time.monotonic() + 1.5 * (time.monotonic() - start) > context.deadline_s:
-            context.progress("no time left to raise more layers")
+            context.progress("no time left for another attempt")
             break
-    assert best is not None  # rungs() is never empty
+    assert best is not None, "a search has at least one attempt"
     return best

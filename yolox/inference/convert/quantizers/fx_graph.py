@@ -16,8 +16,8 @@ from yolox.errors import UsageError
 from yolox.inference.backends.base import Array, Arrays, PrepareContext, as_numpy, like_inputs, run_in_chunks
 from yolox.inference.backends.int8_lowering import lower_int8_, silence_quantize_warning
 from yolox.inference.backends.torch_runner import export_program
-from yolox.inference.quantizers.ladder import Layer, climb
-from yolox.inference.quantizers.ranges import RangeFinder, relative_noise
+from yolox.inference.convert.quantizers.mixed_precision import Layer, search_mixed_precision
+from yolox.inference.convert.quantizers.ranges import RangeFinder, relative_noise
 from yolox.kernels.int8.overflow import sums_may_overflow, weight_bounds
 
 __all__ = ["export_graph", "fold_weights_", "heavy_nodes", "int8_share", "keep_observers_", "quantize_graph"]
@@ -91,7 +91,9 @@ def quantize_graph(
         _set_ranges_(prepared, nodes, intervals)
         return convert(prepared)
 
-    quantized = climb(quantize, layers, depthwise_macs, lambda graph: _predictor(graph, batch), context)
+    quantized = search_mixed_precision(
+        quantize, layers, depthwise_macs, lambda graph: _predictor(graph, batch), context
+    )
     return quantized, int8_share(quantized, rows[0], batch)
 
 

@@ -11,7 +11,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from yolox.inference.structure import flatten
+from yolox.inference.artifacts.structure import flatten
 
 __all__ = ["as_for_conversion", "fold_normalisations"]
 

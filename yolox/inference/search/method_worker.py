@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 from yolox.cpu.allocator import keep_freed_memory
 from yolox.errors import MissingDependencyError, UsageError, YoloxError
-from yolox.inference.jobs import Job, Payload
+from yolox.inference.search.jobs import Job, Payload
 
 if TYPE_CHECKING:
-    from yolox.inference.artifact import AcceleratedModel
-    from yolox.inference.metrics import Scorer
+    from yolox.inference.artifacts.model import AcceleratedModel
+    from yolox.inference.search.scorer import Scorer
 
 __all__ = ["main", "run"]
 
@@ -131,7 +131,7 @@ def _stage(status: str, action: Callable[[], Any]) -> Any:
 
 
 def _prepare(job: Job, payload: Payload, channel: Channel) -> AcceleratedModel:
-    from yolox.inference.artifact import AcceleratedModel
+    from yolox.inference.artifacts.model import AcceleratedModel
     from yolox.inference.backends import get_backend
     from yolox.inference.backends.base import Manifest
     from yolox.inference.methods import get_method
@@ -139,7 +139,7 @@ def _prepare(job: Job, payload: Payload, channel: Channel) -> AcceleratedModel:
     if not job.is_original:
         sys.stderr.write(f"{keep_freed_memory()}\n")
     method = get_method(job.method)
-    from yolox.inference.flat import FlatModule
+    from yolox.inference.convert.flat import FlatModule
 
     channel.progress("converting")
     module = FlatModule(payload.load("model")).eval()
@@ -168,7 +168,7 @@ def _context(job: Job, payload: Payload, channel: Channel) -> Any:
     scorer: Scorer | None = payload.load("scorer") if job.original_scores else None
 
     def accuracy(predict: Callable[..., tuple[Any, ...]]) -> float:
-        from yolox.inference.structure import unflatten
+        from yolox.inference.artifacts.structure import unflatten
 
         assert scorer is not None
         return scorer.signed(scorer.score(lambda *inputs: unflatten(job.facts.get("structure"), predict(*inputs))))
@@ -201,7 +201,7 @@ def _learn_facts(model: AcceleratedModel, payload: Payload) -> AcceleratedModel:
     """Write the reference outputs for the other methods and complete the manifest."""
     import torch
 
-    from yolox.inference.verification import learn_facts
+    from yolox.inference.search.verification import learn_facts
 
     sample = payload.arrays("sample")
     with torch.inference_mode():
@@ -212,7 +212,7 @@ def _learn_facts(model: AcceleratedModel, payload: Payload) -> AcceleratedModel:
 
 
 def _difference(model: AcceleratedModel, payload: Payload) -> float:
-    from yolox.inference.verification import largest_difference
+    from yolox.inference.search.verification import largest_difference
 
     outputs = model.run(*payload.arrays("sample"))
     return largest_difference(model.manifest.precision, outputs, payload.arrays("reference"))
@@ -235,7 +235,7 @@ def _too_slow(job: Job, model: AcceleratedModel, sample: tuple[Any, ...]) -> lis
 def _tune(job: Job, model: AcceleratedModel, sample: tuple[Any, ...], channel: Channel) -> AcceleratedModel:
     from dataclasses import replace
 
-    from yolox.inference.tuning import tune
+    from yolox.inference.search.tuning import tune
 
     runner, _ = tune(model.runner, sample, job.threads, job.tune_seconds, channel.progress)
     return replace(model, runner=runner)
@@ -243,7 +243,7 @@ def _tune(job: Job, model: AcceleratedModel, sample: tuple[Any, ...], channel: C
 
 def _finish(job: Job, model: AcceleratedModel, channel: Channel) -> dict[str, Any]:
     """Save the artifact and tidy up; a model that cannot be saved is still a measured row."""
-    from yolox.inference.artifact import folder_size_mb, save_model
+    from yolox.inference.artifacts.model import folder_size_mb, save_model
 
     channel.progress("saving")
     shutil.rmtree(job.work_dir, ignore_errors=True)
@@ -259,7 +259,7 @@ def _finish(job: Job, model: AcceleratedModel, channel: Channel) -> dict[str, An
 
 
 def _serve(job: Job, model: AcceleratedModel, channel: Channel) -> None:
-    from yolox.inference.latency import MeasurePlan, measure
+    from yolox.inference.search.latency import MeasurePlan, measure
 
     sample = Payload(Path(job.payload)).arrays("sample")
     _release_memory()

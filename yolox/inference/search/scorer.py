@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from yolox.errors import UsageError
-from yolox.inference.calibration import as_inputs
+from yolox.inference.convert.calibration import as_inputs
 
 __all__ = ["Scorer"]
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from yolox.errors import MissingDependencyError, UsageError
 from yolox.inference.backends.base import Arrays, PrepareContext
-from yolox.inference.quantizers.ladder import Layer, climb
-from yolox.inference.quantizers.ranges import relative_noise
+from yolox.inference.convert.quantizers.mixed_precision import Layer, search_mixed_precision
+from yolox.inference.convert.quantizers.ranges import relative_noise
 
 __all__ = ["HEAVY", "multiply_accumulates", "quantize_openvino"]
 
@@ -64,7 +64,7 @@ def quantize_openvino(graph: Any, context: PrepareContext, build: Callable[[Any]
                 ignored_scope=scope,
             )
 
-    return climb(quantize, _measure_layers(graph, rows[:MEASURED_ROWS]), 0, build, context)
+    return search_mixed_precision(quantize, _measure_layers(graph, rows[:MEASURED_ROWS]), 0, build, context)
 
 
 def _measure_layers(graph: Any, rows: list[Any]) -> list[Layer]:

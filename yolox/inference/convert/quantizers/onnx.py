@@ -13,8 +13,8 @@ import numpy as np
 
 from yolox.errors import MissingDependencyError, UsageError
 from yolox.inference.backends.base import Arrays, PrepareContext
-from yolox.inference.quantizers.ladder import Layer, climb
-from yolox.inference.quantizers.ranges import RangeFinder, relative_noise
+from yolox.inference.convert.quantizers.mixed_precision import Layer, search_mixed_precision
+from yolox.inference.convert.quantizers.ranges import RangeFinder, relative_noise
 from yolox.kernels.int8.overflow import sums_may_overflow, weight_bounds
 
 __all__ = ["quantize_onnx"]
@@ -84,7 +84,7 @@ def quantize_onnx(
             return way(model, chosen, facts.intervals, rows[0], context.work_dir)
 
     layers = [Layer(item.node.name, item.macs, item.noise) for item in dense]
-    return climb(quantize, layers, depthwise_macs, build, context)
+    return search_mixed_precision(quantize, layers, depthwise_macs, build, context)
 
 
 def _calibrate(model: Any, rows: list[Arrays], *, outputs_too: bool) -> _Calibration:

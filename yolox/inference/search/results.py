@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from yolox.inference.backends.base import Method, Settings
-from yolox.inference.latency import Latency
+from yolox.inference.search.latency import Latency
 from yolox.tables import markdown_table, text_table
 
 __all__ = ["MethodResult", "OptimizationReport", "Status"]

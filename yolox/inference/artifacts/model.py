@@ -17,9 +17,9 @@ from typing import Any
 from yolox.cpu.machine import read_machine
 from yolox.errors import ModelFileError, UsageError, YoloxError
 from yolox.files import make_output_dir, write_text
+from yolox.inference.artifacts.structure import unflatten
 from yolox.inference.backends import BACKENDS, get_backend
 from yolox.inference.backends.base import Array, Arrays, Manifest, Runner, Settings
-from yolox.inference.structure import unflatten
 from yolox.kernels.int8.overflow import sums_may_overflow
 
 __all__ = [

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["lighten_silu_"]
+__all__ = ["use_rational_silu_"]
 
 LIMIT = 10.0
 """Beyond it the sigmoid is taken as constant: 4.5e-5 from 0 or 1."""
@@ -21,7 +21,7 @@ P1, P0 = 0.10426603659473142, 0.0006880606540395073
 Q1, Q0 = 0.023079924255534845, 3.566515532781435e-05
 
 
-def lighten_silu_(graph: Any, opset: Any) -> int:
+def use_rational_silu_(graph: Any, opset: Any) -> int:
     """Rewrite every ``x * Sigmoid(x)`` of ``graph`` in place and return how many there were.
 
     Args:

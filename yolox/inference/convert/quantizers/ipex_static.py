@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import time
 import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from yolox.errors import UsageError
+from yolox.inference.artifacts.structure import flatten
 from yolox.inference.backends.base import Array, Arrays, PrepareContext, as_numpy, like_inputs
 from yolox.inference.backends.torch_runner import torch_sample
-from yolox.inference.folding import as_for_conversion
-from yolox.inference.structure import flatten
+from yolox.inference.convert.folding import as_for_conversion
+from yolox.inference.convert.quantizers.mixed_precision import first_accurate
 
 __all__ = ["quantize_static"]
 
@@ -41,23 +42,14 @@ def quantize_static(ipex: Any, model: nn.Module, context: PrepareContext) -> tup
     summary_file = context.work_dir / "ipex_int8.json"
     prepared.save_qconf_summary(str(summary_file))
     summary = json.loads(summary_file.read_text(encoding="utf-8"))
-    best: tuple[float, nn.Module, float] | None = None
-    for name, kept in _float_sets(prepared, work):
-        if best is not None and time.monotonic() > context.deadline_s:
-            break
-        keep_float(summary, kept)
-        module = _converted(ipex, prepared, summary, summary_file)
+
+    def quantize(kept: set[str]) -> tuple[nn.Module, float]:
+        keep_float(summary, kept)  # the sets grow, so what was left in float before stays there
         share = 1.0 - sum(work.get(part, 0) for part in kept) / max(1, sum(work.values()))
-        if context.accuracy is None or context.original_accuracy is None:
-            return module, share
-        drop = context.original_accuracy - context.accuracy(_predictor(module, context))
-        context.progress(f"int8 with {name} in float: accuracy falls by {drop:.4f}, int8 share {share:.2f}")
-        if drop <= context.max_drop:
-            return module, share
-        if best is None or drop < best[0]:
-            best = (drop, module, share)
-    assert best is not None
-    return best[1], best[2]
+        return _converted(ipex, prepared, summary, summary_file), share
+
+    attempts = ((f"int8 with {name} in float", partial(quantize, kept)) for name, kept in _float_sets(prepared, work))
+    return first_accurate(attempts, lambda quantized: _predictor(quantized[0], context), context)
 
 
 def count_work(model: nn.Module, sample: tuple[Tensor, ...]) -> dict[str, int]:

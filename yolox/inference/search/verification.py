@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from yolox.errors import UsageError
-from yolox.inference.artifact import AcceleratedModel
+from yolox.inference.artifacts.model import AcceleratedModel
+from yolox.inference.artifacts.structure import describe
 from yolox.inference.backends.base import Arrays
-from yolox.inference.structure import describe
 
 __all__ = ["largest_difference", "learn_facts"]
 

@@ -18,15 +18,16 @@ from typing import Any
 
 import yolox
 from yolox.inference.backends.base import Method
-from yolox.inference.jobs import Job
-from yolox.inference.latency import MeasurePlan
+from yolox.inference.search.jobs import Job
+from yolox.inference.search.latency import MeasurePlan
 
 __all__ = ["MethodProcess", "ProcessFailure"]
 
 _ROOT = str(Path(yolox.__file__).parents[1])
-_START = (
-    "import json, sys; sys.path[:0] = json.loads(sys.argv[3]); from yolox.inference.method_worker import run; run()"
-)
+_START = """import json, sys
+sys.path[:0] = json.loads(sys.argv[3])
+from yolox.inference.search.method_worker import run
+run()"""
 STOP_SECONDS = 3.0
 
 

@@ -16,15 +16,15 @@ import torch
 from torch import nn
 
 from yolox.errors import UsageError
-from yolox.inference.artifact import AcceleratedModel
+from yolox.inference.artifacts.model import AcceleratedModel
+from yolox.inference.artifacts.structure import describe, flatten, unflatten
 from yolox.inference.backends import get_backend
 from yolox.inference.backends.base import Arrays, Manifest, Method, Precision, PrepareContext
 from yolox.inference.backends.torch_runner import torch_threads
-from yolox.inference.calibration import ModelInputs, count_inputs, gather_inputs
-from yolox.inference.flat import FlatModule
+from yolox.inference.convert.calibration import ModelInputs, count_inputs, gather_inputs
+from yolox.inference.convert.flat import FlatModule
 from yolox.inference.methods import METHODS, missing_package
-from yolox.inference.metrics import Scorer
-from yolox.inference.structure import describe, flatten, unflatten
+from yolox.inference.search.scorer import Scorer
 
 __all__ = ["Wish", "convert", "inference_context", "quantize", "trace"]
 

@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 
 from yolox.errors import MissingDependencyError
 from yolox.inference.backends.base import PrepareContext
-from yolox.inference.quantizers.fx_graph import quantize_graph
+from yolox.inference.convert.quantizers.fx_graph import quantize_graph
 
 __all__ = ["quantize_pt2e"]
 
@@ -21,7 +21,7 @@ def quantize_pt2e(model: nn.Module, context: PrepareContext) -> tuple[GraphModul
     """Return the calibrated and converted graph of ``model``, and its share of int8 multiply-accumulates.
 
     Weights have a scale for each output channel. Outliers of the inputs are cut where that makes
-    the squared error smaller. Layers that suffer most stay in float (see ``ladder``).
+    the squared error smaller. Layers that suffer most stay in float (see ``mixed_precision``).
 
     Args:
         model: Takes positional tensors, returns a flat tuple; it is left as it is.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from yolox.errors import UsageError, YoloxError
 from yolox.inference.backends.base import Arrays, PrepareContext
+from yolox.inference.convert.quantizers.mixed_precision import first_accurate
 from yolox.kernels.int8.convert import convert, with_early_sigmoids
 from yolox.kernels.int8.float_ir import Convolution, Network
 from yolox.kernels.int8.int8_ir import Program
@@ -49,25 +50,14 @@ def quantize_network(
     context.progress(f"calibrating on {sum(len(arrays[0]) for arrays in batches)} rows")
     observers = observe(network, batches)
     shapes = network.shapes(batches[0])
-    best: Program | None = None
-    best_accuracy = -float("inf")
-    for quantile in QUANTILES:
-        start = time.monotonic()
-        program = convert(network, observers, shapes, quantile, in_pairs=in_pairs)
-        if context.accuracy is None or context.original_accuracy is None:
-            return program
-        accuracy = context.accuracy(build(program))
-        drop = context.original_accuracy - accuracy
-        context.progress(f"ranges of {quantile:.0%} of the images: accuracy {accuracy:.4f}, drop {drop:.4f}")
-        if best is None or accuracy > best_accuracy:
-            best, best_accuracy = program, accuracy
-        if drop <= context.max_drop:
-            break
-        if time.monotonic() + 1.5 * (time.monotonic() - start) > context.deadline_s:
-            context.progress("no time left to try other ranges")
-            break
-    assert best is not None  # there is at least one attempt
-    return best
+    attempts = (
+        (
+            f"ranges of {quantile:.0%} of the images",
+            partial(convert, network, observers, shapes, quantile, in_pairs=in_pairs),
+        )
+        for quantile in QUANTILES
+    )
+    return first_accurate(attempts, build, context)
 
 
 def _batches(context: PrepareContext) -> Iterator[tuple[NDArray[Any], ...]]:

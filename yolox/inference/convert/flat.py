@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from yolox.inference.structure import flatten
+from yolox.inference.artifacts.structure import flatten
 
 __all__ = ["FlatModule"]
 

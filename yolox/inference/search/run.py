@@ -14,11 +14,11 @@ from yolox.cpu.machine import read_machine
 from yolox.errors import UsageError, YoloxError
 from yolox.inference.backends import BACKENDS
 from yolox.inference.backends.base import Method, Precision, Settings
-from yolox.inference.jobs import Job
-from yolox.inference.latency import Latency, MeasurePlan, interleave
-from yolox.inference.method_process import MethodProcess, ProcessFailure
 from yolox.inference.methods import missing_package
-from yolox.inference.results import MethodResult, Status
+from yolox.inference.search.jobs import Job
+from yolox.inference.search.latency import Latency, MeasurePlan, interleave
+from yolox.inference.search.method_process import MethodProcess, ProcessFailure
+from yolox.inference.search.results import MethodResult, Status
 
 __all__ = ["Listener", "Search", "SearchOptions"]
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from yolox.inference.backends.light_silu import lighten_silu_
+from yolox.inference.backends.rational_silu import use_rational_silu_
 
 pytestmark = pytest.mark.backends
 openvino = pytest.importorskip("openvino", reason="needs openvino: pip install openvino")
@@ -30,7 +30,7 @@ def test_the_error_is_below_the_rounding_of_bf16() -> None:
     x = np.linspace(-30, 30, 4001, dtype=np.float32)[None]
     graph = _silu_graph(factor_is_input=True)
     exact = x / (1 + np.exp(-x.astype(np.float64)))
-    assert lighten_silu_(graph, openvino.opset13) == 1
+    assert use_rational_silu_(graph, openvino.opset13) == 1
     assert not any(node.get_type_name() == "Sigmoid" for node in graph.get_ops())
     error = np.abs(_run(graph, x) - exact)
     assert (error <= np.abs(x) * 5e-5 + 1e-6).all()  # of the sigmoid; bf16 rounds it by up to 2e-3
@@ -38,5 +38,5 @@ def test_the_error_is_below_the_rounding_of_bf16() -> None:
 
 def test_other_uses_of_a_sigmoid_are_left_alone() -> None:
     graph = _silu_graph(factor_is_input=False)
-    assert lighten_silu_(graph, openvino.opset13) == 0
+    assert use_rational_silu_(graph, openvino.opset13) == 0
     assert any(node.get_type_name() == "Sigmoid" for node in graph.get_ops())

@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 
 from yolox.errors import MissingDependencyError
 from yolox.inference.backends.base import PrepareContext
-from yolox.inference.quantizers.fx_graph import fold_weights_, quantize_graph
+from yolox.inference.convert.quantizers.fx_graph import fold_weights_, quantize_graph
 
 __all__ = ["quantize_static"]
 
