@@ -8,9 +8,8 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
 
-from yolox.config import Experiment, apply_overrides
+from yolox.config import DATA_PATHS, Experiment, apply_fields, parse_overrides
 from yolox.errors import YoloxError
 from yolox.experiments import experiment_from_file, get_experiment
 from yolox.tools.parser import ToolParser
@@ -81,17 +80,22 @@ def asked_experiment(args: argparse.Namespace) -> Experiment | None:
 def apply_arguments(experiment: Experiment, args: argparse.Namespace) -> Experiment:
     """Return ``experiment`` with ``-expn``, ``--data_dir``, ``--num_workers`` and the overrides applied.
 
+    A new data set drops the label files and image folders that a checkpoint remembers of another one; those of an
+    experiment file, and overrides, belong to the data set that is given with them.
+
     Raises:
-        UsageError: For an override that is unknown or does not convert.
+        UsageError: For an override that is unknown, does not convert or is out of range.
     """
-    experiment = apply_overrides(experiment, getattr(args, "opts", ()))
-    if args.experiment_name is not None:
-        experiment = replace(experiment, exp_name=args.experiment_name)
-    if getattr(args, "data_dir", None) is not None:
-        experiment = replace(experiment, data=replace(experiment.data, data_dir=args.data_dir))
-    if getattr(args, "num_workers", None) is not None:
-        experiment = replace(experiment, data=replace(experiment.data, data_num_workers=args.num_workers))
-    return experiment
+    overrides = parse_overrides(getattr(args, "opts", ()))
+    given = {
+        "exp_name": args.experiment_name,
+        "data_dir": getattr(args, "data_dir", None),
+        "data_num_workers": getattr(args, "num_workers", None),
+    }
+    values = {**overrides, **{key: value for key, value in given.items() if value is not None}}
+    if args.exp_file is None and values.keys() & {"data_dir", "data.data_dir"}:
+        values = {**dict.fromkeys(DATA_PATHS), **values}
+    return apply_fields(experiment, values)
 
 
 def prepare_cpu(with_torch: bool = True) -> str:
