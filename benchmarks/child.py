@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.protocol import ROOT
 from yolox.cpu.openmp import shorten_waits
-from yolox.inference.latency import interleave
+from yolox.inference.search.latency import interleave
 
 __all__ = ["Channel", "Side", "measure_sides", "peak_memory_mb", "timed_steps"]
 

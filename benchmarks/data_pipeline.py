@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.child import Side
 from benchmarks.photographs import write_photographs
 from benchmarks.protocol import MakePart, Part, Row, native_precisions, run_benchmark, summary
-from yolox.inference.latency import interleave
+from yolox.inference.search.latency import interleave
 
 __all__ = ["main"]
 

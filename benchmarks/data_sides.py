@@ -131,7 +131,7 @@ def train(settings: dict[str, Any], channel: Channel) -> None:
     experiment = training_experiment(settings)
     batch_size = settings["batch_size"]
     words = ["-n", settings["model"], "--precision", settings["precision"], "-b", str(batch_size)]
-    options = train._parser().parse([*words, "--logger", "none"])
+    options = train.build_parser().parse([*words, "--logger", "none"])
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         trainer = build_trainer(experiment, Path(folder), options)
         data = build_data_module(experiment.data, batch_size=batch_size, test_size=experiment.eval.test_size)

@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.child import Side, measure_sides
 from benchmarks.protocol import MakePart, Part, Row, native_precisions, run_benchmark, summary
 from yolox.cpu.machine import pretend_machine, read_machine
-from yolox.inference.latency import interleave
+from yolox.inference.search.latency import interleave
 from yolox.trainer.plan import Request, make_plan
 
 __all__ = ["main", "projected"]

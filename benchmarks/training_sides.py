@@ -126,7 +126,7 @@ def ours(settings: dict[str, Any], channel: Channel) -> None:
     module = YoloxModule(experiment, names, settings["batch_size"], steps_per_epoch=1000)
     # the tool's own parser, so that its defaults are measured whatever they become
     words = ["-n", settings["model"], "--precision", settings["precision"], *settings.get("words", ())]
-    options = train._parser().parse(words)
+    options = train.build_parser().parse(words)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         trainer = build_trainer(experiment, Path(folder), options)
         trainer.fit(module, _Loader(random_batch(settings["batch_size"], settings["size"]), channel))

@@ -28,14 +28,16 @@ ARROWS: dict[str, set[str]] = {
     "cpu": {"errors", "files"},
     "experiments": {"errors", "structures", "config"},
     "visualize": LOW,
-    "models": LOW,
+    "processes": {"errors", "files", "cpu"},
+    "kernels": {"errors", "files", "cpu", "tables"},
+    "models": LOW | {"kernels"},  # until training acceleration is a pass over the module
     "losses": LOW,
     "data": LOW,
     "checkpoint": LOW | {"models", "experiments"},
     "evaluation": LOW | {"models", "data"},
     "recipe": LOW | {"models", "losses", "data", "evaluation"},
-    "trainer": ENGINE_LOW,
-    "inference": ENGINE_LOW,
+    "trainer": ENGINE_LOW | {"kernels", "processes"},
+    "inference": ENGINE_LOW | {"kernels", "processes"},
     "tools": LOW
     | {"experiments", "checkpoint", "models", "losses", "data", "evaluation", "recipe", "trainer", "inference"}
     | {"visualize"},
@@ -43,16 +45,16 @@ ARROWS: dict[str, set[str]] = {
 # an optional library -> the only files that may import it
 OPTIONAL: dict[str, set[str]] = {
     "openvino": {"inference/backends/openvino.py"},
-    "onnxruntime": {"inference/backends/onnxruntime.py", "inference/quantizers/onnx.py"},
+    "onnxruntime": {"inference/backends/onnxruntime.py", "inference/convert/quantizers/onnx.py"},
     "onnx": {
-        "inference/onnx_export.py",
-        "inference/quantizers/onnx.py",
+        "inference/convert/onnx_export.py",
+        "inference/convert/quantizers/onnx.py",
         "inference/backends/onnxruntime.py",
-        "inference/native/graph.py",
+        "kernels/int8/onnx_reader.py",
     },
-    "nncf": {"inference/quantizers/nncf.py"},
-    "torchao": {"inference/quantizers/pt2e.py"},
-    "neural_compressor": {"inference/quantizers/neural_compressor.py"},
+    "nncf": {"inference/convert/quantizers/nncf.py"},
+    "torchao": {"inference/convert/quantizers/pt2e.py"},
+    "neural_compressor": {"inference/convert/quantizers/neural_compressor.py"},
     "intel_extension_for_pytorch": {"inference/backends/ipex.py", "trainer/ipex.py"},
     "ray": {"trainer/launchers/ray_actors.py"},
     "pyspark": {"trainer/launchers/spark_barrier.py"},

@@ -6,6 +6,7 @@ Only ``build_*`` functions and the tools read these objects; every building bloc
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -24,6 +25,7 @@ __all__ = [
     "apply_overrides",
     "experiment_from_dict",
     "experiment_to_dict",
+    "field_names",
 ]
 
 STRIDE = 32
@@ -135,6 +137,12 @@ def _known_fields() -> dict[str, tuple[str, str]]:
         for item in fields(cls):
             known[item.name] = known[f"{section}.{item.name}"] = (section, item.name)
     return known
+
+
+@functools.cache
+def field_names() -> frozenset[str]:
+    """Return every key that overrides accept: ``max_epoch``, ``recipe.max_epoch``, ..."""
+    return frozenset(_known_fields())
 
 
 def _refuse(key: str, value: object, expected: str) -> UsageError:

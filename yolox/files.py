@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,9 @@ from yolox.errors import YoloxError
 # torch.save reports a full disk as a RuntimeError of its zip writer
 _TORCH_WRITE_FAILURES = ("PytorchStreamWriter", "iostream error", "unexpected pos")
 
-__all__ = ["atomic_path", "cache_root", "make_output_dir", "write_text"]
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # what `_temporary` makes
+
+__all__ = ["atomic_path", "cache_root", "make_output_dir", "remove_temporary_files", "write_text"]
 
 
 def cache_root() -> Path:
@@ -25,19 +28,20 @@ def cache_root() -> Path:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write to; on leaving, flush it to disk and move it to ``path``.
+    """Give a temporary path to write to; on leaving, move it to ``path``, with file and folder flushed to the disk.
 
     On any failure ``path`` keeps its earlier content and the temporary file is removed.
 
     Raises:
         YoloxError: When the disk is full or the place cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         yield temporary
         with temporary.open("rb+") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
+        _flush_folder(path.parent)
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not any(mark in str(error) for mark in _TORCH_WRITE_FAILURES):
             raise
@@ -45,6 +49,28 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise YoloxError(f"cannot write '{path}': {reason}. Free some space or choose another folder.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _flush_folder(folder: Path) -> None:
+    """Have the names in ``folder`` survive a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass  # some network file systems flush no folders
+    finally:
+        os.close(descriptor)
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Remove what killed processes left half written in ``folder``; call it only where nobody else writes."""
+    for path in folder.iterdir():
+        if _TEMPORARY.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -61,7 +87,7 @@ def make_output_dir(path: Path) -> Path:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".write-test.{os.getpid()}"
+        probe = _temporary(path / "write-test")
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:

@@ -13,10 +13,10 @@ from small_models import SmallClassifier
 from torch import Tensor, nn
 
 from yolox.errors import UsageError
-from yolox.inference.artifact import AcceleratedModel, load_model, save_model
+from yolox.inference.artifacts.model import AcceleratedModel, load_model, save_model
 from yolox.inference.backends import get_backend
 from yolox.inference.backends.base import PrepareContext, Settings
-from yolox.inference.flat import FlatModule
+from yolox.inference.convert.flat import FlatModule
 from yolox.inference.multi_instance import MultiInstance
 from yolox.inference.optimizer import InferenceOptimizer
 
@@ -43,8 +43,8 @@ def expected_of(module: nn.Module, *inputs: np.ndarray[Any, Any]) -> Any:
 
 
 def convert(module: nn.Module, name: str, tmp_path: Path) -> AcceleratedModel:
-    from yolox.inference.calibration import ModelInputs
-    from yolox.inference.convert import convert as convert_here
+    from yolox.inference.convert.calibration import ModelInputs
+    from yolox.inference.convert.trace import convert as convert_here
     from yolox.inference.methods import get_method
 
     return convert_here(module, get_method(name), ModelInputs((SAMPLE,), ((SAMPLE,),)), threads=1)

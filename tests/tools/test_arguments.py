@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import importlib
 import logging
 
 import pytest
 
 from yolox.errors import DataError, MissingDependencyError, ModelFileError, UsageError
+from yolox.experiments import get_experiment
 from yolox.structures import Size
 from yolox.tools.arguments import (
     ToolParser,
@@ -48,6 +50,44 @@ def test_dashes_and_underscores_are_one(parser: ToolParser) -> None:
     assert experiment.eval.test_size == Size(416, 416)
 
 
+@pytest.mark.parametrize("tool", ["train", "eval", "demo", "export", "inference_demo"])
+def test_every_option_of_every_tool_is_known_under_both_spellings(tool: str) -> None:
+    parser = importlib.import_module(f"yolox.tools.{tool}").build_parser()
+    assert len(parser.spellings) > 10
+    for name in parser.spellings:
+        dashes, plain = name[: len(name) - len(name.lstrip("-"))], name.lstrip("-")
+        for spelling in (plain.replace("_", "-"), plain.replace("-", "_")):
+            assert parser.option(dashes + spelling) is parser.option(name), name
+
+
+def test_options_of_groups_take_both_spellings() -> None:
+    parser = ToolParser("train", "Trains.")
+    parser.add_argument_group("processes").add_argument("--num_processes", type=int)
+    for word in ("--num-processes=3", "--num_processes=3"):
+        assert parser.parse([word]).num_processes == 3
+
+
+def test_options_with_several_values_leave_the_overrides_alone(parser: ToolParser) -> None:
+    parser.add_argument("--methods", nargs="+")
+    parser.add_argument("--cache", nargs="?", const="ram")
+    for words in (
+        ["--methods", "a", "b", "max_epoch", "2", "--cache", "data.degrees=0"],
+        ["max_epoch", "2", "--methods", "a", "b", "degrees", "0", "--cache"],
+    ):
+        args = parser.parse(words)
+        experiment = apply_arguments(get_experiment("yolox_nano"), args)
+        assert (args.methods, args.cache) == (["a", "b"], "ram")
+        assert (experiment.recipe.max_epoch, experiment.data.degrees) == (2, 0.0)
+    assert parser.parse(["--methods", "momentum"]).methods == ["momentum"]
+
+
+def test_devices_are_processes_where_there_are_processes(parser: ToolParser) -> None:
+    parser.add_argument("--num_processes", type=int)
+    for words in (["--devices", "8"], ["-d", "8"], ["--devices=8"]):
+        with pytest.raises(UsageError, match="--num_processes 8"):
+            parser.parse(words)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -55,6 +95,10 @@ def test_dashes_and_underscores_are_one(parser: ToolParser) -> None:
         (["--data_dri=x"], "unknown option '--data_dri'. Did you mean '--data_dir'"),
         (["--fp16"], "--precision bf16"),
         (["-d", "1"], "runs on CPUs"),
+        (["--momentum", "0.9"], "write 'momentum 0.9'"),
+        (["--weight-decay=0.1"], "write 'weight_decay 0.1'"),
+        (["--epochs", "3"], "Write 'max_epoch 3'"),
+        (["--imgsz", "320"], "Write 'input_size 320 test_size 320'"),
         (["-b", "0"], "expected 1 or more"),
         (["-b", "many"], "invalid positive_int value: 'many'"),
         (["--conf", "7"], "expected a value from 0 to 1"),

@@ -179,19 +179,34 @@ class YoloxDataModule(pl.LightningDataModule):
                     "machine that trains needs the data at the same place. Copy or mount it there."
                 )
 
+    def check(self, world: int) -> None:
+        """Refuse before a run what would end it later.
+
+        Args:
+            world: The number of processes that will share each batch.
+
+        Raises:
+            DataError: When a split is missing, malformed or empty.
+            UsageError: When the batch does not divide among the processes.
+        """
+        self._stream(0, world)
+        _ = self.val_set
+
+    def _stream(self, rank: int, world: int) -> RequestStream:
+        final = self.final_phase_from_epoch
+        return RequestStream(
+            num_images=len(self.train_set),
+            batch_size=self.batch_size,
+            seed=self.seed,
+            rank=rank,
+            world=world,
+            no_mosaic_from_batch=None if final is None else final * self.batches_per_epoch,
+        )
+
     def train_dataloader(self) -> TrainLoader:
         """Return the training loader: one for the whole run, at the batch where the trainer stands."""
         if self._train_loader is None:
-            rank, world = self._place()
-            final = self.final_phase_from_epoch
-            stream = RequestStream(
-                num_images=len(self.train_set),
-                batch_size=self.batch_size,
-                seed=self.seed,
-                rank=rank,
-                world=world,
-                no_mosaic_from_batch=None if final is None else final * self.batches_per_epoch,
-            )
+            stream = self._stream(*self._place())
             source = self._source(self.train_set, self.config.input_size, reduced_decode=self.config.reduced_decode)
             samples = TrainingSamples(source, build_augmentation(self.config))
             self._train_loader = TrainLoader(samples, stream, _num_workers(self.config))

@@ -16,9 +16,9 @@ from types import TracebackType
 from typing import Any
 
 from yolox.errors import UsageError, YoloxError
-from yolox.inference.artifact import AcceleratedModel, copy_artifact, load_model, save_model
+from yolox.inference.artifacts.model import AcceleratedModel, copy_artifact, load_model, save_model
+from yolox.inference.artifacts.structure import unflatten
 from yolox.inference.backends.base import as_numpy, like_inputs
-from yolox.inference.structure import unflatten
 
 __all__ = ["MultiInstance", "serve"]
 

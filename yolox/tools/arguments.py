@@ -7,13 +7,13 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NoReturn
 
 from yolox.config import Experiment, apply_overrides
-from yolox.errors import UsageError, YoloxError, did_you_mean
+from yolox.errors import YoloxError
 from yolox.experiments import experiment_from_file, get_experiment
+from yolox.tools.parser import ToolParser
 
 __all__ = [
     "ToolParser",
@@ -29,72 +29,6 @@ __all__ = [
 ]
 
 INTERRUPTED = 130  # the exit code of a program stopped by Ctrl-C
-
-_OFFICIAL_ONLY = {
-    "-d": "This package runs on CPUs; leave it out.",
-    "--devices": "This package runs on CPUs; leave it out.",
-    "--device": "This package runs on CPUs; leave it out.",
-    "--fp16": "Use '--precision bf16'.",
-    "--trt": "TensorRT needs a GPU; see 'python -m yolox.tools.inference_demo --help' for fast CPU methods.",
-    "--legacy": "Weights of release 0.1.0 are not supported; use those of release 0.1.1 or later.",
-    "--occupy": "There is no GPU memory to reserve; leave it out.",
-    "-o": "There is no GPU memory to reserve; leave it out.",
-    "--fuse": "Convolutions and normalisations are always fused where that is safe; leave it out.",
-}
-"""Options of the official tools that have no place here, and what to do instead."""
-
-
-class ToolParser(argparse.ArgumentParser):
-    """An argument parser that raises `UsageError`, names the nearest option, and takes ``-`` and ``_`` as one.
-
-    Args:
-        tool: The module's name, as in ``python -m yolox.tools.<tool>``.
-        description: One sentence.
-    """
-
-    def __init__(self, tool: str, description: str) -> None:
-        super().__init__(prog=f"python -m yolox.tools.{tool}", description=description, allow_abbrev=False)
-        self.known_options: list[str] = ["--help", "-h"]
-
-    def add_argument(self, *names: str, **settings: Any) -> argparse.Action:  # type: ignore[override]
-        """Add an argument and remember its spellings."""
-        action = super().add_argument(*names, **settings)
-        if not hasattr(self, "known_options"):  # argparse adds --help from its constructor
-            return action
-        self.known_options.extend(action.option_strings)
-        return action
-
-    def error(self, message: str) -> NoReturn:
-        """Refuse the command line.
-
-        Raises:
-            UsageError: Always.
-        """
-        raise UsageError(f"{message}. See '{self.prog} --help'.")
-
-    def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
-        """Return the arguments; options and overrides may come in any order.
-
-        Raises:
-            UsageError: For an unknown option or a value that does not convert.
-        """
-        words = [self._canonical(word) for word in (sys.argv[1:] if argv is None else argv)]
-        namespace, unknown = self.parse_known_intermixed_args(words)
-        if unknown:
-            option = unknown[0].partition("=")[0]
-            advice = f" {_OFFICIAL_ONLY[option]}" if option in _OFFICIAL_ONLY else self._nearest(option)
-            raise UsageError(f"unknown option '{option}'.{advice} See '{self.prog} --help'.")
-        return namespace
-
-    def _canonical(self, word: str) -> str:
-        if not word.startswith("--"):
-            return word
-        name, equals, value = word.partition("=")
-        same = (known for known in self.known_options if known.replace("-", "_") == name.replace("-", "_"))
-        return next(same, name) + equals + value
-
-    def _nearest(self, option: str) -> str:
-        return did_you_mean(option, [known for known in self.known_options if len(known) > 2] or self.known_options)
 
 
 def positive_int(text: str) -> int:

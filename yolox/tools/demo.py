@@ -18,7 +18,7 @@ from yolox.tools.predictors import Predictor, load_predictor
 if TYPE_CHECKING:
     import cv2
 
-__all__ = ["EXTENSIONS", "main"]
+__all__ = ["EXTENSIONS", "build_parser", "main"]
 
 EXTENSIONS = (".jpg", ".jpeg", ".webp", ".bmp", ".png")
 _KEY_ESCAPE = 27
@@ -27,10 +27,11 @@ _USUAL_RATE = 25.0  # frames a second where a video does not say
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool and return its exit code."""
-    return run_tool(lambda: _run(_parser().parse(argv)))
+    return run_tool(lambda: _run(build_parser().parse(argv)))
 
 
-def _parser() -> ToolParser:
+def build_parser() -> ToolParser:
+    """Return the parser of the command line."""
     parser = ToolParser("demo", "Find objects in images, a video or the pictures of a camera.")
     parser.add_argument("kind", choices=("image", "video", "webcam"), help="what to look at")
     add_model_arguments(parser, "checkpoint; alone it is enough")

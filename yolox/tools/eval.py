@@ -29,15 +29,16 @@ if TYPE_CHECKING:
     from yolox.checkpoint import LoadedModel
     from yolox.data.loader import ValLoader
 
-__all__ = ["main"]
+__all__ = ["build_parser", "main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool and return its exit code."""
-    return run_tool(lambda: _run(_parser().parse(argv)))
+    return run_tool(lambda: _run(build_parser().parse(argv)))
 
 
-def _parser() -> ToolParser:
+def build_parser() -> ToolParser:
+    """Return the parser of the command line."""
     parser = ToolParser("eval", "Evaluate a checkpoint: COCO AP, AP and AR of each class, milliseconds per image.")
     add_model_arguments(parser, "checkpoint; alone it is enough. Default: best_ckpt.pth of -n, -f or -expn")
     add_data_arguments(parser, batch_size=16)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from yolox.models.detector import Detector
 
-__all__ = ["main"]
+__all__ = ["build_parser", "main"]
 
 _SUFFIXES = {".onnx": "onnx", ".pt": "torchscript", ".pth": "torchscript", ".ts": "torchscript"}
 _NEW_EXPORTER_FROM = 18
@@ -36,10 +36,11 @@ _NEW_EXPORTER_FROM = 18
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool and return its exit code."""
-    return run_tool(lambda: _run(_parser().parse(argv)))
+    return run_tool(lambda: _run(build_parser().parse(argv)))
 
 
-def _parser() -> ToolParser:
+def build_parser() -> ToolParser:
+    """Return the parser of the command line."""
     parser = ToolParser(
         "export",
         "Write a checkpoint as an ONNX or TorchScript file for images [B, 3, H, W], BGR 0...255, letterboxed with 114. "

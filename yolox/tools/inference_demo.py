@@ -28,10 +28,10 @@ from yolox.tools.arguments import (
 if TYPE_CHECKING:
     from yolox.checkpoint import LoadedModel
     from yolox.inference.optimizer import InferenceOptimizer
-    from yolox.inference.results import MethodResult, OptimizationReport
-    from yolox.tools.detection_metric import EvalImages
+    from yolox.inference.search.results import MethodResult, OptimizationReport
+    from yolox.tools.inference_images import EvalImages
 
-__all__ = ["NOTHING_BETTER", "main"]
+__all__ = ["NOTHING_BETTER", "build_parser", "main"]
 
 NOTHING_BETTER = 6
 """Exit code when no method is faster than the original within ``--max_drop``; the original is kept then."""
@@ -40,10 +40,11 @@ METRICS = ("AP", "AP50")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool and return its exit code."""
-    return run_tool(lambda: _run(_parser().parse(argv)))
+    return run_tool(lambda: _run(build_parser().parse(argv)))
 
 
-def _parser() -> ToolParser:
+def build_parser() -> ToolParser:
+    """Return the parser of the command line."""
     parser = ToolParser("inference_demo", "Measure latency, memory and AP of every way to run a checkpoint here.")
     add_model_arguments(parser, "checkpoint; alone it is enough. Default: best_ckpt.pth of -n, -f or -expn")
     add_data_arguments(parser, batch_size=64)
@@ -61,6 +62,7 @@ def _parser() -> ToolParser:
     parser.add_argument("--max_drop", type=float, default=0.01, help="AP that may be lost, absolute (%(default)s)")
     parser.add_argument("--time_budget", type=float, default=660.0, metavar="S", help="seconds in all (%(default)s)")
     parser.add_argument("--num_images", type=positive_int, default=512, help="images for AP, at most (%(default)s)")
+    parser.add_argument("--calib", metavar="DIR", help="pictures to calibrate int8 on (default: the training images)")
     parser.add_argument("--json", metavar="FILE", help="write the table as JSON")
     parser.add_argument("--csv", metavar="FILE", help="write the table as CSV")
     parser.add_argument("--markdown", metavar="FILE", help="write the table as Markdown")
@@ -100,33 +102,36 @@ def _run(args: argparse.Namespace) -> int:
 def _measure(args: argparse.Namespace, loaded: LoadedModel, experiment: Experiment, scratch: Path, output: Path) -> int:
     from yolox.inference.optimizer import InferenceOptimizer, Limits
     from yolox.models.decoding import DecodedDetector
-    from yolox.tools.detection_metric import DetectionMetric, calibration_images, read_eval_images
+    from yolox.tools.detection_metric import DetectionMetric
+    from yolox.tools.inference_images import read_inference_images
     from yolox.tools.inference_report import LiveProgress
 
     settings = experiment.eval
-    size = settings.test_size
-    images = read_eval_images(experiment.data, loaded, size, args.num_images, scratch / "images.npy")
-    calibration = calibration_images(experiment.data, size, Limits().calibration_size, 32)
-    if not calibration:
-        print("no training images: calibrating on the evaluation images")
-        calibration = [images.batch(min(len(images), Limits().calibration_size))]
-    print(f"data: {images.source}; batch {args.batch_size}")
+    limits = Limits(time_budget=args.time_budget or None, max_drop=args.max_drop)
+    found = read_inference_images(
+        experiment.data,
+        loaded,
+        settings.test_size,
+        (args.num_images, limits.calibration_size),
+        scratch / "images.npy",
+        None if args.calib is None else Path(args.calib),
+    )
+    images = found.evaluation
+    print("\n".join([*found.notes, f"data: {images.source}; batch {args.batch_size}"]))
     metric = None
     if images.has_labels:
         metric = DetectionMetric(images, min(max(args.batch_size, 16), 64), settings.test_conf, settings.nmsthre)
-    else:
-        print("the data set has no labels: no accuracy is measured, and no method can be called within --max_drop")
     progress = LiveProgress(METRICS[0])
     optimizer = InferenceOptimizer(output, progress.listener)
     try:
         optimizer.optimize(
             DecodedDetector(loaded.detector),
-            training_data=calibration,
+            training_data=found.calibration,
             input_sample=images.batch(args.batch_size),
             metric=metric,
             thread_num=args.thread_num,
             **_query(args),
-            limits=Limits(time_budget=args.time_budget or None, max_drop=args.max_drop),
+            limits=limits,
             metadata=_metadata(loaded, experiment),
         )
     except KeyboardInterrupt:
@@ -140,7 +145,7 @@ def _measure(args: argparse.Namespace, loaded: LoadedModel, experiment: Experime
 
 def _show(args: argparse.Namespace, optimizer: InferenceOptimizer, images: EvalImages) -> int:
     """Print and write the table, name and save the best row, and return the exit code."""
-    from yolox.inference.artifact import copy_artifact
+    from yolox.inference.artifacts.model import copy_artifact
 
     report = optimizer.report
     if report.original is None or not report.original.successful:
@@ -168,7 +173,7 @@ def _praise(report: OptimizationReport, best: MethodResult, max_drop: float) -> 
     assert best.latency is not None
     drop = report.drop(best)
     ties = [other.name for other in report.ties(best)]
-    within = f", AP drop {drop:.4f} (allowed {max_drop:g})" if drop is not None else ""
+    within = f", AP drop {drop:.4f} (allowed {max_drop:g})" if drop is not None else "; its AP was not measured"
     level = f"; not to be told from it: {', '.join(ties)}" if ties else ""
     return (
         f"best: {best.name}, {best.latency.median_ms:.1f} ms, {best.latency.images_per_second:.1f} images/s, "

@@ -103,7 +103,7 @@ def _from_artifact(folder: str) -> Predictor:
     """Load a model saved by the inference engine; PyTorch is imported only if its back end needs it."""
     import numpy as np
 
-    from yolox.inference.artifact import load_model
+    from yolox.inference.artifacts.model import load_model
 
     model = load_model(folder)
     manifest = model.manifest

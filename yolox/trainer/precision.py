@@ -14,7 +14,7 @@ from torch.optim import SGD, Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from yolox.errors import UsageError
-from yolox.trainer.operations import NO_OPERATIONS, OperationMode, Operations, hold_in_fp32_
+from yolox.trainer.operator_precision import NO_OPERATORS, OperatorLists, OperatorPrecisionMode, hold_in_fp32_
 from yolox.trainer.precision_names import PrecisionName
 from yolox.trainer.tensors import map_tensors
 
@@ -28,17 +28,17 @@ class PrecisionOptions:
     Args:
         channels_last: Whether module and 4-D batches take the channels_last memory format.
         fp32_modules: Parts of the module that compute in float32 under autocast.
-        operations: Operators with a precision of their own under autocast.
+        operators: Operators with a precision of their own under autocast.
     """
 
     channels_last: bool = False
     fp32_modules: tuple[str, ...] = ()
-    operations: Operations = NO_OPERATIONS
+    operators: OperatorLists = NO_OPERATORS
 
     @property
     def uniform(self) -> bool:
         """Whether there are no exceptions from mixed precision."""
-        return not self.fp32_modules and self.operations == NO_OPERATIONS
+        return not self.fp32_modules and self.operators == NO_OPERATORS
 
 
 def build_precision(
@@ -138,10 +138,10 @@ class _Mixed(MixedPrecision):
     @contextmanager
     def forward_context(self) -> Iterator[None]:
         with super().forward_context():
-            if self.options.operations == NO_OPERATIONS:
+            if self.options.operators == NO_OPERATORS:
                 yield
             else:
-                with OperationMode(self.options.operations, self.device):
+                with OperatorPrecisionMode(self.options.operators, self.device):
                     yield
 
     def teardown(self) -> None:

@@ -10,7 +10,7 @@ from pytorch_lightning.plugins.layer_sync import LayerSync
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from yolox.trainer.shared_sums import sum_over_ranks
+from yolox.trainer.shared_memory_allreduce import sum_over_ranks
 
 __all__ = ["CpuSyncBatchNorm", "SyncBatchNormLayers"]
 

@@ -105,7 +105,7 @@ class RemoteRunner:
 def serve() -> None:
     """Answer a `RemoteRunner`; arguments: source folder, descriptor, artifact, settings."""
     from yolox.cpu.allocator import keep_freed_memory
-    from yolox.inference.artifact import load_manifest
+    from yolox.inference.artifacts.model import load_manifest
     from yolox.inference.backends.ipex import BACKEND
 
     connection = Connection(int(sys.argv[2]))

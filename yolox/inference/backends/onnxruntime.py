@@ -195,7 +195,7 @@ class OnnxRuntimeBackend:
 
     def prepare(self, model: nn.Module, method: Method, context: PrepareContext) -> OnnxRuntimeRunner:
         """Export, check against the module, and quantize if the method says so."""
-        from yolox.inference.onnx_export import check_outputs, export_onnx
+        from yolox.inference.convert.onnx_export import check_outputs, export_onnx
 
         context.progress("exporting")
         path = context.work_dir / MODEL
@@ -207,7 +207,7 @@ class OnnxRuntimeBackend:
         settings = runner.candidates(len(context.sample[0]), context.threads)[0]
         if method.precision is not Precision.INT8:
             return runner.configured(settings)
-        from yolox.inference.quantizers.onnx import quantize_onnx
+        from yolox.inference.convert.quantizers.onnx import quantize_onnx
 
         def build(quantized: bytes) -> OnnxRuntimeRunner:
             return OnnxRuntimeRunner(quantized, settings, batch)

@@ -1,0 +1,255 @@
+// Products of bfloat16 matrices, 32 rows by 32 columns at a time, in float32. Intel's matrix unit (AMX) multiplies tiles of
+// 16 rows of 64 bytes; without it, the dot products of pairs of AVX512-BF16 do, on the same layout in memory.
+//
+// The left matrix lies in rows. The right one lies in tiles in which row r holds, side by side for each of 16 columns, the
+// two numbers 2r and 2r + 1 of that column.
+#pragma once
+#include "vectors.h"
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+#ifdef __AMX_BF16__
+#define MATRIX_UNIT
+#endif
+
+#ifdef __AVX512BF16__
+#ifdef MATRIX_UNIT
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace {
+
+constexpr long SIDE = 32, TILE = 16 * 32;  // numbers in a row of a tile, and in a tile
+
+#ifdef MATRIX_UNIT
+// Linux gives a process the unit's registers when it asks for them (arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA).
+inline bool matrix_unit() {
+  static const bool granted = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+  return granted;
+}
+
+// Eight full tiles for a thread, and afterwards what it had before: oneDNN keeps its own shapes between calls.
+class Tiles {
+  struct alignas(64) Shapes {
+    uint8_t palette = 0, first_row = 0, none[14] = {};
+    uint16_t bytes[16] = {};
+    uint8_t rows[16] = {};
+  } before;
+
+ public:
+  Tiles() {
+    if (!matrix_unit()) return;
+    _tile_storeconfig(&before);
+    Shapes full;
+    full.palette = 1;
+    for (int i = 0; i < 8; ++i) full.bytes[i] = 64, full.rows[i] = 16;
+    _tile_loadconfig(&full);
+  }
+  ~Tiles() {
+    if (matrix_unit()) _tile_loadconfig(&before);
+  }
+};
+#else
+inline bool matrix_unit() { return false; }
+struct Tiles {
+  Tiles() {}
+};
+#endif
+
+// Numbers that begin where a line of the cache does: rows of 64 bytes in two lines each take twice as long.
+template <class T>
+class Aligned {
+  struct Free {
+    void operator()(T* p) const { std::free(p); }
+  };
+  std::unique_ptr<T, Free> memory;
+
+ public:
+  long size;
+  explicit Aligned(long count, bool cleared = true) : memory((T*)std::aligned_alloc(64, (count * sizeof(T) / 64 + 1) * 64)), size(count) {
+    if (!memory) throw std::bad_alloc();
+    if (cleared) std::fill(begin(), end(), T{});
+  }
+  T* begin() const { return memory.get(); }
+  T* end() const { return begin() + size; }
+  T& operator[](long i) const { return begin()[i]; }
+};
+
+struct Left {
+  const bf16 *top, *bottom;  // 16 rows each; bottom is null where there are no more
+  long row, step;            // from row to row, and to the next 32 columns
+};
+
+struct Right {
+  const bf16 *left, *right;  // a tile of 16 columns each; right is null where there are no more
+  long step;                 // to the next 32 rows
+};
+
+#ifdef MATRIX_UNIT
+template <bool BOTTOM, bool RIGHT>
+inline void multiply_tiles(Left a, Right b, long steps, float* out, long out_row, bool add) {
+  asm volatile("" ::: "memory");  // the compiler does not see that the instructions below read and write memory
+  const long wide = out_row * 4, row = a.row * 2;
+  float *low = out + 16 * out_row;
+  if (add) {
+    _tile_loadd(0, out, wide);
+    if (RIGHT) _tile_loadd(1, out + 16, wide);
+    if (BOTTOM) _tile_loadd(2, low, wide);
+    if (BOTTOM && RIGHT) _tile_loadd(3, low + 16, wide);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (long s = 0; s < steps; ++s) {
+    _tile_loadd(4, a.top + s * a.step, row);
+    _tile_loadd(6, b.left + s * b.step, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    if (RIGHT) {
+      _tile_loadd(7, b.right + s * b.step, 64);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    if (BOTTOM) {
+      _tile_loadd(5, a.bottom + s * a.step, row);
+      _tile_dpbf16ps(2, 5, 6);
+      if (RIGHT) _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+  _tile_stored(0, out, wide);
+  if (RIGHT) _tile_stored(1, out + 16, wide);
+  if (BOTTOM) _tile_stored(2, low, wide);
+  if (BOTTOM && RIGHT) _tile_stored(3, low + 16, wide);
+  asm volatile("" ::: "memory");
+}
+#endif
+
+template <bool RIGHT>
+inline void multiply_pairs(Left a, Right b, long steps, float* out, long out_row, bool add) {
+  constexpr long ROWS = 8;
+  for (long first = 0; first < (a.bottom ? SIDE : 16); first += ROWS) {
+    const bf16* rows = first < 16 ? a.top + first * a.row : a.bottom + (first - 16) * a.row;
+    float* to = out + first * out_row;
+    __m512 left[ROWS], right[ROWS];
+#pragma GCC unroll 8
+    for (long r = 0; r < ROWS; ++r) {
+      left[r] = add ? _mm512_loadu_ps(to + r * out_row) : _mm512_setzero_ps();
+      if (RIGHT) right[r] = add ? _mm512_loadu_ps(to + r * out_row + 16) : _mm512_setzero_ps();
+    }
+    for (long s = 0; s < steps; ++s)
+      for (long k = 0; k < 16; ++k) {
+        __m512bh columns = (__m512bh)_mm512_loadu_si512(b.left + s * b.step + k * 32), others = columns;
+        if (RIGHT) others = (__m512bh)_mm512_loadu_si512(b.right + s * b.step + k * 32);
+#pragma GCC unroll 8
+        for (long r = 0; r < ROWS; ++r) {
+          int32_t pair;
+          std::memcpy(&pair, rows + r * a.row + s * a.step + 2 * k, sizeof pair);
+          __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
+          left[r] = _mm512_dpbf16_ps(left[r], both, columns);
+          if (RIGHT) right[r] = _mm512_dpbf16_ps(right[r], both, others);
+        }
+      }
+#pragma GCC unroll 8
+    for (long r = 0; r < ROWS; ++r) {
+      _mm512_storeu_ps(to + r * out_row, left[r]);
+      if (RIGHT) _mm512_storeu_ps(to + r * out_row + 16, right[r]);
+    }
+  }
+}
+
+// `out`, 32 by 32 with `out_row` numbers from row to row, becomes the product over 32 * `steps`, or has it added.
+inline void multiply(Left a, Right b, long steps, float* out, long out_row, bool add) {
+#ifdef MATRIX_UNIT
+  if (matrix_unit()) {
+    if (a.bottom) return (b.right ? multiply_tiles<true, true> : multiply_tiles<true, false>)(a, b, steps, out, out_row, add);
+    return (b.right ? multiply_tiles<false, true> : multiply_tiles<false, false>)(a, b, steps, out, out_row, add);
+  }
+#endif
+  (b.right ? multiply_pairs<true> : multiply_pairs<false>)(a, b, steps, out, out_row, add);
+}
+
+// 16 numbers of two rows as 16 pairs.
+inline __m512i paired(__m256i even, __m256i odd) {
+  return _mm512_or_si512(_mm512_cvtepu16_epi32(even), _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
+}
+
+// Rows 2r and 2r + 1 of 16 columns side by side.
+inline __m512i interleaved(const bf16* rows, long row, long r) {
+  const bf16* even = rows + 2 * r * row;
+  return paired(_mm256_loadu_si256((const __m256i*)even), _mm256_loadu_si256((const __m256i*)(even + row)));
+}
+
+// 32 rows of 16 columns as a tile of a right matrix.
+inline void pack_right(const bf16* rows, long row, bf16* tile) {
+#pragma GCC unroll 16
+  for (long r = 0; r < 16; ++r) _mm512_storeu_si512(tile + r * 32, interleaved(rows, row, r));
+}
+
+// The same 32 rows of 16 columns as a tile of a left matrix, transposed: 16 rows of 32 columns.
+inline void pack_left(const bf16* rows, long row, bf16* tile) {
+  __m512i v[16], w[16];
+#pragma GCC unroll 16
+  for (long r = 0; r < 16; ++r) v[r] = interleaved(rows, row, r);
+#pragma GCC unroll 8
+  for (long r = 0; r < 16; r += 2) {  // pairs of rows, then fours, within lanes of four numbers
+    w[r] = _mm512_unpacklo_epi32(v[r], v[r + 1]);
+    w[r + 1] = _mm512_unpackhi_epi32(v[r], v[r + 1]);
+  }
+#pragma GCC unroll 4
+  for (long r = 0; r < 16; r += 4) {
+    v[r] = _mm512_unpacklo_epi64(w[r], w[r + 2]);
+    v[r + 1] = _mm512_unpackhi_epi64(w[r], w[r + 2]);
+    v[r + 2] = _mm512_unpacklo_epi64(w[r + 1], w[r + 3]);
+    v[r + 3] = _mm512_unpackhi_epi64(w[r + 1], w[r + 3]);
+  }
+#pragma GCC unroll 4
+  for (long i = 0; i < 4; ++i) {  // then the lanes themselves
+    __m512i a = _mm512_shuffle_i32x4(v[i], v[i + 4], 0x88), b = _mm512_shuffle_i32x4(v[i], v[i + 4], 0xdd);
+    __m512i c = _mm512_shuffle_i32x4(v[i + 8], v[i + 12], 0x88), d = _mm512_shuffle_i32x4(v[i + 8], v[i + 12], 0xdd);
+    _mm512_storeu_si512(tile + i * 32, _mm512_shuffle_i32x4(a, c, 0x88));
+    _mm512_storeu_si512(tile + (i + 4) * 32, _mm512_shuffle_i32x4(b, d, 0x88));
+    _mm512_storeu_si512(tile + (i + 8) * 32, _mm512_shuffle_i32x4(a, c, 0xdd));
+    _mm512_storeu_si512(tile + (i + 12) * 32, _mm512_shuffle_i32x4(b, d, 0xdd));
+  }
+}
+
+inline long padded(long count) { return (count + SIDE - 1) / SIDE * SIDE; }
+
+// A right matrix of `depth` rows and `columns` columns, both padded with zeros to whole tiles, rounded to bfloat16.
+class Packed {
+  long depth, columns, used;
+  Aligned<bf16> tiles;
+  bf16* tile(long row, long column) const { return &tiles[(column / 16 * (depth / 32) + row / 32) * TILE]; }
+
+ public:
+  // From a matrix in memory, or from its transpose: `weight` has `rows` rows of `wide` numbers, each a multiple of 16.
+  Packed(const float* weight, long rows, long wide, bool transposed)
+      : depth(padded(transposed ? wide : rows)), columns(padded(transposed ? rows : wide)), used(transposed ? rows : wide),
+        tiles(depth * columns) {
+    if (transposed) {
+      for (long n = 0; n < rows; ++n)
+        for (long k = 0; k < wide; k += 16) {
+          alignas(32) int32_t pairs[8];
+          _mm256_store_si256((__m256i*)pairs, (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(weight + n * wide + k)));
+          bf16* to = tile(k, n) + k % 32 / 2 * 32 + n % 16 * 2;
+          for (long i = 0; i < 8; ++i) std::memcpy(to + i * 32, &pairs[i], sizeof pairs[i]);
+        }
+      return;
+    }
+    for (long k = 0; k < rows; k += 2)
+      for (long n = 0; n < wide; n += 16) {
+        __m256i even = (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(weight + k * wide + n));
+        __m256i odd = (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(weight + (k + 1) * wide + n));
+        _mm512_storeu_si512(tile(k, n) + k % 32 / 2 * 32, paired(even, odd));
+      }
+  }
+  Right at(long column) const {
+    return {tile(0, column), column + 16 < used ? tile(0, column + 16) : nullptr, TILE};
+  }
+  long steps() const { return depth / 32; }
+};
+
+}  // namespace
+#endif
