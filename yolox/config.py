@@ -53,6 +53,7 @@ class DataConfig:
     val_ann: str | None = None
     train_images: str | None = None
     val_images: str | None = None
+    val_fraction: float = 0.0  # share of the images to evaluate on, where the data set has no such split
     data_num_workers: int | None = None
     cache: Literal["ram", "disk", "off"] | None = None
     reduced_decode: bool = False

@@ -10,8 +10,8 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 
-from yolox.config import Experiment, apply_overrides
-from yolox.errors import YoloxError
+from yolox.config import DataConfig, Experiment, apply_fields, apply_overrides
+from yolox.errors import YoloxError, printable
 from yolox.experiments import experiment_from_file, get_experiment
 from yolox.tools.parser import ToolParser
 
@@ -28,6 +28,7 @@ __all__ = [
     "run_tool",
 ]
 
+_DATA_PATHS = ("train_ann", "val_ann", "train_images", "val_images", "val_fraction")
 INTERRUPTED = 130  # the exit code of a program stopped by Ctrl-C
 
 
@@ -56,11 +57,17 @@ def add_model_arguments(parser: ToolParser, checkpoint_help: str) -> None:
 
 
 def add_data_arguments(parser: ToolParser, batch_size: int) -> None:
-    """Add ``-b --data_dir --num_workers``."""
+    """Add ``-b --data_dir --val_fraction --num_workers``."""
     parser.add_argument(
         "-b", "--batch-size", type=positive_int, default=batch_size, help="images of a step in all (%(default)s)"
     )
     parser.add_argument("--data_dir", metavar="DIR", help="data set; default $YOLOX_DATADIR, datasets/COCO, samples")
+    parser.add_argument(
+        "--val_fraction",
+        type=probability,
+        metavar="SHARE",
+        help="share of the images to evaluate on where the data set has no val split (for instance 0.2)",
+    )
     parser.add_argument("--num_workers", type=int, metavar="N", help="loader processes; default: fits the cores")
 
 
@@ -79,19 +86,32 @@ def asked_experiment(args: argparse.Namespace) -> Experiment | None:
 
 
 def apply_arguments(experiment: Experiment, args: argparse.Namespace) -> Experiment:
-    """Return ``experiment`` with ``-expn``, ``--data_dir``, ``--num_workers`` and the overrides applied.
+    """Return ``experiment`` with ``-expn``, the options of the data and the overrides applied.
+
+    With another data set than the experiment's own, the paths that it names within its own are left out.
 
     Raises:
         UsageError: For an override that is unknown or does not convert.
     """
-    experiment = apply_overrides(experiment, getattr(args, "opts", ()))
-    if args.experiment_name is not None:
-        experiment = replace(experiment, exp_name=args.experiment_name)
-    if getattr(args, "data_dir", None) is not None:
-        experiment = replace(experiment, data=replace(experiment.data, data_dir=args.data_dir))
-    if getattr(args, "num_workers", None) is not None:
-        experiment = replace(experiment, data=replace(experiment.data, data_num_workers=args.num_workers))
-    return experiment
+    overrides = getattr(args, "opts", ())
+    given = {
+        "exp_name": args.experiment_name,
+        "data.data_dir": getattr(args, "data_dir", None),
+        "data.val_fraction": getattr(args, "val_fraction", None),
+        "data.data_num_workers": getattr(args, "num_workers", None),
+    }
+    fields = {name: str(value) for name, value in given.items() if value is not None}
+    asked = apply_fields(apply_overrides(experiment, overrides), fields)
+    own, other = experiment.data.data_dir, asked.data.data_dir
+    if own is None or other is None or os.path.abspath(own) == os.path.abspath(other):
+        return asked
+    stored = [name for name in _DATA_PATHS if getattr(experiment.data, name)]
+    if not stored:
+        return asked
+    print(f"note: '{other}' is not the data set of the experiment ('{own}'); its {', '.join(stored)} do not apply")
+    defaults = {name: getattr(DataConfig(), name) for name in stored}
+    experiment = replace(experiment, data=replace(experiment.data, **defaults))
+    return apply_fields(apply_overrides(experiment, overrides), fields)
 
 
 def prepare_cpu(with_torch: bool = True) -> str:
@@ -151,7 +171,7 @@ class _PlainFormatter(logging.Formatter):
     """News as it is; anything worse says so first."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        text = printable(super().format(record))
         return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {text}"
 
 
