@@ -65,6 +65,7 @@ class DataConfig:
     val_ann: Place = None
     train_images: Place = None
     val_images: Place = None
+    val_fraction: Share = 0.0  # of the images to evaluate on, where the data set has no such split
     data_num_workers: Annotated[int | None, Range(0, 1024)] = None
     cache: Literal["ram", "disk", "off"] | None = None
     reduced_decode: bool = False
@@ -142,8 +143,8 @@ class Experiment:
 
 
 SECTIONS: Mapping[str, type] = {"model": ModelConfig, "data": DataConfig, "recipe": RecipeConfig, "eval": EvalConfig}
-DATA_PATHS = ("train_ann", "val_ann", "train_images", "val_images")
-"""Fields that name files and folders of the data set in ``data_dir``."""
+DATA_PATHS = ("train_ann", "val_ann", "train_images", "val_images", "val_fraction")
+"""Fields that hold for the data set in ``data_dir`` and for no other."""
 _TOP_LEVEL = ("exp_name", "seed", "output_dir")
 
 

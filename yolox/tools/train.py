@@ -123,6 +123,9 @@ def _train(args: argparse.Namespace) -> None:
         final_phase_from_epoch=final_phase_epoch(experiment.recipe),
     )
     print(data.reason)
+    report = data.report()
+    print(report.summary())
+    report.check()
     experiment = _fit_classes(experiment, data, explicit_classes)
     start_epoch = None if args.start_epoch is None else args.start_epoch - 1
     module = YoloxModule(experiment, data.class_names, args.batch_size, data.batches_per_epoch, start_epoch)
