@@ -19,8 +19,8 @@ from typing import Any, Protocol
 
 import cloudpickle
 
+from yolox.cpu.cores import share_cores
 from yolox.tables import text_table
-from yolox.trainer.cores import share_cores
 from yolox.trainer.launchers.agent import machine_identity
 from yolox.trainer.launchers.agent_server import AgentConnection, AgentServer
 from yolox.trainer.launchers.base import Failure, Phase, Slot, Worker
