@@ -13,7 +13,7 @@ sys.path.insert(0, str(HERE.parent))
 import yolox.tools  # noqa: E402  the path has to be set first
 
 project = "yolox-cpu"
-copyright = "the yolox-cpu authors"  # noqa: A001  Sphinx names it so
+copyright = "the yolox-cpu authors"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 html_theme = "furo"
 html_title = "YOLOX on ordinary CPUs"
