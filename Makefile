@@ -6,13 +6,12 @@ TORCH := torch==2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 DEMO_DIR := YOLOX_outputs/demo
 DEMO_IMAGES = $$($(PY) -c 'from yolox.data.sample_dataset import sample_set_dir; print(sample_set_dir() / "val2017")')
-DEMO_RECIPE := -b 8 input_size 256 warmup_epochs 3 basic_lr_per_img 0.0025 mosaic_scale 0.7,1.5 degrees 0 shear 0
-DEMO_METHODS := native_int8 openvino_fp32 openvino_int8 onnxruntime_fp32
+DEMO_RECIPE := -b 8 input_size 192 test_size 224 random_size 5,7 max_epoch 150 no_aug_epochs 10 warmup_epochs 2 eval_interval 25 \
+  basic_lr_per_img 0.0015 mosaic_prob 0.3 mosaic_scale 0.7,1.5 degrees 0 shear 0 hsv_prob 0 ema_time_constant 500
+DEMO_METHODS := native_int8 openvino_fp32 onnxruntime_fp32
 ifeq ($(shell grep -qs avx512_bf16 /proc/cpuinfo && echo yes),yes)
-DEMO_RECIPE += --precision bf16 test_size 320 random_size 7,9 max_epoch 180 no_aug_epochs 25 eval_interval 25
-DEMO_METHODS += bf16 inductor_bf16 openvino_bf16
-else  # a step takes twice as long without arithmetic for bf16: fewer of them; docs/decisions/0020 says what that changes
-DEMO_RECIPE += --precision 32 test_size 288 random_size 6,9 max_epoch 112 no_aug_epochs 6 eval_interval 40 hsv_prob 0 ema_time_constant 500
+DEMO_RECIPE += --precision bf16
+DEMO_METHODS += bf16 openvino_bf16
 endif
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
