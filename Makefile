@@ -15,7 +15,7 @@ DEMO_METHODS += bf16 openvino_bf16
 endif
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help env ipex demo test quick lint docs slow bench clean
+.PHONY: help env ipex demo test quick lint docs slow bench dist clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -78,6 +78,20 @@ bench: env  ## all benchmarks, under 30 minutes on two cores; results in benchma
 	$(PY) -m benchmarks.inference_methods
 	$(PY) -m benchmarks.scaling
 	$(PY) -m benchmarks.evaluation
+
+dist: env  ## a release in dist/: wheel and source, the same bytes every time, with hashes, licences and bill of materials
+	test -x .venv-dist/bin/python || $(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install --quiet -r requirements/dist.txt
+	rm -rf dist build
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) .venv-dist/bin/python -m build --outdir dist/unchecked .
+	@# Writes the manylinux tag that the libraries in the wheel satisfy; it bundles nothing, OpenMP stays PyTorch's.
+	.venv-dist/bin/python -m auditwheel repair --only-plat --exclude 'libgomp*' --wheel-dir dist dist/unchecked/*.whl || mv dist/unchecked/*.whl dist/
+	mv dist/unchecked/*.tar.gz dist/ && rm -r dist/unchecked
+	.venv-dist/bin/python -m cyclonedx_py environment --output-reproducible -o dist/sbom.cdx.json $(PY)
+	.venv-dist/bin/pip-licenses --python=$(PY) --format=markdown --with-urls > dist/licences.md
+	@.venv-dist/bin/pip-audit --path $$($(PY) -c 'import site; print(site.getsitepackages()[0])') > dist/audit.txt 2>&1 || \
+	  echo "pip-audit found something, or could not ask: see dist/audit.txt"
+	cd dist && sha256sum *.whl *.tar.gz *.json *.md > SHA256SUMS
 
 clean:  ## remove the environment and all outputs
 	rm -rf $(VENV) .venv-ipex build dist *.egg-info YOLOX_outputs
