@@ -18,9 +18,8 @@ from yolox.tools.predictors import Predictor, load_predictor
 if TYPE_CHECKING:
     import cv2
 
-__all__ = ["EXTENSIONS", "build_parser", "main"]
+__all__ = ["build_parser", "main"]
 
-EXTENSIONS = (".jpg", ".jpeg", ".webp", ".bmp", ".png")
 _KEY_ESCAPE = 27
 _USUAL_RATE = 25.0  # frames a second where a video does not say
 
@@ -102,11 +101,16 @@ def _look_at_images(args: argparse.Namespace, predictor: Predictor, output: Path
 
 
 def _image_files(root: Path) -> list[Path]:
+    from yolox.data.image_files import IMAGE_SUFFIXES, list_images
+
     if root.is_file():
         return [root]
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    files, others = list_images(root)
+    if others:
+        named = ", ".join(path.name for path in others[:5])
+        print(f"left out: {len(others)} files of formats that are not read ({named})", file=sys.stderr)
     if not files:
-        raise DataError(f"'{root}' holds no image; expected files ending in {', '.join(EXTENSIONS)}.")
+        raise DataError(f"'{root}' holds no image; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}.")
     return files
 
 
@@ -123,6 +127,8 @@ def _write(path: Path, picture: Image) -> None:
     from yolox.files import atomic_path, make_output_dir
 
     make_output_dir(path.parent)
+    if not cv2.haveImageWriter(path.name):  # .jfif is read, not written
+        path = path.with_name(f"{path.name}.jpg")
     done, data = cv2.imencode(path.suffix, picture)
     if not done:
         raise YoloxError(f"cannot encode '{path}' as {path.suffix}. Convert the image to .png or .jpg first.")
