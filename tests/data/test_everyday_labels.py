@@ -13,11 +13,14 @@ import cv2
 import numpy as np
 import pytest
 
+from yolox.data.cache import open_cache
 from yolox.data.coco import CocoDataset, dataset_from_coco
 from yolox.data.dataset_paths import load_split, resolve_dataset
 from yolox.data.formats.checks import MAX_CLASSES
+from yolox.data.image_source import ImageSource
 from yolox.data.report import report_dataset
 from yolox.errors import DataError, UsageError, YoloxError, printable
+from yolox.structures import Size
 from yolox.text_files import read_text, read_yaml
 
 ROW = "1 0.5 0.5 0.25 0.5\n"
@@ -284,11 +287,18 @@ def test_names_cannot_steer_a_terminal(tmp_path: Path) -> None:
     assert "\x1b" not in report.summary() + "".join(map(str, report.findings))
 
 
-def test_names_that_are_not_utf8_survive(tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_survive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("YOLOX_CACHE", str(tmp_path / "cache"))
     name = b"caf\xe9.png".decode("utf-8", "surrogateescape")
-    yolo(tmp_path, name)
-    data = train(tmp_path)
+    root = tmp_path / b"d\xe9".decode("utf-8", "surrogateescape")
+    yolo(root, name)
+    data = train(root)
     assert data.path(0).is_file()
+    cache = open_cache("disk", data, Size(32, 32), reduced_decode=False)
+    for _ in range(2):
+        kept = ImageSource(data, Size(32, 32), cache=cache).image(0)
+        assert kept is not None
+        assert kept.shape == (16, 32, 3)
     assert printable(data.file_name(0)).isprintable()
 
 

@@ -218,6 +218,10 @@ FAULTS: dict[str, tuple[str, str, str, Plant]] = {
     "image twice": ("coco", "note", "equal-images", twice_in_train),
     "blank image": ("coco", "warning", "blank-images", blank),
     "other shape": ("coco", "warning", "other-shape", resized(64, 80 * 2, "001.png")),
+    "width for height": (
+        *("coco", "warning", "other-shape"),
+        edit(lambda c: c["images"][0].update(width=64, height=80)),
+    ),
     "all of other shape": (
         *("coco", "error", "other-shape"),
         resized(100, 64, *(f"{i:03d}.png" for i in range(1, 13))),

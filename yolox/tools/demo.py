@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolox.errors import DataError, UsageError, YoloxError
+from yolox.errors import DataError, UsageError, YoloxError, printable
 from yolox.structures import Detections, Image, Size
 from yolox.tools.arguments import ToolParser, add_model_arguments, add_overrides, positive_int, probability, run_tool
 from yolox.tools.predictors import Predictor, load_predictor
@@ -86,11 +86,11 @@ def _look_at_images(args: argparse.Namespace, predictor: Predictor, output: Path
     for file in files:
         image = _read(file)
         if image is None:
-            print(f"skipped: '{file}' is unreadable or truncated", file=sys.stderr)
+            print(printable(f"skipped: '{file}' is unreadable or truncated"), file=sys.stderr)
             bad += 1
             continue
         found, elapsed_ms = predictor(image, args.conf, args.nms)
-        print(f"{file}: {_describe(found, predictor.class_names)}, {elapsed_ms:.1f} ms")
+        print(printable(f"{file}: {_describe(found, predictor.class_names)}, {elapsed_ms:.1f} ms"))
         if output is not None:
             relative = file.relative_to(root) if root.is_dir() else Path(file.name)
             _write(output / relative, draw_detections(image, found, predictor.class_names))
@@ -108,7 +108,7 @@ def _image_files(root: Path) -> list[Path]:
     files, others = list_images(root)
     if others:
         named = ", ".join(path.name for path in others[:5])
-        print(f"left out: {len(others)} files of formats that are not read ({named})", file=sys.stderr)
+        print(printable(f"left out: {len(others)} files of formats that are not read ({named})"), file=sys.stderr)
     if not files:
         raise DataError(f"'{root}' holds no image; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}.")
     return files
