@@ -7,10 +7,12 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from contextvars import copy_context
+from typing import TextIO
 
-from yolox.config import DataConfig, Experiment, apply_fields, apply_overrides
+from yolox.config import DATA_PATHS, DataConfig, Experiment, apply_fields, parse_overrides
 from yolox.errors import YoloxError, printable
 from yolox.experiments import experiment_from_file, get_experiment
 from yolox.tools.parser import ToolParser
@@ -22,13 +24,13 @@ __all__ = [
     "add_overrides",
     "apply_arguments",
     "asked_experiment",
+    "keep_stdout_for_json",
     "positive_int",
     "prepare_cpu",
     "probability",
     "run_tool",
 ]
 
-_DATA_PATHS = ("train_ann", "val_ann", "train_images", "val_images", "val_fraction")
 INTERRUPTED = 130  # the exit code of a program stopped by Ctrl-C
 
 
@@ -88,30 +90,28 @@ def asked_experiment(args: argparse.Namespace) -> Experiment | None:
 def apply_arguments(experiment: Experiment, args: argparse.Namespace) -> Experiment:
     """Return ``experiment`` with ``-expn``, the options of the data and the overrides applied.
 
-    With another data set than the experiment's own, the paths that it names within its own are left out.
+    With another data set than the experiment's own, the paths that it names within its own are left out; an experiment
+    file without a data set names paths within the one that is given with it.
 
     Raises:
-        UsageError: For an override that is unknown or does not convert.
+        UsageError: For an override that is unknown, does not convert or is out of range.
     """
-    overrides = getattr(args, "opts", ())
     given = {
         "exp_name": args.experiment_name,
-        "data.data_dir": getattr(args, "data_dir", None),
-        "data.val_fraction": getattr(args, "val_fraction", None),
-        "data.data_num_workers": getattr(args, "num_workers", None),
+        "data_dir": getattr(args, "data_dir", None),
+        "val_fraction": getattr(args, "val_fraction", None),
+        "data_num_workers": getattr(args, "num_workers", None),
     }
-    fields = {name: str(value) for name, value in given.items() if value is not None}
-    asked = apply_fields(apply_overrides(experiment, overrides), fields)
+    overrides = parse_overrides(getattr(args, "opts", ()))
+    values = {**overrides, **{key: value for key, value in given.items() if value is not None}}
+    asked = apply_fields(experiment, values)
+    stored = [name for name in DATA_PATHS if getattr(experiment.data, name)]
     own, other = experiment.data.data_dir, asked.data.data_dir
-    if own is None or other is None or os.path.abspath(own) == os.path.abspath(other):
+    same = other is None or (own is not None and os.path.abspath(own) == os.path.abspath(other))
+    if not stored or same or (own is None and args.exp_file is not None):
         return asked
-    stored = [name for name in _DATA_PATHS if getattr(experiment.data, name)]
-    if not stored:
-        return asked
-    print(f"note: '{other}' is not the data set of the experiment ('{own}'); its {', '.join(stored)} do not apply")
-    defaults = {name: getattr(DataConfig(), name) for name in stored}
-    experiment = replace(experiment, data=replace(experiment.data, **defaults))
-    return apply_fields(apply_overrides(experiment, overrides), fields)
+    print(f"note: '{other}' is not the data set of the experiment; its {', '.join(stored)} do not apply")
+    return apply_fields(experiment, {**{name: getattr(DataConfig(), name) for name in stored}, **values})
 
 
 def prepare_cpu(with_torch: bool = True) -> str:
@@ -137,6 +137,17 @@ def prepare_cpu(with_torch: bool = True) -> str:
     return f"machine: {machine}{threads}; {setting}"
 
 
+@contextmanager
+def keep_stdout_for_json(wanted: bool) -> Iterator[TextIO]:
+    """Give the stream for JSON: stdout, while everything that is printed for people goes to stderr if ``wanted``."""
+    machines = sys.stdout
+    if not wanted:
+        yield machines
+        return
+    with redirect_stdout(sys.stderr):
+        yield machines
+
+
 def run_tool(body: Callable[[], int | None]) -> int:
     """Run a tool's body and return the exit code of the process.
 
@@ -145,7 +156,7 @@ def run_tool(body: Callable[[], int | None]) -> int:
     """
     _show_log()
     try:
-        return body() or 0
+        return copy_context().run(body) or 0  # the inputs that a run announces are its own
     except YoloxError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
