@@ -363,7 +363,7 @@ def test_nothing_is_written_into_the_data(tmp_path: Path, capsys: pytest.Capture
     root = tmp_path / "data"
     clean_coco(root)
     assert main([str(root), option, str(label_file(root, "train2017"))]) == 2
-    assert "which stays as it is" in capsys.readouterr().err
+    assert "is an input of this command" in capsys.readouterr().err
 
 
 def test_a_folder_without_labels_and_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
