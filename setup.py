@@ -64,7 +64,7 @@ setup(
     entry_points={
         "console_scripts": [
             f"yolox-{tool.replace('_', '-')}=yolox.tools.{tool}:main"
-            for tool in ("train", "eval", "demo", "inference_demo", "export")
+            for tool in ("train", "eval", "demo", "inference_demo", "export", "doctor")
         ]
     },
     classifiers=[
