@@ -240,7 +240,7 @@ def test_the_time_budget_leaves_later_methods_out() -> None:
 def test_rows_that_are_computed_in_software_come_last(
     has_bf16: bool, order: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("yolox.inference.search.read_machine", lambda: SimpleNamespace(has_bf16=has_bf16))
+    monkeypatch.setattr("yolox.inference.search.run.read_machine", lambda: SimpleNamespace(has_bf16=has_bf16))
     chosen = tuple(methods.get_method(name) for name in ("original", "bf16", "inductor_fp32", "openvino_fp32"))
     search = Search(chosen, tmp_path, 1, SearchOptions(threads=1), Listener())
     assert [method.name for group in search._groups() for method in group] == order.split()
