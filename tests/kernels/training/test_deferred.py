@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +13,7 @@ import torch.nn.functional as F
 from near import assert_near, channels_last
 from torch import Tensor, nn
 
-from yolox.kernels.build import compiled_kernels
+from yolox.kernels.library import SWITCH, host_variants
 from yolox.kernels.training import bindings
 from yolox.kernels.training.deferred import (
     Features,
@@ -53,15 +51,12 @@ def _assert_norms_near(found: list[nn.BatchNorm2d], wanted: list[nn.BatchNorm2d]
             assert_near(getattr(ours, name).grad, getattr(exact, name).grad, 2e-2)
 
 
-@pytest.fixture(params=["fastest", "without AMX"])
-def _instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The kernels as compiled for this processor, and as for one without a matrix unit."""
-    if request.param == "without AMX":
-        plain = compiled_kernels(Path(bindings.__file__).parents[1] / "csrc" / "training", "-DWITHOUT_AMX")
-        monkeypatch.setattr(bindings, "kernels", lambda: plain)
-    bindings._kernel.cache_clear()
-    yield
-    bindings._kernel.cache_clear()
+@pytest.fixture(params=["amx", "avx512-bf16"])
+def _instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels of a processor with a matrix unit, and of one without."""
+    if request.param not in {variant.name for variant in host_variants()}:
+        pytest.skip(f"this processor has no {request.param}")
+    monkeypatch.setenv(SWITCH, request.param)
 
 
 class _Rounded(torch.autograd.Function):
