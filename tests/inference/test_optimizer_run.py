@@ -168,7 +168,8 @@ def test_a_saved_model_gives_the_same_in_a_fresh_process(run: Run, tmp_path: Pat
     np.save(tmp_path / "x.npy", run.sample.numpy())
     code = (
         "import sys, numpy as np; from yolox.inference.artifacts.model import load_model\n"
-        "model = load_model(sys.argv[1]); assert model.metadata == {'note': 1}\n"
+        "sys.path.append('tests/inference'); from small_models import Treacherous\n"
+        "model = load_model(sys.argv[1], module=Treacherous()); assert model.metadata == {'note': 1}\n"
         "np.save(sys.argv[3], model(np.load(sys.argv[2])))"
     )
     arguments = [str(tmp_path / name) for name in ("model", "x.npy", "y.npy")]

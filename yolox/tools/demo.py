@@ -36,6 +36,7 @@ def build_parser() -> ToolParser:
     parser.add_argument("kind", choices=("image", "video", "webcam"), help="what to look at")
     add_model_arguments(parser, "checkpoint; alone it is enough")
     parser.add_argument("--model", metavar="DIR", help="deployed model (saved by inference_demo) instead of -c")
+    parser.add_argument("--trust", action="store_true", help="load --model even if it is a program, which can do harm")
     parser.add_argument("--path", help="image, folder of images (searched with its sub-folders) or video file")
     parser.add_argument("--camid", type=int, default=0, help="number of the camera (%(default)s)")
     parser.add_argument("--save_result", action="store_true", help="write the pictures with their detections")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolox.config import apply_fields
@@ -16,8 +17,12 @@ from yolox.tools.arguments import apply_arguments, asked_experiment, prepare_cpu
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import nn
 
 __all__ = ["Predictor", "load_predictor"]
+
+MAX_FACTOR, MAX_CLASSES = 4.0, 100_000
+"""Largest depth, width and number of classes of a deployed detector: the published ones go up to 1.33, 1.25 and 80."""
 
 Network = Callable[["NDArray[np.uint8]"], tuple[Any, Any]]
 
@@ -73,7 +78,7 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
         if args.tsize is not None:
             raise UsageError("--tsize cannot change a deployed model, whose input size is fixed. Leave it out.")
         prepare_cpu(with_torch=False)
-        return _from_artifact(args.model)
+        return _from_artifact(args.model, trust=args.trust)
     if args.ckpt is None:
         raise UsageError("no model given; expected -c FILE (a checkpoint) or --model DIR (a deployed model).")
     prepare_cpu()
@@ -99,13 +104,16 @@ def _from_checkpoint(args: argparse.Namespace) -> Predictor:
     return Predictor(network, experiment.eval.test_size, loaded.class_names, loaded.source, experiment.exp_name)
 
 
-def _from_artifact(folder: str) -> Predictor:
+def _from_artifact(folder: str, *, trust: bool) -> Predictor:
     """Load a model saved by the inference engine; PyTorch is imported only if its back end needs it."""
     import numpy as np
 
+    from yolox.inference.artifacts.manifest import read_manifest
     from yolox.inference.artifacts.model import load_model
 
-    model = load_model(folder)
+    described = read_manifest(Path(folder))
+    module = _detector_of(described.metadata, folder) if described.backend == "eager" else None
+    model = load_model(folder, trust=trust, module=module)
     manifest = model.manifest
     shape = manifest.input_shapes[0]
     if len(manifest.input_shapes) != 1 or len(shape) != 4 or manifest.num_outputs != 2:
@@ -121,5 +129,31 @@ def _from_artifact(folder: str) -> Predictor:
         boxes, scores = model.run(given.astype(kind))
         return np.asarray(boxes)[: len(images)], np.asarray(scores)[: len(images)]
 
-    names = tuple(str(name) for name in model.metadata.get("class_names", ()))
+    # names come from a file that others may have written: nothing in them may steer a terminal
+    names = tuple("".join(filter(str.isprintable, str(name))) for name in model.metadata.get("class_names", ()))
     return Predictor(network, Size(*shape[2:]), names, f"'{folder}': {manifest.method}", manifest.method)
+
+
+def _detector_of(metadata: Mapping[str, Any], folder: str) -> nn.Module:
+    """Return a detector as the artifact describes it, with weights still to come: built by our code, not by the file's.
+
+    Raises:
+        ModelFileError: When it describes none, or one of absurd size.
+    """
+    import torch
+
+    from yolox.config import experiment_from_dict
+    from yolox.models.decoding import DecodedDetector
+    from yolox.models.detector import build_detector
+
+    try:
+        config = experiment_from_dict({"exp_name": "deployed", "model": metadata["network"]}).model
+    except (KeyError, UsageError) as error:
+        raise ModelFileError(f"'{folder}' does not say which detector its weights are of. Save it again.") from error
+    if not (0 < config.depth <= MAX_FACTOR and 0 < config.width <= MAX_FACTOR and config.num_classes <= MAX_CLASSES):
+        raise ModelFileError(
+            f"'{folder}' describes a detector of depth {config.depth:g}, width {config.width:g} and "
+            f"{config.num_classes} classes; expected at most {MAX_FACTOR:g}, {MAX_FACTOR:g} and {MAX_CLASSES}."
+        )
+    with torch.random.fork_rng(devices=[]):
+        return DecodedDetector(build_detector(config)).eval()

@@ -176,7 +176,8 @@ class MethodProcess:
 
 def _search_path(interpreter: str) -> list[str]:
     """Return what the child needs to import what the parent can; of another Python's own packages, nothing."""
-    here = [*(entry for entry in sys.path if entry), os.getcwd(), _ROOT]
+    # only where this process itself imports from its working directory, written as ''
+    here = [*(entry or os.getcwd() for entry in sys.path), _ROOT]
     if interpreter != sys.executable:  # an installed copy of this package lies among our own packages: theirs is used
         here = [entry for entry in here if not entry.startswith((sys.prefix, sys.base_prefix))]
     return list(dict.fromkeys(here))

@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -138,61 +138,29 @@ def _run(job: Job, payload: Payload, channel: Channel) -> tuple[AcceleratedModel
 
 
 def _prepare(job: Job, payload: Payload, channel: Channel) -> AcceleratedModel:
-    from yolox.inference.artifacts.model import AcceleratedModel
-    from yolox.inference.backends import get_backend
-    from yolox.inference.backends.base import Manifest
+    from yolox.inference.backends.base import PrepareContext
+    from yolox.inference.convert.prepare import OutputFacts, accuracy_of, prepare_model
     from yolox.inference.methods import get_method
 
     if not job.is_original:
         sys.stderr.write(f"{keep_freed_memory()}\n")
-    method = get_method(job.method)
-    from yolox.inference.convert.flat import FlatModule
-
-    module = FlatModule(payload.load("model")).eval()
-    context = _context(job, payload, channel)
-    runner = get_backend(method.backend).prepare(module, method, context)
-    manifest = Manifest(
-        method=method.name,
-        backend=method.backend,
-        precision=method.precision.value,
-        options=dict(method.options),
-        settings=runner.settings,
-        input_shapes=tuple(tuple(array.shape) for array in context.sample),
-        input_dtypes=tuple(str(array.dtype) for array in context.sample),
-        num_outputs=len(payload.arrays("reference")),
-        dynamic_batch=context.dynamic_batch,
-        int8_share=runner.int8_share,
-        structure=job.facts.get("structure"),
-        metadata=job.metadata,
-    )
-    return AcceleratedModel(runner, manifest)
-
-
-def _context(job: Job, payload: Payload, channel: Channel) -> Any:
-    from yolox.inference.backends.base import PrepareContext
-
     scorer: Scorer | None = payload.load("scorer") if job.original_scores else None
-
-    def accuracy(predict: Callable[..., tuple[Any, ...]]) -> float:
-        from yolox.inference.artifacts.structure import unflatten
-
-        assert scorer is not None
-        return scorer.signed(scorer.score(lambda *inputs: unflatten(job.facts.get("structure"), predict(*inputs))))
-
+    outputs = OutputFacts(job.facts.get("structure"), len(payload.arrays("reference")))
     work_dir = Path(job.work_dir)
     work_dir.mkdir(parents=True, exist_ok=True)
-    return PrepareContext(
+    context = PrepareContext(
         sample=payload.arrays("sample"),
         calibration=payload.calibration(),
         threads=job.threads,
         work_dir=work_dir,
         dynamic_batch=bool(job.facts.get("dynamic_batch", True)),
-        accuracy=accuracy if scorer else None,
+        accuracy=accuracy_of(scorer, outputs.structure),
         original_accuracy=scorer.signed(job.original_scores) if scorer else None,
         max_drop=job.max_drop,
         deadline_s=time.monotonic() + job.prepare_seconds,
         progress=channel.progress,
     )
+    return prepare_model(payload.load("model").eval(), get_method(job.method), context, outputs, job.metadata)
 
 
 def _score(scorer: Scorer, model: AcceleratedModel) -> dict[str, float]:
@@ -252,19 +220,23 @@ def _tune(job: Job, model: AcceleratedModel, sample: tuple[Any, ...], channel: C
 
 
 def _finish(job: Job, model: AcceleratedModel, channel: Channel) -> dict[str, Any]:
-    """Save the artifact and tidy up; a model that cannot be saved is still a measured row."""
+    """Save the artifact, see that it runs, and tidy up; a model that cannot be saved is still a measured row."""
     from yolox.inference.artifacts.model import folder_size_mb, save_model
+    from yolox.inference.search.saved_check import check_saved
 
     shutil.rmtree(job.work_dir, ignore_errors=True)
     result: dict[str, Any] = {"settings": asdict(model.runner.settings), "int8_share": model.runner.int8_share}
+    folder = Path(job.artifact)
     try:
         with channel.stage(Stage.SAVING):
-            save_model(model, Path(job.artifact))
-        result["size_mb"] = folder_size_mb(Path(job.artifact))
+            save_model(model, folder)
+        result["size_mb"] = folder_size_mb(folder)
     except StageError as failure:
         traceback.print_exc()
-        shutil.rmtree(job.artifact, ignore_errors=True)
-        result["note"] = f"not saved: {failure}"
+        shutil.rmtree(folder, ignore_errors=True)
+        return {**result, "note": f"not saved: {failure}"}
+    with channel.stage(Stage.CHECKING):
+        check_saved(model, folder, Payload(Path(job.payload)), job.threads)
     return result
 
 
