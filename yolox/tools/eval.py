@@ -53,23 +53,30 @@ def build_parser() -> ToolParser:
 
 def _run(args: argparse.Namespace) -> None:
     from yolox.checkpoint import load_model
+    from yolox.data.report import report_dataset
     from yolox.evaluation.loop import evaluate
     from yolox.evaluation.predictor import build_predict
     from yolox.evaluation.summary import summary
-    from yolox.files import write_text
+    from yolox.files import mark_inputs, refuse_inputs, write_text
     from yolox.models.detector import summarize
 
     asked = asked_experiment(args)
     print(prepare_cpu())
-    loaded = load_model(_checkpoint_path(args, asked), asked)
+    checkpoint = _checkpoint_path(args, asked)
+    mark_inputs(checkpoint, args.exp_file)
+    loaded = load_model(checkpoint, asked)
     experiment = _experiment(loaded.experiment, args)
     settings = experiment.eval
     loader = _loader(experiment, loaded, args.batch_size)
+    refuse_inputs(args.json)
     print(f"model: {loaded.source}; {summarize(experiment.model, settings.test_size)}")
     print(
         f"data: {loader.dataset.source}, {len(loader.dataset)} images; confidence {settings.test_conf:g}, "
         f"NMS {settings.nmsthre:g}, precision {args.precision}, batch {args.batch_size}"
     )
+    report = report_dataset(None, loader.dataset)
+    print(report.summary())
+    report.check()
     try:
         result = evaluate(
             build_predict(loaded.detector, args.precision),

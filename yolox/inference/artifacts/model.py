@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolox.cpu.machine import read_machine
 from yolox.errors import UsageError, YoloxError
-from yolox.files import make_output_dir
+from yolox.files import make_output_dir, refuse_inputs
 from yolox.inference.artifacts.manifest import MANIFEST_NAME, Manifest, file_entries, read_manifest, write_manifest
 from yolox.inference.artifacts.structure import unflatten
 from yolox.inference.artifacts.trust import FORMATS, check_files, check_trust
@@ -134,6 +134,7 @@ def copy_artifact(source: Path, target: Path, metadata: Mapping[str, Any] | None
         ModelFileError: When the source is not a whole artifact.
         UsageError: When the target holds other things than a model.
         YoloxError: When the target cannot be written.
+        UsageError: When a file of the target is an input of this command.
     """
     manifest = read_manifest(source)
     check_files(source, manifest)
@@ -188,6 +189,7 @@ def _target(folder: Path) -> Iterator[Path]:
     foreign = sorted(path.name for path in folder.iterdir() if path.name not in known)
     if foreign:
         raise UsageError(f"'{folder}' holds '{foreign[0]}', which is no part of a model. Name a new or empty folder.")
+    refuse_inputs(*folder.iterdir())
     try:
         for path in folder.iterdir():
             path.unlink()
