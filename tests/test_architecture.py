@@ -17,7 +17,7 @@ LOW = {"errors", "structures", "boxes", "tables", "files", "fields", "config", "
 ENGINE_LOW = {"errors", "tables", "files", "cpu"}
 # room -> the other rooms it may import; an arrow that is not here does not exist
 ARROWS: dict[str, set[str]] = {
-    "__init__": set(),
+    "__init__": {"api"},
     "errors": set(),
     "structures": set(),
     "files": {"errors"},
@@ -44,7 +44,9 @@ ARROWS: dict[str, set[str]] = {
     "inference": ENGINE_LOW | {"kernels", "processes"},
     "tools": LOW
     | {"experiments", "checkpoint", "models", "losses", "data", "evaluation", "recipe", "trainer", "inference"}
-    | {"visualize", "prediction"},
+    | {"visualize", "prediction", "processes", "serve"},
+    "serve": LOW | {"prediction"},
+    "api": {"errors", "config", "prediction", "tools", "evaluation"},
 }
 # an optional library -> the only files that may import it
 OPTIONAL: dict[str, set[str]] = {

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from yolox.inference.search.results import MethodResult, OptimizationReport
     from yolox.tools.inference_images import EvalImages
 
-__all__ = ["NOTHING_BETTER", "build_parser", "main"]
+__all__ = ["NOTHING_BETTER", "build_parser", "main", "run"]
 
 NOTHING_BETTER = 6
 """Exit code when no method is faster than the original within ``--max_drop``; the original is kept then."""
@@ -40,7 +40,7 @@ METRICS = ("AP", "AP50")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool and return its exit code."""
-    return run_tool(lambda: _run(build_parser().parse(argv)))
+    return run_tool(lambda: run(build_parser().parse(argv)))
 
 
 def build_parser() -> ToolParser:
@@ -72,7 +72,8 @@ def build_parser() -> ToolParser:
     return parser
 
 
-def _run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Measure what the options ask for, print and write it, and return the exit code."""
     from yolox.checkpoint import load_model
     from yolox.files import make_output_dir, mark_inputs, refuse_inputs
     from yolox.inference.methods import MethodQuery, select_methods

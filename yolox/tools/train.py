@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from yolox.data.datamodule import YoloxDataModule
     from yolox.recipe.module import YoloxModule
 
-__all__ = ["build_parser", "main"]
+__all__ = ["build_parser", "main", "run"]
 
 MIN_NORMALISED = 8  # images a process: 4 end 0.05 AP lower than one process (README), 8 within 0.03
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool and return its exit code."""
-    return run_tool(lambda: _run(build_parser().parse(argv), sys.argv[1:] if argv is None else argv))
+    return run_tool(lambda: run(build_parser().parse(argv), sys.argv[1:] if argv is None else argv))
 
 
 def build_parser() -> ToolParser:
@@ -83,7 +83,8 @@ def _add_trainer_arguments(parser: ToolParser) -> None:
     group.add_argument("--accelerator", default="cpu", help="cpu, or cuda, xpu, hpu, npu where they exist (cpu)")
 
 
-def _run(args: argparse.Namespace, argv: Sequence[str]) -> int:
+def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Train what the options ask for and return the exit code; ``argv`` is for another interpreter, if it takes one."""
     if args.use_ipex and args.accelerator == "cpu":
         code = _find_ipex(args, argv)
         if code is not None:
