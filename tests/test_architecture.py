@@ -18,6 +18,7 @@ ENGINE_LOW = {"errors", "tables", "files", "cpu"}
 # room -> the other rooms it may import; an arrow that is not here does not exist
 ARROWS: dict[str, set[str]] = {
     "__init__": {"api"},
+    "__main__": {"tools"},
     "errors": set(),
     "structures": set(),
     "files": {"errors"},
@@ -44,7 +45,7 @@ ARROWS: dict[str, set[str]] = {
     "inference": ENGINE_LOW | {"kernels", "processes"},
     "tools": LOW
     | {"experiments", "checkpoint", "models", "losses", "data", "evaluation", "recipe", "trainer", "inference"}
-    | {"visualize", "prediction", "processes", "serve"},
+    | {"visualize", "prediction", "processes", "published_weights", "serve", "__init__"},
     "serve": LOW | {"prediction"},
     "api": {"errors", "config", "prediction", "tools", "evaluation"},
 }
@@ -62,6 +63,9 @@ OPTIONAL: dict[str, set[str]] = {
     "torchao": {"inference/convert/quantizers/pt2e.py"},
     "neural_compressor": {"inference/convert/quantizers/neural_compressor.py"},
     "intel_extension_for_pytorch": {"inference/backends/ipex.py", "trainer/ipex.py"},
+    "fastapi": {"serve/service.py"},
+    "uvicorn": {"serve/service.py"},
+    "starlette": {"serve/service.py"},
     "supervision": {"prediction/results.py"},
     "trackers": {"prediction/tracking.py"},
     "ray": {"trainer/launchers/ray_actors.py"},

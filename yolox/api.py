@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from yolox.errors import UsageError, did_you_mean
+from yolox.errors import UsageError, YoloxError, did_you_mean
 from yolox.prediction.models import Predictor, is_deployed, load_predictor
 from yolox.prediction.results import Boxes, Result
 from yolox.prediction.run import Thresholds, predict
@@ -72,7 +72,7 @@ class YOLOX:
         """Names in the order of the class indices."""
         return self.predictor.class_names
 
-    def predict(  # noqa: PLR0913 - one keyword for each thing that people set
+    def predict(
         self,
         source: Source,
         *,
@@ -112,8 +112,8 @@ class YOLOX:
         Args:
             data: Folder of the data set; None takes the default one.
             epochs: How many.
-            options: Options of ``yolox train`` (``num_processes=4``, ``precision="bf16"``, ``batch_size=64``) and fields
-                of the experiment (``mosaic_prob=0.5``).
+            options: Options of ``yolox train`` (``num_processes=4``, ``precision="bf16"``, ``batch_size=64``) and
+                fields of the experiment (``mosaic_prob=0.5``).
 
         Raises:
             UsageError: For an unknown option, or when this is a deployed model.
@@ -126,7 +126,9 @@ class YOLOX:
         options.setdefault("experiment_name", Path(self.model).stem.replace("-", "_"))
         words = [*self._start(options), *option_words(tool.build_parser(), options)]
         args = tool.build_parser().parse(words)
-        copy_context().run(tool.run, args, words)
+        code = copy_context().run(tool.run, args, words)
+        if code:
+            raise YoloxError(f"the training ended with exit code {code}; what it printed says why.")
         folder = Path(options["output_dir"]) / options["experiment_name"]
         best = folder / "best_ckpt.pth"
         return YOLOX(best if best.is_file() else folder / "latest_ckpt.pth", precision=self._precision)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from yolox.tools.arguments import (
     add_overrides,
     apply_arguments,
     asked_experiment,
+    keep_stdout_for_json,
     positive_int,
     prepare_cpu,
     run_tool,
@@ -60,6 +62,8 @@ def build_parser() -> ToolParser:
         help="keep resized images (bare: ram; default: ram where small)",
     )
     parser.add_argument("-l", "--logger", choices=LOGGERS, default="tensorboard", help="(%(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="build everything, train nothing, write nothing")
+    parser.add_argument("--json", action="store_true", help="print the outcome as JSON on stdout, all else on stderr")
     _add_trainer_arguments(parser)
     add_overrides(parser)
     return parser
@@ -89,7 +93,10 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
         code = _find_ipex(args, argv)
         if code is not None:
             return code
-    _train(args)
+    with keep_stdout_for_json(args.json) as machines:
+        facts = _train(args)
+        if args.json:
+            print(json.dumps(facts), file=machines)
     return 0
 
 
@@ -105,7 +112,8 @@ def _find_ipex(args: argparse.Namespace, argv: Sequence[str]) -> int | None:
     return run_again(plan, replace=False)
 
 
-def _train(args: argparse.Namespace) -> None:
+def _train(args: argparse.Namespace) -> dict[str, Any]:
+    """Train and return the facts of the run for ``--json``."""
     shorten_waits()  # before PyTorch is imported
     from yolox.data.datamodule import build_data_module
     from yolox.recipe.module import YoloxModule
@@ -135,9 +143,12 @@ def _train(args: argparse.Namespace) -> None:
     trainer = build_trainer(experiment, folder, args)
     data.check(trainer.world_size)
     _describe(module, data, args)
+    if args.dry_run:
+        print(f"dry run: everything is built; nothing was trained and nothing written to {folder}")
+        return {"folder": str(folder), "dry_run": True}
     with open_run_folder(folder, keep=args.resume and _is_latest(resume_from, folder)) as earlier:
         _fit(trainer, module, data, _moved(resume_from, folder, earlier))
-    _finish(folder, trainer)
+    return _finish(folder, trainer)
 
 
 def _is_latest(file: Path | None, folder: Path) -> bool:
@@ -262,15 +273,20 @@ def _sizes(experiment: Experiment) -> str:
     return f"trained at {trained}, evaluated at {test.height} x {test.width}"
 
 
-def _finish(folder: Path, trainer: Any) -> None:
+def _finish(folder: Path, trainer: Any) -> dict[str, Any]:
+    """Print what the run came to and return it."""
     from yolox.recipe.callbacks import BEST, LATEST, Evaluation
 
     evaluation = next(item for item in trainer.callbacks if isinstance(item, Evaluation))
+    facts: dict[str, Any] = {"folder": str(folder), "best_epoch": evaluation.best_epoch or None}
     if evaluation.best_epoch:
         best = next(row for row in evaluation.history if row["epoch"] == evaluation.best_epoch)
         print(f"best: epoch {evaluation.best_epoch}, AP {best['val/AP']:.4f}, AP50 {best['val/AP50']:.4f}")
+        facts.update(AP=best["val/AP"], AP50=best["val/AP50"])
     names = (BEST, LATEST, "results.csv", "curves.png", "run.json")
-    print(f"written to {folder}: {', '.join(name for name in names if (folder / name).exists())}")
+    facts["files"] = [name for name in names if (folder / name).exists()]
+    print(f"written to {folder}: {', '.join(facts['files'])}")
+    return facts
 
 
 if __name__ == "__main__":
