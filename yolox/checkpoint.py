@@ -23,8 +23,10 @@ from yolox.models.detector import Detector, build_detector
 __all__ = [
     "LoadReport",
     "LoadedModel",
+    "check_finite",
     "load_model",
     "load_weights_",
+    "own_experiment",
     "read_checkpoint",
     "recognise",
     "save_checkpoint",
@@ -160,19 +162,34 @@ def weights_of(content: Mapping[str, Any], path: str | Path) -> dict[str, Tensor
     """Return the weights to deploy: those under ``model`` (ours and official), or the content itself if it is weights.
 
     Raises:
-        ModelFileError: When there are none.
+        ModelFileError: When there are none, or they are not finite.
     """
     for candidate in (content.get("model"), content.get("state_dict"), content):
         if not isinstance(candidate, Mapping):
             continue
         weights = {str(key).removeprefix("module."): value for key, value in candidate.items()}
         if _CLASS_KEY in weights and all(isinstance(value, Tensor) for value in weights.values()):
+            check_finite(weights, path)
             return weights
     keys = ", ".join(map(str, list(content)[:5])) or "nothing"
     raise ModelFileError(
         f"'{path}' holds no YOLOX weights (found: {keys}); expected official keys such as '{_CLASS_KEY}', plain or "
         "under 'model'. Give a YOLOX checkpoint."
     )
+
+
+def check_finite(weights: Mapping[str, Any], path: str | Path) -> None:
+    """Refuse weights with NaN or infinite values: nothing that is computed with them is worth anything.
+
+    Raises:
+        ModelFileError: Naming the first such tensor.
+    """
+    for key, value in weights.items():
+        if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ModelFileError(
+                f"'{path}' holds values in '{key}' that are not finite (NaN or infinite): the training that wrote it "
+                "has diverged. Take an earlier checkpoint."
+            )
 
 
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -251,7 +268,7 @@ def load_model(path: str | Path, experiment: Experiment | None = None, num_class
             f"'{path}' predicts {count} classes, {num_classes} were expected. "
             "Use a data set with the classes of the model, or fine-tune it: yolox.tools.train -c."
         )
-    own = _own_experiment(content, path)
+    own = own_experiment(content, path)
     if own is not None:
         source = f"'{path}': {own.exp_name}, {count} classes"
     else:
@@ -270,7 +287,7 @@ def load_model(path: str | Path, experiment: Experiment | None = None, num_class
     return LoadedModel(chosen, _class_names(content, count, path), detector.eval(), source, "class_names" in content)
 
 
-def _own_experiment(content: Mapping[str, Any], path: str | Path) -> Experiment | None:
+def own_experiment(content: Mapping[str, Any], path: str | Path) -> Experiment | None:
     """Return the experiment that one of our checkpoints describes, or None for a foreign file.
 
     Where its run wrote its files is left out: what a file says never decides where files go.
