@@ -6,7 +6,6 @@ import io
 import pickle
 import random
 import zipfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from yolox.tools.resuming import read_run_state
 from yolox.torch_files import read_torch_file
 
 TINY = ModelConfig(depth=0.33, width=0.0625, depthwise=True, num_classes=2)
-MUTATIONS = 150
+AMOUNT = pytest.mark.parametrize("amount", [30, pytest.param(1000, marks=pytest.mark.slow)])
 
 
 @pytest.fixture(scope="module")
@@ -53,18 +52,19 @@ def as_bytes(content: Any, legacy: bool = False) -> bytes:
 
 
 def refused_or_sound(path: Path) -> bool:
-    """Return whether the file is refused; where it is not, its weights are finite."""
-    refused = False
-    for read in (load_model, read_run_state):
-        try:
-            loaded = read(path)
-        except YoloxError as error:
-            refused = True
-            assert len(str(error)) < 3000
-        else:
-            if not isinstance(loaded, type(None)) and hasattr(loaded, "detector"):
-                assert all(bool(torch.isfinite(value).all()) for value in loaded.detector.parameters())
-    return refused
+    """Return whether the file is refused by anybody; where it is not, its weights are finite."""
+    messages = []
+    try:
+        loaded = load_model(path)
+        assert all(bool(torch.isfinite(value).all()) for value in loaded.detector.parameters())
+    except YoloxError as error:
+        messages.append(str(error))
+    try:
+        read_run_state(path)
+    except YoloxError as error:
+        messages.append(str(error))
+    assert all(len(message) < 5000 for message in messages)
+    return bool(messages)
 
 
 def test_the_file_itself_is_sound(content: dict[str, Any], tmp_path: Path) -> None:
@@ -73,13 +73,14 @@ def test_the_file_itself_is_sound(content: dict[str, Any], tmp_path: Path) -> No
     assert read_run_state(tmp_path / "a.pth").global_step == 2
 
 
+@AMOUNT
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-def test_flipped_and_missing_bytes(content: dict[str, Any], legacy: bool, tmp_path: Path) -> None:
+def test_flipped_and_missing_bytes(content: dict[str, Any], legacy: bool, amount: int, tmp_path: Path) -> None:
     whole = as_bytes(content, legacy)
     chance = random.Random(17)
     path = tmp_path / "a.pth"
     refusals = 0
-    for number in range(MUTATIONS):
+    for number in range(amount):
         data = bytearray(whole)
         for _ in range(chance.choice((1, 1, 4, 64))):
             where = chance.randrange(len(data)) if number % 3 else chance.randrange(2000)
@@ -90,19 +91,20 @@ def test_flipped_and_missing_bytes(content: dict[str, Any], legacy: bool, tmp_pa
             data[10:10] = bytes(chance.randrange(1, 200))
         path.write_bytes(data)
         refusals += refused_or_sound(path)
-    assert refusals > MUTATIONS // 3
+    assert refusals > amount // 3
     if not legacy:  # every byte of a member is under its checksum
-        assert refusals > MUTATIONS * 0.9
+        assert refusals > amount * 0.9
 
 
-def test_mutated_structures_inside_a_sound_archive(content: dict[str, Any], tmp_path: Path) -> None:
+@AMOUNT
+def test_mutated_structures_inside_a_sound_archive(content: dict[str, Any], amount: int, tmp_path: Path) -> None:
     """Pickles with flipped bytes, in archives whose checksums agree."""
     chance = random.Random(18)
     path = tmp_path / "a.pth"
     with zipfile.ZipFile(io.BytesIO(as_bytes(content))) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     (structure,) = (name for name in members if name.endswith("data.pkl"))
-    for number in range(MUTATIONS):
+    for number in range(amount):
         data = bytearray(members[structure])
         for _ in range(chance.choice((1, 2, 8))):
             data[chance.randrange(len(data) if number % 2 else 600)] = chance.randrange(256)
@@ -141,18 +143,17 @@ def places(content: dict[str, Any]) -> list[tuple[str, ...]]:
     experiment = content["experiment"]
     keys += [("experiment", key) for key in experiment]
     keys += [
-        ("experiment", section, key)
-        for section in ("model", "data", "recipe", "eval")
-        for key in experiment[section]
+        ("experiment", section, key) for section in ("model", "data", "recipe", "eval") for key in experiment[section]
     ]
     return [*keys, ("model", "head.cls_preds.0.weight"), ("model", "backbone.backbone.stem.conv.bn.running_var")]
 
 
-def test_foreign_values_in_every_place(content: dict[str, Any], tmp_path: Path) -> None:
+@AMOUNT
+def test_foreign_values_in_every_place(content: dict[str, Any], amount: int, tmp_path: Path) -> None:
     chance = random.Random(19)
     path = tmp_path / "a.pth"
-    for place in places(content):
-        for value in chance.sample(VALUES, 4):
+    for place in places(content) if amount > 100 else chance.sample(places(content), 20):
+        for value in chance.sample(VALUES, 10 if amount > 100 else 2):
             changed: dict[str, Any] = pickle.loads(pickle.dumps(content))
             target = changed
             for key in place[:-1]:
@@ -160,10 +161,6 @@ def test_foreign_values_in_every_place(content: dict[str, Any], tmp_path: Path) 
             target[place[-1]] = value
             torch.save(changed, path)
             refused_or_sound(path)
-
-
-def without(files: Callable[[dict[str, bytes]], dict[str, bytes]], compression: int = zipfile.ZIP_STORED) -> Any:
-    return files, compression
 
 
 @pytest.mark.parametrize(

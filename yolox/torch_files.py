@@ -1,4 +1,4 @@
-"""Files of ``torch.save``, read whole and without executing anything in them: the only place that calls ``torch.load``.
+"""Files of ``torch.save``, read whole and without executing anything in them.
 
 An archive is checked before a tensor of it is made: its members lie uncompressed, as PyTorch writes them, their sizes
 add up to no more than the file, and their checksums agree. PyTorch itself checks none of that.
@@ -81,7 +81,7 @@ def _check_archive(file: Path) -> None:
             problem = _problem_of(members, file.stat().st_size)
             if not problem and (damaged := archive.testzip()) is not None:
                 problem = f"the checksum of '{damaged[:100]}' does not agree"
-    except Exception as error:  # a damaged archive can make the reader fail in any way
+    except Exception as error:  # noqa: BLE001 - a damaged archive can make the reader fail in any way
         problem = str(error)[:160] or type(error).__name__
     if problem:
         raise ModelFileError(

@@ -127,7 +127,7 @@ def read_run_state(path: Path) -> RunState:
     Raises:
         ModelFileError: When it cannot be read, or holds no state of a training run, or weights that are not finite.
     """
-    from yolox.checkpoint import check_finite, own_experiment, read_checkpoint
+    from yolox.checkpoint import check_weights, class_names_of, own_experiment, read_checkpoint
 
     content = read_checkpoint(path)
     experiment = own_experiment(content, path)
@@ -142,11 +142,11 @@ def read_run_state(path: Path) -> RunState:
                 f"{kind.__name__}. It is damaged; go on from another checkpoint."
             )
     for weights in (content["state_dict"], content["model"]):
-        check_finite(weights, path)
+        check_weights(weights, path)
     return RunState(
         path,
         experiment,
-        tuple(map(str, content["class_names"])),
+        class_names_of(content, len(content["class_names"]), path),
         content["global_step"],
         _positive(content, "batch_size"),
         _positive(content, "steps_per_epoch"),
