@@ -16,6 +16,7 @@ from yolox.errors import ModelFileError, UsageError
 from yolox.experiments import EXPERIMENTS
 from yolox.files import atomic_path
 from yolox.models.detector import Detector, build_detector
+from yolox.published_weights import find_checkpoint
 from yolox.torch_files import read_torch_file
 
 __all__ = [
@@ -95,7 +96,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         ModelFileError: When the file is missing, damaged, holds code to execute, or is no checkpoint.
     """
-    content = read_torch_file(path)
+    file = find_checkpoint(path)
+    if not file.is_file():
+        state = "is a folder" if file.is_dir() else "does not exist"
+        raise ModelFileError(
+            f"checkpoint '{file}' {state}; expected a .pth file, or the name of published weights such as yolox_nano. "
+            "Check the path."
+        )
+    content = read_torch_file(file)
     if not isinstance(content, dict):
         raise ModelFileError(
             f"'{path}' holds {type(content).__name__}; expected a checkpoint, a dictionary with weights under 'model'."
