@@ -50,8 +50,8 @@ setup(
     packages=find_packages(include=["yolox", "yolox.*"]),
     package_data={"yolox": ["py.typed", "kernels/csrc/*.[ch]*", "kernels/csrc/*/*.[ch]*"]},
     install_requires=[
-        "torch>=2.8",
-        "pytorch-lightning>=2.5,<3",
+        "torch>=2.10",  # earlier ones read damaged checkpoints past their end
+        "pytorch-lightning>=2.6.6,<2.7",
         "numpy>=1.26",
         "opencv-python-headless>=4.10",
         "faster-coco-eval>=1.6",
@@ -72,7 +72,7 @@ setup(
             "yolox=yolox.tools.command:main",
             *(
                 f"yolox-{tool.replace('_', '-')}=yolox.tools.{tool}:main"
-                for tool in ("train", "eval", "demo", "inference_demo", "export")
+                for tool in ("train", "eval", "demo", "inference_demo", "export", "doctor")
             ),
         ]
     },

@@ -12,7 +12,7 @@ import torch
 from yolox.config import DataConfig
 from yolox.cpu.machine import read_machine
 from yolox.data.cache import open_cache
-from yolox.data.coco import CocoDataset
+from yolox.data.coco_dataset import CocoDataset
 from yolox.data.dataset_paths import DatasetPaths, default_data_dir, load_split, resolve_dataset
 from yolox.data.image_source import ImageSource
 from yolox.data.loader import TrainLoader, ValLoader, default_num_workers

@@ -61,7 +61,7 @@ def add_model_arguments(parser: ToolParser, checkpoint_help: str) -> None:
 def add_data_arguments(parser: ToolParser, batch_size: int) -> None:
     """Add ``-b --data_dir --val_fraction --num_workers``."""
     parser.add_argument(
-        "-b", "--batch-size", type=positive_int, default=batch_size, help="images of a step in all (%(default)s)"
+        "-b", "--batch-size", type=positive_int, default=batch_size, help=f"images of a step in all ({batch_size})"
     )
     parser.add_argument("--data_dir", metavar="DIR", help="data set; default $YOLOX_DATADIR, datasets/COCO, samples")
     parser.add_argument(

@@ -185,7 +185,11 @@ def _checkpoint_path(args: argparse.Namespace, asked: Experiment | None) -> Path
     if asked is None:
         raise UsageError("no checkpoint given; expected -c FILE (or -n, -f for the best one of an earlier training).")
     chosen = apply_arguments(asked, args)
-    return Path(chosen.output_dir) / chosen.exp_name / "best_ckpt.pth"
+    best, latest = (Path(chosen.output_dir) / chosen.exp_name / f"{name}_ckpt.pth" for name in ("best", "latest"))
+    if latest.is_file() and not best.is_file():
+        print(f"note: the run in '{best.parent}' has no best checkpoint, since no AP was measured; its latest is taken")
+        return latest
+    return best
 
 
 def _experiment(described: Experiment, args: argparse.Namespace) -> Experiment:
