@@ -35,6 +35,7 @@ EXTRAS = {
         "ruff>=0.12",
         "types-PyYAML",
         "pycocotools>=2.0.11",
+        "supervision>=0.31",
     ],
 }
 
