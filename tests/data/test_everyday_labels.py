@@ -18,6 +18,7 @@ from yolox.data.coco import CocoDataset, dataset_from_coco
 from yolox.data.dataset_paths import load_split, resolve_dataset
 from yolox.data.formats.checks import MAX_CLASSES
 from yolox.data.image_source import ImageSource
+from yolox.data.inspection import inspect_images
 from yolox.data.report import report_dataset
 from yolox.errors import DataError, UsageError, YoloxError, printable
 from yolox.structures import Size
@@ -307,6 +308,17 @@ def test_names_that_are_not_utf8_survive(tmp_path: Path, monkeypatch: pytest.Mon
         assert kept is not None
         assert kept.shape == (16, 32, 3)
     assert printable(data.file_name(0)).isprintable()
+
+
+def test_a_nul_in_a_listed_name_is_a_missing_image(tmp_path: Path) -> None:
+    yolo(tmp_path, yaml="train: list.txt\nval: list.txt\nnames: [a, b]\n")
+    (tmp_path / "list.txt").write_bytes(b"images/x.png\nim\0ages/y.png\nim\0ages/z.png\n")
+    data = train(tmp_path)
+    assert "missing-images" in codes(data)
+    assert [data.path(i).name for i in range(3)] == ["x.png", "y.png", "z.png"]
+    assert [data.path(i).exists() for i in range(3)] == [True, True, False]
+    assert "missing-images" in [finding.code for finding in report_dataset(data, data).findings]
+    assert all(finding.code != "unreadable-images" for finding in inspect_images({"train": data}, lambda *_: None))
 
 
 _SNIPPETS = (b"0", b"-", b"99999999999999999999", b'"', b"[", b"{", b"\n", b"nan", b"&", b":")

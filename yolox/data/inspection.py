@@ -130,7 +130,7 @@ def _unlisted(splits: Mapping[str, CocoDataset]) -> list[Finding]:
         try:
             with os.scandir(folder) as entries:
                 found = {entry.name for entry in entries if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES}
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a NUL in the name
             continue
         beside += sorted(name for name in found - names if not name.startswith("."))
     if not beside:
