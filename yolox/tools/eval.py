@@ -57,18 +57,19 @@ def _run(args: argparse.Namespace) -> None:
     from yolox.evaluation.loop import evaluate
     from yolox.evaluation.predictor import build_predict
     from yolox.evaluation.summary import summary
-    from yolox.files import mark_inputs, refuse_inputs, write_text
+    from yolox.files import check_outputs, mark_inputs, refuse_inputs, write_text
     from yolox.models.detector import summarize
 
     asked = asked_experiment(args)
     print(prepare_cpu())
     checkpoint = _checkpoint_path(args, asked)
     mark_inputs(checkpoint, args.exp_file)
+    check_outputs(args.json)
     loaded = load_model(checkpoint, asked)
     experiment = _experiment(loaded.experiment, args)
     settings = experiment.eval
     loader = _loader(experiment, loaded, args.batch_size)
-    refuse_inputs(args.json)
+    refuse_inputs(args.json)  # the data set is known now
     print(f"model: {loaded.source}; {summarize(experiment.model, settings.test_size)}")
     print(
         f"data: {loader.dataset.source}, {len(loader.dataset)} images; confidence {settings.test_conf:g}, "

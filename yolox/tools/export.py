@@ -68,7 +68,7 @@ def _run(args: argparse.Namespace) -> None:
 
     from yolox.checkpoint import load_model
     from yolox.evaluation.predictor import fold_normalisation
-    from yolox.files import atomic_path, make_output_dir, mark_inputs, refuse_inputs
+    from yolox.files import atomic_path, check_outputs, make_output_dir, mark_inputs
 
     target = Path(args.output_name)
     kind = _SUFFIXES.get(target.suffix)
@@ -79,7 +79,7 @@ def _run(args: argparse.Namespace) -> None:
     if args.ckpt is None:
         raise UsageError("no checkpoint given; expected -c FILE.")
     mark_inputs(args.ckpt, args.exp_file)
-    refuse_inputs(target)
+    check_outputs(target)
     loaded = load_model(args.ckpt, asked_experiment(args))
     experiment = apply_arguments(loaded.experiment, args)
     if args.tsize is not None:

@@ -74,7 +74,7 @@ def build_parser() -> ToolParser:
 
 def _run(args: argparse.Namespace) -> int:
     from yolox.checkpoint import load_model
-    from yolox.files import make_output_dir, mark_inputs, refuse_inputs
+    from yolox.files import check_outputs, make_output_dir, mark_inputs
     from yolox.inference.methods import MethodQuery, select_methods
 
     query = _query(args)
@@ -93,7 +93,7 @@ def _run(args: argparse.Namespace) -> int:
     print(prepare_cpu())
     checkpoint = _checkpoint_path(args, asked)
     mark_inputs(checkpoint, args.exp_file, args.calib)
-    refuse_inputs(args.json, args.csv, args.markdown, args.plot)
+    check_outputs(args.json, args.csv, args.markdown, args.plot, folder=args.save)
     loaded = load_model(checkpoint, asked)
     experiment = _experiment(loaded.experiment, args)
     output = make_output_dir(Path(experiment.output_dir) / experiment.exp_name / f"inference_b{args.batch_size}")
