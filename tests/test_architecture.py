@@ -27,6 +27,7 @@ ARROWS: dict[str, set[str]] = {
     "structures": set(),
     "files": {"errors"},
     "torch_files": {"errors"},
+    "safe_weights": {"errors", "config", "files"},
     "text_files": {"errors"},
     "tables": set(),
     "class_names": set(),
@@ -43,18 +44,30 @@ ARROWS: dict[str, set[str]] = {
     "data": LOW,
     "downloads": {"errors"},
     "published_weights": {"errors", "files", "downloads", "experiments"},
-    "checkpoint": LOW | {"models", "experiments", "published_weights"},
+    "checkpoint": LOW | {"models", "experiments", "published_weights", "safe_weights"},
     "prediction": LOW | {"downloads", "checkpoint", "experiments", "data", "evaluation", "inference", "visualize"},
     "evaluation": LOW | {"models", "data"},
     "recipe": LOW | {"models", "losses", "data", "evaluation"},
     "trainer": ENGINE_LOW | {"kernels", "processes"},
     "inference": ENGINE_LOW | {"kernels", "processes"},
     "tools": LOW
-    | {"experiments", "checkpoint", "models", "losses", "data", "evaluation", "recipe", "trainer", "inference"}
-    | {"visualize", "prediction"},
+    | {
+        "safe_weights",
+        "experiments",
+        "checkpoint",
+        "models",
+        "losses",
+        "data",
+        "evaluation",
+        "recipe",
+        "trainer",
+        "inference",
+    }
+    | {"visualize", "prediction", "safe_weights"},
 }
 # an optional library -> the only files that may import it
 OPTIONAL: dict[str, set[str]] = {
+    "safetensors": {"safe_weights.py"},
     "openvino": {"inference/backends/openvino.py"},
     "onnxruntime": {"inference/backends/onnxruntime.py", "inference/convert/quantizers/onnx.py"},
     "onnx": {

@@ -133,7 +133,7 @@ class YoloxModule(pl.LightningModule):
         for key, value in self.detector.state_dict().items():
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 raise YoloxError(
-                    f"after step {self.global_step} the weights in '{key}' are not finite (NaN, infinite): the training "
+                    f"after step {self.global_step} the weights in '{key}' are not finite (NaN, inf): the training "
                     "has diverged. Nothing is written over the earlier checkpoints. Go on from one with --resume and a "
                     "lower basic_lr_per_img, or begin with one."
                 )
