@@ -23,6 +23,8 @@ EXTRAS = {
     ],
     "ray": ["ray>=2.40"],
     "spark": ["pyspark>=4.0"],
+    "serve": ["fastapi>=0.115", "uvicorn>=0.30"],
+    "track": ["trackers>=2.6", "supervision>=0.31"],
     "dev": [
         "sphinx>=8.1",
         "myst-parser>=4",
@@ -59,12 +61,19 @@ setup(
         "PyYAML>=6",
         "safetensors>=0.5",
         "pillow>=10",
+        "filelock>=3.12",
     ],
-    extras_require={**EXTRAS, "all": [need for name, needs in EXTRAS.items() if name != "dev" for need in needs]},
+    extras_require={
+        **EXTRAS,
+        "all": [need for name, needs in EXTRAS.items() if name not in ("dev", "track") for need in needs],
+    },
     entry_points={
         "console_scripts": [
-            f"yolox-{tool.replace('_', '-')}=yolox.tools.{tool}:main"
-            for tool in ("train", "eval", "demo", "inference_demo", "export", "doctor")
+            "yolox=yolox.tools.command:main",
+            *(
+                f"yolox-{tool.replace('_', '-')}=yolox.tools.{tool}:main"
+                for tool in ("train", "eval", "demo", "inference_demo", "export", "doctor")
+            ),
         ]
     },
     classifiers=[

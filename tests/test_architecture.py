@@ -22,7 +22,8 @@ LOW = {"errors", "structures", "boxes", "tables", "files", "text_files", "torch_
 ENGINE_LOW = {"errors", "tables", "files", "text_files", "torch_files", "cpu"}
 # room -> the other rooms it may import; an arrow that is not here does not exist
 ARROWS: dict[str, set[str]] = {
-    "__init__": set(),
+    "__init__": {"api"},
+    "__main__": {"tools"},
     "errors": set(),
     "structures": set(),
     "files": {"errors"},
@@ -51,19 +52,11 @@ ARROWS: dict[str, set[str]] = {
     "trainer": ENGINE_LOW | {"kernels", "processes"},
     "inference": ENGINE_LOW | {"kernels", "processes"},
     "tools": LOW
-    | {
-        "safe_weights",
-        "experiments",
-        "checkpoint",
-        "models",
-        "losses",
-        "data",
-        "evaluation",
-        "recipe",
-        "trainer",
-        "inference",
-    }
-    | {"visualize", "prediction", "safe_weights"},
+    | {"experiments", "checkpoint", "models", "losses", "data", "evaluation", "recipe", "trainer", "inference"}
+    | {"visualize", "prediction", "processes", "published_weights", "safe_weights", "serve"}
+    | {"__init__"},
+    "serve": LOW | {"prediction"},
+    "api": {"errors", "config", "prediction", "tools", "evaluation"},
 }
 # an optional library -> the only files that may import it
 OPTIONAL: dict[str, set[str]] = {
@@ -80,6 +73,9 @@ OPTIONAL: dict[str, set[str]] = {
     "torchao": {"inference/convert/quantizers/pt2e.py"},
     "neural_compressor": {"inference/convert/quantizers/neural_compressor.py"},
     "intel_extension_for_pytorch": {"inference/backends/ipex.py", "trainer/ipex.py"},
+    "fastapi": {"serve/service.py"},
+    "uvicorn": {"serve/service.py"},
+    "starlette": {"serve/service.py"},
     "supervision": {"prediction/results.py"},
     "trackers": {"prediction/tracking.py"},
     "ray": {"trainer/launchers/ray_actors.py"},

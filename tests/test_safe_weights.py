@@ -35,7 +35,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_export_writes_what_every_checkpoint_option_reads(checkpoint: Path, tmp_path: Path) -> None:
-    target = tmp_path / "weights.safetensors"
+    target = tmp_path / "new" / "weights.safetensors"
     assert export_tool.main(["-c", str(checkpoint), "--output-name", str(target)]) == 0
     first, second = load_model(checkpoint), load_model(target)
     assert (second.experiment, second.class_names) == (first.experiment, ("a", "b"))

@@ -266,6 +266,13 @@ def test_voc_train_alone_trains_where_val_judges(tmp_path: Path) -> None:
     assert "lists-overlap" not in codes(data)
 
 
+def test_several_voc_folders_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    voc(tmp_path / "VOC2007", "a", "a")
+    voc(tmp_path / "VOC2012", "b", "a")
+    assert train(tmp_path).file_name(0) == "b.png"
+    assert "VOC2012 is read; VOC2007 is left out" in caplog.text
+
+
 def test_voc_in_an_encoding_that_the_parser_does_not_know(tmp_path: Path) -> None:
     voc(tmp_path, "a", "a")
     path = tmp_path / "Annotations" / "a.xml"

@@ -39,7 +39,9 @@ def build_parser() -> ToolParser:
         parser.add_argument(f"--{name}", metavar="PATH", help="as the field of that name in a training")
     parser.add_argument("--val_fraction", type=probability, default=0.0, metavar="SHARE", help="as for a training")
     parser.add_argument("--max_labels", type=int, default=120, metavar="N", help="as for a training (%(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="also write the findings to FILE; '-' prints nothing else")
+    parser.add_argument(
+        "--json", nargs="?", const="-", metavar="FILE", help="also write the findings to FILE; bare: print nothing else"
+    )
     parser.add_argument(
         "--output_dir", default="YOLOX_outputs/doctor", metavar="DIR", help="the worst images, drawn (%(default)s)"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from yolox.tools.arguments import (
     add_overrides,
     apply_arguments,
     asked_experiment,
+    keep_stdout_for_json,
     positive_int,
     prepare_cpu,
     run_tool,
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from yolox.recipe.module import YoloxModule
     from yolox.tools.resuming import RunState
 
-__all__ = ["build_parser", "main"]
+__all__ = ["build_parser", "main", "run"]
 
 BATCH_SIZE = 64
 MIN_NORMALISED = 8  # images a process: 4 end 0.05 AP lower than one process (README), 8 within 0.03
@@ -40,7 +42,7 @@ MIN_NORMALISED = 8  # images a process: 4 end 0.05 AP lower than one process (RE
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool and return its exit code."""
-    return run_tool(lambda: _run(build_parser().parse(argv), sys.argv[1:] if argv is None else argv))
+    return run_tool(lambda: run(build_parser().parse(argv), sys.argv[1:] if argv is None else argv))
 
 
 def build_parser() -> ToolParser:
@@ -65,6 +67,8 @@ def build_parser() -> ToolParser:
         help="keep resized images (bare: ram; default: ram where small)",
     )
     parser.add_argument("-l", "--logger", choices=LOGGERS, default="tensorboard", help="(%(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="build everything, train nothing, write nothing")
+    parser.add_argument("--json", action="store_true", help="print the outcome as JSON on stdout, all else on stderr")
     _add_trainer_arguments(parser)
     add_overrides(parser)
     return parser
@@ -88,12 +92,16 @@ def _add_trainer_arguments(parser: ToolParser) -> None:
     group.add_argument("--accelerator", default="cpu", help="cpu, or cuda, xpu, hpu, npu where they exist (cpu)")
 
 
-def _run(args: argparse.Namespace, argv: Sequence[str]) -> int:
+def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Train what the options ask for and return the exit code; ``argv`` is for another interpreter, if it takes one."""
     if args.use_ipex and args.accelerator == "cpu":
         code = _find_ipex(args, argv)
         if code is not None:
             return code
-    _train(args)
+    with keep_stdout_for_json(args.json) as machines:
+        facts = _train(args)
+        if args.json:
+            print(json.dumps(facts), file=machines)
     return 0
 
 
@@ -125,7 +133,8 @@ def _safe_start(args: argparse.Namespace, folder: Path) -> tuple[str, ...]:
     return ("-c", str(target))
 
 
-def _train(args: argparse.Namespace) -> None:
+def _train(args: argparse.Namespace) -> dict[str, Any]:
+    """Train and return the facts of the run for ``--json``."""
     shorten_waits()  # before PyTorch is imported
     from yolox.data.datamodule import build_data_module
     from yolox.recipe.module import YoloxModule
@@ -158,9 +167,12 @@ def _train(args: argparse.Namespace) -> None:
     trainer = build_trainer(experiment, folder, args)
     data.check(trainer.world_size)
     _describe(module, data, args)
+    if args.dry_run:
+        print(f"dry run: everything is built; nothing was trained and nothing written to {folder}")
+        return {"folder": str(folder), "dry_run": True}
     with open_run_folder(folder, None if state is None else state.path) as checkpoint:
         _fit(trainer, module, data, checkpoint)
-    _finish(folder, trainer)
+    return _finish(folder, trainer)
 
 
 def _resumed(args: argparse.Namespace) -> RunState | None:
@@ -269,15 +281,20 @@ def _sizes(experiment: Experiment) -> str:
     return f"trained at {trained}, evaluated at {test.height} x {test.width}"
 
 
-def _finish(folder: Path, trainer: Any) -> None:
+def _finish(folder: Path, trainer: Any) -> dict[str, Any]:
+    """Print what the run came to and return it."""
     from yolox.recipe.callbacks import BEST, LATEST, Evaluation
 
     evaluation = next(item for item in trainer.callbacks if isinstance(item, Evaluation))
+    facts: dict[str, Any] = {"folder": str(folder), "best_epoch": evaluation.best_epoch or None}
     if evaluation.best_epoch:
         best = next(row for row in evaluation.history if row["epoch"] == evaluation.best_epoch)
         print(f"best: epoch {evaluation.best_epoch}, AP {best['val/AP']:.4f}, AP50 {best['val/AP50']:.4f}")
+        facts.update(AP=best["val/AP"], AP50=best["val/AP50"])
     names = (BEST, LATEST, "results.csv", "curves.png", "run.json")
-    print(f"written to {folder}: {', '.join(name for name in names if (folder / name).exists())}")
+    facts["files"] = [name for name in names if (folder / name).exists()]
+    print(f"written to {folder}: {', '.join(facts['files'])}")
+    return facts
 
 
 if __name__ == "__main__":
