@@ -34,6 +34,7 @@ EXTRAS = {
         "ruff>=0.12",
         "types-PyYAML",
         "pycocotools>=2.0.11",
+        "supervision>=0.31",
     ],
 }
 

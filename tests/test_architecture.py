@@ -46,7 +46,8 @@ ARROWS: dict[str, set[str]] = {
     "downloads": {"errors"},
     "published_weights": {"errors", "files", "downloads", "experiments"},
     "checkpoint": LOW | {"models", "experiments", "published_weights", "safe_weights"},
-    "prediction": LOW | {"downloads", "checkpoint", "experiments", "data", "evaluation", "inference", "visualize"},
+    "prediction": LOW
+    | {"downloads", "checkpoint", "models", "experiments", "data", "evaluation", "inference", "visualize"},
     "evaluation": LOW | {"models", "data"},
     "recipe": LOW | {"models", "losses", "data", "evaluation"},
     "trainer": ENGINE_LOW | {"kernels", "processes"},
