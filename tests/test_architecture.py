@@ -61,7 +61,6 @@ ARROWS: dict[str, set[str]] = {
 }
 # an optional library -> the only files that may import it
 OPTIONAL: dict[str, set[str]] = {
-    "safetensors": {"safe_weights.py"},
     "openvino": {"inference/backends/openvino.py"},
     "onnxruntime": {"inference/backends/onnxruntime.py", "inference/convert/quantizers/onnx.py"},
     "onnx": {
