@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from yolox.config import Experiment, experiment_to_dict
-from yolox.errors import MissingDependencyError, ModelFileError
+from yolox.errors import ModelFileError
 from yolox.files import atomic_path
 
 __all__ = ["read_safetensors", "write_safetensors"]
@@ -24,13 +26,8 @@ def write_safetensors(
     """Write weights by official keys, with their experiment and class names.
 
     Raises:
-        MissingDependencyError: When safetensors is not installed.
         YoloxError: When the file cannot be written.
     """
-    try:
-        from safetensors.torch import save_file
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError("safetensors", "pip install safetensors") from error
     described = {
         "format": _FORMAT,
         "experiment": experiment_to_dict(experiment),
@@ -45,13 +42,8 @@ def read_safetensors(path: Path) -> dict[str, Any]:
     """Return the content of a file in the form of a checkpoint: weights under ``model``, and what describes them.
 
     Raises:
-        MissingDependencyError: When safetensors is not installed.
         ModelFileError: When the file is damaged.
     """
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError("safetensors", "pip install safetensors") from error
     try:
         with safe_open(path, framework="pt") as file:
             described = json.loads((file.metadata() or {}).get(_KEY, "{}"))
