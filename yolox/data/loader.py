@@ -10,7 +10,7 @@ import threading
 import types
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -63,6 +63,7 @@ def worker_context(start_method: str | None) -> Any:
 
 def _start_fork_server() -> None:
     """Start the fork server deaf to Ctrl-C, which a terminal sends to it as well, in the middle of its imports."""
+    resource_tracker.ensure_running()  # started below, it would lift the block
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the new process inherits what is blocked
     try:
         forkserver.ensure_running()
