@@ -19,7 +19,6 @@ EXTRAS = {
         "openvino>=2025.2",
         "nncf>=3.0",
         "torchao>=0.15",
-        "safetensors>=0.5",
         "neural-compressor[pt]>=3.8; python_version >= '3.11'",
     ],
     "ray": ["ray>=2.40"],
@@ -35,6 +34,7 @@ EXTRAS = {
         "ruff>=0.12",
         "types-PyYAML",
         "pycocotools>=2.0.11",
+        "supervision>=0.31",
     ],
 }
 
@@ -60,6 +60,7 @@ setup(
         "matplotlib>=3.8",
         "rich>=13",
         "PyYAML>=6",
+        "safetensors>=0.5",
         "pillow>=10",
         "filelock>=3.12",
     ],

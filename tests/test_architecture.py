@@ -28,6 +28,7 @@ ARROWS: dict[str, set[str]] = {
     "structures": set(),
     "files": {"errors"},
     "torch_files": {"errors"},
+    "safe_weights": {"errors", "config", "files"},
     "text_files": {"errors"},
     "tables": set(),
     "class_names": set(),
@@ -44,15 +45,17 @@ ARROWS: dict[str, set[str]] = {
     "data": LOW,
     "downloads": {"errors"},
     "published_weights": {"errors", "files", "downloads", "experiments"},
-    "checkpoint": LOW | {"models", "experiments", "published_weights"},
-    "prediction": LOW | {"downloads", "checkpoint", "experiments", "data", "evaluation", "inference", "visualize"},
+    "checkpoint": LOW | {"models", "experiments", "published_weights", "safe_weights"},
+    "prediction": LOW
+    | {"downloads", "checkpoint", "models", "experiments", "data", "evaluation", "inference", "visualize"},
     "evaluation": LOW | {"models", "data"},
     "recipe": LOW | {"models", "losses", "data", "evaluation"},
     "trainer": ENGINE_LOW | {"kernels", "processes"},
     "inference": ENGINE_LOW | {"kernels", "processes"},
     "tools": LOW
     | {"experiments", "checkpoint", "models", "losses", "data", "evaluation", "recipe", "trainer", "inference"}
-    | {"visualize", "prediction", "processes", "published_weights", "serve", "__init__"},
+    | {"visualize", "prediction", "processes", "published_weights", "safe_weights", "serve"}
+    | {"__init__"},
     "serve": LOW | {"prediction"},
     "api": {"errors", "config", "prediction", "tools", "evaluation"},
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -22,6 +23,7 @@ _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # what `_temporary` makes
 __all__ = [
     "atomic_path",
     "cache_root",
+    "check_outputs",
     "make_output_dir",
     "mark_inputs",
     "refuse_inputs",
@@ -63,6 +65,39 @@ def refuse_inputs(*outputs: str | os.PathLike[str] | None) -> None:
                 f"'{output}' is an input of this command, or lies beside one, and would be replaced. "
                 "Give another place for the output."
             )
+
+
+def check_outputs(*files: str | os.PathLike[str] | None, folder: str | os.PathLike[str] | None = None) -> None:
+    """Check before any work is done that every output can be written and that none would replace an input.
+
+    Args:
+        files: Files to write later; None is ignored.
+        folder: A folder to write files into later, or None.
+
+    Raises:
+        UsageError: When an output is an input of this command, or a folder stands where a file is to be written.
+        YoloxError: When a place cannot be written.
+    """
+    refuse_inputs(*files, folder)
+    for file in files:
+        if file is not None:
+            if Path(file).is_dir():
+                raise UsageError(f"'{file}' is a folder; expected the name of a file to write.")
+            _check_writable(Path(file).parent)
+    if folder is not None:
+        _check_writable(Path(folder))
+
+
+def _check_writable(folder: Path) -> None:
+    """Prove that files can be written into ``folder``, or into what exists of the way to it."""
+    existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise YoloxError(
+            f"cannot write to folder '{folder}': {error.strerror}. Choose another output folder."
+        ) from error
 
 
 def cache_root() -> Path:
