@@ -33,7 +33,7 @@ ARROWS: dict[str, set[str]] = {
     "kernels": {"errors", "files", "cpu", "tables"},
     "models": LOW | {"kernels"},  # until training acceleration is a pass over the module
     "losses": LOW,
-    "data": LOW,
+    "data": LOW | {"processes"},
     "checkpoint": LOW | {"models", "experiments"},
     "evaluation": LOW | {"models", "data"},
     "recipe": LOW | {"models", "losses", "data", "evaluation"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -140,6 +141,8 @@ def run_tool(body: Callable[[], int | None]) -> int:
     5 missing library); Ctrl-C becomes 130; anything else keeps its traceback and becomes 1.
     """
     _show_log()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may lack letters that a message has
     try:
         return body() or 0
     except YoloxError as error:
