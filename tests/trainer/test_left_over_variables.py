@@ -27,7 +27,8 @@ from pytorch_lightning.loggers import CSVLogger
 from yolox.trainer import Trainer
 
 if __name__ == "__main__":
-    trainer = Trainer(max_epochs=1, logger=CSVLogger("logs"), log_every_n_steps=1, enable_progress_bar=False, {arguments})
+    quiet = dict(logger=CSVLogger("logs"), log_every_n_steps=1, enable_progress_bar=False)
+    trainer = Trainer(max_epochs=1, **quiet, {arguments})
     trainer.fit(make_module(), make_loader())
     assert trainer.global_rank == 0 and trainer.is_global_zero
     assert list(Path("logs").rglob("metrics.csv")), "rank 0 writes the log"

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from yolox.data.coco import CocoDataset
+from yolox.data.coco_dataset import CocoDataset
 from yolox.data.image_files import read_image
 from yolox.data.image_ops import fit_ratio, fitted_size, resize
 from yolox.data.mapped_file import MappedFile

@@ -8,7 +8,10 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from contextvars import copy_context
+from typing import TextIO
 
 from yolox.config import DATA_PATHS, DataConfig, Experiment, apply_fields, parse_overrides
 from yolox.errors import YoloxError, printable
@@ -22,6 +25,7 @@ __all__ = [
     "add_overrides",
     "apply_arguments",
     "asked_experiment",
+    "keep_stdout_for_json",
     "positive_int",
     "prepare_cpu",
     "probability",
@@ -58,7 +62,7 @@ def add_model_arguments(parser: ToolParser, checkpoint_help: str) -> None:
 def add_data_arguments(parser: ToolParser, batch_size: int) -> None:
     """Add ``-b --data_dir --val_fraction --num_workers``."""
     parser.add_argument(
-        "-b", "--batch-size", type=positive_int, default=batch_size, help="images of a step in all (%(default)s)"
+        "-b", "--batch-size", type=positive_int, default=batch_size, help=f"images of a step in all ({batch_size})"
     )
     parser.add_argument("--data_dir", metavar="DIR", help="data set; default $YOLOX_DATADIR, datasets/COCO, samples")
     parser.add_argument(
@@ -134,8 +138,19 @@ def prepare_cpu(with_torch: bool = True) -> str:
     return f"machine: {machine}{threads}; {setting}"
 
 
-def run_tool(body: Callable[[], int | None]) -> int:
-    """Run a tool's body and return the exit code of the process.
+@contextmanager
+def keep_stdout_for_json(wanted: bool) -> Iterator[TextIO]:
+    """Give the stream for JSON: stdout, while everything that is printed for people goes to stderr if ``wanted``."""
+    machines = sys.stdout
+    if not wanted:
+        yield machines
+        return
+    with redirect_stdout(sys.stderr):
+        yield machines
+
+
+def run_tool(body: Callable[[], object]) -> int:
+    """Run a tool's body and return the exit code of the process: what it returns if that is a number, else 0.
 
     Mistakes of the user become one message without a traceback and their own code (2 usage, 3 data, 4 model file,
     5 missing library); Ctrl-C becomes 130; anything else keeps its traceback and becomes 1.
@@ -144,7 +159,8 @@ def run_tool(body: Callable[[], int | None]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal may lack letters that a message has
     try:
-        return body() or 0
+        code = copy_context().run(body)  # the inputs that a run announces are its own
+        return code if isinstance(code, int) else 0
     except YoloxError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
