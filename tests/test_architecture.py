@@ -42,7 +42,7 @@ ARROWS: dict[str, set[str]] = {
     "kernels": {"errors", "files", "cpu", "tables"},
     "models": LOW | {"kernels"},  # until training acceleration is a pass over the module
     "losses": LOW,
-    "data": LOW,
+    "data": LOW | {"processes"},
     "downloads": {"errors"},
     "published_weights": {"errors", "files", "downloads", "experiments"},
     "checkpoint": LOW | {"models", "experiments", "published_weights", "safe_weights"},

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -101,11 +102,32 @@ def _check_writable(folder: Path) -> None:
 
 
 def cache_root() -> Path:
-    """Return the folder for things that can be made again: ``YOLOX_CACHE``, else the user's cache folder."""
+    """Return the folder for things that can be made again: ``YOLOX_CACHE``, else the user's cache folder.
+
+    A user without a home (a container's user id that has no entry) gets a private folder beside temporary files.
+
+    Raises:
+        YoloxError: When that folder belongs to somebody else.
+    """
     explicit, base = os.environ.get("YOLOX_CACHE"), os.environ.get("XDG_CACHE_HOME")
     if explicit:
         return Path(explicit).expanduser()
-    return (Path(base) if base else Path.home() / ".cache") / "yolox"
+    if base:
+        return Path(base) / "yolox"
+    try:
+        return Path.home() / ".cache" / "yolox"
+    except RuntimeError:
+        return _private_folder(Path(tempfile.gettempdir()) / f"yolox-{os.getuid()}")
+
+
+def _private_folder(path: Path) -> Path:
+    path.mkdir(mode=0o700, exist_ok=True)
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise YoloxError(
+            f"there is no home folder, and '{path}' can be written by others. Set YOLOX_CACHE to a folder of your own."
+        )
+    return path
 
 
 @contextmanager

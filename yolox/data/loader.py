@@ -25,6 +25,7 @@ from yolox.data.sampling import RequestStream
 from yolox.data.shared_batches import PREFETCH, BatchPartMaker, BatchParts, collate_readable, collect
 from yolox.data.training_samples import TrainingSamples
 from yolox.data.transforms import letterbox_sample
+from yolox.processes.sockets import keep_socket_paths_short
 from yolox.structures import Batch, Sample, Size
 
 __all__ = ["TrainLoader", "ValLoader", "default_num_workers"]
@@ -152,6 +153,7 @@ class _Batches:
 
     def __iter__(self) -> Iterator[Batch | None]:
         if self._maker is not None:
+            keep_socket_paths_short()
             with _without_main():
                 return collect(_start_workers(self._loader), self._maker)
         made = ([self._samples[request] for request in requests] for requests in self._requests)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -155,6 +156,8 @@ def run_tool(body: Callable[[], object]) -> int:
     5 missing library); Ctrl-C becomes 130; anything else keeps its traceback and becomes 1.
     """
     _show_log()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may lack letters that a message has
     try:
         code = copy_context().run(body)  # the inputs that a run announces are its own
         return code if isinstance(code, int) else 0
