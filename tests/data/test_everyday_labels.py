@@ -15,7 +15,7 @@ import pytest
 
 from yolox.data.cache import open_cache
 from yolox.data.coco import CocoDataset, dataset_from_coco
-from yolox.data.dataset_paths import load_split, resolve_dataset
+from yolox.data.dataset_paths import default_data_dir, load_split, resolve_dataset
 from yolox.data.formats.checks import MAX_CLASSES
 from yolox.data.image_source import ImageSource
 from yolox.data.inspection import inspect_images
@@ -185,6 +185,23 @@ def test_rows_that_repeat_count_once_but_crowd_regions_stay(tmp_path: Path) -> N
     assert data.crowd.tolist() == [False, True, False]
     (finding,) = data.findings
     assert (finding.code, finding.count) == ("repeated-boxes", 1)
+
+
+def test_an_image_under_two_ids_is_told(tmp_path: Path) -> None:
+    rows = [{"id": i, "file_name": "x.png", "width": 80, "height": 40} for i in (1, 2)]
+    assert codes(index(tmp_path, coco(images=rows))) == ["images-named-twice"]
+
+
+def test_the_yaml_file_itself_names_the_data(tmp_path: Path) -> None:
+    yolo(tmp_path)
+    (tmp_path / "data.yaml").rename(tmp_path / "mine.yml")
+    folder, _ = default_data_dir(str(tmp_path / "mine.yml"))
+    assert len(load_split(resolve_dataset(folder).require("val"))) == 2
+    (tmp_path / "other.yaml").write_text("train: nowhere\nnames: [a]\n")
+    with pytest.raises(DataError, match="no train labels found"):
+        resolve_dataset(tmp_path)
+    with pytest.raises(DataError, match=r"other\.yaml': train names 'nowhere'"):
+        resolve_dataset(tmp_path / "other.yaml")
 
 
 def test_too_many_classes_are_refused(tmp_path: Path) -> None:
