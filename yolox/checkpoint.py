@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from yolox.class_names import COCO_NAMES
+from yolox.class_names import COCO_NAMES, plain_name
 from yolox.config import Experiment, ModelConfig, experiment_from_dict
 from yolox.errors import ModelFileError, UsageError
 from yolox.experiments import EXPERIMENTS
@@ -21,8 +21,11 @@ from yolox.files import atomic_path
 from yolox.models.detector import Detector, build_detector
 
 __all__ = [
+    "CLASS_KEY",
     "LoadReport",
     "LoadedModel",
+    "carry_classes",
+    "class_names_of",
     "load_model",
     "load_weights_",
     "read_checkpoint",
@@ -32,7 +35,8 @@ __all__ = [
 ]
 
 NEWEST_FORMAT = 1
-_CLASS_KEY = "head.cls_preds.0.weight"
+_CLASS_PREFIX = "head.cls_preds."
+CLASS_KEY = f"{_CLASS_PREFIX}0.weight"
 _ZIP_START = b"PK\x03\x04"
 
 _build_scalar = np.float64(0).__reduce__()[0]
@@ -166,11 +170,11 @@ def weights_of(content: Mapping[str, Any], path: str | Path) -> dict[str, Tensor
         if not isinstance(candidate, Mapping):
             continue
         weights = {str(key).removeprefix("module."): value for key, value in candidate.items()}
-        if _CLASS_KEY in weights and all(isinstance(value, Tensor) for value in weights.values()):
+        if CLASS_KEY in weights and all(isinstance(value, Tensor) for value in weights.values()):
             return weights
     keys = ", ".join(map(str, list(content)[:5])) or "nothing"
     raise ModelFileError(
-        f"'{path}' holds no YOLOX weights (found: {keys}); expected official keys such as '{_CLASS_KEY}', plain or "
+        f"'{path}' holds no YOLOX weights (found: {keys}); expected official keys such as '{CLASS_KEY}', plain or "
         "under 'model'. Give a YOLOX checkpoint."
     )
 
@@ -188,7 +192,7 @@ def recognise(weights: Mapping[str, Tensor], path: str | Path) -> Experiment:
         ModelFileError: When none of them fits.
     """
     shapes = {key: tuple(value.shape) for key, value in weights.items()}
-    num_classes = shapes[_CLASS_KEY][0]
+    num_classes = shapes[CLASS_KEY][0]
     for experiment in EXPERIMENTS.values():
         config = replace(experiment.model, num_classes=num_classes)
         if _shapes(config) == shapes:
@@ -230,6 +234,32 @@ def load_weights_(detector: Detector, weights: Mapping[str, Tensor], *, strict: 
     return report
 
 
+def carry_classes(
+    detector: Detector, weights: Mapping[str, Tensor], theirs: Sequence[str], ours: Sequence[str]
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Return ``weights`` with the rows of the class predictions in the order of ``ours``, and the classes carried over.
+
+    A class is carried over where both sides have its name, whatever its capitals, dashes and underscores; the rows of
+    the others are the fresh ones of ``detector``.
+
+    Args:
+        detector: A network with ``ours`` as its classes.
+        weights: By official keys, with ``theirs`` as its classes.
+        theirs: Class names of the weights.
+        ours: Class names of the network.
+    """
+    rows = {plain_name(name): row for row, name in enumerate(theirs)}
+    pairs = [(row, rows[plain_name(name)]) for row, name in enumerate(ours) if plain_name(name) in rows]
+    own = detector.state_dict()
+    carried = dict(weights)
+    for key, value in weights.items():
+        if key.startswith(_CLASS_PREFIX) and key in own and value.shape[1:] == own[key].shape[1:]:
+            carried[key] = own[key].clone()
+            for row, their_row in pairs:
+                carried[key][row] = value[their_row]
+    return carried, tuple(ours[row] for row, _ in pairs)
+
+
 def load_model(path: str | Path, experiment: Experiment | None = None, num_classes: int | None = None) -> LoadedModel:
     """Return the detector in a checkpoint, ready for evaluation.
 
@@ -245,7 +275,7 @@ def load_model(path: str | Path, experiment: Experiment | None = None, num_class
     """
     content = read_checkpoint(path)
     weights = weights_of(content, path)
-    count = int(weights[_CLASS_KEY].shape[0])
+    count = int(weights[CLASS_KEY].shape[0])
     if num_classes is not None and count != num_classes:
         raise ModelFileError(
             f"'{path}' predicts {count} classes, {num_classes} were expected. "
@@ -267,7 +297,7 @@ def load_model(path: str | Path, experiment: Experiment | None = None, num_class
         load_weights_(detector, weights, strict=True)
     except ModelFileError as error:
         raise ModelFileError(f"'{path}' does not fit {chosen.exp_name}: {error}") from error
-    return LoadedModel(chosen, _class_names(content, count, path), detector.eval(), source, "class_names" in content)
+    return LoadedModel(chosen, class_names_of(content, count, path), detector.eval(), source, "class_names" in content)
 
 
 def _own_experiment(content: Mapping[str, Any], path: str | Path) -> Experiment | None:
@@ -286,7 +316,12 @@ def _own_experiment(content: Mapping[str, Any], path: str | Path) -> Experiment 
         raise ModelFileError(f"'{path}' describes an experiment that this version cannot read: {error}") from error
 
 
-def _class_names(content: Mapping[str, Any], count: int, path: str | Path) -> tuple[str, ...]:
+def class_names_of(content: Mapping[str, Any], count: int, path: str | Path) -> tuple[str, ...]:
+    """Return the names of a checkpoint's classes: its own, those of COCO for 80, or ``class 0``, ``class 1``, ...
+
+    Raises:
+        ModelFileError: When it names another number of classes than its weights have.
+    """
     names = content.get("class_names")
     if isinstance(names, (list, tuple)):
         if len(names) != count:

@@ -85,7 +85,7 @@ class RecipeConfig:
     """How the network learns."""
 
     max_epoch: int = 300
-    warmup_epochs: int = 5
+    warmup_epochs: float = 5
     no_aug_epochs: int = 15
     warmup_lr: float = 0.0
     min_lr_ratio: float = 0.05
@@ -94,6 +94,7 @@ class RecipeConfig:
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
     ema: bool = True
+    ema_decay: float = 0.9998  # the highest decay of the averages; 1 - 1/N averages over N steps
     ema_time_constant: float = 2000.0  # steps; less suits runs of few steps, see `recipe.ema`
     weight_decay: float = 5e-4
     momentum: float = 0.9
@@ -114,7 +115,10 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class Experiment:
-    """All that defines a run, apart from the machine it runs on."""
+    """All that defines a run, apart from the machine it runs on.
+
+    ``given`` holds the fields that somebody set, as ``section.field``; `recipe.choice` may choose the others.
+    """
 
     exp_name: str
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -123,6 +127,7 @@ class Experiment:
     eval: EvalConfig = field(default_factory=EvalConfig)
     seed: int = 0
     output_dir: str = "./YOLOX_outputs"
+    given: frozenset[str] = field(default=frozenset(), compare=False)
 
 
 SECTIONS: Mapping[str, type] = {"model": ModelConfig, "data": DataConfig, "recipe": RecipeConfig, "eval": EvalConfig}
@@ -224,6 +229,7 @@ def _check(experiment: Experiment) -> Experiment:
         experiment.recipe, ("max_epoch", "eval_interval", "print_interval", "max_history_ckpt"), "1 or more", 1
     )
     _check_range(experiment.recipe, ("ema_time_constant",), "a number of steps, 1 or more", 1)
+    _check_range(experiment.recipe, ("ema_decay",), "a decay from 0 to 1", 0, 1)
     _check_range(experiment.model, ("num_classes",), "1 or more", 1)
     chances = ("mosaic_prob", "mixup_prob", "hsv_prob", "flip_prob")
     _check_range(experiment.data, chances, "a probability from 0 to 1", 0, 1)
@@ -257,7 +263,7 @@ def apply_fields(experiment: Experiment, values: Mapping[str, object]) -> Experi
         target: Any = getattr(experiment, section) if section else experiment
         converted: Any = _convert(key, value, get_type_hints(type(target))[name])
         change: dict[str, Any] = {section: replace(target, **{name: converted})} if section else {name: converted}
-        experiment = replace(experiment, **change)
+        experiment = replace(experiment, **change, given=experiment.given | {f"{section}.{name}" if section else name})
     return _check(experiment)
 
 
