@@ -301,7 +301,10 @@ def load_model(path: str | Path, experiment: Experiment | None = None, num_class
 
 
 def _own_experiment(content: Mapping[str, Any], path: str | Path) -> Experiment | None:
-    """Return the experiment that one of our checkpoints describes, or None for a foreign file."""
+    """Return the experiment that one of our checkpoints describes, or None for a foreign file.
+
+    Where its run wrote its files is left out: what a file says never decides where files go.
+    """
     described = content.get("experiment")
     if not isinstance(described, Mapping):
         return None
@@ -311,7 +314,7 @@ def _own_experiment(content: Mapping[str, Any], path: str | Path) -> Experiment 
             f"'{path}' has checkpoint format {version!r}, this version reads up to {NEWEST_FORMAT}. Update yolox-cpu."
         )
     try:
-        return experiment_from_dict(described)
+        return replace(experiment_from_dict(described), output_dir=Experiment("").output_dir)
     except UsageError as error:
         raise ModelFileError(f"'{path}' describes an experiment that this version cannot read: {error}") from error
 

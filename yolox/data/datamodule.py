@@ -17,6 +17,7 @@ from yolox.data.dataset_paths import DatasetPaths, default_data_dir, load_split,
 from yolox.data.image_source import ImageSource
 from yolox.data.loader import TrainLoader, ValLoader, default_num_workers
 from yolox.data.mosaic import Affine
+from yolox.data.report import DatasetReport, report_dataset
 from yolox.data.sampling import RequestStream
 from yolox.data.training_samples import Augmentation, TrainingSamples
 from yolox.data.transforms import TrainTransform
@@ -42,7 +43,8 @@ def build_augmentation(config: DataConfig) -> Augmentation:
 def find_dataset(config: DataConfig) -> tuple[DatasetPaths, str]:
     """Return where the data lies, and the line that says which data and why."""
     folder, reason = default_data_dir(config.data_dir)
-    paths = resolve_dataset(folder, config.train_ann, config.val_ann, config.train_images, config.val_images)
+    given = (config.train_ann, config.val_ann, config.train_images, config.val_images)
+    paths = resolve_dataset(folder, *given, val_fraction=config.val_fraction)
     return paths, reason
 
 
@@ -164,6 +166,15 @@ class YoloxDataModule(pl.LightningDataModule):
     def batches_per_epoch(self) -> int:
         """Training steps of an epoch."""
         return -(-len(self.train_set) // self.batch_size)
+
+    def report(self) -> DatasetReport:
+        """Return counts of both splits and what looks wrong; a missing split is an error.
+
+        Raises:
+            DataError: When a split is missing or malformed.
+        """
+        self.paths.require("val")
+        return report_dataset(self.train_set, self.val_set, max_labels=self.config.max_labels)
 
     def setup(self, stage: str) -> None:
         """Look whether this machine has the images: the index may have been read on another.

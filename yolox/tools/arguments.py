@@ -8,10 +8,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
 
-from yolox.config import Experiment, apply_overrides
-from yolox.errors import YoloxError
+from yolox.config import DATA_PATHS, DataConfig, Experiment, apply_fields, parse_overrides
+from yolox.errors import YoloxError, printable
 from yolox.experiments import experiment_from_file, get_experiment
 from yolox.tools.parser import ToolParser
 
@@ -56,11 +55,17 @@ def add_model_arguments(parser: ToolParser, checkpoint_help: str) -> None:
 
 
 def add_data_arguments(parser: ToolParser, batch_size: int) -> None:
-    """Add ``-b --data_dir --num_workers``."""
+    """Add ``-b --data_dir --val_fraction --num_workers``."""
     parser.add_argument(
         "-b", "--batch-size", type=positive_int, default=batch_size, help="images of a step in all (%(default)s)"
     )
     parser.add_argument("--data_dir", metavar="DIR", help="data set; default $YOLOX_DATADIR, datasets/COCO, samples")
+    parser.add_argument(
+        "--val_fraction",
+        type=probability,
+        metavar="SHARE",
+        help="share of the images to evaluate on where the data set has no val split (for instance 0.2)",
+    )
     parser.add_argument("--num_workers", type=int, metavar="N", help="loader processes; default: fits the cores")
 
 
@@ -79,19 +84,30 @@ def asked_experiment(args: argparse.Namespace) -> Experiment | None:
 
 
 def apply_arguments(experiment: Experiment, args: argparse.Namespace) -> Experiment:
-    """Return ``experiment`` with ``-expn``, ``--data_dir``, ``--num_workers`` and the overrides applied.
+    """Return ``experiment`` with ``-expn``, the options of the data and the overrides applied.
+
+    With another data set than the experiment's own, the paths that it names within its own are left out; an experiment
+    file without a data set names paths within the one that is given with it.
 
     Raises:
-        UsageError: For an override that is unknown or does not convert.
+        UsageError: For an override that is unknown, does not convert or is out of range.
     """
-    experiment = apply_overrides(experiment, getattr(args, "opts", ()))
-    if args.experiment_name is not None:
-        experiment = replace(experiment, exp_name=args.experiment_name)
-    if getattr(args, "data_dir", None) is not None:
-        experiment = replace(experiment, data=replace(experiment.data, data_dir=args.data_dir))
-    if getattr(args, "num_workers", None) is not None:
-        experiment = replace(experiment, data=replace(experiment.data, data_num_workers=args.num_workers))
-    return experiment
+    given = {
+        "exp_name": args.experiment_name,
+        "data_dir": getattr(args, "data_dir", None),
+        "val_fraction": getattr(args, "val_fraction", None),
+        "data_num_workers": getattr(args, "num_workers", None),
+    }
+    overrides = parse_overrides(getattr(args, "opts", ()))
+    values = {**overrides, **{key: value for key, value in given.items() if value is not None}}
+    asked = apply_fields(experiment, values)
+    stored = [name for name in DATA_PATHS if getattr(experiment.data, name)]
+    own, other = experiment.data.data_dir, asked.data.data_dir
+    same = other is None or (own is not None and os.path.abspath(own) == os.path.abspath(other))
+    if not stored or same or (own is None and args.exp_file is not None):
+        return asked
+    print(f"note: '{other}' is not the data set of the experiment; its {', '.join(stored)} do not apply")
+    return apply_fields(experiment, {**{name: getattr(DataConfig(), name) for name in stored}, **values})
 
 
 def prepare_cpu(with_torch: bool = True) -> str:
@@ -151,7 +167,7 @@ class _PlainFormatter(logging.Formatter):
     """News as it is; anything worse says so first."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        text = printable(super().format(record))
         return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {text}"
 
 

@@ -53,6 +53,7 @@ def build_parser() -> ToolParser:
 
 def _run(args: argparse.Namespace) -> None:
     from yolox.checkpoint import load_model
+    from yolox.data.report import report_dataset
     from yolox.evaluation.loop import evaluate
     from yolox.evaluation.predictor import build_predict
     from yolox.evaluation.summary import summary
@@ -70,6 +71,9 @@ def _run(args: argparse.Namespace) -> None:
         f"data: {loader.dataset.source}, {len(loader.dataset)} images; confidence {settings.test_conf:g}, "
         f"NMS {settings.nmsthre:g}, precision {args.precision}, batch {args.batch_size}"
     )
+    report = report_dataset(None, loader.dataset)
+    print(report.summary())
+    report.check()
     try:
         result = evaluate(
             build_predict(loaded.detector, args.precision),

@@ -123,6 +123,9 @@ def _train(args: argparse.Namespace) -> None:
         seed=experiment.seed,
     )
     print(data.reason)
+    report = data.report()
+    print(report.summary())
+    report.check()
     experiment = _fit_classes(experiment, data, explicit_classes)
     start = None if args.ckpt is None or args.resume else StartWeights(args.ckpt)
     experiment = fit_recipe(experiment, data, start, resume_from)
@@ -230,6 +233,7 @@ def _describe(module: YoloxModule, data: YoloxDataModule, args: argparse.Namespa
         f"run: {len(data.train_set)} images, {data.num_classes} classes, batch {args.batch_size}, "
         f"{data.batches_per_epoch} steps an epoch, {recipe.max_epoch} epochs, precision {args.precision}"
     )
+    print(f"input sizes (height x width): {_sizes(experiment)}")
     final = final_phase_epoch(recipe)
     if recipe.scheduler == "yoloxwarmcos" and recipe.warmup_epochs >= final:
         print(
@@ -242,6 +246,15 @@ def _describe(module: YoloxModule, data: YoloxDataModule, args: argparse.Namespa
             f"note: BatchNorm sees the {args.batch_size // processes} images of each process, which costs accuracy; "
             "--sync_bn normalises over the whole batch"
         )
+
+
+def _sizes(experiment: Experiment) -> str:
+    from yolox.recipe.phases import trained_sizes
+
+    data, test = experiment.data, experiment.eval.test_size
+    low, high = trained_sizes(data.input_size, data.size_range)
+    trained = f"{low.height} x {low.width}" + ("" if low == high else f" to {high.height} x {high.width}")
+    return f"trained at {trained}, evaluated at {test.height} x {test.width}"
 
 
 def _finish(folder: Path, trainer: Any) -> None:

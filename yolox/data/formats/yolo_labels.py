@@ -47,6 +47,11 @@ class LabelFiles:
         """Return the existing folders that were looked at."""
         return tuple(folder for folder, files in self._listings.items() if files or folder.is_dir())
 
+    def elsewhere(self) -> list[Path]:
+        """Return the folders of which files were used that are not called ``labels`` or below one so called."""
+        folders = sorted({path.parent for path in self._used})
+        return [folder for folder in folders if "labels" not in (part.casefold() for part in folder.parts)]
+
     def without_image(self) -> list[Path]:
         """Return the label files, in folders of which one was used, that no image asked for."""
         folders = {path.parent for path in self._used}

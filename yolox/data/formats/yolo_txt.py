@@ -113,6 +113,10 @@ def _read_objects(
             f"'{source}': {len(beyond)} of {len(rows)} boxes have values above 2 (for instance in '{beyond[0]}'): are "
             "they pixels? Expected centre and size relative to the image, 0 to 1. Divide them by width and height."
         )
+    folders = files.elsewhere()
+    if folders:
+        text = f"{source}: no folder 'labels'; label files were taken from {examples([folders[0]])[0]}"
+        findings.append(Finding("note", "labels-elsewhere", text, len(folders)))
     _note_unlabelled(unlabelled, files.without_image(), len(images), source, findings)
     return rows
 
