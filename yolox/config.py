@@ -115,6 +115,7 @@ class RecipeConfig:
     ema_time_constant: Annotated[float, Range(1, what="a number of steps")] = 2000.0
     weight_decay: Annotated[float, Range(0, 1_000_000)] = 5e-4
     momentum: Annotated[float, Range(0, 1, above=True)] = 0.9
+    bn_momentum: Share = 0.03  # share of a step in the running statistics of BatchNorm
     eval_interval: Count = 10
     print_interval: Count = 10
     save_history_ckpt: bool = False

@@ -12,7 +12,7 @@ import torch
 from yolox.config import DataConfig
 from yolox.cpu.machine import read_machine
 from yolox.data.cache import open_cache
-from yolox.data.coco import CocoDataset
+from yolox.data.coco_dataset import CocoDataset
 from yolox.data.dataset_paths import DatasetPaths, default_data_dir, load_split, resolve_dataset
 from yolox.data.image_source import ImageSource
 from yolox.data.loader import TrainLoader, ValLoader, default_num_workers
@@ -22,6 +22,7 @@ from yolox.data.sampling import RequestStream
 from yolox.data.training_samples import Augmentation, TrainingSamples
 from yolox.data.transforms import TrainTransform
 from yolox.errors import DataError
+from yolox.files import mark_inputs
 from yolox.structures import Size
 
 __all__ = ["YoloxDataModule", "build_augmentation", "build_data_module", "build_val_loader", "find_dataset"]
@@ -41,10 +42,13 @@ def build_augmentation(config: DataConfig) -> Augmentation:
 
 
 def find_dataset(config: DataConfig) -> tuple[DatasetPaths, str]:
-    """Return where the data lies, and the line that says which data and why."""
+    """Return where the data lies, and the line that says which data and why; nothing may replace it from now on."""
     folder, reason = default_data_dir(config.data_dir)
     given = (config.train_ann, config.val_ann, config.train_images, config.val_images)
     paths = resolve_dataset(folder, *given, val_fraction=config.val_fraction)
+    for split in (paths.train, paths.val):
+        if split is not None:  # a run's folder may lie in the data set's root, not among its images
+            mark_inputs(split.labels, *(images for images in split.image_dirs if images != paths.root))
     return paths, reason
 
 

@@ -7,7 +7,10 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from contextvars import copy_context
+from typing import TextIO
 
 from yolox.config import DATA_PATHS, DataConfig, Experiment, apply_fields, parse_overrides
 from yolox.errors import YoloxError, printable
@@ -21,6 +24,7 @@ __all__ = [
     "add_overrides",
     "apply_arguments",
     "asked_experiment",
+    "keep_stdout_for_json",
     "positive_int",
     "prepare_cpu",
     "probability",
@@ -57,7 +61,7 @@ def add_model_arguments(parser: ToolParser, checkpoint_help: str) -> None:
 def add_data_arguments(parser: ToolParser, batch_size: int) -> None:
     """Add ``-b --data_dir --val_fraction --num_workers``."""
     parser.add_argument(
-        "-b", "--batch-size", type=positive_int, default=batch_size, help="images of a step in all (%(default)s)"
+        "-b", "--batch-size", type=positive_int, default=batch_size, help=f"images of a step in all ({batch_size})"
     )
     parser.add_argument("--data_dir", metavar="DIR", help="data set; default $YOLOX_DATADIR, datasets/COCO, samples")
     parser.add_argument(
@@ -133,6 +137,17 @@ def prepare_cpu(with_torch: bool = True) -> str:
     return f"machine: {machine}{threads}; {setting}"
 
 
+@contextmanager
+def keep_stdout_for_json(wanted: bool) -> Iterator[TextIO]:
+    """Give the stream for JSON: stdout, while everything that is printed for people goes to stderr if ``wanted``."""
+    machines = sys.stdout
+    if not wanted:
+        yield machines
+        return
+    with redirect_stdout(sys.stderr):
+        yield machines
+
+
 def run_tool(body: Callable[[], int | None]) -> int:
     """Run a tool's body and return the exit code of the process.
 
@@ -141,7 +156,7 @@ def run_tool(body: Callable[[], int | None]) -> int:
     """
     _show_log()
     try:
-        return body() or 0
+        return copy_context().run(body) or 0  # the inputs that a run announces are its own
     except YoloxError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -57,15 +57,18 @@ def _run(args: argparse.Namespace) -> None:
     from yolox.evaluation.loop import evaluate
     from yolox.evaluation.predictor import build_predict
     from yolox.evaluation.summary import summary
-    from yolox.files import write_text
+    from yolox.files import mark_inputs, refuse_inputs, write_text
     from yolox.models.detector import summarize
 
     asked = asked_experiment(args)
     print(prepare_cpu())
-    loaded = load_model(_checkpoint_path(args, asked), asked)
+    checkpoint = _checkpoint_path(args, asked)
+    mark_inputs(checkpoint, args.exp_file)
+    loaded = load_model(checkpoint, asked)
     experiment = _experiment(loaded.experiment, args)
     settings = experiment.eval
     loader = _loader(experiment, loaded, args.batch_size)
+    refuse_inputs(args.json)
     print(f"model: {loaded.source}; {summarize(experiment.model, settings.test_size)}")
     print(
         f"data: {loader.dataset.source}, {len(loader.dataset)} images; confidence {settings.test_conf:g}, "
@@ -98,7 +101,11 @@ def _checkpoint_path(args: argparse.Namespace, asked: Experiment | None) -> Path
     if asked is None:
         raise UsageError("no checkpoint given; expected -c FILE (or -n, -f for the best one of an earlier training).")
     chosen = apply_arguments(asked, args)
-    return Path(chosen.output_dir) / chosen.exp_name / "best_ckpt.pth"
+    best, latest = (Path(chosen.output_dir) / chosen.exp_name / f"{name}_ckpt.pth" for name in ("best", "latest"))
+    if latest.is_file() and not best.is_file():
+        print(f"note: the run in '{best.parent}' has no best checkpoint, since no AP was measured; its latest is taken")
+        return latest
+    return best
 
 
 def _experiment(described: Experiment, args: argparse.Namespace) -> Experiment:

@@ -68,7 +68,7 @@ def _run(args: argparse.Namespace) -> None:
 
     from yolox.checkpoint import load_model
     from yolox.evaluation.predictor import fold_normalisation
-    from yolox.files import atomic_path, make_output_dir
+    from yolox.files import atomic_path, make_output_dir, mark_inputs, refuse_inputs
 
     target = Path(args.output_name)
     kind = _SUFFIXES.get(target.suffix)
@@ -78,6 +78,8 @@ def _run(args: argparse.Namespace) -> None:
         raise UsageError("--two_outputs is decoded already; expected it or --decode_in_inference. Leave one out.")
     if args.ckpt is None:
         raise UsageError("no checkpoint given; expected -c FILE.")
+    mark_inputs(args.ckpt, args.exp_file)
+    refuse_inputs(target)
     loaded = load_model(args.ckpt, asked_experiment(args))
     experiment = apply_arguments(loaded.experiment, args)
     if args.tsize is not None:

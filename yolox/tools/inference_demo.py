@@ -74,7 +74,7 @@ def build_parser() -> ToolParser:
 
 def _run(args: argparse.Namespace) -> int:
     from yolox.checkpoint import load_model
-    from yolox.files import make_output_dir
+    from yolox.files import make_output_dir, mark_inputs, refuse_inputs
     from yolox.inference.methods import MethodQuery, select_methods
 
     query = _query(args)
@@ -91,7 +91,10 @@ def _run(args: argparse.Namespace) -> int:
     _check_files(args)
     asked = asked_experiment(args)
     print(prepare_cpu())
-    loaded = load_model(_checkpoint_path(args, asked), asked)
+    checkpoint = _checkpoint_path(args, asked)
+    mark_inputs(checkpoint, args.exp_file, args.calib)
+    refuse_inputs(args.json, args.csv, args.markdown, args.plot)
+    loaded = load_model(checkpoint, asked)
     experiment = _experiment(loaded.experiment, args)
     output = make_output_dir(Path(experiment.output_dir) / experiment.exp_name / f"inference_b{args.batch_size}")
     print(f"model: {loaded.source}")

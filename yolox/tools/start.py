@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolox.class_names import plain_name
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
     from yolox.data.datamodule import YoloxDataModule
     from yolox.recipe.module import YoloxModule
 
-__all__ = ["StartWeights", "fit_recipe"]
+__all__ = ["StartWeights", "fit_recipe", "keep_choices"]
 
 
 class StartWeights:
@@ -57,25 +56,24 @@ class StartWeights:
         return {plain_name(name) for name in class_names} <= {plain_name(name) for name in self.class_names}
 
 
-def fit_recipe(
-    experiment: Experiment, data: YoloxDataModule, start: StartWeights | None, resume_from: Path | None
-) -> Experiment:
+def keep_choices(experiment: Experiment, before: Experiment) -> Experiment:
+    """Return the experiment of a resumed run with what was chosen for it when it began."""
+    from yolox.recipe.choice import CHOSEN_FIELDS
+
+    free = [name for name in CHOSEN_FIELDS if f"recipe.{name}" not in experiment.given]
+    return replace(experiment, recipe=replace(experiment.recipe, **{n: getattr(before.recipe, n) for n in free}))
+
+
+def fit_recipe(experiment: Experiment, data: YoloxDataModule, start: StartWeights | None) -> Experiment:
     """Return the experiment with the recipe that fits the run, and print every choice.
 
     Args:
         experiment: What the user asked for.
         data: The data of the run.
         start: The weights to fine-tune; None from scratch.
-        resume_from: The checkpoint to go on from, whose choices stay.
     """
-    from yolox.recipe.choice import CHOSEN_FIELDS, RunFacts, Start, choose_recipe
+    from yolox.recipe.choice import RunFacts, Start, choose_recipe
 
-    if resume_from is not None:
-        from yolox.checkpoint import read_checkpoint
-
-        stored = read_checkpoint(resume_from).get("experiment", {}).get("recipe", {})
-        free = [name for name in CHOSEN_FIELDS if f"recipe.{name}" not in experiment.given and name in stored]
-        return replace(experiment, recipe=replace(experiment.recipe, **{name: stored[name] for name in free}))
     kind: Start = "scratch" if start is None else "known classes" if start.knows(data.class_names) else "new classes"
     facts = RunFacts(len(data.train_set), data.batches_per_epoch, kind)
     recipe, choices = choose_recipe(experiment.recipe, facts, experiment.given)

@@ -16,7 +16,7 @@ from typing import Any
 
 from yolox.cpu.machine import read_machine
 from yolox.errors import ModelFileError, UsageError, YoloxError
-from yolox.files import make_output_dir, write_text
+from yolox.files import make_output_dir, refuse_inputs, write_text
 from yolox.inference.artifacts.structure import unflatten
 from yolox.inference.backends import BACKENDS, get_backend
 from yolox.inference.backends.base import Array, Arrays, Manifest, Runner, Settings
@@ -135,7 +135,9 @@ def copy_artifact(source: Path, target: Path, metadata: Mapping[str, Any] | None
 
     Raises:
         YoloxError: When the target cannot be written.
+        UsageError: When a file of the target is an input of this command.
     """
+    refuse_inputs(*(target / path.name for path in source.iterdir()))
     make_output_dir(target)
     document = _read_document(source)
     try:
