@@ -30,6 +30,7 @@ ARROWS: dict[str, set[str]] = {
     "cpu": {"errors", "files"},
     "experiments": {"errors", "structures", "config"},
     "visualize": LOW,
+    "processes": {"errors", "files", "cpu"},
     "kernels": {"errors", "files", "cpu", "tables"},
     "models": LOW | {"kernels"},  # until training acceleration is a pass over the module
     "losses": LOW,
@@ -37,8 +38,8 @@ ARROWS: dict[str, set[str]] = {
     "checkpoint": LOW | {"models", "experiments"},
     "evaluation": LOW | {"models", "data"},
     "recipe": LOW | {"models", "losses", "data", "evaluation"},
-    "trainer": ENGINE_LOW | {"kernels"},
-    "inference": ENGINE_LOW | {"kernels"},
+    "trainer": ENGINE_LOW | {"kernels", "processes"},
+    "inference": ENGINE_LOW | {"kernels", "processes"},
     "tools": LOW
     | {"experiments", "checkpoint", "models", "losses", "data", "evaluation", "recipe", "trainer", "inference"}
     | {"visualize"},

@@ -15,9 +15,10 @@ import pytest
 
 from yolox.cpu.machine import pretend_machine
 from yolox.errors import DataError, UsageError
-from yolox.trainer.launchers.agent import Registration, interface_of
+from yolox.trainer.launchers.agent import interface_of
 from yolox.trainer.launchers.base import Launcher, RankError, Slot, Worker
 from yolox.trainer.launchers.heartbeat import HangLimits
+from yolox.trainer.launchers.protocol import Registration
 from yolox.trainer.launchers.ray_actors import RayLauncher, share_nodes
 from yolox.trainer.launchers.remote import place_ranks
 from yolox.trainer.launchers.spark_barrier import SparkLauncher, first_reason

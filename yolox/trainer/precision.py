@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from pytorch_lightning.plugins.precision import DoublePrecision, MixedPrecision, Precision
 from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from yolox.errors import UsageError
@@ -126,6 +127,14 @@ class _Mixed(MixedPrecision):
     def convert_input(self, data: Any) -> Any:
         return _lay_out_input(data, self.options)
 
+    def connect(
+        self, model: nn.Module, optimizers: list[Optimizer], lr_schedulers: list[Any]
+    ) -> tuple[nn.Module, list[Optimizer], list[Any]]:
+        if self.scaler is not None:
+            for optimizer in optimizers:
+                _start_momentum_(optimizer)
+        return super().connect(model, optimizers, lr_schedulers)
+
     @contextmanager
     def forward_context(self) -> Iterator[None]:
         with super().forward_context():
@@ -139,3 +148,26 @@ class _Mixed(MixedPrecision):
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+
+
+def _start_momentum_(optimizer: Optimizer) -> None:
+    """Give fused SGD its momentum before its first step.
+
+    A step that a gradient scaler skips still counts as the first one of PyTorch's fused SGD, which then goes on from
+    momentum that nobody has written (seen with PyTorch 2.13). Momentum of zero makes the first step what it should be.
+
+    Raises:
+        UsageError: When the optimizer has dampening, with which zeros are not the same as no momentum.
+    """
+    if not isinstance(optimizer, SGD):
+        return
+    for group in optimizer.param_groups:
+        if not group["fused"] or group["momentum"] == 0:
+            continue
+        if group["dampening"] != 0:
+            raise UsageError(
+                f"precision 16 skips steps, which SGD with fused=True and dampening={group['dampening']} cannot. "
+                "Use fused=False or dampening=0."
+            )
+        for parameter in group["params"]:
+            optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))

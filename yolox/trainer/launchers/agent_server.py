@@ -11,10 +11,21 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Connection, Listener
+from multiprocessing.connection import Listener
 
 from yolox.errors import UsageError
-from yolox.trainer.launchers.agent import JoinInfo, RankState, Registration, StartRequest, limit_silence
+from yolox.processes.messages import Channel
+from yolox.trainer.launchers.agent import limit_silence
+from yolox.trainer.launchers.protocol import (
+    AllEnded,
+    FilePart,
+    JoinInfo,
+    Output,
+    RankState,
+    Registration,
+    StartRequest,
+    States,
+)
 from yolox.trainer.launchers.worker import RunDirectory
 
 __all__ = ["AgentConnection", "AgentServer"]
@@ -28,13 +39,13 @@ class AgentConnection:
     """The connection to one agent.
 
     Args:
-        connection: Open; the agent has registered.
+        channel: Open; the agent has registered.
         registration: What it said.
         directory: Where its files go.
     """
 
-    def __init__(self, connection: Connection, registration: Registration, directory: RunDirectory) -> None:
-        self.connection = connection
+    def __init__(self, channel: Channel, registration: Registration, directory: RunDirectory) -> None:
+        self.channel = channel
         self.registration = registration
         self.directory = directory
         self.states: dict[int, RankState] = {}
@@ -46,51 +57,51 @@ class AgentConnection:
         """Tell the agent what to start, and listen to it from now on."""
         self.ranks = tuple(slot.rank for slot in request.slots)
         with suppress(OSError):  # listening shows it
-            self.connection.send(request)
+            self.channel.send(request)
         self.heard_at = time.monotonic()
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
         try:
             while not self.ended:
-                message = self.connection.recv()
+                message = self.channel.receive()
                 self.heard_at = time.monotonic()
-                if message == "end":
+                if isinstance(message, AllEnded):
                     self.ended = True
-                elif message[0] == "states":
-                    self.states.update(message[1])
-                elif message[0] == "print":
-                    stream = getattr(sys, message[1])
-                    stream.write(message[2])
+                elif isinstance(message, States):
+                    self.states.update(message.by_rank)
+                elif isinstance(message, Output):
+                    stream = sys.stdout if message.stream == "stdout" else sys.stderr
+                    stream.write(message.text)
                     stream.flush()
-                else:
-                    self._file(*message[1:])
+                elif isinstance(message, FilePart):
+                    self._store(message)
         except (EOFError, OSError, TypeError):  # the last: closed here in the middle of a call
             pass
         self.closed = True
 
-    def _file(self, kind: str, rank: int, part: bytes, more: bool) -> None:
+    def _store(self, part: FilePart) -> None:
         paths = {
             "result": self.directory.result,
             "failure": self.directory.failure,
             "stacks": self.directory.stacks,
             "output": self.directory.output,
         }
-        path = paths[kind](rank)
-        unfinished = path.with_suffix(f".{kind}")
+        path = paths[part.kind](part.rank)
+        unfinished = path.with_suffix(f".{part.kind}")
         with suppress(FileNotFoundError):  # the run is over, and its directory cleared
             with unfinished.open("ab") as handle:
-                handle.write(part)
-            if not more:
+                handle.write(part.content)
+            if not part.more:
                 os.replace(unfinished, path)
 
     def hang_up(self) -> None:
         """End the connection: the agent kills what it started and ends."""
         with suppress(OSError):
-            raw = socket.socket(fileno=os.dup(self.connection.fileno()))
+            raw = socket.socket(fileno=os.dup(self.channel.connection.fileno()))
             with raw:
                 raw.shutdown(socket.SHUT_RDWR)  # wakes the listening thread as well
-        self.connection.close()
+        self.channel.close()
 
 
 class AgentServer:
@@ -153,10 +164,11 @@ class AgentServer:
             try:
                 connection = self._listener.accept()
                 limit_silence(connection)
-                registration = connection.recv()
-            except (OSError, EOFError, AuthenticationError):
+                channel = Channel(connection, (Registration, States, Output, FilePart, AllEnded))
+                registration = channel.receive()
+            except (OSError, EOFError, ValueError, AuthenticationError):
                 continue  # not one of ours
             if registration.number in self._agents or not self._open:
                 connection.close()  # an engine has started it a second time
             else:
-                self._agents[registration.number] = AgentConnection(connection, registration, self._directory)
+                self._agents[registration.number] = AgentConnection(channel, registration, self._directory)

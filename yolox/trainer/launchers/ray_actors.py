@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from yolox.errors import MissingDependencyError, UsageError
-from yolox.trainer.launchers.agent import JoinInfo, serve_node
+from yolox.trainer.launchers.agent import serve_node
 from yolox.trainer.launchers.base import Slot, Worker
 from yolox.trainer.launchers.heartbeat import HangLimits
+from yolox.trainer.launchers.protocol import JoinInfo
 from yolox.trainer.launchers.remote import run_remote
 
 __all__ = ["RayLauncher", "share_nodes"]

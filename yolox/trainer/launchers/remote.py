@@ -21,10 +21,11 @@ import cloudpickle
 
 from yolox.tables import text_table
 from yolox.trainer.cores import share_cores
-from yolox.trainer.launchers.agent import JoinInfo, Registration, StartRequest, machine_identity
+from yolox.trainer.launchers.agent import machine_identity
 from yolox.trainer.launchers.agent_server import AgentConnection, AgentServer
 from yolox.trainer.launchers.base import Failure, Phase, Slot, Worker
 from yolox.trainer.launchers.heartbeat import CpuActivity, HangLimits
+from yolox.trainer.launchers.protocol import JoinInfo, Registration, SendSignal, StartRequest
 from yolox.trainer.launchers.supervise import supervise
 from yolox.trainer.launchers.worker import RunDirectory
 
@@ -186,7 +187,7 @@ class _RemoteWorkerGroup:
     def send(self, rank: int, signum: int) -> None:
         """Have the rank's agent send it a signal."""
         with suppress(OSError):
-            self._agent_of[rank].connection.send((rank, int(signum)))
+            self._agent_of[rank].channel.send(SendSignal(rank, int(signum)))
 
     def cpu_activities(self) -> dict[int, CpuActivity]:
         """Return what the agents reported last."""

@@ -13,6 +13,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from yolox.processes.inside import end_with_parent
 from yolox.trainer.launchers.base import RankError, Slot, Worker
 from yolox.trainer.launchers.heartbeat import HangLimits
 from yolox.trainer.launchers.popen import worker_environment
@@ -47,7 +48,7 @@ class SpawnLauncher:
             directory.place(slots, function)
             context = multiprocessing.get_context("spawn")
             for slot in slots:
-                process = context.Process(target=_enter, args=(directory, slot.rank))
+                process = context.Process(target=_enter, args=(str(directory.path), slot.rank, os.getpid()))
                 with _environment(slot):
                     process.start()
                 members.append(_Spawned(process))
@@ -75,13 +76,14 @@ class _Spawned:
         return self._process.exitcode
 
 
-def _enter(directory: RunDirectory, rank: int) -> None:
+def _enter(path: str, rank: int, parent: int) -> None:
     os.setsid()
+    end_with_parent(parent)
     if rank:
-        output = os.open(directory.output(rank), os.O_WRONLY | os.O_CREAT)
+        output = os.open(RunDirectory(Path(path)).output(rank), os.O_WRONLY | os.O_CREAT)
         os.dup2(output, 1)
         os.dup2(output, 2)
-    sys.exit(serve(directory, rank))
+    sys.exit(serve(path, rank))
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from yolox.errors import YoloxError
+from yolox.processes.start import tail
 from yolox.trainer.launchers.base import Failure, RankError, first_cause
 from yolox.trainer.launchers.heartbeat import CpuActivity, HangLimits, HangWatch, RankActivity, is_busy
 from yolox.trainer.launchers.worker import RunDirectory
@@ -29,7 +30,6 @@ _SETTLE_SECONDS = 0.5  # after the first failure, for the failures that came bef
 _STACK_SECONDS = 1.0  # for the ranks to write down what they are doing
 _ECHO_SECONDS = 3.0  # when all that is known so far is that somebody else is gone
 _EXIT_SECONDS = 10.0  # from the result to the end of the process
-_TAIL_LINES = 20
 _WAITING_FRAMES = ("torch/distributed/", "_engine_run_backward", "lightning_fabric/utilities/distributed")
 _log = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ def _failures(run: _Run) -> Iterator[Failure]:
 
 
 def _describe_end(run: _Run, rank: int, code: int) -> Failure:
-    stacks, output = _tail(run.directory.stacks(rank), 200), _tail(run.directory.output(rank))
+    stacks, output = tail(run.directory.stacks(rank), 200), tail(run.directory.output(rank))
     text = "\n".join(part for part in (stacks, output) if part)
     if code >= 0:
         return Failure(rank, "exited", f"with exit code {code} before it had a result", text, time.time())
@@ -151,7 +151,7 @@ def _describe_hang(run: _Run, reason: str, ranks: Sequence[RankActivity]) -> Fai
         with suppress(AttributeError):  # some systems lack the signal
             run.group.send(activity.rank, signal.SIGUSR1)
     time.sleep(_STACK_SECONDS)
-    stacks = {activity.rank: _tail(run.directory.stacks(activity.rank), 200) for activity in ranks}
+    stacks = {activity.rank: tail(run.directory.stacks(activity.rank), 200) for activity in ranks}
     own = [rank for rank, text in stacks.items() if not any(mark in text for mark in _WAITING_FRAMES)]
     fewest = min(activity.beats for activity in ranks)
     behind = [activity.rank for activity in ranks if activity.beats == fewest]
@@ -173,13 +173,6 @@ def _raise(run: _Run, failure: Failure) -> NoReturn:
     if isinstance(failure.error, SystemExit):
         raise SystemExit(failure.error.code)
     raise rank_error from failure.error
-
-
-def _tail(path: Path, lines: int = _TAIL_LINES) -> str:
-    try:
-        return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
-    except OSError:
-        return ""
 
 
 def describe_stop(signum: int) -> str:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-import signal
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Protocol
 
+from yolox.processes.start import Started, kill_all
 from yolox.trainer.launchers.base import Phase
 from yolox.trainer.launchers.heartbeat import CpuActivity, read_cpu_activity, read_heartbeat
 from yolox.trainer.launchers.worker import RunDirectory
 
-__all__ = ["LocalWorkerGroup", "Member", "WorkerGroup"]
-
-_KILL_SECONDS = 10.0
+__all__ = ["LocalWorkerGroup", "WorkerGroup"]
 
 
 class WorkerGroup(Protocol):
@@ -44,17 +41,6 @@ class WorkerGroup(Protocol):
         """Kill all processes and their children, and wait until they are gone."""
 
 
-class Member(Protocol):
-    """A started process of this machine, whoever started it."""
-
-    @property
-    def pid(self) -> int:
-        """Its process id; it leads a process group and a session of its own."""
-
-    def poll(self) -> int | None:
-        """Return its exit code, negative for a signal, or None while it runs."""
-
-
 class LocalWorkerGroup:
     """Processes that this one has started.
 
@@ -63,7 +49,7 @@ class LocalWorkerGroup:
         directory: Where they write.
     """
 
-    def __init__(self, members: Sequence[Member], directory: RunDirectory) -> None:
+    def __init__(self, members: Sequence[Started], directory: RunDirectory) -> None:
         self.members = members
         self.directory = directory
 
@@ -96,12 +82,4 @@ class LocalWorkerGroup:
 
     def kill(self) -> None:
         """Kill the members and their children, and wait until the members are gone."""
-        for member in self.members:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(member.pid, signal.SIGKILL)
-            if member.poll() is None:
-                with suppress(ProcessLookupError):
-                    os.kill(member.pid, signal.SIGKILL)
-        deadline = time.monotonic() + _KILL_SECONDS
-        while any(member.poll() is None for member in self.members) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        kill_all(self.members)
