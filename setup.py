@@ -42,7 +42,6 @@ EXTRAS = {
 }
 
 
-
 class BuildKernels(build_py):
     """Compiles the kernels into the package that is being built; an editable one compiles on first use."""
 

@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <mutex>
 #include <new>
+#include <sched.h>
 
 namespace native {
 
@@ -46,37 +47,41 @@ constexpr uint64_t IMAGES = 24, OVER = (1 << IMAGES) - 1;  // bits of an epoch f
 
 // One call at a time.
 class Session final : public Task {
+  Plan& plan;
   std::vector<std::unique_ptr<Stream>> streams;
   Batch batch{};
   uint64_t call = 0;
   std::atomic<long> next{0}, leading{0};  // image; threads that lead a stream
   Signal ended;
+  std::atomic<int> caller_cpu{-1};
 
   void lead(long index) {
     Stream& stream = *streams[index];
-    for (;;) {
+    for (long number = 0;;) {
       const long n = next.fetch_add(1);
       if (n >= batch.images) break;
+      if (index == 0) caller_cpu.store(sched_getcpu(), std::memory_order_relaxed);
       for (long i = 0; i < batch.inputs; ++i) {
         stream.inputs[i] = (const uint8_t*)batch.input[i] + n * batch.input_bytes[i];
         stream.is_byte[i] = batch.is_byte[i];
       }
       for (long i = 0; i < batch.outputs; ++i) stream.outputs[i] = batch.output[i] + n * batch.output_floats[i];
-      const uint64_t epoch = (stream.epoch.load() & ~OVER) == call << IMAGES ? stream.epoch.load() + 1 : call << IMAGES;
-      stream.team.begin(epoch);
+      const uint64_t epoch = call << IMAGES | uint64_t(number++) << 1 | plan.crowded();
       stream.epoch.store(epoch, std::memory_order_release);
       stream.team.work(0, epoch, index == 0 ? batch.seconds : nullptr);
     }
     stream.epoch.store(call << IMAGES | OVER, std::memory_order_release);
   }
 
-  // Helps with the images of one call; another call may have begun by the time a thread looks.
-  void follow(Stream& stream, long member, uint64_t of_call) {
+  // Helps with the images of one call; another call may have begun by the time a thread looks. False: it should sleep.
+  bool follow(Stream& stream, long member, uint64_t of_call) {
     uint64_t last = 0;
     for (int64_t since = now_ns();;) {
       const uint64_t epoch = stream.epoch.load(std::memory_order_acquire);
-      if (epoch >> IMAGES > of_call || epoch == (of_call << IMAGES | OVER)) return;
+      if (epoch >> IMAGES > of_call || epoch == (of_call << IMAGES | OVER)) return true;
       if (epoch >> IMAGES == of_call && epoch != last) {
+        // On one core two threads are slower than one. Asleep, this one is given another core next time.
+        if (sched_getcpu() == caller_cpu.load(std::memory_order_relaxed)) return false;
         stream.team.work(member, last = epoch, nullptr);
         since = now_ns();
       } else if (now_ns() - since > LOOK) {
@@ -90,7 +95,7 @@ class Session final : public Task {
  public:
   const long num_streams, team;
 
-  Session(Plan& plan, long num_streams, long team) : num_streams(num_streams), team(team) {
+  Session(Plan& plan, long num_streams, long team) : plan(plan), num_streams(num_streams), team(team) {
     for (long i = 0; i < num_streams; ++i) streams.emplace_back(new Stream(plan, team));
   }
 
@@ -117,14 +122,14 @@ class Session final : public Task {
     return call;
   }
 
-  void help(long member, uint64_t ticket) override {
+  bool help(long member, uint64_t ticket) override {
     if (member % team == 0) {
       lead(member / team);
       leading.fetch_sub(1, std::memory_order_release);
       ended.raise();
-    } else {
-      follow(*streams[member / team], member % team, ticket);
+      return true;
     }
+    return follow(*streams[member / team], member % team, ticket);
   }
 };
 

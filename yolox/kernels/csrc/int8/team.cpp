@@ -42,11 +42,19 @@ Block block_of(const Step& s, Range rows) {
 
 int64_t extent(const Block& b) { return b.row * b.rows; }
 
+inline void copy_bytes(const uint8_t* from, uint8_t* to, int64_t bytes) {
+  if (bytes > 256 || bytes % 16) {
+    std::memcpy(to, from, bytes);
+    return;
+  }
+  for (int64_t i = 0; i < bytes; i += 16) std::memcpy(to + i, from + i, 16);  // a call would take longer
+}
+
 void copy_block(const Block& b, const uint8_t* from, uint8_t* to) {
   for (int64_t y = 0; y < b.rows; ++y)
     for (int64_t x = 0; x < b.pixels; ++x) {
       const int64_t at = y * b.row + x * b.pixel;
-      std::memcpy(to + at, from + at, b.bytes);
+      copy_bytes(from + at, to + at, b.bytes);
     }
 }
 
@@ -66,13 +74,14 @@ double estimated_ns(const Step& s) {
 
 long weight_bytes(const Step& s) { return s.kind == DENSE ? s.out.channels * s.in.channels * s.size * s.size : 0; }
 
+constexpr int64_t LOST = 300000;  // ns without a core after which a machine is crowded: not those of an interrupt
 constexpr double LEAST = 4000, PIECE = 30000;  // ns of a step that is cut at all; of a piece
 
-// A multiple of the threads, so that they end together; each piece reads all weights again.
-long pieces_of(const Stage& stage, long threads) {
+// One for each thread, or a multiple, so that they end together; each piece prepares and reads all weights again.
+long pieces_of(const Stage& stage, long threads, bool finely) {
   if (stage.ns < LEAST) return 1;
   const double piece = std::max(PIECE, 0.5 * weight_bytes(*stage.step));
-  const long each = std::min(std::max(long(stage.ns / threads / piece + 0.5), 1L), 16L);
+  const long each = finely ? std::min(std::max(long(stage.ns / threads / piece + 0.5), 1L), 16L) : 1;
   return std::min(each * threads, rows_of(*stage.step));
 }
 
@@ -107,21 +116,18 @@ Team::Team(Plan& plan, long size) : plan(plan), size(size) {
   long used = 0;
   for (const Stage& stage : plan.stages) {
     first.push_back(used);
-    pieces.push_back(pieces_of(stage, size));
-    used += (pieces.back() + 7) / 8;
+    for (bool finely : {false, true}) pieces[finely].push_back(pieces_of(stage, size, finely));
+    used += (pieces[true].back() + 7) / 8;
   }
   lines.reset(new Line[used]());
 }
 
-void Team::begin(uint64_t epoch) {
-  in_place.store(!plan.crowded(), std::memory_order_relaxed);
-  progress.store(epoch << 16, std::memory_order_release);
-}
-
-void Team::compute(long stage, long piece, long member, uint64_t epoch, bool here) {
+void Team::compute(long stage, long piece, long member, uint64_t epoch) {
   const Stage& work = plan.stages[stage];
   const Step& s = *work.step;
-  const Range rows = share(rows_of(s), piece, pieces[stage]);
+  const long count = pieces_in(stage, epoch);
+  const bool here = !is_crowded(epoch) || !work.takes_over;
+  const Range rows = share(rows_of(s), piece, count);
   std::atomic<uint64_t>& mine = state(stage, piece);
   Image own = image;
   own.out = own.arena;
@@ -142,23 +148,23 @@ void Team::compute(long stage, long piece, long member, uint64_t epoch, bool her
   if (!memory) execute(s, own, rows);
   for (long i = 0; i < work.num_borders; ++i) {
     const Step& border = work.borders[i];
-    execute(border, own, share(rows_of(border), piece, pieces[stage]));
+    execute(border, own, share(rows_of(border), piece, count));
   }
   mine.store(mark(epoch, member, DONE), std::memory_order_release);
 }
 
 // Takes pieces until there is none left; false when the epoch is over.
 bool Team::take(long stage, long member, uint64_t epoch) {
-  const long count = pieces[stage], start = member * count / size;
+  const long count = pieces_in(stage, epoch), start = member * count / size;
   for (long i = 0; i < count; ++i) {
     const long piece = start + i < count ? start + i : start + i - count;
     std::atomic<uint64_t>& one = state(stage, piece);
     uint64_t seen = one.load(std::memory_order_relaxed);
     if (seen >> 16 > epoch) return false;
     if (seen >> 16 == epoch) continue;
-    const bool here = in_place.load(std::memory_order_relaxed) || !plan.stages[stage].takes_over;
+    const bool here = !is_crowded(epoch) || !plan.stages[stage].takes_over;
     if (one.compare_exchange_strong(seen, mark(epoch, member, here ? TAKEN_IN_PLACE : TAKEN)))
-      compute(stage, piece, member, epoch, here);
+      compute(stage, piece, member, epoch);
     else if (seen >> 16 > epoch) return false;
   }
   return true;
@@ -166,12 +172,12 @@ bool Team::take(long stage, long member, uint64_t epoch) {
 
 // Takes a piece from a thread that has not come to its end; whether there was one.
 bool Team::take_over(long stage, long member, uint64_t epoch) {
-  for (long piece = 0; piece < pieces[stage]; ++piece) {
+  for (long piece = 0, count = pieces_in(stage, epoch); piece < count; ++piece) {
     std::atomic<uint64_t>& one = state(stage, piece);
     uint64_t seen = one.load(std::memory_order_relaxed);
     if (seen >> 16 != epoch || (seen & 15) != TAKEN) continue;
     if (!one.compare_exchange_strong(seen, mark(epoch, member, TAKEN))) continue;
-    compute(stage, piece, member, epoch, false);
+    compute(stage, piece, member, epoch);
     return true;
   }
   return false;
@@ -179,12 +185,14 @@ bool Team::take_over(long stage, long member, uint64_t epoch) {
 
 // Waits until all pieces are done, and does them where a thread is missed; false when the epoch is over.
 bool Team::finish(long stage, long member, uint64_t epoch) {
-  const int64_t patience = 30000 + 2 * int64_t(plan.stages[stage].ns / pieces[stage]);
+  const long count = pieces_in(stage, epoch);
+  const bool crowded = is_crowded(epoch);
+  const int64_t patience = 20000 + 2 * int64_t(plan.stages[stage].ns / count) + (crowded ? 0 : LOST);
   int64_t since = 0;
   for (;;) {
     const uint32_t seen = moved.value();
     bool all = true;
-    for (long piece = 0; piece < pieces[stage] && all; ++piece) {
+    for (long piece = 0; piece < count && all; ++piece) {
       const uint64_t now = state(stage, piece).load(std::memory_order_acquire);
       if (now >> 16 > epoch) return false;
       all = now == mark(epoch, now >> 4 & 0xfff, DONE);
@@ -194,7 +202,6 @@ bool Team::finish(long stage, long member, uint64_t epoch) {
     for (int i = 0; i < 8; ++i) pause();
     if (now_ns() - since < patience) continue;
     plan.note_crowd();
-    in_place.store(false, std::memory_order_relaxed);
     if (!take_over(stage, member, epoch)) moved.sleep(seen, 200000);
     since = 0;
   }

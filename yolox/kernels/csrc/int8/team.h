@@ -1,9 +1,9 @@
 // One image computed by several threads, none of which waits long for another that has lost its core.
 //
 // Each step is cut into pieces of rows. A thread takes those of its own share first, then those of the others that nobody
-// has taken. As long as all have cores, pieces are written where they belong. When a thread has been missed for long, the
-// others take over what it had taken, and for a while every thread computes into memory of its own and copies the rows to
-// their place in the end, unless someone else has taken the piece over: whoever comes late does no harm.
+// has taken. When one has been missed for long, the machine is called crowded for a while: pieces are smaller, the others
+// take over what a thread does not finish, and therefore each computes into memory of its own and copies the rows to their
+// place in the end, unless the piece was taken from it: whoever comes late does no harm.
 #pragma once
 #include "steps.h"
 #include "threads.h"
@@ -49,16 +49,17 @@ class Team {
 
   Plan& plan;
   const long size;
-  std::vector<long> first, pieces;  // of each stage
+  std::vector<long> first, pieces[2];  // of each stage; in larger pieces, and in smaller ones
   std::unique_ptr<Line[]> lines;
   std::atomic<uint64_t> progress{0};  // the epoch and the stage that threads may begin with
-  std::atomic<bool> in_place{true};
   Signal moved;
 
   std::atomic<uint64_t>& state(long stage, long piece) { return lines[first[stage] + piece / 8].piece[piece % 8]; }
   static uint64_t mark(uint64_t epoch, long member, Phase phase) { return epoch << 16 | uint64_t(member) << 4 | phase; }
 
-  void compute(long stage, long piece, long member, uint64_t epoch, bool in_place);
+  long pieces_in(long stage, uint64_t epoch) const { return pieces[is_crowded(epoch)][stage]; }
+
+  void compute(long stage, long piece, long member, uint64_t epoch);
   bool take(long stage, long member, uint64_t epoch);
   bool take_over(long stage, long member, uint64_t epoch);
   bool finish(long stage, long member, uint64_t epoch);
@@ -67,8 +68,9 @@ class Team {
   Image image{};
 
   Team(Plan& plan, long size);
-  void begin(uint64_t epoch);                                  // once, before anybody works
-  void work(long member, uint64_t epoch, double* seconds);     // returns when the epoch's image is done
+  // Returns when the epoch's image is done. Epochs grow; the odd ones are those of a crowded machine.
+  void work(long member, uint64_t epoch, double* seconds);
+  static bool is_crowded(uint64_t epoch) { return epoch & 1; }
 };
 
 }  // namespace native

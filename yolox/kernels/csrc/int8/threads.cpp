@@ -55,10 +55,10 @@ class Helpers {
       long member;
       uint64_t ticket;
       if (Task* task = next(member, ticket)) {
-        task->help(member, ticket);
+        const bool awake = task->help(member, ticket);
         std::lock_guard<std::mutex> guard(lock);
         --task->inside;
-        idle_since = now_ns();
+        idle_since = awake ? now_ns() : 0;
         continue;
       }
       while (offered.value() == seen && now_ns() - idle_since < LOOK) pause();

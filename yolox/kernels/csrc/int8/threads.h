@@ -33,7 +33,7 @@ class Task {
 
  public:
   virtual uint64_t joins(long member) = 0;             // member: 1, 2 ... `wanted`; under the lock
-  virtual void help(long member, uint64_t ticket) = 0;  // with what `joins` returned
+  virtual bool help(long member, uint64_t ticket) = 0;  // with what `joins` returned; false: the thread should sleep
 
  protected:
   ~Task() = default;
