@@ -69,7 +69,7 @@ class MissingDependencyError(YoloxError):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the known name nearest to ``name``, or an empty string."""
-    matches = get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
+    matches = get_close_matches(name.lower()[:80], list(known), n=1, cutoff=0.5)
     return f" Did you mean '{matches[0]}'?" if matches else ""
 
 

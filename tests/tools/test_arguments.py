@@ -5,6 +5,7 @@ import logging
 
 import pytest
 
+from yolox.config import apply_fields
 from yolox.errors import DataError, MissingDependencyError, ModelFileError, UsageError
 from yolox.experiments import get_experiment
 from yolox.structures import Size
@@ -32,14 +33,38 @@ def parser() -> ToolParser:
 
 
 def test_options_and_overrides_in_any_order(parser: ToolParser) -> None:
-    words = ["-n", "yolox-s", "max_epoch", "2", "-b", "8", "data.degrees=0", "translate", "-0.5", "--conf", "0.1"]
+    words = ["-n", "yolox-s", "max_epoch", "2", "-b", "8", "data.degrees=0", "translate", "0.5", "--conf", "0.1"]
     args = parser.parse(words)
     assert (args.name, args.batch_size, args.conf) == ("yolox-s", 8, 0.1)
     experiment = asked_experiment(args)
     assert experiment is not None
     applied = apply_arguments(experiment, args)
-    assert (applied.recipe.max_epoch, applied.data.degrees, applied.data.translate) == (2, 0.0, -0.5)
+    assert (applied.recipe.max_epoch, applied.data.degrees, applied.data.translate) == (2, 0.0, 0.5)
     assert applied.model == experiment.model
+
+
+def test_a_negative_number_is_a_value_and_no_option(parser: ToolParser) -> None:
+    args = parser.parse(["-n", "yolox-s", "translate", "-0.5", "--conf", "0.1"])
+    assert args.opts == ["translate", "-0.5"]
+    with pytest.raises(UsageError, match=r"translate got -0\.5, expected a value from 0 to 1"):
+        apply_arguments(get_experiment("yolox_s"), args)
+
+
+@pytest.mark.parametrize(
+    ("words", "train_ann"),
+    [
+        ([], "old.json"),
+        (["--data_dir", "new"], None),
+        (["data_dir", "new"], None),
+        (["data.data_dir=new", "train_ann", "mine.json"], "mine.json"),
+        (["--data_dir", "new", "data.train_ann=mine.json"], "mine.json"),
+    ],
+)
+def test_a_new_data_set_drops_the_label_files_of_another(
+    parser: ToolParser, words: list[str], train_ann: str | None
+) -> None:
+    stored = apply_fields(get_experiment("yolox_nano"), {"data_dir": "old", "train_ann": "old.json"})
+    assert apply_arguments(stored, parser.parse(words)).data.train_ann == train_ann
 
 
 def test_dashes_and_underscores_are_one(parser: ToolParser) -> None:
@@ -168,3 +193,16 @@ def test_the_log_goes_to_the_error_stream_once(capsys: pytest.CaptureFixture[str
 def test_numbers() -> None:
     assert positive_int("4") == 4
     assert probability("0.5") == 0.5
+
+
+def test_a_full_disk_is_no_crash(capsys: pytest.CaptureFixture[str]) -> None:
+    def body() -> None:
+        try:
+            raise OSError(28, "No space left on device", "/full/hparams.yaml")
+        except OSError as error:
+            raise RuntimeError("rank 0 raised") from error
+
+    assert run_tool(body) == 1
+    assert capsys.readouterr().err == (
+        "error: cannot write '/full/hparams.yaml': No space left on device. Free some space or choose another folder.\n"
+    )

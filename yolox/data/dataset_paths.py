@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from yolox.data.coco import CocoDataset
+from yolox.data.coco_dataset import CocoDataset
 from yolox.data.formats.checks import check_split
 from yolox.data.formats.coco_json import describe_coco, read_coco_json
 from yolox.data.formats.description import Categories, SplitDescription
@@ -18,10 +19,11 @@ from yolox.data.formats.layouts import Split, SplitPaths, find_split, find_unspl
 from yolox.data.formats.voc import describe_voc
 from yolox.data.formats.yolo_txt import YAML_SUFFIXES, describe_yolo, split_entry
 from yolox.data.sample_dataset import sample_set_dir
-from yolox.errors import DataError
+from yolox.errors import DataError, UsageError
 
 __all__ = ["DatasetPaths", "SplitPaths", "default_data_dir", "load_split", "resolve_dataset"]
 
+_LOG = logging.getLogger(__name__)
 _MAIN_FOLDER = "COCO"
 
 
@@ -69,8 +71,11 @@ def resolve_dataset(
         val_fraction: Share of the images to evaluate on where the data set has no evaluation split.
 
     Raises:
+        UsageError: For a ``val_fraction`` that is no share.
         DataError: When the folder or a given path does not exist, or neither split is found.
     """
+    if not 0.0 <= val_fraction < 1.0:
+        raise UsageError(f"val_fraction is {val_fraction}; expected a share of the images from 0 to below 1, like 0.2.")
     root = _existing(data_dir)
     base = root.parent if root.is_file() else root
     try:
@@ -82,6 +87,8 @@ def resolve_dataset(
         raise DataError(f"cannot read '{error.filename or root}': {error.strerror}. Check its permissions.") from error
     if train is None and val is None:
         raise _nothing_found(root, "train")
+    if val is not None and val_fraction > 0:
+        _LOG.info("val_fraction is not used: '%s' has an evaluation split, '%s'", root, val.labels)
     if val is None and train is not None and val_fraction > 0:
         val = replace(train, split="val", val_fraction=val_fraction)
         train = replace(train, val_fraction=val_fraction)

@@ -6,22 +6,28 @@ import logging
 from typing import Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from yolox.data.coco import CocoDataset
+from yolox.data.coco_dataset import CocoDataset
 from yolox.data.image_files import read_image
 from yolox.data.image_ops import fit_ratio, fitted_size, resize
+from yolox.data.mapped_file import MappedFile
 from yolox.errors import DataError
 from yolox.structures import Image, Sample, Size
 
-__all__ = ["ImageCache", "ImageHealth", "ImageSource"]
+__all__ = ["ImageCache", "ImageHealth", "ImageSource", "too_many_bad"]
 
 _LOG = logging.getLogger(__name__)
 _UNSEEN, _GOOD, _BAD = 0, 1, 2
 TOO_MANY = 0.1
-"""Share of unreadable images at which a run ends."""
+"""Share of unreadable images at which a run ends; of a small set, three may be bad as long as half are good."""
+_FEW = 3
 _FIRST = 32  # images after which a folder of rubbish is recognised
+
+
+def too_many_bad(num_bad: int, num_images: int) -> bool:
+    """Return whether so many unreadable images end a run."""
+    return num_bad > max(TOO_MANY * num_images, min(_FEW, num_images / 2))
 
 
 class ImageCache(Protocol):
@@ -43,13 +49,16 @@ class ImageHealth:
 
     def __init__(self, dataset: CocoDataset) -> None:
         self._dataset = dataset
-        states: Tensor = torch.zeros(len(dataset), dtype=torch.uint8)
-        self._states: Tensor = states.share_memory_()  # type: ignore[no-untyped-call]
+        self._file = MappedFile(max(1, len(dataset)))
         self._num_named = 0
 
     def mark(self, index: int, *, good: bool) -> None:
         """Note that an image was read, or could not be."""
         self._states[index] = _GOOD if good else _BAD
+
+    @property
+    def _states(self) -> NDArray[np.uint8]:
+        return self._file.bytes[: len(self._dataset)]
 
     @property
     def num_bad(self) -> int:
@@ -60,17 +69,18 @@ class ImageHealth:
         """Name the bad images that were not named yet.
 
         Raises:
-            DataError: When more than a tenth of all images is bad, or most of the first ones are.
+            DataError: When more than a tenth of all images is bad (of few images, three or half of them), or most of
+                the first ones are.
         """
         num_bad = self.num_bad
         if num_bad == self._num_named:
             return
-        bad = torch.nonzero(self._states == _BAD).flatten().tolist()
+        bad = np.flatnonzero(self._states == _BAD).tolist()
         names = [str(self._dataset.path(index)) for index in bad]
         self._num_named = num_bad
         num_seen = int((self._states != _UNSEEN).sum())
         listed = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-        if num_bad > TOO_MANY * len(self._dataset) or (num_seen >= _FIRST and num_bad > num_seen / 2):
+        if too_many_bad(num_bad, len(self._dataset)) or (num_seen >= _FIRST and num_bad > num_seen / 2):
             raise DataError(
                 f"{num_bad} of the {num_seen} images read from '{self._dataset.source}' are missing, unreadable or "
                 f"truncated: {listed}. Up to {TOO_MANY:.0%} are skipped; replace these files or remove their labels."

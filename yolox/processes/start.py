@@ -74,11 +74,13 @@ class ProcessFailure(Exception):  # noqa: N818 - it is expected that a process m
     Args:
         reason: One line.
         timed_out: Whether it was ended because its time was up.
+        output: The last lines that it printed.
     """
 
-    def __init__(self, reason: str, *, timed_out: bool = False) -> None:
+    def __init__(self, reason: str, *, timed_out: bool = False, output: str = "") -> None:
         super().__init__(reason)
         self.reason = reason
+        self.output = output
         self.timed_out = timed_out
 
 
@@ -170,10 +172,15 @@ class Process:
         try:
             return self.channel.receive(seconds)
         except TimeoutError:
-            self.stop()
-            raise ProcessFailure(f"stopped after {seconds or 0:.0f} s while {self.doing}", timed_out=True) from None
+            self._process.kill()
+            reason, timed_out = f"stopped after {seconds or 0:.0f} s while {self.doing}", True
         except (EOFError, OSError):
-            raise ProcessFailure(self._death()) from None
+            reason, timed_out = "", False
+        lines = self._last_words()
+        if not timed_out:
+            reason = self._death(lines)
+        self.stop()
+        raise ProcessFailure(reason, timed_out=timed_out, output="\n".join(lines[-_TAIL_LINES:]))
 
     def stop(self, seconds: float = 0.0) -> None:
         """End the process and all that it has started; calling it again does no harm.
@@ -188,16 +195,18 @@ class Process:
                     self._process.wait(seconds)
             self._end()
 
-    def _death(self) -> str:
-        try:
-            code = self._process.wait(5)  # it has closed its channel, so it is about to end
-        except subprocess.TimeoutExpired:
-            code = 0
-        lines = [] if self._log.closed else _last_lines(self._log)
-        self.stop()
-        if code < 0:
+    def _last_words(self) -> list[str]:
+        """Wait for its end, which is near, and return what it printed last."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_KILL_SECONDS)
+        return [] if self._log.closed else _last_lines(self._log)
+
+    def _death(self, lines: Sequence[str]) -> str:
+        code = self._process.poll()
+        if code is not None and code < 0:
             return f"killed by signal {-code} ({signal.Signals(-code).name}) while {self.doing}"
-        return f"ended with code {code} while {self.doing}: {lines[-1].strip() if lines else 'it printed nothing'}"
+        said = lines[-1].strip() if lines else "it printed nothing"
+        return f"{'closed its channel' if code is None else f'ended with code {code}'} while {self.doing}: {said}"
 
 
 def wait_for_any(processes: Sequence[Process], seconds: float | None = None) -> list[Process]:

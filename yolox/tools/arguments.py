@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from contextvars import copy_context
+from typing import TextIO
 
-from yolox.config import Experiment, apply_overrides
-from yolox.errors import YoloxError
+from yolox.config import DATA_PATHS, DataConfig, Experiment, apply_fields, parse_overrides
+from yolox.errors import YoloxError, printable
 from yolox.experiments import experiment_from_file, get_experiment
+from yolox.files import describe_failed_write
 from yolox.tools.parser import ToolParser
 
 __all__ = [
@@ -22,6 +26,7 @@ __all__ = [
     "add_overrides",
     "apply_arguments",
     "asked_experiment",
+    "keep_stdout_for_json",
     "positive_int",
     "prepare_cpu",
     "probability",
@@ -56,11 +61,17 @@ def add_model_arguments(parser: ToolParser, checkpoint_help: str) -> None:
 
 
 def add_data_arguments(parser: ToolParser, batch_size: int) -> None:
-    """Add ``-b --data_dir --num_workers``."""
+    """Add ``-b --data_dir --val_fraction --num_workers``."""
     parser.add_argument(
-        "-b", "--batch-size", type=positive_int, default=batch_size, help="images of a step in all (%(default)s)"
+        "-b", "--batch-size", type=positive_int, default=batch_size, help=f"images of a step in all ({batch_size})"
     )
     parser.add_argument("--data_dir", metavar="DIR", help="data set; default $YOLOX_DATADIR, datasets/COCO, samples")
+    parser.add_argument(
+        "--val_fraction",
+        type=probability,
+        metavar="SHARE",
+        help="share of the images to evaluate on where the data set has no val split (for instance 0.2)",
+    )
     parser.add_argument("--num_workers", type=int, metavar="N", help="loader processes; default: fits the cores")
 
 
@@ -79,19 +90,30 @@ def asked_experiment(args: argparse.Namespace) -> Experiment | None:
 
 
 def apply_arguments(experiment: Experiment, args: argparse.Namespace) -> Experiment:
-    """Return ``experiment`` with ``-expn``, ``--data_dir``, ``--num_workers`` and the overrides applied.
+    """Return ``experiment`` with ``-expn``, the options of the data and the overrides applied.
+
+    With another data set than the experiment's own, the paths that it names within its own are left out; an experiment
+    file without a data set names paths within the one that is given with it.
 
     Raises:
-        UsageError: For an override that is unknown or does not convert.
+        UsageError: For an override that is unknown, does not convert or is out of range.
     """
-    experiment = apply_overrides(experiment, getattr(args, "opts", ()))
-    if args.experiment_name is not None:
-        experiment = replace(experiment, exp_name=args.experiment_name)
-    if getattr(args, "data_dir", None) is not None:
-        experiment = replace(experiment, data=replace(experiment.data, data_dir=args.data_dir))
-    if getattr(args, "num_workers", None) is not None:
-        experiment = replace(experiment, data=replace(experiment.data, data_num_workers=args.num_workers))
-    return experiment
+    given = {
+        "exp_name": args.experiment_name,
+        "data_dir": getattr(args, "data_dir", None),
+        "val_fraction": getattr(args, "val_fraction", None),
+        "data_num_workers": getattr(args, "num_workers", None),
+    }
+    overrides = parse_overrides(getattr(args, "opts", ()))
+    values = {**overrides, **{key: value for key, value in given.items() if value is not None}}
+    asked = apply_fields(experiment, values)
+    stored = [name for name in DATA_PATHS if getattr(experiment.data, name)]
+    own, other = experiment.data.data_dir, asked.data.data_dir
+    same = other is None or (own is not None and os.path.abspath(own) == os.path.abspath(other))
+    if not stored or same or (own is None and args.exp_file is not None):
+        return asked
+    print(f"note: '{other}' is not the data set of the experiment; its {', '.join(stored)} do not apply")
+    return apply_fields(experiment, {**{name: getattr(DataConfig(), name) for name in stored}, **values})
 
 
 def prepare_cpu(with_torch: bool = True) -> str:
@@ -117,15 +139,29 @@ def prepare_cpu(with_torch: bool = True) -> str:
     return f"machine: {machine}{threads}; {setting}"
 
 
-def run_tool(body: Callable[[], int | None]) -> int:
-    """Run a tool's body and return the exit code of the process.
+@contextmanager
+def keep_stdout_for_json(wanted: bool) -> Iterator[TextIO]:
+    """Give the stream for JSON: stdout, while everything that is printed for people goes to stderr if ``wanted``."""
+    machines = sys.stdout
+    if not wanted:
+        yield machines
+        return
+    with redirect_stdout(sys.stderr):
+        yield machines
+
+
+def run_tool(body: Callable[[], object]) -> int:
+    """Run a tool's body and return the exit code of the process: what it returns if that is a number, else 0.
 
     Mistakes of the user become one message without a traceback and their own code (2 usage, 3 data, 4 model file,
-    5 missing library); Ctrl-C becomes 130; anything else keeps its traceback and becomes 1.
+    5 missing library), so does a full disk; Ctrl-C becomes 130; anything else keeps its traceback and becomes 1.
     """
     _show_log()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may lack letters that a message has
     try:
-        return body() or 0
+        code = copy_context().run(body)  # the inputs that a run announces are its own
+        return code if isinstance(code, int) else 0
     except YoloxError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -134,8 +170,12 @@ def run_tool(body: Callable[[], int | None]) -> int:
         return INTERRUPTED
     except SystemExit as stop:  # argparse leaves this way after --help
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except Exception:  # noqa: BLE001 - the outermost frame: a crash is reported whole, and never as success
-        traceback.print_exc()
+    except Exception as error:  # noqa: BLE001 - the outermost frame: a crash is reported whole, and never as success
+        failed_write = describe_failed_write(error)  # by a library: our own writers raise a YoloxError
+        if failed_write is None:
+            traceback.print_exc()
+        else:
+            print(f"error: {failed_write}", file=sys.stderr)
         return 1
 
 
@@ -151,7 +191,7 @@ class _PlainFormatter(logging.Formatter):
     """News as it is; anything worse says so first."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        text = printable(super().format(record))
         return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {text}"
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,17 @@ from pytorch_lightning.plugins.io import CheckpointIO
 
 from yolox.errors import ModelFileError
 from yolox.files import atomic_path
+from yolox.torch_files import read_torch_file
 
 __all__ = ["AtomicCheckpointIO"]
+
+
+def _place_copy(file: Path, target: Path) -> None:
+    with atomic_path(target) as temporary:
+        try:
+            os.link(file, temporary)
+        except OSError:
+            shutil.copyfile(file, temporary)
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -32,15 +42,26 @@ class AtomicCheckpointIO(CheckpointIO):
     ) -> None:
         """Write a checkpoint.
 
+        Copies are in place before the checkpoint itself is, so whoever reads in it that a copy exists finds the copy,
+        and a run that is killed in between writes the same copies again when it goes on.
+
+        Args:
+            checkpoint: What to write.
+            path: The file.
+            storage_options: None, or ``{"copies": [paths]}``: further files with the same content, in the same folder.
+
         Raises:
-            TypeError: When storage options are given; there is only the local disk.
+            TypeError: When other storage options are given; there is only the local disk.
         """
-        if storage_options is not None:
-            raise TypeError(f"storage_options {storage_options!r} are for remote storage; expected None.")
+        options = {} if storage_options is None else storage_options
+        if not isinstance(options, dict) or options.keys() - {"copies"}:
+            raise TypeError(f"storage_options {options!r} are for remote storage; expected None or 'copies'.")
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(target) as temporary:
             torch.save(checkpoint, temporary)
+            for copy in options.get("copies", ()):
+                _place_copy(temporary, copy)
         self.last_written = target.resolve()
         if self.journal is not None:
             with self.journal.open("a", encoding="utf-8") as lines:
@@ -52,18 +73,15 @@ class AtomicCheckpointIO(CheckpointIO):
         """Read a checkpoint; code in it is refused unless ``weights_only`` is False.
 
         Raises:
-            ModelFileError: When the file is missing, truncated or holds code to execute.
+            ModelFileError: When the file is missing, damaged, or holds code to execute.
         """
-        if not Path(path).is_file():
-            raise ModelFileError(f"checkpoint '{path}' does not exist; expected a file. Check the path.")
-        try:
-            content = torch.load(path, map_location=map_location or "cpu", weights_only=weights_only is not False)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ModelFileError(
-                f"checkpoint '{path}' cannot be read: {reason[:300]}. It is damaged, or holds objects that would "
-                "execute code; use an earlier checkpoint, or save its plain tensors where you trust it."
-            ) from error
+        where = map_location or "cpu"
+        if weights_only is False:
+            content = torch.load(
+                path, map_location=where, weights_only=False
+            )  # the caller's word: the file may run code
+        else:
+            content = read_torch_file(path, where)
         if not isinstance(content, dict):
             raise ModelFileError(f"'{path}' holds {type(content).__name__}; expected a checkpoint, a dictionary.")
         return content

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from yolox.data.formats.text_files import read_lines
 from yolox.errors import DataError
 from yolox.structures import Size
+from yolox.text_files import read_lines
 
 __all__ = ["NAMES_FILES", "LabelFiles", "LabelLine", "pixel_box", "read_label_file"]
 
@@ -47,6 +47,11 @@ class LabelFiles:
         """Return the existing folders that were looked at."""
         return tuple(folder for folder, files in self._listings.items() if files or folder.is_dir())
 
+    def elsewhere(self) -> list[Path]:
+        """Return the folders of which files were used that are not called ``labels`` or below one so called."""
+        folders = sorted({path.parent for path in self._used})
+        return [folder for folder in folders if "labels" not in (part.casefold() for part in folder.parts)]
+
     def without_image(self) -> list[Path]:
         """Return the label files, in folders of which one was used, that no image asked for."""
         folders = {path.parent for path in self._used}
@@ -70,7 +75,7 @@ class LabelFiles:
             try:
                 with os.scandir(folder) as entries:
                     names = sorted(entry.name for entry in entries if entry.name.lower().endswith(".txt"))
-            except OSError:
+            except (OSError, ValueError):  # ValueError: a NUL in the name
                 names = []
             self._listings[folder] = {
                 unicodedata.normalize("NFC", name[:-4]): folder / name

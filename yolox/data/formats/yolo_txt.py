@@ -11,11 +11,11 @@ import numpy as np
 from yolox.data.formats.checks import as_arrays
 from yolox.data.formats.description import Finding, SplitDescription, examples
 from yolox.data.formats.image_names import locate_images
-from yolox.data.formats.text_files import read_lines, read_yaml
 from yolox.data.formats.yolo_labels import LabelFiles, pixel_box, read_label_file
 from yolox.data.image_files import list_images, read_file_size
 from yolox.errors import DataError
 from yolox.structures import Size
+from yolox.text_files import read_lines, read_yaml
 
 __all__ = ["YAML_SUFFIXES", "describe_yolo", "split_entry"]
 
@@ -113,6 +113,10 @@ def _read_objects(
             f"'{source}': {len(beyond)} of {len(rows)} boxes have values above 2 (for instance in '{beyond[0]}'): are "
             "they pixels? Expected centre and size relative to the image, 0 to 1. Divide them by width and height."
         )
+    folders = files.elsewhere()
+    if folders:
+        text = f"{source}: no folder 'labels'; label files were taken from {examples([folders[0]])[0]}"
+        findings.append(Finding("note", "labels-elsewhere", text, len(folders)))
     _note_unlabelled(unlabelled, files.without_image(), len(images), source, findings)
     return rows
 

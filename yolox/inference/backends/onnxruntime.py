@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from yolox.errors import MissingDependencyError, ModelFileError
+from yolox.inference.artifacts.data_files import check_onnx
+from yolox.inference.artifacts.manifest import Manifest
 from yolox.inference.backends.base import (
     Array,
     Arrays,
-    Manifest,
     Method,
     Precision,
     PrepareContext,
@@ -30,7 +31,7 @@ from yolox.inference.backends.base import (
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["BACKEND", "OnnxRuntimeBackend", "OnnxRuntimeRunner", "int8_share"]
+__all__ = ["BACKEND", "OnnxFile", "OnnxRuntimeBackend", "OnnxRuntimeRunner", "int8_share", "read_onnx"]
 
 MODEL = "model.onnx"
 INT8_KERNELS = (
@@ -190,6 +191,44 @@ def _numpy_type(name: str) -> np.dtype[Any]:
     return np.dtype(names.get(kind, kind))
 
 
+@dataclass(frozen=True)
+class OnnxFile:
+    """An ONNX file from anywhere, ready to run.
+
+    Args:
+        runner: Runs it.
+        input_shape: Of its only input, None for free axes.
+        num_outputs: Number of outputs.
+        metadata: Its custom metadata.
+    """
+
+    runner: OnnxRuntimeRunner
+    input_shape: tuple[int | None, ...]
+    num_outputs: int
+    metadata: Mapping[str, str]
+
+
+def read_onnx(path: Path, threads: int) -> OnnxFile:
+    """Load an ONNX file with one input; torch is not needed.
+
+    Raises:
+        ModelFileError: When the file is absent, damaged or has several inputs.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelFileError(f"'{path}' cannot be read: {error.strerror}. Check the path.") from error
+    check_onnx(path)
+    with _as_model_error(path):
+        session = make_session(content, threads)
+    if len(session.get_inputs()) != 1:
+        raise ModelFileError(f"'{path}' has {len(session.get_inputs())} inputs; expected one, the images.")
+    shape = tuple(axis if isinstance(axis, int) else None for axis in session.get_inputs()[0].shape)
+    runner = OnnxRuntimeRunner(content, Settings(threads), shape[0] if shape else None)
+    metadata = dict(session.get_modelmeta().custom_metadata_map)
+    return OnnxFile(runner, shape, len(session.get_outputs()), metadata)
+
+
 class OnnxRuntimeBackend:
     """Converts modules to ONNX."""
 
@@ -216,14 +255,14 @@ class OnnxRuntimeBackend:
         row = context.sample if batch else tuple(array[:1] for array in context.sample)
         return replace(build(quantized), int8_share=int8_share(quantized, row))
 
-    def load(self, folder: Path, manifest: Manifest) -> OnnxRuntimeRunner:
+    def load(self, folder: Path, manifest: Manifest, module: nn.Module | None = None) -> OnnxRuntimeRunner:
         """Load the model; torch is not needed.
 
         Raises:
             ModelFileError: When the file is absent or damaged.
         """
         path = folder / MODEL
-        batch = None if manifest.dynamic_batch else manifest.input_shapes[0][0]
+        batch = manifest.fixed_batch
         try:
             runner = OnnxRuntimeRunner(path.read_bytes(), manifest.settings, batch, manifest.int8_share)
             with _as_model_error(path):

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from yolox.cpu.cgroups import format_cpu_list
 from yolox.cpu.machine import LogicalCpu, Machine
-from yolox.trainer.launchers.base import Slot
+from yolox.errors import UsageError
 
-__all__ = ["share_cores"]
+__all__ = ["CoreShare", "chosen_shares", "share_cores"]
 
 Core = tuple[LogicalCpu, ...]
 
 
-def share_cores(world: int, machine: Machine, notes: list[str]) -> tuple[Slot, ...]:
-    """Return a place for each of ``world`` processes of one machine.
+@dataclass(frozen=True)
+class CoreShare:
+    """The part of one process.
+
+    Args:
+        cpus: Numbers of its hardware threads.
+        threads: Threads it should compute with: one for each core, within its part of the container's quota.
+    """
+
+    cpus: tuple[int, ...]
+    threads: int
+
+
+def share_cores(world: int, machine: Machine, notes: list[str]) -> tuple[CoreShare, ...]:
+    """Return the shares of ``world`` processes of one machine.
 
     Args:
         world: Number of processes on this machine.
@@ -39,9 +54,36 @@ def share_cores(world: int, machine: Machine, notes: list[str]) -> tuple[Slot, .
     if idle > 0 and world > 1:
         notes.append(f"{idle} core(s) are left to data loading, so that all processes compute alike")
     return tuple(
-        Slot(rank, world, tuple(sorted(cpu.number for core in block for cpu in core)), count)
-        for rank, (block, count) in enumerate(zip(blocks, threads, strict=True))
+        CoreShare(tuple(sorted(cpu.number for core in block for cpu in core)), count)
+        for block, count in zip(blocks, threads, strict=True)
     )
+
+
+def chosen_shares(lists: Sequence[Sequence[int]], machine: Machine, notes: list[str]) -> tuple[CoreShare, ...]:
+    """Return the shares that a user has chosen with ``cpu_for_each_process``.
+
+    Args:
+        lists: For each process the numbers of its hardware threads.
+        machine: What the processes may use.
+        notes: As in `share_cores`.
+
+    Raises:
+        UsageError: When a list is empty or names a hardware thread that this process may not use.
+    """
+    allowed = set(machine.allowed)
+    core_of = {cpu.number: (cpu.node, cpu.socket, cpu.core) for cpu in machine.cpus}
+    shares = []
+    for rank, numbers in enumerate(lists):
+        if not numbers or not allowed.issuperset(numbers):
+            raise UsageError(
+                f"cpu_for_each_process gives rank {rank} the hardware threads {list(numbers)}; "
+                f"this process may use {format_cpu_list(machine.allowed)}. Name at least one, and only those."
+            )
+        shares.append(CoreShare(tuple(sorted(set(numbers))), len({core_of[number] for number in numbers})))
+    used = [number for share in shares for number in share.cpus]
+    if len(used) > len(set(used)):
+        notes.append("cpu_for_each_process gives some hardware threads to several processes: they share them")
+    return tuple(shares)
 
 
 def _split(cores: Sequence[Core], world: int, machine: Machine, notes: list[str]) -> list[tuple[Core, ...]]:

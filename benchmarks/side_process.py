@@ -1,62 +1,66 @@
 """Sides of a comparison as processes that stay alive: the parent asks each in turn for a round of steps.
 
 Threads, allocator and libraries differ from side to side, hence the processes; rounds alternate, so that drift of the
-machine hits all sides alike. Messages are JSON lines through a socket; what a side prints goes to its log.
+machine hits all sides alike. What a side prints goes to its log.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import os
-import resource
-import socket
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import Any
 
 from benchmarks.protocol import ROOT
 from yolox.cpu.openmp import shorten_waits
 from yolox.inference.search.latency import interleave
+from yolox.processes.inside import peak_memory_mb
+from yolox.processes.messages import Channel
+from yolox.processes.start import Process, ProcessFailure, Program
 
-__all__ = ["Channel", "Side", "measure_sides", "peak_memory_mb", "timed_steps"]
+__all__ = ["CommandLine", "Side", "measure_sides", "timed_steps"]
 
 _MALLOC_SETTINGS = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_THRESHOLD_")
 START_SECONDS = 300.0
 
 
-class Channel:
-    """The side's end of the line to its parent."""
+@dataclass(frozen=True)
+class Command:
+    """What the parent wants; JSON values."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._file = socket.socket(fileno=descriptor).makefile("rw", encoding="utf-8")
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a side answers; JSON values."""
+
+    values: Mapping[str, Any]
+
+
+class CommandLine:
+    """The side's end of the connection to its parent."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
 
     def commands(self) -> Iterator[dict[str, Any]]:
         """Yield the parent's commands until it hangs up; the first asks whether this side is ready."""
-        for line in self._file:
-            yield json.loads(line)
+        with contextlib.suppress(EOFError):
+            while True:
+                yield self._channel.receive().values
 
     def reply(self, **values: Any) -> None:
         """Answer a command."""
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
+        self._channel.send(Reply(values))
 
 
-def peak_memory_mb() -> float:
-    """Return the largest resident set of this process so far (VmHWM)."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def timed_steps(channel: Channel, explain: Callable[[], Any] | None = None) -> Iterator[None]:
+def timed_steps(channel: CommandLine, explain: Callable[[], Any] | None = None) -> Iterator[None]:
     """Yield once for each step that the parent wants and time what happens until the next one is asked for.
 
     Args:
@@ -80,7 +84,7 @@ class Side:
 
     Args:
         name: Name of its row.
-        target: ``module:function``; the function takes the settings and a `Channel`.
+        target: ``module:function``; the function takes the settings and a `CommandLine`.
         settings: JSON values for it; with ``as_tool`` the process starts as our tools do.
         our_allocator: Whether it is one of ours; other sides keep glibc's default.
         interpreter: The Python to use.
@@ -98,22 +102,11 @@ class Side:
         self.name = name
         self.settings = dict(settings)
         environment = {key: value for key, value in os.environ.items() if key not in _MALLOC_SETTINGS}
-        environment.update(PYTHONPATH=str(ROOT), TORCH_CPP_LOG_LEVEL="ERROR")
+        environment.update(TORCH_CPP_LOG_LEVEL="ERROR")
         environment["YOLOX_MALLOPT"] = "1" if our_allocator else "0"
-        ours, theirs = socket.socketpair()
-        self._log = tempfile.TemporaryFile("w+", prefix="benchmark-", encoding="utf-8")  # noqa: SIM115 - lives as long
-        with theirs:
-            self._process = subprocess.Popen(
-                [interpreter, "-m", "benchmarks.child", target, str(theirs.fileno()), json.dumps(self.settings)],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=self._log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                cwd=ROOT,
-            )
-        self._socket = ours
-        self._file = ours.makefile("rw", encoding="utf-8")
+        program = Program(f"{__name__}:serve", (target, self.settings), interpreter, environment, cwd=str(ROOT))
+        self._process = Process(program, [Reply])
+        self._process.doing = "running the side"
 
     def ask(self, seconds: float = START_SECONDS, **command: Any) -> dict[str, Any]:
         """Send a command and return the answer.
@@ -121,28 +114,16 @@ class Side:
         Raises:
             RuntimeError: When the process has ended or takes longer than ``seconds``; its last output is quoted.
         """
-        self._socket.settimeout(seconds)
-        line = ""
-        with contextlib.suppress(OSError):
-            self._file.write(json.dumps(command) + "\n")
-            self._file.flush()
-            line = self._file.readline()
-        if not line:
-            self._log.seek(0)
-            said = self._log.read()[-3000:]
-            self.close()
-            raise RuntimeError(f"side '{self.name}' gave no answer within {seconds:.0f} s:\n{said}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        self._process.send(Command(command))
+        try:
+            values: dict[str, Any] = self._process.receive(seconds).values
+        except ProcessFailure as failure:
+            raise RuntimeError(f"side '{self.name}' {failure.reason}\n{failure.output}") from failure
+        return values
 
     def close(self) -> None:
         """End the process."""
-        self._process.kill()
-        self._process.wait()
-        with contextlib.suppress(OSError):
-            self._file.close()
-        self._socket.close()
-        self._log.close()
+        self._process.stop()
 
 
 def measure_sides(
@@ -177,15 +158,9 @@ def measure_sides(
             side.close()
 
 
-def main() -> None:
-    """Run ``module:function`` with the settings and the channel that the parent gave."""
-    target, descriptor, text = sys.argv[1:]
-    settings = json.loads(text)
+def serve(connection: Connection, target: str, settings: dict[str, Any]) -> None:
+    """Run ``module:function`` with the settings and the connection to the parent."""
     if settings.get("as_tool"):
         shorten_waits()
     module, function = target.split(":")
-    getattr(importlib.import_module(module), function)(settings, Channel(int(descriptor)))
-
-
-if __name__ == "__main__":
-    main()
+    getattr(importlib.import_module(module), function)(settings, CommandLine(Channel(connection, [Command])))
