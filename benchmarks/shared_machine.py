@@ -117,8 +117,9 @@ def _side(folder: Path, source: Path, threads: int) -> Iterator[subprocess.Popen
     """Keep a process that runs the program of ``folder`` with the package of ``source``."""
     command = [sys.executable, "-m", "benchmarks.shared_machine", "--serve", str(folder), "--threads", str(threads)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(source), str(ROOT)))}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, cwd=source, env=environment, **pipes)
+    process = subprocess.Popen(
+        command, cwd=source, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     with process:
         try:
             _output(process).readline()
