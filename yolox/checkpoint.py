@@ -111,8 +111,8 @@ def read_checkpoint(path: str | Path, *, own_run: bool = False) -> dict[str, Any
         )
     if file.suffix != ".safetensors" and not own_run and _torch_version() < _SAFE_TORCH:
         raise ModelFileError(
-            f"PyTorch {torch.__version__} reads damaged files past their end; '{file}' is not opened. Write its "
-            "weights as safetensors in the main environment: python -m yolox.tools.export -c FILE --output-name x.safetensors."
+            f"PyTorch {torch.__version__} reads damaged files past their end; '{file}' is not opened. In the main "
+            "environment 'python -m yolox.tools.export -c FILE --output-name x.safetensors' writes its weights."
         )
     content = read_safetensors(file) if file.suffix == ".safetensors" else read_torch_file(file)
     if not isinstance(content, dict):
