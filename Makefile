@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 TORCH := torch==2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 DEMO_DIR := YOLOX_outputs/demo
-DEMO_IMAGES = $$($(PY) -c 'from yolox.data.shapes import sample_set_dir; print(sample_set_dir() / "val2017")')
+DEMO_IMAGES = $$($(PY) -c 'from yolox.data.sample_dataset import sample_set_dir; print(sample_set_dir() / "val2017")')
 DEMO_RECIPE := -b 8 input_size 256 warmup_epochs 3 basic_lr_per_img 0.0025 mosaic_scale 0.7,1.5 degrees 0 shear 0
 DEMO_METHODS := native_int8 openvino_fp32 openvino_int8 onnxruntime_fp32
 ifeq ($(shell grep -qs avx512_bf16 /proc/cpuinfo && echo yes),yes)

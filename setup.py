@@ -37,7 +37,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["yolox", "yolox.*"]),
-    package_data={"yolox": ["py.typed", "cpu/*.h", "models/fused/*.[ch]*", "inference/native/*.[ch]*"]},
+    package_data={"yolox": ["py.typed", "kernels/csrc/*.h", "kernels/csrc/*/*.[ch]*"]},
     install_requires=[
         "torch>=2.8",
         "pytorch-lightning>=2.5,<3",

@@ -21,9 +21,9 @@ from yolox.cpu.allocator import keep_freed_memory
 from yolox.data.cache import open_cache
 from yolox.data.coco import CocoDataset
 from yolox.data.datamodule import build_augmentation, build_data_module
-from yolox.data.layout import load_split, resolve_dataset
+from yolox.data.dataset_paths import load_split, resolve_dataset
+from yolox.data.image_source import ImageSource
 from yolox.data.sampling import SampleRequest
-from yolox.data.source import ImageSource
 from yolox.data.training_samples import TrainingSamples
 from yolox.experiments import get_experiment
 from yolox.structures import Batch, Size

@@ -99,7 +99,8 @@ def _inputs(setting: Setting, folder: Path, quick: bool) -> tuple[Any, dict[str,
     from yolox.experiments import get_experiment
     from yolox.models.detector import build_detector
     from yolox.structures import Size
-    from yolox.tools.detection_metric import DetectionMetric, calibration_images, read_eval_images
+    from yolox.tools.detection_metric import DetectionMetric
+    from yolox.tools.inference_images import calibration_images, read_eval_images
 
     experiment = get_experiment(setting.model)
     weights = REAL_DATA / "weights" / f"{setting.model}.pth"

@@ -13,8 +13,8 @@ from benchmarks.protocol import Part, summary
 from benchmarks.scaling import projected, serial_share
 from benchmarks.stock_detector import StockDetector
 from benchmarks.stock_pipeline import StockPipeline
-from yolox.data.layout import load_split, resolve_dataset
-from yolox.data.source import ImageSource
+from yolox.data.dataset_paths import load_split, resolve_dataset
+from yolox.data.image_source import ImageSource
 from yolox.experiments import get_experiment
 from yolox.models.detector import build_detector
 from yolox.structures import Size

@@ -9,10 +9,10 @@ import pytest
 
 from yolox.data.cache import ResizedImages, open_cache
 from yolox.data.coco import CocoDataset
-from yolox.data.layout import load_split, resolve_dataset
+from yolox.data.dataset_paths import load_split, resolve_dataset
+from yolox.data.image_source import ImageSource
 from yolox.data.loader import TrainLoader
 from yolox.data.sampling import RequestStream
-from yolox.data.source import ImageSource
 from yolox.data.training_samples import Augmentation, TrainingSamples
 from yolox.data.transforms import TrainTransform
 from yolox.errors import DataError
@@ -68,7 +68,7 @@ def test_disk_cache_serves_the_next_run_without_the_files_being_decoded(
     dataset: CocoDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = images(dataset, opened("disk", dataset))
-    monkeypatch.setattr("yolox.data.source.read_image", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr("yolox.data.image_source.read_image", lambda *_: pytest.fail("decoded again"))
     for mine, theirs in zip(images(dataset, opened("disk", dataset)), plain, strict=True):
         np.testing.assert_array_equal(mine, theirs)
 

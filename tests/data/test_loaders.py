@@ -18,10 +18,10 @@ import pytest
 import torch
 
 from yolox.data.coco import CocoDataset
-from yolox.data.layout import load_split, resolve_dataset
+from yolox.data.dataset_paths import load_split, resolve_dataset
+from yolox.data.image_source import ImageSource
 from yolox.data.loader import TrainLoader, ValLoader, default_num_workers
 from yolox.data.sampling import RequestStream
-from yolox.data.source import ImageSource
 from yolox.data.training_samples import Augmentation, TrainingSamples
 from yolox.data.transforms import TrainTransform
 from yolox.errors import DataError

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from yolox.data.coco import CocoDataset
-from yolox.data.layout import load_split, resolve_dataset
+from yolox.data.dataset_paths import load_split, resolve_dataset
 from yolox.data.voc import VOC_CLASSES
 from yolox.errors import DataError
 

@@ -12,8 +12,8 @@ import pytest
 
 from yolox.inference.backends.base import Arrays, PrepareContext
 from yolox.inference.quantizers.ladder import LEAST_INT8_SHARE, Layer, climb, rungs
-from yolox.inference.quantizers.overflow import weight_bounds
 from yolox.inference.quantizers.ranges import RangeFinder, fake_quantize, relative_noise
+from yolox.kernels.int8.overflow import weight_bounds
 
 GENERATOR = np.random.default_rng(0)
 

@@ -10,7 +10,7 @@ import torch
 
 from yolox.config import Experiment, apply_fields
 from yolox.data.datamodule import YoloxDataModule, build_data_module
-from yolox.data.shapes import draw_sample_set
+from yolox.data.sample_dataset import draw_sample_set
 from yolox.experiments import EXPERIMENTS
 from yolox.recipe.callbacks import CheckpointFiles, Evaluation
 from yolox.recipe.epoch_log import EpochLog

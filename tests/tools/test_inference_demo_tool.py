@@ -21,14 +21,16 @@ from yolox.inference.methods import get_method
 from yolox.inference.optimizer import InferenceOptimizer
 from yolox.inference.results import MethodResult, OptimizationReport, Status
 from yolox.models.detector import build_detector
+from yolox.structures import Size
 from yolox.tools import demo
 from yolox.tools.inference_demo import NOTHING_BETTER, main
+from yolox.tools.inference_images import read_pictures
 from yolox.tools.inference_report import draw_plot
 
 NAMES = ("apple", "bolt", "crab")
 
 
-def write_data(folder: Path, labels: bool = True) -> Path:
+def write_data(folder: Path, labels: bool = True, names: tuple[str, ...] = NAMES) -> Path:
     rng = np.random.default_rng(0)
     (folder / "annotations").mkdir(parents=True)
     (folder / "val2017").mkdir()
@@ -41,7 +43,7 @@ def write_data(folder: Path, labels: bool = True) -> Path:
     content = {
         "images": images,
         "annotations": annotations if labels else [],
-        "categories": [{"id": k + 1, "name": name} for k, name in enumerate(NAMES)],
+        "categories": [{"id": k + 1, "name": name} for k, name in enumerate(names)],
     }
     (folder / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
     return folder
@@ -112,6 +114,51 @@ def test_without_labels_nothing_is_called_accurate(
     assert "no labels" in shown
     rows = json.loads((tmp_path / "t.json").read_text())["rows"]
     assert [(row["method"], row["AP"]) for row in rows] == [("original", None)]
+
+
+@pytest.mark.processes
+def test_data_found_by_default_may_have_other_classes(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``inference_demo -c yolox_nano.pth`` alone: the sample set's classes are not the model's."""
+    monkeypatch.setenv("YOLOX_DATADIR", str(write_data(tmp_path / "other", names=("dog", "elk", "fox"))))
+    at = words.index("--data_dir")
+    alone = [*words[:at], *words[at + 2 :]]
+    main([*alone, "--methods", "onnxruntime_int8_qlinear", "--json", "t.json"])
+    shown = capsys.readouterr().out
+    (line,) = [line for line in shown.splitlines() if "To get AP" in line]
+    assert "dog, elk, fox" in line
+    assert "--data_dir" in line
+    rows = json.loads((tmp_path / "t.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == ["original", "onnxruntime_int8_qlinear"]
+    assert all(row["AP"] is None and row["latency_ms"] > 0 for row in rows)
+
+
+def test_named_data_of_other_classes_is_refused(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words[words.index("--data_dir") + 1] = str(write_data(tmp_path / "other", names=("dog", "elk", "fox")))
+    assert main([*words, "--methods", "original"]) == 3
+    message = capsys.readouterr().err
+    assert "dog, elk, fox" in message
+    assert "apple, bolt, crab" in message
+
+
+def test_calibration_pictures_are_named(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    assert main([*words, "--methods", "original", "--calib", "empty"]) == 3
+    assert "holds no readable picture" in capsys.readouterr().err
+
+
+def test_pictures_are_read_in_order_and_letterboxed(tmp_path: Path) -> None:
+    for number in (2, 1):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((32, 64, 3), 10 * number, np.uint8))
+    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "broken.png").write_bytes(b"nothing")
+    images = read_pictures(tmp_path, Size(64, 64), 5)
+    assert images.shape == (2, 3, 64, 64)
+    assert images[:, 0, 0, 0].tolist() == [10, 20]
+    assert images[0, 0, 63, 0] == 114
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from yolox.checkpoint import load_model
-from yolox.data.shapes import draw_sample_set
+from yolox.data.sample_dataset import draw_sample_set
 from yolox.tools import eval as eval_tool
 from yolox.tools import train as train_tool
 

@@ -14,7 +14,7 @@ import pytest
 from yolox.cpu import ipex_location
 from yolox.cpu.ipex_location import VARIABLE, IpexLocation, locate_ipex
 from yolox.cpu.machine import read_machine
-from yolox.data.shapes import draw_sample_set
+from yolox.data.sample_dataset import draw_sample_set
 from yolox.errors import MissingDependencyError, UsageError
 from yolox.trainer.ipex import GUARD, IpexTraining, plan_ipex, rerun_environment, run_again
 from yolox.trainer.plan import IPEX

@@ -14,7 +14,7 @@ from torch import nn
 
 from yolox.config import Experiment, apply_overrides
 from yolox.data.datamodule import build_data_module
-from yolox.data.shapes import draw_sample_set
+from yolox.data.sample_dataset import draw_sample_set
 from yolox.experiments import get_experiment
 from yolox.recipe.callbacks import Evaluation
 from yolox.recipe.ema import ModelEma

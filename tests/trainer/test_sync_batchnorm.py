@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from yolox.models.fused.abi import has_pointwise
-from yolox.models.fused.library import kernels
+from yolox.kernels.library import kernels
+from yolox.kernels.training.bindings import has_pointwise
 from yolox.trainer.launchers.base import Slot, Worker
 from yolox.trainer.launchers.popen import PopenLauncher
 
@@ -99,7 +99,7 @@ def test_compiled_kernels_take_part(compiled: set[int]) -> None:
     def work(worker: Worker) -> Any:
         import torch.distributed as dist
 
-        from yolox.models.fused.layers import batchnorm_silu, fits_batchnorm_silu
+        from yolox.kernels.training.autograd import batchnorm_silu, fits_batchnorm_silu
         from yolox.trainer.sync_batchnorm import SyncBatchNormLayers
 
         dist.init_process_group(

@@ -13,11 +13,11 @@ from yolox.config import DataConfig
 from yolox.cpu.machine import read_machine
 from yolox.data.cache import open_cache
 from yolox.data.coco import CocoDataset
-from yolox.data.layout import DatasetPaths, default_data_dir, load_split, resolve_dataset
+from yolox.data.dataset_paths import DatasetPaths, default_data_dir, load_split, resolve_dataset
+from yolox.data.image_source import ImageSource
 from yolox.data.loader import TrainLoader, ValLoader, default_num_workers
 from yolox.data.mosaic import Affine
 from yolox.data.sampling import RequestStream
-from yolox.data.source import ImageSource
 from yolox.data.training_samples import Augmentation, TrainingSamples
 from yolox.data.transforms import TrainTransform
 from yolox.errors import DataError

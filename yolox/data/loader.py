@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from yolox.cpu.allocator import keep_freed_memory
 from yolox.data.coco import CocoDataset
-from yolox.data.hand_over import PREFETCH, PieceMaker, Pieces, collate_readable, collect
+from yolox.data.image_source import ImageHealth, ImageSource
 from yolox.data.sampling import RequestStream
-from yolox.data.source import ImageHealth, ImageSource
+from yolox.data.shared_batches import PREFETCH, BatchPartMaker, BatchParts, collate_readable, collect
 from yolox.data.training_samples import TrainingSamples
 from yolox.data.transforms import letterbox_sample
 from yolox.structures import Batch, Sample, Size
@@ -112,12 +112,12 @@ class _Batches:
         start_method: str | None,
     ) -> None:
         self._samples, self._requests = samples, requests
-        self._maker = PieceMaker(samples, shape[0], shape[1], num_workers) if num_workers else None
+        self._maker = BatchPartMaker(samples, shape[0], shape[1], num_workers) if num_workers else None
         if self._maker is not None:
             self._loader: DataLoader[Any] = DataLoader(
                 self._maker,
                 batch_size=None,
-                sampler=Pieces(requests, self._maker),
+                sampler=BatchParts(requests, self._maker),
                 collate_fn=_as_it_is,
                 num_workers=num_workers,
                 prefetch_factor=PREFETCH,

@@ -8,9 +8,9 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from yolox.data.image_ops import FILL
+from yolox.data.image_source import ImageSource
 from yolox.data.mosaic import Affine, mix_up, mosaic, mosaic_centre, visible_places, warp
 from yolox.data.sampling import SampleRequest
-from yolox.data.source import ImageSource
 from yolox.data.transforms import TrainTransform
 from yolox.structures import Sample
 

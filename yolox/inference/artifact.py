@@ -19,8 +19,8 @@ from yolox.errors import ModelFileError, UsageError, YoloxError
 from yolox.files import make_output_dir, write_text
 from yolox.inference.backends import BACKENDS, get_backend
 from yolox.inference.backends.base import Array, Arrays, Manifest, Runner, Settings
-from yolox.inference.quantizers.overflow import sums_may_overflow
 from yolox.inference.structure import unflatten
+from yolox.kernels.int8.overflow import sums_may_overflow
 
 __all__ = [
     "MANIFEST_NAME",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from yolox.models.fused.pending import Features
+from yolox.kernels.training.deferred import Features
 from yolox.models.layers import Block, CspLayer, Focus, SppBottleneck, conv_block, pending
 
 __all__ = ["CspDarknet"]

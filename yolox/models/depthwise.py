@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from yolox.models.fused.abi import TYPES
-from yolox.models.fused.calls import CHANNEL_BLOCK
-from yolox.models.fused.layers import depthwise_conv, fits
+from yolox.kernels.training.autograd import depthwise_conv, fits
+from yolox.kernels.training.bindings import TYPES
+from yolox.kernels.training.ops import CHANNEL_BLOCK
 
 __all__ = ["DepthwiseConv2d"]
 

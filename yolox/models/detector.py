@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from yolox.config import ModelConfig
-from yolox.models.fused.layers import watched
+from yolox.kernels.training.autograd import watched
 from yolox.models.head import DetectionHead
 from yolox.models.layers import pending
 from yolox.models.necks import PaFpn, YoloFpn

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from yolox.models.fused.pending import Features, activated, in_memory
+from yolox.kernels.training.deferred import Features, activated, in_memory
 from yolox.models.layers import ConvBnAct, conv_block, pending
 from yolox.models.shortcuts import joined_conv
 from yolox.structures import Predictions, Size

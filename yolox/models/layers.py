@@ -10,10 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yolox.errors import UsageError
-from yolox.models.depthwise import DepthwiseConv2d
-from yolox.models.fused.calls import CHANNEL_BLOCK
-from yolox.models.fused.layers import batchnorm_silu, fits_batchnorm_silu, watched
-from yolox.models.fused.pending import (
+from yolox.kernels.training.autograd import batchnorm_silu, fits_batchnorm_silu, watched
+from yolox.kernels.training.deferred import (
     Features,
     Pending,
     activated,
@@ -24,6 +22,8 @@ from yolox.models.fused.pending import (
     pointwise_with_shortcut,
     stem_block,
 )
+from yolox.kernels.training.ops import CHANNEL_BLOCK
+from yolox.models.depthwise import DepthwiseConv2d
 from yolox.models.shortcuts import (
     dense_gradient,
     fits_depthwise,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from yolox.kernels.training.deferred import Features, activated
 from yolox.models.csp_darknet import CspDarknet
 from yolox.models.darknet53 import Darknet53
-from yolox.models.fused.pending import Features, activated
 from yolox.models.layers import Block, ConvBnAct, CspLayer, conv_block, pending
 from yolox.models.shortcuts import side_by_side
 

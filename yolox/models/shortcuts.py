@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import has_torch_function_unary
 
+from yolox.kernels.training.autograd import fits, fits_batchnorm_silu, knows, recording, watched
+from yolox.kernels.training.bindings import has_pointwise
+from yolox.kernels.training.deferred import Features, Pending, activated, in_memory, pointwise_prediction
+from yolox.kernels.training.ops import CHANNEL_BLOCK, MOST_CHANNELS
 from yolox.models.depthwise import DepthwiseConv2d
-from yolox.models.fused.abi import has_pointwise
-from yolox.models.fused.calls import CHANNEL_BLOCK, MOST_CHANNELS
-from yolox.models.fused.layers import fits, fits_batchnorm_silu, knows, recording, watched
-from yolox.models.fused.pending import Features, Pending, activated, in_memory, pointwise_prediction
 
 __all__ = [
     "dense_gradient",

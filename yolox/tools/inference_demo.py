@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from yolox.checkpoint import LoadedModel
     from yolox.inference.optimizer import InferenceOptimizer
     from yolox.inference.results import MethodResult, OptimizationReport
-    from yolox.tools.detection_metric import EvalImages
+    from yolox.tools.inference_images import EvalImages
 
 __all__ = ["NOTHING_BETTER", "main"]
 
@@ -61,6 +61,7 @@ def _parser() -> ToolParser:
     parser.add_argument("--max_drop", type=float, default=0.01, help="AP that may be lost, absolute (%(default)s)")
     parser.add_argument("--time_budget", type=float, default=660.0, metavar="S", help="seconds in all (%(default)s)")
     parser.add_argument("--num_images", type=positive_int, default=512, help="images for AP, at most (%(default)s)")
+    parser.add_argument("--calib", metavar="DIR", help="pictures to calibrate int8 on (default: the training images)")
     parser.add_argument("--json", metavar="FILE", help="write the table as JSON")
     parser.add_argument("--csv", metavar="FILE", help="write the table as CSV")
     parser.add_argument("--markdown", metavar="FILE", help="write the table as Markdown")
@@ -100,33 +101,36 @@ def _run(args: argparse.Namespace) -> int:
 def _measure(args: argparse.Namespace, loaded: LoadedModel, experiment: Experiment, scratch: Path, output: Path) -> int:
     from yolox.inference.optimizer import InferenceOptimizer, Limits
     from yolox.models.decoding import DecodedDetector
-    from yolox.tools.detection_metric import DetectionMetric, calibration_images, read_eval_images
+    from yolox.tools.detection_metric import DetectionMetric
+    from yolox.tools.inference_images import read_inference_images
     from yolox.tools.inference_report import LiveProgress
 
     settings = experiment.eval
-    size = settings.test_size
-    images = read_eval_images(experiment.data, loaded, size, args.num_images, scratch / "images.npy")
-    calibration = calibration_images(experiment.data, size, Limits().calibration_size, 32)
-    if not calibration:
-        print("no training images: calibrating on the evaluation images")
-        calibration = [images.batch(min(len(images), Limits().calibration_size))]
-    print(f"data: {images.source}; batch {args.batch_size}")
+    limits = Limits(time_budget=args.time_budget or None, max_drop=args.max_drop)
+    found = read_inference_images(
+        experiment.data,
+        loaded,
+        settings.test_size,
+        (args.num_images, limits.calibration_size),
+        scratch / "images.npy",
+        None if args.calib is None else Path(args.calib),
+    )
+    images = found.evaluation
+    print("\n".join([*found.notes, f"data: {images.source}; batch {args.batch_size}"]))
     metric = None
     if images.has_labels:
         metric = DetectionMetric(images, min(max(args.batch_size, 16), 64), settings.test_conf, settings.nmsthre)
-    else:
-        print("the data set has no labels: no accuracy is measured, and no method can be called within --max_drop")
     progress = LiveProgress(METRICS[0])
     optimizer = InferenceOptimizer(output, progress.listener)
     try:
         optimizer.optimize(
             DecodedDetector(loaded.detector),
-            training_data=calibration,
+            training_data=found.calibration,
             input_sample=images.batch(args.batch_size),
             metric=metric,
             thread_num=args.thread_num,
             **_query(args),
-            limits=Limits(time_budget=args.time_budget or None, max_drop=args.max_drop),
+            limits=limits,
             metadata=_metadata(loaded, experiment),
         )
     except KeyboardInterrupt:
@@ -168,7 +172,7 @@ def _praise(report: OptimizationReport, best: MethodResult, max_drop: float) -> 
     assert best.latency is not None
     drop = report.drop(best)
     ties = [other.name for other in report.ties(best)]
-    within = f", AP drop {drop:.4f} (allowed {max_drop:g})" if drop is not None else ""
+    within = f", AP drop {drop:.4f} (allowed {max_drop:g})" if drop is not None else "; its AP was not measured"
     level = f"; not to be told from it: {', '.join(ties)}" if ties else ""
     return (
         f"best: {best.name}, {best.latency.median_ms:.1f} ms, {best.latency.images_per_second:.1f} images/s, "

@@ -19,10 +19,10 @@ from yolox.inference.backends.base import (
     as_numpy,
     like_inputs,
 )
-from yolox.inference.native.executable import Executable, instructions
-from yolox.inference.native.layout import Instructions
-from yolox.inference.native.program import Program
-from yolox.inference.native.storage import load_program, save_program
+from yolox.kernels.int8.bindings import Instructions
+from yolox.kernels.int8.executable import Executable, instructions
+from yolox.kernels.int8.int8_ir import Program
+from yolox.kernels.int8.storage import load_program, save_program
 
 if TYPE_CHECKING:
     from torch import nn
@@ -81,10 +81,10 @@ class NativeBackend:
         Raises:
             YoloxError: When the network holds something that the kernels do not compute.
         """
-        from yolox.inference.native.convert import quantize_network
-        from yolox.inference.native.graph import read_network
-        from yolox.inference.native.layers import Network
         from yolox.inference.onnx_export import check_outputs, export_onnx
+        from yolox.inference.quantizers.native_int8 import quantize_network
+        from yolox.kernels.int8.float_ir import Network
+        from yolox.kernels.int8.onnx_reader import read_network
 
         if instructions() is Instructions.PORTABLE:
             context.progress("this processor has neither AVX-512 VNNI nor AVX2: the 8-bit kernels will be slow")

@@ -17,8 +17,8 @@ from yolox.inference.backends.base import Array, Arrays, PrepareContext, as_nump
 from yolox.inference.backends.int8_lowering import lower_int8_, silence_quantize_warning
 from yolox.inference.backends.torch_runner import export_program
 from yolox.inference.quantizers.ladder import Layer, climb
-from yolox.inference.quantizers.overflow import sums_may_overflow, weight_bounds
 from yolox.inference.quantizers.ranges import RangeFinder, relative_noise
+from yolox.kernels.int8.overflow import sums_may_overflow, weight_bounds
 
 __all__ = ["export_graph", "fold_weights_", "heavy_nodes", "int8_share", "keep_observers_", "quantize_graph"]
 

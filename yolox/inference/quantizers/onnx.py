@@ -14,8 +14,8 @@ import numpy as np
 from yolox.errors import MissingDependencyError, UsageError
 from yolox.inference.backends.base import Arrays, PrepareContext
 from yolox.inference.quantizers.ladder import Layer, climb
-from yolox.inference.quantizers.overflow import sums_may_overflow, weight_bounds
 from yolox.inference.quantizers.ranges import RangeFinder, relative_noise
+from yolox.kernels.int8.overflow import sums_may_overflow, weight_bounds
 
 __all__ = ["quantize_onnx"]
 

@@ -1,0 +1,345 @@
+"""Every kind of step computes what the plain interpreter does; bytes differ by one at most, where rounding decides."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from reference import interpret
+
+from yolox.cpu.machine import read_machine
+from yolox.errors import ModelFileError, UsageError
+from yolox.kernels import build
+from yolox.kernels.build import compiled_kernels
+from yolox.kernels.int8 import executable
+from yolox.kernels.int8.bindings import CBatch, CCurve, CStep, Instructions
+from yolox.kernels.int8.executable import Executable, instructions
+from yolox.kernels.int8.int8_ir import (
+    Activation,
+    Add,
+    Arithmetic,
+    Concatenate,
+    Conv,
+    Feature,
+    Function,
+    Matrix,
+    MaxPool,
+    Operation,
+    Pack,
+    Program,
+    Step,
+    Unary,
+    Upsample,
+)
+
+SOURCES = Path(build.__file__).parent / "csrc" / "int8"
+
+
+def options() -> list[tuple[str, ...]]:
+    """Return how to compile all the kernels that this machine can run, its own first."""
+    isa = read_machine().isa
+    lower = [Instructions.PORTABLE] * ("avx2" in isa) + [Instructions.AVX2] * ("avx512_vnni" in isa)
+    return [(), *((f"-DNATIVE_MOST={most.value}",) for most in lower)]
+
+
+@pytest.fixture(params=options(), autouse=True, ids=lambda chosen: " ".join(chosen) or "own")
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is tested with each of them."""
+    library = compiled_kernels(SOURCES, *request.param)
+    monkeypatch.setattr(executable, "_library", lambda: library)
+
+
+def random(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def feature(height: int, width: int, channels: int, seed: int = 0, spread: float = 0.5) -> Feature:
+    """A feature each of whose channels has a scale and a zero of its own."""
+    source = random(seed)
+    scale = 0.02 * (1 + spread * source.random(channels))
+    return Feature(height, width, scale.astype(np.float32), source.integers(0, 90, channels).astype(np.uint8))
+
+
+def part(whole: Feature, first: int, channels: int) -> Feature:
+    chosen = slice(first, first + channels)
+    return Feature(whole.height, whole.width, whole.scale[chosen], whole.zero[chosen], whole, first)
+
+
+def pack(output: Feature, block: int = 1, index: int = 0) -> Pack:
+    order = random(5).permutation(output.channels) if block > 1 else range(output.channels)
+    return Pack(index, output, block, tuple(int(one) for one in order))
+
+
+def conv(source: Feature, target: Feature | Matrix, size: int = 1, outs: int | None = None, **options: Any) -> Conv:
+    """A convolution of random weights whose results fill the range of the output."""
+    outs = target.channels if isinstance(target, Feature) else outs or target.columns
+    shape = (outs, 1 if options.get("depthwise") else source.channels, size, size)
+    weight = random(2).integers(-127, 128, shape).astype(np.int8)
+    inputs = weight[0].size
+    multiplier = (1 + random(3).random(outs)) * 2.0 / (inputs**0.5 * 73 * 73)
+    offset = random(4).normal(0, 1, outs) - multiplier * weight.reshape(outs, -1).sum(1) * 100.0
+    return Conv(
+        source, target, weight, multiplier.astype(np.float32), offset.astype(np.float32),
+        padding=options.pop("padding", size // 2), **options,
+    )  # fmt: skip
+
+
+def seen(output: Feature) -> tuple[list[Step], Matrix]:
+    """Steps that copy a feature's bytes, exactly, to a matrix."""
+    matrix = Matrix(output.height * output.width, output.channels)
+    identity = np.eye(output.channels, dtype=np.int8)[:, :, None, None]
+    ones = np.ones(output.channels, np.float32)
+    return [Conv(output, matrix, identity, ones, 0 * ones)], matrix
+
+
+def same(steps: list[Step], output: Feature, size: tuple[int, int, int], allowed: int = 1, **run: int) -> None:
+    """Run steps that end with a feature both ways."""
+    more, matrix = seen(output)
+    check(Program((size,), (*steps, *more), (matrix,)), allowed, **run)
+
+
+def check(program: Program, allowed: float, images: int = 2, streams: int = 1, team: int = 1) -> None:
+    inputs = tuple((random(1).random((images, *size)) * 5 - 1.5).astype(np.float32) for size in program.inputs)
+    results = Executable(program).run(inputs, streams, team)
+    for result, expected in zip(results, interpret(program, inputs), strict=True):
+        assert np.ptp(expected) > 0, "a constant result proves nothing"
+        np.testing.assert_allclose(result, expected, atol=allowed, rtol=1e-4)
+        assert np.mean(np.abs(result - expected) > 0.01 * allowed + 1e-3) < 0.2
+
+
+@pytest.mark.parametrize("team", [1, 2])
+@pytest.mark.parametrize("channels", [1, 3, 16, 20])
+@pytest.mark.parametrize("block", [1, 2])
+def test_pack(block: int, channels: int, team: int) -> None:
+    x = feature(5, 23, channels * block * block)
+    same([pack(x, block)], x, (channels, 5 * block, 23 * block), team=team)
+
+
+def test_pack_takes_bytes_too() -> None:
+    x = replace(feature(6, 7, 12), scale=np.full(12, 1.5, np.float32))
+    more, matrix = seen(x)
+    program = Program(((3, 12, 14),), (pack(x, 2), *more), (matrix,))
+    inputs = (random().integers(0, 256, (3, 3, 12, 14)).astype(np.uint8),)
+    np.testing.assert_allclose(Executable(program).run(inputs)[0], interpret(program, inputs)[0], atol=1)
+
+
+@pytest.mark.parametrize("activation", list(Activation))
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_activations(activation: Activation, depthwise: bool) -> None:
+    x, y = feature(9, 11, 32), feature(9, 11, 32, seed=7)
+    same([pack(x), conv(x, y, 3, activation=activation, depthwise=depthwise)], y, (32, 9, 11))
+
+
+@pytest.mark.parametrize("team", [1, 2])
+@pytest.mark.parametrize("width", [1, 5, 13, 26])
+@pytest.mark.parametrize(("ins", "outs"), [(16, 16), (12, 16), (32, 64), (64, 80), (128, 4), (7, 5), (33, 130)])
+def test_dense_1x1(ins: int, outs: int, width: int, team: int) -> None:
+    x, y = feature(7, width, ins), feature(7, width, outs, seed=7)
+    same([pack(x), conv(x, y, activation=Activation.SILU)], y, (ins, 7, width), team=team)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+@pytest.mark.parametrize(("ins", "outs"), [(12, 16), (5, 40), (16, 64)])
+def test_dense_of_any_size(ins: int, outs: int, size: int, stride: int) -> None:
+    padding = size // 2
+    height, width = ((length + 2 * padding - size) // stride + 1 for length in (10, 29))
+    x, y = feature(10, 29, ins), feature(height, width, outs, seed=7)
+    same([pack(x), conv(x, y, size, stride=stride, activation=Activation.SILU)], y, (ins, 10, 29), team=2)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [3, 5])
+@pytest.mark.parametrize("channels", [1, 8, 16, 20, 32, 48, 64, 96, 128, 130])
+@pytest.mark.parametrize("width", [1, 4, 13, 26])
+def test_depthwise(width: int, channels: int, size: int, stride: int) -> None:
+    height, columns = ((length - 1) // stride + 1 for length in (9, width))
+    x, y = feature(9, width, channels), feature(height, columns, channels, seed=7)
+    steps = [pack(x), conv(x, y, size, stride=stride, depthwise=True, activation=Activation.SILU)]
+    same(steps, y, (channels, 9, width), team=2)
+
+
+@pytest.mark.parametrize("sizes", [(16, 16, 32), (64, 64), (64, 80, 16), (5, 11, 3)])
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_parts_of_a_whole_are_written_and_read_in_their_place(sizes: tuple[int, ...], depthwise: bool) -> None:
+    whole, steps, first = feature(8, 13, sum(sizes)), [], 0
+    for index, channels in enumerate(sizes):
+        x, piece = feature(8, 13, channels), part(whole, first, channels)
+        steps += [pack(x, index=index), conv(x, piece, 3, depthwise=depthwise, activation=Activation.SILU)]
+        first += channels
+    ends = []
+    for piece in (whole, part(whole, sizes[0], sizes[1])):
+        y = feature(4, 7, piece.channels, seed=7)
+        steps += [conv(piece, y, 3, stride=2, depthwise=depthwise)]
+        more, matrix = seen(y)
+        steps += more
+        ends.append(matrix)
+    check(Program(tuple((channels, 8, 13) for channels in sizes), tuple(steps), tuple(ends)), 3)  # two in a row
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("weights", [[127], [-128], [-128, -127, 127], [1, 64, 65, 127]])
+def test_sums_of_the_largest_weights_and_bytes_are_exact(weights: list[int], size: int) -> None:
+    x = replace(feature(6, 7, 16), scale=np.full(16, 1e-3, np.float32))  # the inputs become 0 and 255
+    matrix = Matrix(42, 40)
+    weight = random(2).choice(weights, (40, 16, size, size)).astype(np.int8)
+    ones = np.ones(40, np.float32)
+    steps = (pack(x), Conv(x, matrix, weight, ones, 0 * ones, padding=size // 2))
+    program = Program(((16, 6, 7),), steps, (matrix,))
+    inputs = (random(1).choice([-1, 1], (2, 16, 6, 7)).astype(np.float32),)
+    np.testing.assert_array_equal(Executable(program).run(inputs)[0], interpret(program, inputs)[0])
+
+
+@pytest.mark.parametrize("weight", [127, -128])
+def test_depthwise_sums_of_the_largest_weights_and_bytes(weight: int) -> None:
+    x, y = replace(feature(6, 7, 40), scale=np.full(40, 1e-3, np.float32)), feature(6, 7, 40, seed=7)
+    multiplier = np.full(40, 3 / (9 * 128 * 255), np.float32)
+    largest = Conv(
+        x, y, np.full((40, 1, 3, 3), weight, np.int8), multiplier, 0 * multiplier + (0 if weight > 0 else 3),
+        padding=1, activation=Activation.SILU, depthwise=True,
+    )  # fmt: skip
+    same([pack(x), largest], y, (40, 6, 7))
+
+
+@pytest.mark.parametrize("outs", [1, 4, 16, 80])
+@pytest.mark.parametrize("activation", [Activation.NONE, Activation.SIGMOID, Activation.SILU])
+def test_convolutions_write_levels_and_columns_of_a_matrix(outs: int, activation: Activation) -> None:
+    sizes = (13, 6)
+    matrix = Matrix(sum(size * size for size in sizes), outs + 3)
+    steps: list[Step] = []
+    row = 0
+    for index, size in enumerate(sizes):
+        x = feature(size, size, 64)
+        places: dict[str, Any] = {"first_row": row, "activation": activation}
+        steps += [pack(x, index=index), conv(x, matrix, outs=outs, first_column=3, **places)]
+        steps += [conv(x, matrix, outs=3, **places)]
+        row += size * size
+    check(Program(tuple((64, size, size) for size in sizes), tuple(steps), (matrix,)), 2e-3, team=2)
+
+
+@pytest.mark.parametrize("size", [3, 5, 13])
+@pytest.mark.parametrize("channels", [3, 64, 128])
+def test_pooling_in_a_row_writes_parts_of_a_whole(channels: int, size: int) -> None:
+    base = feature(13, 7, channels)
+    whole = Feature(13, 7, np.tile(base.scale, 3), np.tile(base.zero, 3))
+    parts = [part(whole, index * channels, channels) for index in range(3)]
+    steps = [pack(parts[0]), MaxPool(parts[0], parts[1], size), MaxPool(parts[1], parts[2], size)]
+    same(steps, whole, (channels, 13, 7), team=2)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_upsample(factor: int) -> None:
+    x = feature(4, 5, 24)
+    whole = Feature(4 * factor, 5 * factor, np.tile(x.scale, 2), np.tile(x.zero, 2))
+    half = part(whole, 24, 24)
+    same([pack(x), Upsample(x, half, factor)], half, (24, 4, 5), team=2)
+
+
+@pytest.mark.parametrize("channels", [3, 16, 64, 100])
+def test_add(channels: int) -> None:
+    a, b, c = (feature(6, 7, channels, seed=seed) for seed in (1, 2, 3))
+    same([pack(a), pack(b, index=0), Add(a, b, c)], c, (channels, 6, 7), team=2)
+
+
+def test_matrices() -> None:
+    x = feature(5, 5, 6)
+    boxes, table = Matrix(25, 6), random(3).random((25, 3)).astype(np.float32) + 0.5
+    results = [Matrix(25, columns) for columns in (6, 6, 6, 6, 3)]
+    grid, row, single = Matrix(25, 3, table), Matrix(1, 3, table[:1].copy()), Matrix(25, 1, table[:, :1].copy())
+    one, joined = Matrix(1, 1, np.full((1, 1), 2.0, np.float32)), Matrix(30, 8)
+    steps: list[Step] = [pack(x), conv(x, boxes), Unary(boxes, results[0], Function.SIGMOID)]
+    steps += [Unary(boxes, results[1], Function.EXP), Unary(results[1], results[1], Function.SIGMOID)]
+    steps += [Arithmetic(boxes, grid, results[2], Operation.ADD, left_columns=(0, 3))]
+    steps += [Arithmetic(row, boxes, results[2], Operation.SUBTRACT, None, (3, 6), first_column=3)]
+    steps += [
+        Arithmetic(boxes, single, results[3], Operation.MULTIPLY),
+        Arithmetic(grid, one, results[4], Operation.DIVIDE),
+    ]
+    steps += [Arithmetic(boxes, results[3], results[3], Operation.ADD)]
+    steps += [Unary(boxes, Matrix(25, 6), Function.EXP)]
+    steps += [Concatenate(results[2], joined, 5, 2), Concatenate(single, joined, 0, 0)]
+    steps += [Concatenate(Matrix(5, 8, np.ones((5, 8), np.float32)), joined, 0, 0)]
+    steps += [Concatenate(Matrix(25, 2, np.ones((25, 2), np.float32)), joined, 5, 0)]
+    check(Program(((6, 5, 5),), tuple(steps), (*results, joined)), 1e-4, team=2)
+
+
+def small_network() -> Program:
+    x, y, z = feature(10, 10, 12), feature(10, 10, 32, 1), feature(5, 5, 32, 2)
+    whole = feature(5, 5, 80, 3)
+    steps: list[Step] = [pack(x, 2), conv(x, y, 3, activation=Activation.SILU)]
+    steps += [conv(y, z, 3, stride=2, depthwise=True, activation=Activation.SILU)]
+    steps += [conv(z, part(whole, 0, 48), activation=Activation.SILU), conv(z, part(whole, 48, 32))]
+    scores = Matrix(25, 20)
+    return Program(((3, 20, 20),), (*steps, conv(whole, scores, 3, activation=Activation.SIGMOID)), (scores,))
+
+
+@pytest.mark.parametrize(("images", "streams", "team"), [(1, 1, 2), (1, 2, 1), (5, 2, 1), (3, 2, 2), (2, 4, 1)])
+def test_any_number_of_images_streams_and_threads(images: int, streams: int, team: int) -> None:
+    program = small_network()
+    inputs = (random(8).random((images, 3, 20, 20)).astype(np.float32) * 4,)
+    executable = Executable(program)
+    first = executable.run(inputs, 1, 1)[0]
+    np.testing.assert_array_equal(executable.run(inputs, streams, team)[0], first)
+    np.testing.assert_allclose(first, interpret(program, inputs)[0], atol=0.05)
+
+
+def test_outputs_may_be_equal_or_constant() -> None:
+    program = small_network()
+    constant = Matrix(4, 3, np.arange(24, dtype=np.float32).reshape(4, 6)[:, ::2])
+    more = replace(program, outputs=(program.outputs[0], constant, program.outputs[0]))
+    first, fixed, again = Executable(more).run((np.ones((2, 3, 20, 20), np.float32),))
+    np.testing.assert_array_equal(first, again)
+    assert np.ptp(first) > 0
+    np.testing.assert_array_equal(fixed, np.stack([constant.constant] * 2))
+
+
+def test_no_images_give_empty_outputs() -> None:
+    assert Executable(small_network()).run((np.empty((0, 3, 20, 20), np.float32),))[0].shape == (0, 25, 20)
+
+
+def test_other_shapes_and_types_are_refused() -> None:
+    executable = Executable(small_network())
+    with pytest.raises(UsageError, match=r"\(1, 3, 8, 8\).*3, 20, 20"):
+        executable.run((np.zeros((1, 3, 8, 8), np.float32),))
+    with pytest.raises(UsageError, match=r"float64.*float32 or uint8"):
+        executable.run((np.zeros((1, 3, 20, 20), np.float64),))
+
+
+@pytest.mark.parametrize(
+    ("number", "change"),
+    [
+        (0, {"input": 1}),
+        (0, {"order": (0,) * 12}),
+        (1, {"padding": 0}),
+        (1, {"weight": np.zeros((32, 12, 3, 1), np.int8)}),
+        (2, {"weight": np.zeros((32, 2, 3, 3), np.int8)}),
+        (3, {"output": feature(5, 5, 47)}),
+        (4, {"output": part(feature(5, 5, 80), 64, 32)}),
+        (5, {"first_row": 1}),
+        (5, {"output": Matrix(25, 20, np.zeros((25, 20), np.float32))}),
+    ],
+)
+def test_steps_that_do_not_fit_are_refused(number: int, change: dict[str, Any]) -> None:
+    program = small_network()
+    steps = [replace(step, **change) if index == number else step for index, step in enumerate(program.steps)]
+    with pytest.raises(ModelFileError, match=rf"step {number} .*make it again"):
+        Executable(replace(program, steps=tuple(steps)))
+
+
+def test_structures_are_as_large_as_the_kernels_ones() -> None:
+    sizes = [ctypes.c_long() for _ in range(3)]
+    compiled_kernels(SOURCES).native_bytes(*(ctypes.byref(size) for size in sizes))
+    assert [size.value for size in sizes] == [ctypes.sizeof(kind) for kind in (CStep, CCurve, CBatch)]
+
+
+def test_each_step_says_what_it_is_and_how_long_it_took() -> None:
+    program = small_network()
+    steps = Executable(program).step_seconds((np.ones((2, 3, 20, 20), np.float32),), 1, 1)
+    kinds = [name.split()[0] for name, _ in steps if not name.startswith("border")]
+    assert kinds == ["pack", "dense", "depthwise", "dense", "dense", "dense"]
+    assert all(seconds > 0 for _, seconds in steps)
+    assert instructions() in Instructions

@@ -1,0 +1,96 @@
+// What Python hands over: a network for one image as a list of steps, and where its bytes lie. See int8_ir.py for the
+// meaning of each step and bindings.py for the same structures in Python.
+#pragma once
+#include <cstdint>
+#include <utility>
+#define VECTORS_OF_16
+#include "vectors.h"
+
+// Which kernels there are on this machine; neither: the portable ones. Tests ask for less than there is: NATIVE_MOST is
+// one of Instructions in bindings.py.
+#ifndef NATIVE_MOST
+#define NATIVE_MOST 3
+#endif
+#if NATIVE_MOST > 2 && defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__) && \
+    defined(__AVX512DQ__)
+#define NATIVE_AVX512 1
+#elif NATIVE_MOST > 0 && defined(__AVX2__) && defined(__FMA__)
+#define NATIVE_AVX2 1
+#endif
+
+namespace native {
+
+#define INLINE __attribute__((always_inline))
+
+template <class F, int... I> INLINE inline void each_of(F f, std::integer_sequence<int, I...>) {
+  (f(std::integral_constant<int, I>()), ...);
+}
+
+// Calls f(0) ... f(N - 1) with constants, so that arrays indexed by them become registers.
+template <int N, class F> INLINE inline void unrolled(F f) { each_of(f, std::make_integer_sequence<int, N>()); }
+
+enum Kind : int64_t { BORDER, PACK, DENSE, DEPTHWISE, POOL, UPSAMPLE, ADD, UNARY, ARITHMETIC, COPY };
+enum Activation : int64_t { NONE, RELU, LEAKY_RELU, SILU, SIGMOID };
+enum Place : int64_t { ARENA, CONSTANT, OUTPUT };
+
+// Bytes [height, width, channels]; `at` is where pixel (0, 0) lies in the arena, `row` and `pixel` the bytes to the
+// next, `room` the bytes of a pixel that may be written: whole vectors, unless they hold other features' channels too.
+struct Feature {
+  int64_t at, row, pixel, height, width, channels, room;
+};
+
+// Floats [rows, columns]; `at`: bytes from the arena's beginning, an address, or the index of an output.
+struct Matrix {
+  int64_t place, at, rows, columns;
+};
+
+// SiLU in integers of 16 bits: the larger of the argument and zero, less a dent that depends on the argument's size,
+// made of straight lines. The size's bits above the lowest `bits` choose the line, the last one for all larger sizes.
+// `cubic` describes the same dent by cubic polynomials: constant, linear, square and cubic coefficients of 8 pieces.
+// The result times `factor`, of `shift` bits after the point, plus `zero`, which holds half of the last place for
+// rounding, is the byte.
+struct Curve {
+  int16_t start[64], rise[64], cubic[4][8];
+  int64_t bits, shift;
+  const float *multiplier, *offset;
+  const int16_t *factor, *zero;
+};
+
+struct Step {
+  Kind kind;
+  Feature in, other, out;
+  Matrix left, right, result;
+  int64_t size, stride, padding, choice;  // of a window, block or factor; `choice` is an activation or an operation
+  int64_t index;                          // of the program's input
+  int64_t to_matrix, first_row, first_column, left_column, right_column, columns;
+  int64_t wide;                           // bits: the left, the right operand has all columns, not one for all
+  // Per channel of the output, padded with zeros to whole vectors: what an integer is multiplied by, what is added to
+  // the product, what the real value is divided by (as a factor), the byte of zero (as a float).
+  const float *multiplier, *offset, *inverse, *zero;
+  const float* other_multiplier;
+  const int8_t* weight;
+  const Curve* curve;  // null, or what computes the activation instead of `multiplier` ... `zero`
+  const int32_t* order;
+};
+
+struct Image {
+  uint8_t* arena;
+  const void* const* inputs;
+  const int64_t* is_byte;  // of each input: uint8, not float32
+  float* const* outputs;
+};
+
+struct Team {
+  long member, size;
+  Range share(long count) const { return {count * member / size, count * (member + 1) / size}; }
+};
+
+typedef void Work(const Step&, const Image&, Team);
+Work border, pack, dense, depthwise, pool, upsample, add, unary, arithmetic, copy;
+
+inline float* floats(const Matrix& m, const Image& image) {
+  if (m.place == CONSTANT) return (float*)m.at;
+  return m.place == OUTPUT ? image.outputs[m.at] : (float*)(image.arena + m.at);
+}
+
+}  // namespace native

@@ -1,0 +1,144 @@
+"""Runs a program with the compiled kernels of this folder."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yolox.errors import UsageError
+from yolox.kernels.build import compiled_kernels
+from yolox.kernels.int8.bindings import CBatch, CStep, Instructions, Kind
+from yolox.kernels.int8.checks import check
+from yolox.kernels.int8.int8_ir import Floats, Matrix, Program
+from yolox.kernels.int8.lowering import lower
+from yolox.kernels.int8.memory import Memory
+
+__all__ = ["Executable", "instructions"]
+
+
+def _library() -> ctypes.CDLL:
+    return compiled_kernels(Path(__file__).parents[1] / "csrc" / "int8")
+
+
+def instructions() -> Instructions:
+    """Return what this machine's kernels are made of.
+
+    Raises:
+        YoloxError: Where there is no compiler, or it fails.
+    """
+    return Instructions(_library().native_instructions())
+
+
+class Executable:
+    """A program with its memory planned and its weights packed; may be run by several threads at once.
+
+    Args:
+        program: What to run; its arrays are not changed.
+
+    Raises:
+        ModelFileError: When the program's steps do not fit together.
+        YoloxError: Where there is no compiler, or it fails.
+    """
+
+    def __init__(self, program: Program) -> None:
+        check(program)
+        self.program = program
+        self._library = _library()
+        self._memory = Memory(program)
+        self._steps, self._alive = lower(program, self._memory, instructions())
+        self._arenas: list[NDArray[np.uint8]] = []
+
+    def run(self, inputs: tuple[NDArray[Any], ...], streams: int = 1, team: int = 1) -> tuple[Floats, ...]:
+        """Run a batch of any size.
+
+        Args:
+            inputs: [B, C, H, W] each, float32 or uint8.
+            streams: Images worked on side by side.
+            team: Threads for each of them.
+
+        Returns:
+            [B, rows, columns] for each output of the program.
+
+        Raises:
+            UsageError: For inputs of other shapes or types.
+        """
+        return self._run(inputs, streams, team, None)
+
+    def step_seconds(self, inputs: tuple[NDArray[Any], ...], streams: int, team: int) -> list[tuple[str, float]]:
+        """Run a batch and return what each step is, with the seconds that the first thread spent in it."""
+        seconds = np.zeros(len(self._steps))
+        self._run(inputs, streams, team, seconds)
+        return [(_name(step), float(second)) for step, second in zip(self._steps, seconds, strict=True)]
+
+    def _run(
+        self, inputs: tuple[NDArray[Any], ...], streams: int, team: int, seconds: NDArray[np.float64] | None
+    ) -> tuple[Floats, ...]:
+        images = self._checked(inputs)
+        arrays = [np.ascontiguousarray(array) for array in inputs]
+        outputs = [np.empty((images, matrix.rows, matrix.columns), np.float32) for matrix in self.program.outputs]
+        streams = max(1, min(streams, images))
+        arena = self._arena(streams * self._memory.size)
+        input_at, output_at = _addresses(arrays), _addresses(outputs)
+        input_bytes = np.array([array[0].nbytes if images else 0 for array in arrays], np.int64)
+        is_byte = np.array([array.dtype == np.uint8 for array in arrays], np.int64)
+        output_floats = np.array([matrix.rows * matrix.columns for matrix in self.program.outputs], np.int64)
+        batch = CBatch(
+            images=images,
+            inputs=len(arrays),
+            outputs=len(outputs),
+            input=input_at.ctypes.data,
+            input_bytes=input_bytes.ctypes.data,
+            is_byte=is_byte.ctypes.data,
+            output=output_at.ctypes.data,
+            output_floats=output_floats.ctypes.data,
+            arena=arena.ctypes.data + -arena.ctypes.data % 64,
+            arena_bytes=self._memory.size,
+            streams=streams,
+            team=max(1, team),
+            seconds=None if seconds is None else seconds.ctypes.data,
+        )
+        self._library.native_run(ctypes.byref(self._steps), ctypes.c_long(len(self._steps)), ctypes.byref(batch))
+        self._arenas.append(arena)
+        return tuple(self._result(matrix, outputs, images) for matrix in self.program.outputs)
+
+    def _result(self, matrix: Matrix, outputs: Sequence[Floats], images: int) -> Floats:
+        index = self._memory.output(matrix)
+        if index is not None:
+            return outputs[index]
+        return np.repeat(np.asarray(matrix.constant, np.float32)[None], images, 0)
+
+    def _arena(self, size: int) -> NDArray[np.uint8]:
+        """Return memory that no other thread uses, from an earlier run if there is any large enough."""
+        try:
+            arena = self._arenas.pop()
+        except IndexError:
+            arena = np.empty(0, np.uint8)
+        return arena if len(arena) >= size + 64 else np.zeros(size + 64, np.uint8)
+
+    def _checked(self, inputs: Sequence[NDArray[Any]]) -> int:
+        """Return the number of images."""
+        expected = [("B", *shape) for shape in self.program.inputs]
+        got = [array.shape for array in inputs]
+        same = len(got) == len(expected) and all(
+            shape[1:] == wanted[1:] and shape[0] == got[0][0] for shape, wanted in zip(got, expected, strict=True)
+        )
+        if not same:
+            raise UsageError(f"inputs of the shapes {got} do not fit: the network was prepared for {expected}")
+        types = [str(array.dtype) for array in inputs]
+        if not {*types} <= {"float32", "uint8"}:
+            raise UsageError(f"inputs of the types {types} do not fit: give float32 or uint8")
+        return int(got[0][0])
+
+
+def _name(step: CStep) -> str:
+    shape = f"{step.output.height}x{step.output.width}x{step.output.channels} from {step.input.channels}"
+    return f"{Kind(step.kind).name.lower()} {shape}, size {step.size}, stride {step.stride}"
+
+
+def _addresses(arrays: Sequence[NDArray[Any]]) -> NDArray[np.uint64]:
+    return np.array([array.ctypes.data for array in arrays], np.uint64)

@@ -1,0 +1,135 @@
+"""Decides where each feature and matrix of a program lies in the memory of one image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yolox.kernels.int8.bindings import CFeature, CMatrix, Place
+from yolox.kernels.int8.int8_ir import Conv, Feature, Matrix, Program, Step
+
+__all__ = ["Memory", "root"]
+
+_LINE = 64
+_VECTOR = 16
+
+Block: TypeAlias = Feature | Matrix
+
+
+def root(feature: Feature) -> tuple[Feature, int]:
+    """Return the feature that owns the memory of this one, and the first channel of this one in it."""
+    if feature.whole is None:
+        return feature, 0
+    owner, first = root(feature.whole)
+    return owner, first + feature.first
+
+
+@dataclass
+class _Life:
+    """Steps during which a block is in use, and how many pixels of border it needs."""
+
+    block: Block
+    first: int
+    last: int
+    border: int = 0
+    at: int = 0
+
+
+class Memory:
+    """A plan: blocks that are never in use at the same time share their place.
+
+    Args:
+        program: Whose features and matrices are placed.
+
+    Attributes:
+        size: Bytes of one image, with what vectors read beyond the end.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self._lives: dict[int, _Life] = {}
+        self._constants: list[NDArray[np.float32]] = []
+        self._outputs = {id(matrix): index for index, matrix in enumerate(program.outputs)}
+        for index, step in enumerate(program.steps):
+            for block in blocks_of(step):
+                self._use(block, index)
+            if isinstance(step, Conv):
+                life = self._lives[id(root(step.input)[0])]
+                life.border = max(life.border, step.padding)
+        placed: list[_Life] = []
+        for life in sorted(self._lives.values(), key=lambda life: life.first):
+            others = [other for other in placed if other.last >= life.first]
+            life.at = _lowest(self._bytes(life), [(other.at, other.at + self._bytes(other)) for other in others])
+            placed.append(life)
+        end = max((life.at + self._bytes(life) for life in placed), default=0)
+        self.size = _up(end + self._beyond(), _LINE)
+
+    def _use(self, block: Block, index: int) -> None:
+        owner = root(block)[0] if isinstance(block, Feature) else block
+        if isinstance(owner, Matrix) and (owner.constant is not None or id(owner) in self._outputs):
+            return
+        self._lives.setdefault(id(owner), _Life(owner, index, index)).last = index
+
+    def _bytes(self, life: _Life) -> int:
+        block = life.block
+        if isinstance(block, Matrix):
+            return _up(block.rows * block.columns * 4, _LINE)
+        pixels = (block.height + 2 * life.border) * (block.width + 2 * life.border)
+        return _up(pixels * _up(block.channels, _VECTOR), _LINE)
+
+    def _beyond(self) -> int:
+        """Vectors of up to 64 bytes, and tiles of some more pixels than are left, may begin in the last pixels."""
+        widths = (life.block.channels for life in self._lives.values() if isinstance(life.block, Feature))
+        return 4 * _LINE + 16 * _up(max(widths, default=0), _VECTOR)
+
+    def born(self, index: int) -> Iterator[tuple[Feature, int]]:
+        """Yield the features that step ``index`` is the first to write, with the width of their border, if any."""
+        for life in self._lives.values():
+            if life.first == index and life.border and isinstance(life.block, Feature):
+                yield life.block, life.border
+
+    def output(self, matrix: Matrix) -> int | None:
+        """Return the index of the array that is written for an output, the same for equal ones; constants have none."""
+        return None if matrix.constant is not None else self._outputs[id(matrix)]
+
+    def feature(self, feature: Feature) -> CFeature:
+        """Return where a feature lies."""
+        owner, first = root(feature)
+        life = self._lives[id(owner)]
+        pixel = _up(owner.channels, _VECTOR)
+        row = (owner.width + 2 * life.border) * pixel
+        at = life.at + life.border * (row + pixel) + first
+        room = pixel if feature is owner else feature.channels
+        return CFeature(at, row, pixel, feature.height, feature.width, feature.channels, room)
+
+    def matrix(self, matrix: Matrix) -> CMatrix:
+        """Return where a matrix lies; ``at`` of a constant is an address, good for as long as this plan lives."""
+        if matrix.constant is not None:
+            constant = np.ascontiguousarray(matrix.constant, np.float32)
+            self._constants.append(constant)
+            return CMatrix(Place.CONSTANT, constant.ctypes.data, matrix.rows, matrix.columns)
+        if id(matrix) in self._outputs:
+            return CMatrix(Place.OUTPUT, self._outputs[id(matrix)], matrix.rows, matrix.columns)
+        return CMatrix(Place.ARENA, self._lives[id(matrix)].at, matrix.rows, matrix.columns)
+
+
+def blocks_of(step: Step) -> tuple[Block, ...]:
+    """Return all features and matrices that a step reads or writes."""
+    return tuple(value for value in vars(step).values() if isinstance(value, Feature | Matrix))
+
+
+def _lowest(size: int, taken: list[tuple[int, int]]) -> int:
+    """Return the lowest address at which ``size`` bytes are free."""
+    at = 0
+    for first, last in sorted(taken):
+        if at + size <= first:
+            break
+        at = max(at, last)
+    return at
+
+
+def _up(number: int, unit: int) -> int:
+    return -(-number // unit) * unit

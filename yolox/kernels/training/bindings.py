@@ -1,0 +1,130 @@
+"""The compiled kernels as C knows them: their structures, their parameters, and how they are called."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from yolox.kernels.library import kernels
+
+__all__ = [
+    "DOUBLE",
+    "POINTER",
+    "TYPES",
+    "Added",
+    "Following",
+    "Gradient",
+    "Images",
+    "Norm",
+    "Pictures",
+    "Places",
+    "Running",
+    "Shape",
+    "call",
+    "has_pointwise",
+]
+
+TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+POINTER, LONG, DOUBLE = ctypes.c_void_p, ctypes.c_long, ctypes.c_double
+
+
+class Norm(ctypes.Structure):
+    """Of each channel: parameters, and what forwards hands to backwards."""
+
+    _fields_ = tuple((name, POINTER) for name in ("weight", "bias", "mean", "rstd"))
+
+
+class Running(ctypes.Structure):
+    """Statistics that move with each batch."""
+
+    _fields_ = (("mean", POINTER), ("var", POINTER), ("momentum", DOUBLE))
+
+
+class Places(ctypes.Structure):
+    """A tensor whose channels lie in one or two places."""
+
+    _fields_ = (
+        *(("first", POINTER), ("first_stride", LONG), ("second", POINTER), ("second_stride", LONG)),
+        ("split", LONG),
+    )
+
+
+class Gradient(ctypes.Structure):
+    """Of activated values, and what was normalised."""
+
+    _fields_ = (("dy", POINTER), ("stride", LONG), ("x", POINTER), ("pixels", LONG), ("channels", LONG))
+
+
+class Added(ctypes.Structure):
+    """Values to be added to activated ones."""
+
+    _fields_ = (("x", POINTER), ("norm", Norm))
+
+
+class Following(ctypes.Structure):
+    """Normalisations after a convolution, of one place or two."""
+
+    _fields_ = (("norm", Norm * 2), ("sums", POINTER * 2), ("count", DOUBLE * 2))
+
+
+class Images(ctypes.Structure):
+    """What a depthwise convolution reads."""
+
+    _fields_ = tuple((name, LONG) for name in ("count", "channels", "height", "width", "stride"))
+
+
+class Pictures(ctypes.Structure):
+    """What the stem reads."""
+
+    _fields_ = (("pixels", POINTER), *((name, LONG) for name in ("floats", "count", "height", "width", "outputs")))
+
+
+class Shape(ctypes.Structure):
+    """Of a 1x1 convolution."""
+
+    _fields_ = tuple((name, LONG) for name in ("pixels", "inputs", "outputs"))
+
+
+_PARAMETERS = {
+    "batchnorm_silu_statistics": (POINTER, LONG, LONG, POINTER),
+    "batchnorm_silu_moments": (POINTER, DOUBLE, DOUBLE, LONG, Norm, Running),
+    "batchnorm_silu_forward": (POINTER, POINTER, LONG, LONG, Norm, Added),
+    "batchnorm_silu_gradient_sums": (Gradient, POINTER, Norm, POINTER),
+    "batchnorm_silu_backward": (POINTER, POINTER, LONG, LONG, Norm, POINTER, DOUBLE),
+    "depthwise_forward": (POINTER, Norm, POINTER, Images, POINTER, POINTER),
+    "depthwise_backward": (
+        *(POINTER, POINTER, Norm, POINTER, DOUBLE),
+        *(POINTER, Norm, POINTER, Images, POINTER, POINTER, POINTER),
+    ),
+    "pointwise_forward": (Places, POINTER, Shape, POINTER, POINTER, Places, POINTER),
+    "pointwise_backward": (
+        *(Places, Places, POINTER),
+        *(Places, POINTER, Places, Places, Shape, POINTER, POINTER, POINTER),
+    ),
+    "stem_forward": (Pictures, POINTER, POINTER, POINTER),
+    "stem_backward": (POINTER, POINTER, Norm, POINTER, DOUBLE, Pictures, POINTER),
+}
+
+
+@lru_cache
+def _kernel(name: str, dtype: torch.dtype | None) -> Callable[..., None]:
+    library = kernels()
+    assert library is not None
+    function: Any = getattr(library, name if dtype is None else f"{name}_{TYPES[dtype]}")
+    function.argtypes, function.restype = _PARAMETERS[name], None
+    return cast("Callable[..., None]", function)
+
+
+def call(name: str, dtype: torch.dtype | None, *arguments: Any) -> None:
+    """Call the kernel of that name and type; tensors go by address."""
+    _kernel(name, dtype)(*[value.data_ptr() if isinstance(value, Tensor) else value for value in arguments])
+
+
+def has_pointwise() -> bool:
+    """Whether this processor multiplies matrices of bfloat16, which `pointwise` is for."""
+    return hasattr(kernels(), "pointwise_forward_bfloat16")
