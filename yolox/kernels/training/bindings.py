@@ -16,6 +16,7 @@ __all__ = [
     "DOUBLE",
     "POINTER",
     "TYPES",
+    "Activation",
     "Added",
     "Following",
     "Gradient",
@@ -33,10 +34,16 @@ TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 POINTER, LONG, DOUBLE = ctypes.c_void_p, ctypes.c_long, ctypes.c_double
 
 
-class Norm(ctypes.Structure):
-    """Of each channel: parameters, and what forwards hands to backwards."""
+class Activation(ctypes.Structure):
+    """SiLU, or pieces of straight lines: see `yolox.kernels.training.ops.Activation`."""
 
-    _fields_ = tuple((name, POINTER) for name in ("weight", "bias", "mean", "rstd"))
+    _fields_ = (("silu", LONG), ("below", ctypes.c_float), ("most", ctypes.c_float))
+
+
+class Norm(ctypes.Structure):
+    """Of each channel: parameters, and what forwards hands to backwards; and the activation after it."""
+
+    _fields_ = (*((name, POINTER) for name in ("weight", "bias", "mean", "rstd")), ("activation", Activation))
 
 
 class Running(ctypes.Structure):

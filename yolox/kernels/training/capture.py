@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
 from yolox.kernels.training.eligibility import has_hooks, has_own_forward
+from yolox.kernels.training.graph import is_in_place, readers_of_values
 
 __all__ = ["Capture", "CaptureError", "capture", "tensors_in"]
 
@@ -31,7 +32,7 @@ class CaptureError(Exception):
     """The module cannot be captured; the message says why."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Capture:
     """A recorded forward method.
 
@@ -73,15 +74,25 @@ def capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     except CaptureError:
         raise
     except Exception as error:  # whatever user code raises when it gets a stand-in instead of a tensor
-        raise CaptureError(f"its forward method depends on values or sizes of tensors ({_first_line(error)})") from error
+        raise CaptureError(
+            f"its forward method depends on values or sizes of tensors ({_first_line(error)})"
+        ) from error
     finally:
         changed = _restore_(before)
     if changed:
         raise CaptureError(f"its forward method changes the attribute '{changed}'")
     if not _equal(generators, _generators()):
         raise CaptureError("its forward method draws random numbers outside of layers")
+    modules = dict(module.named_modules(remove_duplicate=False))
+    for node in graph.nodes:
+        if (
+            node.op.startswith("call")
+            and is_in_place(node, modules)
+            and len(set(readers_of_values(node.all_input_nodes[0]))) > 1
+        ):
+            raise CaptureError("its forward method changes a tensor in place that others read")
     state = tuple((part, _state(part, names)) for part, names in tracer.read.items())
-    return Capture(graph, dict(module.named_modules(remove_duplicate=False)), state)
+    return Capture(graph, modules, state)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -153,6 +164,7 @@ class _Tracer(fx.Tracer):
         if isinstance(value, Tensor):
             number = sum(node.op == "placeholder" for node in self.graph.nodes)
             node = self.create_node("placeholder", f"input_{number}", (), {})
+            node.meta.update(dtype=value.dtype, requires_grad=value.requires_grad)
             return _InputProxy(node, self, value)
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             return type(value)(*(self._stand_in(item) for item in value))
@@ -260,7 +272,9 @@ def _restore_(before: list[tuple[nn.Module, dict[str, Any]]]) -> str:
     found = ""
     for part, values in before:
         if vars(part).keys() != values.keys() or not _same(vars(part), values):
-            found = next((key for key in vars(part) if key not in values or not _same(vars(part), {key: values[key]})), "")
+            found = next(
+                (key for key in vars(part) if key not in values or not _same(vars(part), {key: values[key]})), ""
+            )
             found = found or "(removed)"
             vars(part).clear()
             vars(part).update(values)
@@ -268,7 +282,7 @@ def _restore_(before: list[tuple[nn.Module, dict[str, Any]]]) -> str:
 
 
 def _generators() -> tuple[Any, ...]:
-    state = np.random.get_state(legacy=True)  # noqa: NPY002 - the global generator is the one that is watched
+    state = np.random.get_state(legacy=True)
     return random.getstate(), (state[1].tobytes(), *state[2:]), torch.get_rng_state().numpy().tobytes()
 
 
