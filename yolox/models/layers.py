@@ -170,8 +170,8 @@ class Focus(nn.Module):
 def space_to_depth(x: Tensor) -> Tensor:
     """Map ``[B, C, H, W]`` to ``[B, 4 C, H / 2, W / 2]``; H and W are even.
 
-    The order is that of the official weights: top left, bottom left, top right, bottom right, each with all channels. It
-    is one transposition instead of four strided slices, which inference engines copy pixel by pixel.
+    The order is that of the official weights: top left, bottom left, top right, bottom right, each with all channels.
+    It is one transposition instead of four strided slices, which inference engines copy pixel by pixel.
     """
     batch, channels, height, width = x.shape
     blocks = x.reshape(batch, channels, height // 2, 2, width // 2, 2)  # axis 3: top, bottom; axis 5: left, right

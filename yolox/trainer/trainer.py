@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from yolox.cpu.allocator import keep_freed_memory
 from yolox.cpu.ipex_location import locate_ipex
 from yolox.cpu.machine import read_machine
+from yolox.trainer.acceleration import TrainingKernels
 from yolox.trainer.arguments import (
     as_list,
     check_accelerator,
@@ -135,6 +136,7 @@ class Trainer(pl.Trainer):
         pl_arguments["plugins"] = [*as_list(pl_arguments.get("plugins")), *plugins]
         callbacks = as_list(pl_arguments.get("callbacks"))
         callbacks += [ScaledLearningRate(warmup)] if auto_lr else []
+        callbacks += [TrainingKernels()] if on_cpu else []
         callbacks += [IpexTraining(self.plan.precision, bf16_weights=options.uniform)] if self.plan.ipex else []
         pl_arguments["callbacks"] = [*callbacks, StopInOrder(stop_checkpoint)]
         sync_batchnorm = on_cpu and pl_arguments.pop("sync_batchnorm", False)

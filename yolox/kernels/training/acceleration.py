@@ -27,10 +27,10 @@ _MOST_PLANS = 64
 def accelerate(module: nn.Module) -> nn.Module:
     """Have the convolutions and normalisations of ``module`` computed by the kernels in training, wherever they can.
 
-    The module stays the same object, with its parameters, buffers, keys and hooks; each part that has code of its own gets
-    a forward method that captures and plans that code at its first call in training, in milliseconds, and runs the plan.
-    What contains the other parts is asked first, so that usually the whole network is one plan. In evaluation, without
-    gradients, while a graph is recorded, and where the code cannot be captured, PyTorch's layers run as ever.
+    The module stays the same object, with its parameters, buffers, keys and hooks; each part that has code of its own
+    gets a forward method that captures and plans that code at its first call in training, in milliseconds, and runs the
+    plan. What contains the other parts is asked first, so that usually the whole network is one plan. In evaluation,
+    without gradients, while a graph is recorded, and where the code cannot be captured, PyTorch's layers run as ever.
 
     Returns:
         ``module``.

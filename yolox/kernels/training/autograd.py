@@ -5,18 +5,17 @@ Nothing is kept for the backward pass but what the next layer keeps anyway and t
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yolox.kernels.training import ops
-from yolox.kernels.training.ops import SILU, Activation, BatchNorm
+from yolox.kernels.training.norms import BatchNorm, NormAct
 from yolox.kernels.training.sync import SharedNormalisation
 
 __all__ = [
-    "NormAct",
     "batchnorm_act",
     "dense_gradient",
     "depthwise_conv",
@@ -25,18 +24,6 @@ __all__ = [
     "share_",
     "strided_depthwise_conv",
 ]
-
-
-class NormAct(NamedTuple):
-    """A batch normalisation layer in training and the activation after it.
-
-    Attributes:
-        layer: ``nn.BatchNorm2d``, or a `SharedNormalisation`.
-        activation: What follows.
-    """
-
-    layer: nn.BatchNorm2d
-    activation: Activation = SILU
 
 
 def batchnorm_act(x: Tensor, norm: NormAct) -> Tensor:
@@ -62,11 +49,11 @@ def depthwise_conv(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     return y
 
 
-def strided_depthwise_conv(x: Tensor, weight: Tensor, padding: tuple[int, int]) -> Tensor:
+def strided_depthwise_conv(x: Tensor, weight: Tensor, padding: tuple[int, ...]) -> Tensor:
     """Return the convolution of each channel at stride 2.
 
-    oneDNN's bf16 gradients of it are 2 to 12 times slower than those of the same convolution at stride 1 over a gradient
-    with zeros in between, which are equal.
+    oneDNN's bf16 gradients of it are 2 to 12 times slower than those of the same convolution at stride 1 over a
+    gradient with zeros in between, which are equal.
 
     Args:
         x: ``[B, C, H, W]``, bfloat16.
@@ -82,8 +69,8 @@ def dense_gradient(x: Tensor) -> Tensor:
     """Return ``x``; its gradient comes back without gaps in memory.
 
     From a concatenation PyTorch hands back parts of one tensor with gaps from pixel to pixel. To add those up, or to
-    take them through an upsampling, takes three to eight times as long as a copy without gaps. `batchnorm_act` reads them
-    as they are.
+    take them through an upsampling, takes three to eight times as long as a copy without gaps. `batchnorm_act` reads
+    them as they are.
     """
     if not x.requires_grad:
         return x
@@ -103,6 +90,8 @@ def normalised(x: Tensor, sums: Tensor, norm: NormAct) -> tuple[BatchNorm, float
     Moves the running statistics.
     """
     count = float(x.shape[0] * x.shape[2] * x.shape[3])
+    if count <= 1 and not isinstance(norm.layer, SharedNormalisation):
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
     if isinstance(norm.layer, SharedNormalisation):
         shared = torch.cat((sums.flatten(), torch.tensor([count], dtype=sums.dtype)))
         share_(shared, norm.layer)
@@ -127,7 +116,8 @@ class _BatchNormAct(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, *values = ctx.saved_tensors
-        norm = BatchNorm(*values, ctx.norm.activation)
+        weight, bias, moments = values
+        norm = BatchNorm(weight, bias, moments, ctx.norm.activation)
         dz, sums = ops.gradient_sums(grads[0], x, norm)
         own = parameter_gradients(sums, norm)  # of this rank; the trainer adds those up
         share_(sums, ctx.norm.layer)
@@ -152,7 +142,7 @@ class _Depthwise(torch.autograd.Function):
 
 class _StridedDepthwise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, padding: tuple[int, int]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, padding: tuple[int, ...]) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.padding = padding
         return F.conv2d(x, weight, stride=2, padding=padding, groups=x.shape[1])

@@ -1,13 +1,15 @@
 """Capture: the forward method of a module as a graph of calls of layers and functions, and what the graph relies on.
 
-The graph is recorded by ``torch.fx``, which runs ``forward`` once with stand-ins for the tensors. That takes milliseconds
-but fixes whatever Python decides on the way, so a module is captured only where that can be noticed: see `capture`.
+The graph is recorded by ``torch.fx``, which runs ``forward`` once with stand-ins for the tensors. That takes
+milliseconds but fixes whatever Python decides on the way, so a module is captured only where that can be noticed: see
+`capture`.
 """
 
 from __future__ import annotations
 
 import dis
 import inspect
+import pickle
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -54,8 +56,9 @@ class Capture:
 def capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
     """Record the forward method of ``module`` for arguments like these.
 
-    Layers of ``torch.nn``, and modules with hooks or a forward method of their own, appear as one call; all others are
-    traced through. The attributes that the traced code reads are noted, so that `Capture.is_current` notices a change.
+    Layers of ``torch.nn``, layers with parameters that consist of no other modules, and modules with hooks or a forward
+    method that their class does not have appear as one call; all others are traced through. The attributes that the
+    traced code reads are noted, so that `Capture.is_current` notices a change.
 
     Args:
         module: In the mode in which it will run.
@@ -64,8 +67,8 @@ def capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
     Raises:
         CaptureError: Where Python decides by the values or the sizes of tensors, draws random numbers, changes
-            attributes, uses activation checkpointing or properties, or where an argument is neither a tensor nor a plain
-            value.
+            attributes, uses activation checkpointing or properties, or where an argument is neither a tensor nor a
+            plain value.
     """
     tracer = _Tracer(args, kwargs)
     before, generators = _attributes(module), _generators()
@@ -145,7 +148,7 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Return whether the module appears as one call."""
-        if super().is_leaf_module(m, module_qualified_name) or not has_own_code(m):
+        if super().is_leaf_module(m, module_qualified_name) or not has_own_code(m) or _is_layer(m):
             return True
         return has_hooks(m) or has_own_forward(m)
 
@@ -180,6 +183,12 @@ class _Tracer(fx.Tracer):
 def has_own_code(module: nn.Module) -> bool:
     """Return whether the module has a forward method in Python that may be traced through."""
     return isinstance(inspect.getattr_static(type(module), "forward", None), FunctionType)
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Return whether the module computes with parameters or buffers of its own and consists of no other modules."""
+    own = any(True for _ in module.parameters(recurse=False)) or any(True for _ in module.buffers(recurse=False))
+    return own and not any(True for _ in module.children())
 
 
 def _names_read_by(module: nn.Module) -> set[str]:
@@ -282,8 +291,7 @@ def _restore_(before: list[tuple[nn.Module, dict[str, Any]]]) -> str:
 
 
 def _generators() -> tuple[Any, ...]:
-    state = np.random.get_state(legacy=True)
-    return random.getstate(), (state[1].tobytes(), *state[2:]), torch.get_rng_state().numpy().tobytes()
+    return random.getstate(), pickle.dumps(np.random.get_state()), torch.get_rng_state().numpy().tobytes()
 
 
 def _first_line(error: Exception) -> str:

@@ -202,37 +202,41 @@ class _Chooser:
                 self.deferred.add(node)
 
     def steps(self) -> Iterator[Step]:
-        """Yield the steps that are needed, in the order of the graph."""
-        made: dict[fx.Node, list[Step]] = {}
+        """Return the steps that are needed, in the order of the graph."""
+        made: dict[fx.Node, Step] = {}
         done: set[fx.Node] = set()
+        # at the normalisation, so that normalisations over several processes keep their order
+        anchors = {(block.norm or block.conv).node: block for block in self._of(*set(Kind) - {Kind.PLAIN})}  # type: ignore[union-attr]
+        inner = {node for block in anchors.values() for node in block.nodes}
         for node in self.capture.graph.nodes:
-            if node in done or node.op in {"placeholder", "output"}:
+            block = anchors.get(node)
+            if node in done or node.op in {"placeholder", "output"} or (node in inner and block is None):
                 continue
-            block = self.blocks.get(node)
-            together = (block,) if block is None else self.partners.get(block, (block,))
-            if block is not None and self.choices[block].kind is not Kind.PLAIN:
-                made[node] = [self._step(block, together)]
-                done |= {one for member in together if member for one in member.nodes}
+            if block is None:
+                made[node] = self._other_step(node)
             else:
-                made[node] = [self._other_step(node)]
+                together = self.partners.get(block, (block,))
+                made[node] = self._step(block, together)
+                done.update(one for member in together for one in member.nodes)
         return _needed(self.capture.graph, made)
 
     def _step(self, block: Block, together: tuple[Block, ...]) -> Step:
-        kind, deferred = self.choices[block].kind, block.output in self.deferred
+        kind, defer = self.choices[block].kind, block.output in self.deferred
+        if kind is Kind.POINTWISE and block in self.residuals:
+            return steps.residual_pointwise(block, self.residuals[block])
         if kind is Kind.POINTWISE:
-            if block in self.residuals:
-                return steps.residual_pointwise(block, self.residuals[block])
             return steps.pointwise(together, self.parts.get(block, (block.source,)))
         if kind is Kind.DEPTHWISE:
             return steps.depthwise(block, defer=self.precision.deferred)
-        if kind is Kind.STEM:
-            return steps.stem(block, *self.folds[block])
         if kind is Kind.PREDICTION:
             return steps.prediction(together, compiled=self.precision.deferred)
+        if kind is Kind.NORM:
+            return steps.norm_act(block, block.source, defer=defer)
+        image, fold = self.folds[block]
+        step = steps.stem(block, image, fold)
         if kind is Kind.FOLDED:
-            image, fold = self.folds[block]
-            return steps.norm_act(block, image, defer=deferred, conv=steps.folded_conv(block, fold))
-        return steps.norm_act(block, block.source, defer=deferred)
+            step = steps.norm_act(block, image, defer=defer, conv=steps.folded_conv(block, fold))
+        return step
 
     def _other_step(self, node: fx.Node) -> Step:
         if node in self.additions:
@@ -291,14 +295,12 @@ def _by_source(blocks: Iterable[Block]) -> dict[fx.Node, list[Block]]:
     return groups
 
 
-def _needed(graph: fx.Graph, made: dict[fx.Node, list[Step]]) -> Iterator[Step]:
-    """Yield the steps without those whose outputs nobody reads, such as concatenations that are read in parts."""
-    (output,) = (node for node in graph.nodes if node.op == "output")
-    wanted: set[object] = set(output.all_input_nodes)
+def _needed(graph: fx.Graph, made: dict[fx.Node, Step]) -> Iterator[Step]:
+    """Return the steps without those whose outputs nobody reads, such as concatenations that are read in parts."""
+    wanted: set[object] = {node for output in graph.nodes if output.op == "output" for node in output.all_input_nodes}
     kept: list[Step] = []
-    for node, group in reversed(made.items()):
-        for step in group:
-            if wanted.intersection(step.outputs) or node.op == "call_module":
-                kept.append(step)
-                wanted.update(step.inputs)
+    for node, step in reversed(made.items()):
+        if wanted.intersection(step.outputs) or node.op == "call_module":
+            kept.append(step)
+            wanted.update(step.inputs)
     return reversed(kept)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from yolox.kernels.training import ops
-from yolox.kernels.training.autograd import NormAct, normalised, parameter_gradients, share_
-from yolox.kernels.training.ops import BatchNorm, Following
+from yolox.kernels.training.autograd import normalised, parameter_gradients, share_
+from yolox.kernels.training.norms import BatchNorm, Following, NormAct
 
 __all__ = [
     "Deferred",

@@ -43,7 +43,7 @@ def has_own_forward(module: nn.Module) -> bool:
 
 
 class StandIn:
-    """Base of what `yolox.kernels.training.accelerate` puts in the place of a forward method, and which computes the same."""
+    """Base of what `accelerate` puts in the place of a forward method, and which computes the same."""
 
 
 def has_global_hooks() -> bool:

@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from yolox.kernels.training.autograd import NormAct
 from yolox.kernels.training.eligibility import has_hooks
-from yolox.kernels.training.ops import IDENTITY, RELU, RELU6, SILU, Activation
+from yolox.kernels.training.norms import IDENTITY, RELU, RELU6, SILU, Activation, NormAct
 
 __all__ = [
     "Block",
@@ -87,9 +86,8 @@ class Block:
     def out_channels(self) -> int:
         """Channels of the value."""
         if self.conv is not None:
-            return int(self.conv.module.out_channels)
-        assert self.norm is not None
-        return int(self.norm.module.num_features)
+            return self.convolution().out_channels
+        return self.norm_act().layer.num_features
 
     def convolution(self) -> nn.Conv2d:
         """Return the convolution of a block that has one."""
@@ -218,7 +216,12 @@ def is_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if node.op == "call_module":
         return bool(getattr(modules[str(node.target)], "inplace", False))
     name = str(getattr(node.target, "__name__", ""))
-    return any(item is True for item in node.args[1:]) or bool(node.kwargs.get("inplace")) or name.endswith("_") or name.startswith("iadd")
+    return (
+        any(item is True for item in node.args[1:])
+        or bool(node.kwargs.get("inplace"))
+        or name.endswith("_")
+        or name.startswith("iadd")
+    )
 
 
 def readers_of_values(node: fx.Node) -> Iterator[fx.Node]:

@@ -7,7 +7,6 @@ one row of ``C`` each.
 from __future__ import annotations
 
 import ctypes
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,17 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from yolox.kernels.training import bindings
+from yolox.kernels.training.norms import Activation, BatchNorm, Following
 
 __all__ = [
     "CHANNEL_BLOCK",
-    "IDENTITY",
     "MOST_CHANNELS",
-    "RELU",
-    "RELU6",
-    "SILU",
-    "Activation",
-    "BatchNorm",
-    "Following",
     "Gradients",
     "activate",
     "depthwise",
@@ -46,70 +39,12 @@ MOST_CHANNELS = 1024
 """Of input and output of `pointwise` together; wider matrices outgrow its blocks, and oneDNN is as fast or faster."""
 
 
-class Activation(NamedTuple):
-    """What follows a normalisation.
-
-    Attributes:
-        silu: Whether it is SiLU; otherwise it is z from 0 to ``most``, ``below`` times z under 0, and ``most`` beyond it.
-        below: Slope under 0: 0 for ReLU, 1 for the identity.
-        most: Upper bound: 6 for ReLU6.
-    """
-
-    silu: bool
-    below: float = 0.0
-    most: float = math.inf
-
-
-SILU, IDENTITY, RELU, RELU6 = Activation(True), Activation(False, 1.0), Activation(False), Activation(False, most=6.0)
-
-
-class BatchNorm(NamedTuple):
-    """A normalisation over a batch, and the activation after it.
-
-    Attributes:
-        weight: ``[C]``.
-        bias: ``[C]``.
-        moments: ``[2, C]``: the batch's mean, and 1 / its deviation.
-        activation: SiLU unless something else is said.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    moments: Tensor
-    activation: Activation = SILU
-
-    def __call__(self) -> bindings.Norm:
-        """Return what the kernels take."""
-        mean = self.moments.data_ptr()
-        distance = self.moments.stride(0) * self.moments.itemsize
-        activation = bindings.Activation(*self.activation)
-        return bindings.Norm(self.weight.data_ptr(), self.bias.data_ptr(), mean, mean + distance, activation)
-
-
-class Following(NamedTuple):
-    """A normalisation and activation that read what a convolution returned, as its gradients need them.
-
-    Attributes:
-        dz: The gradient after the normalisation and before its activation.
-        sums: Of it, as of `gradient_sums`.
-        pixels: Their number in those sums.
-        value: What was normalised.
-        norm: The normalisation.
-    """
-
-    dz: Tensor
-    sums: Tensor
-    pixels: float
-    value: Tensor
-    norm: BatchNorm
-
-
 class Gradients(NamedTuple):
     """Of a convolution.
 
     Attributes:
-        inputs: The gradients of its inputs, or where a normalisation and activation were deferred those before the activation;
-            none if not wanted.
+        inputs: The gradients of its inputs, or where a normalisation and activation were deferred those before the
+            activation; none if not wanted.
         sums: Of each of them, as of `gradient_sums`; without a meaning where nothing was deferred.
         weight: Like the weight.
     """

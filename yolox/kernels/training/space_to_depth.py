@@ -1,4 +1,4 @@
-"""Recognises, by what it computes, code that turns each 2x2 block of pixels into one pixel of four times the channels."""
+"""Recognises, by what it computes, code that turns each 2x2 block of pixels into one pixel with all their channels."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def find_space_to_depth(
         modules: Of the captured module, by name.
 
     Returns:
-        The tensor that is rearranged, and a function that turns a 3x3 weight over blocks into the 6x6 weight over pixels
-        of the convolution of stride 2 and padding 2 that computes the same; None where it is something else.
+        The tensor that is rearranged, and a function that turns a 3x3 weight over blocks into the 6x6 weight over
+        pixels of the convolution of stride 2 and padding 2 that computes the same; None where it is something else.
     """
     nodes, sources = _code_before(node, modules)
     if len(sources) != 1 or not nodes or channels % 4:
@@ -50,10 +50,9 @@ def find_space_to_depth(
     index = torch.tensor(order)
 
     def fold(weight: Tensor) -> Tensor:
-        blocks = weight.index_select(1, index).unflatten(
-            1, (-1, 2, 2)
-        )  # out, in, row, column, and the kernel's two axes
-        return blocks.permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
+        num_out, depth, height, width = weight.shape
+        blocks = weight.index_select(1, index).reshape(num_out, depth // 4, 2, 2, height, width)
+        return blocks.permute(0, 1, 4, 2, 5, 3).reshape(num_out, depth // 4, 2 * height, 2 * width)
 
     return source, fold
 
@@ -86,7 +85,7 @@ def _rearranges(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 def _order(
     nodes: list[fx.Node], source: fx.Node, result: fx.Node, shape: tuple[int, ...], modules: dict[str, nn.Module]
 ) -> list[int] | None:
-    """Return for each channel, row and column in a block the channel of the result; None where the result is another."""
+    """Return for each channel, row and column in a block the channel of the result; None where it is another."""
     numbers = torch.arange(math.prod(shape), dtype=torch.float32).reshape(shape)
     values: dict[fx.Node, Any] = {source: numbers}
     try:

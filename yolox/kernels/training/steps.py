@@ -1,7 +1,7 @@
 """What a plan is made of: steps that read some values of the graph and make others.
 
-Values are feature maps in memory or deferred ones (`yolox.kernels.training.deferred`). A step that gets a tensor which the
-kernels cannot read (another type, another number of dimensions) computes with PyTorch's layers instead.
+Values are feature maps in memory or deferred ones (`yolox.kernels.training.deferred`). A step that gets a tensor which
+the kernels cannot read (another type, another number of dimensions) computes with PyTorch's layers instead.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ class SharedNormalisation(ABC):
         each other.
 
         Args:
-            sums: float64. Forwards ``[2 * C + 1]``: the sums of the samples, of their squares, and the number of samples;
-                backwards ``[2 * C]``: the sums of the gradient, and of the gradient times the sample's distance to the mean.
+            sums: float64. Forwards ``[2 * C + 1]``: the sums of the samples, of their squares, and the number of
+                samples; backwards ``[2 * C]``: the sums of the gradient, and of the gradient times the distance of the
+                sample to the mean.
         """
