@@ -85,7 +85,7 @@ def _twice(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 class UNet(nn.Module):
-    """As U-Net: convolutions with biases, pooling, a transposed convolution, the feature maps of the way down beside."""
+    """As U-Net: convolutions with biases, pooling, a transposed convolution, concatenated with the way down."""
 
     def __init__(self) -> None:
         super().__init__()

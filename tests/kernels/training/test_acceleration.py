@@ -107,8 +107,8 @@ def test_networks_never_seen(network: Any, layout: torch.memory_format, dtype: t
     wanted, found = _step(apart, x, dtype), _step(ours, x, dtype)
     assert found["output 0"].is_contiguous() == wanted["output 0"].is_contiguous()
     errors, usual = _error(found, exact), _error(wanted, exact)
-    assert sum(errors.values()) < 1.5 * sum(usual.values()) + 1e-4 * len(errors)
-    assert max(errors.values()) < (1e-3 if dtype is None else 0.3)
+    tolerance = 1e-5 if dtype is None else 1e-2  # a bias before a normalisation has no gradient but rounding
+    assert {name: error for name, error in errors.items() if error > 2 * usual[name] + tolerance} == {}
     rows = table(ours)
     assert all(row.layer for row in rows)
     assert sum("normalisation" in row.kernel or "convolution" in row.kernel for row in rows) >= 5
@@ -125,7 +125,7 @@ def test_the_table_of_nano() -> None:
     assert "joined with backbone.C3_p4.conv2.conv + bn" in first
     assert "concatenation that is not made" in first
     assert "shortcut" in rows["backbone.backbone.dark3.1.m.1.conv1.conv + bn"].kernel
-    assert "readers normalise" not in rows["backbone.lateral_conv0.conv + bn"].kernel, "upsampling reads it"
+    assert "readers normalise" not in rows["backbone.backbone.dark5.1.conv1.conv + bn"].kernel, "pooling reads it"
     assert "joined with head.obj_preds.0" in rows["head.reg_preds.0"].kernel
     assert len([row for row in rows.values() if row.reason]) == 0
     _step(ours, _images())
@@ -230,8 +230,8 @@ def test_a_forward_method_of_ones_own_is_called() -> None:
 def test_evaluation_gradients_off_and_other_types_take_the_plain_layers() -> None:
     plain, x = _csp(), channels_last(2, 32, 8, 8)
     ours = accelerate(copy.deepcopy(plain))
-    torch.testing.assert_close(_step(ours.double(), x.double()), _step(copy.deepcopy(plain).double(), x.double()))
-    ours, plain = ours.float().eval(), plain.eval()
+    torch.testing.assert_close(_step(ours.double(), x.double()), _step(plain.double(), x.double()), rtol=0, atol=0)
+    ours, plain = ours.float().eval(), plain.float().eval()
     torch.testing.assert_close(ours(x), plain(x), rtol=0, atol=0)
     with torch.no_grad():
         ours.train(), plain.train()
@@ -265,11 +265,8 @@ def test_activation_checkpointing(reentrant: bool, inside: bool) -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             calls.append(1)
-            y = (
-                checkpoint(self.second, self.first(x), use_reentrant=reentrant)
-                if inside
-                else self.second(self.first(x))
-            )
+            y = self.first(x)
+            y = checkpoint(self.second, y, use_reentrant=reentrant) if inside else self.second(y)
             assert isinstance(y, Tensor)
             return y
 
@@ -377,7 +374,7 @@ def test_a_module_that_changes_at_each_step_is_left_to_pytorch(caplog: pytest.Lo
     ours, x = accelerate(_Scaled().train()), channels_last(2, 16, 8, 8)
     for number in range(70):
         ours.scale = float(number)
-        assert float(ours(x).abs().sum() > 0) == float(number > 0)
+        assert bool((ours(x) == 0).all()) == (number == 0)
     assert caplog.text.count("changes so often") == 1
 
 
@@ -388,7 +385,7 @@ def test_copies_and_originals_go_their_own_ways() -> None:
     with torch.no_grad():
         copied.conv3.bn.weight.zero_()
         copied.conv3.bn.bias.zero_()
-    assert float(copied(x).abs().max()) == 0
+    assert float(copied(x).detach().abs().max()) == 0
     torch.testing.assert_close(_step(ours, x)["output 0"], before["output 0"])
 
 
@@ -430,8 +427,8 @@ def test_space_to_depth_is_recognised_however_it_is_written(form: str) -> None:
 def test_images_as_bytes_reach_the_stem() -> None:
     torch.manual_seed(0)
     plain = Focus(3, 16).train().to(memory_format=torch.channels_last)
-    ours = accelerate(copy.deepcopy(plain))
     for x in (_images(), _images().float()):
+        ours = accelerate(copy.deepcopy(plain))
         found, exact = _step(ours, x, BF16), _exact(plain, x)
         assert max(_error(found, exact).values()) < 0.05
         assert table(ours)[0].kernel.startswith("space-to-depth and 3x3 as one")
