@@ -37,7 +37,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["yolox", "yolox.*"]),
-    package_data={"yolox": ["py.typed", "kernels/csrc/*.h", "kernels/csrc/*/*.[ch]*"]},
+    package_data={"yolox": ["py.typed", "kernels/csrc/*.[ch]*", "kernels/csrc/*/*.[ch]*"]},
     install_requires=[
         "torch>=2.8",
         "pytorch-lightning>=2.5,<3",
@@ -49,6 +49,7 @@ setup(
         "matplotlib>=3.8",
         "rich>=13",
         "PyYAML>=6",
+        "pillow>=10",
     ],
     extras_require={**EXTRAS, "all": [need for name, needs in EXTRAS.items() if name != "dev" for need in needs]},
     entry_points={

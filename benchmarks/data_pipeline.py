@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.child import Side
 from benchmarks.photographs import write_photographs
 from benchmarks.protocol import MakePart, Part, Row, native_precisions, run_benchmark, summary
-from yolox.inference.latency import interleave
+from benchmarks.side_process import Side
+from yolox.inference.search.latency import interleave
 
 __all__ = ["main"]
 

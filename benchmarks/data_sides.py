@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import torch
 
-from benchmarks.child import Channel, peak_memory_mb, timed_steps
+from benchmarks.side_process import CommandLine, timed_steps
 from benchmarks.stock_pipeline import StockPipeline
 from yolox.config import Experiment
 from yolox.cpu.allocator import keep_freed_memory
@@ -26,6 +26,7 @@ from yolox.data.image_source import ImageSource
 from yolox.data.sampling import SampleRequest
 from yolox.data.training_samples import TrainingSamples
 from yolox.experiments import get_experiment
+from yolox.processes.inside import peak_memory_mb
 from yolox.structures import Batch, Size
 
 __all__ = ["STAGES", "our_stages", "stock_stages", "train"]
@@ -34,7 +35,7 @@ STAGES = ("read", "letterbox", "mosaic", "mosaic and mixup")
 Stage = Callable[[int], Any]
 
 
-def _serve_stages(channel: Channel, stages: dict[str, Stage], num_images: int) -> None:
+def _serve_stages(channel: CommandLine, stages: dict[str, Stage], num_images: int) -> None:
     """Answer commands that name a stage with the seconds of so many samples, one after the other."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
@@ -54,7 +55,7 @@ def _train_set(folder: str) -> CocoDataset:
     return load_split(resolve_dataset(folder).require("train"))
 
 
-def our_stages(settings: dict[str, Any], channel: Channel) -> None:
+def our_stages(settings: dict[str, Any], channel: CommandLine) -> None:
     """Make samples with ``yolox.data``; ``cache`` is that of the data, ``reduced_decode`` its option."""
     keep_freed_memory()
     dataset = _train_set(settings["folder"])
@@ -74,7 +75,7 @@ def our_stages(settings: dict[str, Any], channel: Channel) -> None:
     _serve_stages(channel, {**stages, "mosaic and mixup": sample(mixed, True)}, len(dataset))
 
 
-def stock_stages(settings: dict[str, Any], channel: Channel) -> None:
+def stock_stages(settings: dict[str, Any], channel: CommandLine) -> None:
     """Make samples with the pipeline in official style."""
     scales = get_experiment(settings["model"]).data.mosaic_scale
     pipeline = StockPipeline(Path(settings["folder"]), settings["size"], scales)
@@ -86,7 +87,7 @@ def stock_stages(settings: dict[str, Any], channel: Channel) -> None:
 class _Asked:
     """Training batches, one whenever the parent asks for a step: from the loader, or a few kept ones over and over."""
 
-    def __init__(self, loader: Any, channel: Channel, keep: int) -> None:
+    def __init__(self, loader: Any, channel: CommandLine, keep: int) -> None:
         self._channel = channel
         self._batches: Iterator[Batch] = self._endless(loader)
         if keep:
@@ -119,7 +120,7 @@ def training_experiment(settings: dict[str, Any]) -> Experiment:
     )
 
 
-def train(settings: dict[str, Any], channel: Channel) -> None:
+def train(settings: dict[str, Any], channel: CommandLine) -> None:
     """Train with the tool's trainer, from files (``cache`` as given) or, with ``keep``, on batches kept in memory."""
     from yolox.recipe.module import YoloxModule
     from yolox.tools import train
@@ -131,7 +132,7 @@ def train(settings: dict[str, Any], channel: Channel) -> None:
     experiment = training_experiment(settings)
     batch_size = settings["batch_size"]
     words = ["-n", settings["model"], "--precision", settings["precision"], "-b", str(batch_size)]
-    options = train._parser().parse([*words, "--logger", "none"])
+    options = train.build_parser().parse([*words, "--logger", "none"])
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         trainer = build_trainer(experiment, Path(folder), options)
         data = build_data_module(experiment.data, batch_size=batch_size, test_size=experiment.eval.test_size)

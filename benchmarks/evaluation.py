@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.protocol import ROOT, Part, run_benchmark, summary
 from yolox.evaluation.coco_metric import coco_metric
-from yolox.inference.latency import interleave
+from yolox.inference.search.latency import interleave
 from yolox.structures import Detections
 
 __all__ = ["main", "synthetic_results"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.protocol import ROOT, MakePart, Part, Row, native_precisions, run_benchmark
-from yolox.inference.results import MethodResult, OptimizationReport
+from yolox.inference.search.results import MethodResult, OptimizationReport
 
 __all__ = ["main"]
 
@@ -124,7 +124,7 @@ def _inputs(setting: Setting, folder: Path, quick: bool) -> tuple[Any, dict[str,
 
 def _optimize(folder: Path, detector: Any, data: dict[str, Any], setting: Setting) -> OptimizationReport:
     from yolox.inference.optimizer import InferenceOptimizer, Limits
-    from yolox.inference.search import Listener
+    from yolox.inference.search.run import Listener
     from yolox.models.decoding import DecodedDetector
 
     limits = Limits(time_budget=setting.budget, rounds=setting.rounds)

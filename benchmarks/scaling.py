@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.child import Side, measure_sides
 from benchmarks.protocol import MakePart, Part, Row, native_precisions, run_benchmark, summary
+from benchmarks.side_process import Side, measure_sides
 from yolox.cpu.machine import pretend_machine, read_machine
-from yolox.inference.latency import interleave
+from yolox.inference.search.latency import interleave
 from yolox.trainer.plan import Request, make_plan
 
 __all__ = ["main", "projected"]

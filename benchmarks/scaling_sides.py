@@ -9,7 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from benchmarks.child import Channel
+from benchmarks.side_process import CommandLine
 from benchmarks.training_sides import experiment_of, random_batch
 from yolox.structures import Batch
 
@@ -49,7 +49,7 @@ class MemoryData(pl.LightningDataModule):
         return _Repeated(random_batch(self.batch_size // world, self.size), self.steps)
 
 
-def processes(settings: dict[str, Any], channel: Channel) -> None:
+def processes(settings: dict[str, Any], channel: CommandLine) -> None:
     """Answer each command with the images/s of the last epoch of a short fit."""
     from yolox.recipe.module import YoloxModule
     from yolox.trainer import Trainer

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from benchmarks.child import Side, measure_sides
 from benchmarks.protocol import MakePart, Part, Row, native_precisions, run_benchmark, summary
+from benchmarks.side_process import Side, measure_sides
 from yolox.cpu.ipex_location import locate_ipex
 
 __all__ = ["main"]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.child import Channel, timed_steps
+from benchmarks.side_process import CommandLine, timed_steps
 from benchmarks.step_profile import StepProfile
 from benchmarks.stock_detector import StockDetector
 from yolox.config import Experiment
@@ -57,7 +57,7 @@ def _stock_model(experiment: Experiment) -> nn.Module:
 
 
 def _loop(
-    channel: Channel,
+    channel: CommandLine,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     images: Tensor,
@@ -74,7 +74,7 @@ def _loop(
         optimizer.step()
 
 
-def stock(settings: dict[str, Any], channel: Channel) -> None:
+def stock(settings: dict[str, Any], channel: CommandLine) -> None:
     """Train as a tutorial does: eager, fp32, contiguous tensors, plain SGD, the allocator as it is."""
     experiment = experiment_of(settings)
     model = _stock_model(experiment)
@@ -83,7 +83,7 @@ def stock(settings: dict[str, Any], channel: Channel) -> None:
     _loop(channel, model, optimizer, batch.images.float(), batch.targets, bf16=False)
 
 
-def ipex(settings: dict[str, Any], channel: Channel) -> None:
+def ipex(settings: dict[str, Any], channel: CommandLine) -> None:
     """As IPEX's examples train: ``ipex.optimize`` in bf16, channels_last and autocast; ``allocator`` sets ours."""
     import intel_extension_for_pytorch
 
@@ -101,7 +101,7 @@ def ipex(settings: dict[str, Any], channel: Channel) -> None:
 class _Loader:
     """Yields one batch over and over, whenever the parent asks for a step."""
 
-    def __init__(self, batch: Batch, channel: Channel) -> None:
+    def __init__(self, batch: Batch, channel: CommandLine) -> None:
         self._batch, self._channel = batch, channel
 
     def __len__(self) -> int:
@@ -112,7 +112,7 @@ class _Loader:
             yield self._batch
 
 
-def ours(settings: dict[str, Any], channel: Channel) -> None:
+def ours(settings: dict[str, Any], channel: CommandLine) -> None:
     """Train as ``yolox.tools.train`` does: its trainer, its module, its callbacks, averages and logging included."""
     from yolox.recipe.module import YoloxModule
     from yolox.tools import train
@@ -126,7 +126,7 @@ def ours(settings: dict[str, Any], channel: Channel) -> None:
     module = YoloxModule(experiment, names, settings["batch_size"], steps_per_epoch=1000)
     # the tool's own parser, so that its defaults are measured whatever they become
     words = ["-n", settings["model"], "--precision", settings["precision"], *settings.get("words", ())]
-    options = train._parser().parse(words)
+    options = train.build_parser().parse(words)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         trainer = build_trainer(experiment, Path(folder), options)
         trainer.fit(module, _Loader(random_batch(settings["batch_size"], settings["size"]), channel))

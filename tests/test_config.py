@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from yolox.config import apply_overrides, experiment_from_dict, experiment_to_dict
+from yolox.config import apply_fields, apply_overrides, experiment_from_dict, experiment_to_dict, flatten
 from yolox.errors import UsageError
 from yolox.experiments import EXPERIMENTS, experiment_from_file, get_experiment
 from yolox.structures import Size
@@ -56,11 +56,92 @@ def test_overrides_in_both_styles() -> None:
         (["mosaic_prob", "1.5"], "probability"),
         (["act", "gelu"], "silu or relu"),
         (["random_size", "10"], "2 numbers"),
+        (["random_size", "0,3"], "from 1 to 256"),
+        (["random_size", "5,3"], "ascending"),
+        (["basic_lr_per_img", "nan"], "finite number"),
+        (["basic_lr_per_img", "1e999"], "finite number"),
+        (["basic_lr_per_img", "-1"], "a learning rate above 0"),
+        (["weight_decay", "-0.1"], "from 0"),
+        (["momentum", "1.5"], "at most 1"),
+        (["seed", "-1"], "from 0 to 4294967295"),
+        (["max_epoch", "1e300"], "expected a whole number"),
+        (["input_size", "0"], "multiples of 32"),
+        (["input_size", "32000"], "up to 8192"),
+        (["width", "0"], "above 0"),
+        (["width", "1000"], "at most 10"),
+        (["num_classes", "1000000000"], "from 1 to 100000"),
+        (["degrees", "inf"], "finite number"),
+        (["mosaic_scale", "2,1"], "ascending"),
+        (["mosaic_scale", "0,nan"], "finite number"),
+        (["exp_name", "../elsewhere"], "plain name"),
+        (["exp_name", ""], "plain name"),
+        (["exp_name", ".."], "plain name"),
+        (["exp_name", "a\x1b[31m"], "control characters"),
+        (["data_dir", "a\0b"], "control characters"),
     ],
 )
 def test_bad_overrides_are_refused(words: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         apply_overrides(NANO, words)
+
+
+def test_every_field_keeps_its_default() -> None:
+    """The default of each field meets the constraints in its annotation."""
+    for experiment in EXPERIMENTS.values():
+        assert apply_fields(experiment, flatten(experiment_to_dict(experiment))) == experiment
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "expected"),
+    [
+        ("yolox_nano", ["input_size", "64,128"], (2, 3)),  # 10...20 of 13, of 2
+        ("yolox_nano", ["input_size", "832"], (20, 40)),
+        ("yolox_nano", ["input_size", "64", "random_size", "1,4"], (1, 4)),
+        ("yolox_nano", ["mosaic_prob", "0"], (10, 20)),
+        ("yolox_s", [], (15, 25)),
+        ("yolox_s", ["input_size", "320"], (5, 15)),
+        ("yolox_s", ["input_size", "128,256"], (2, 6)),
+        ("yolox_s", ["input_size", "32,640"], (1, 1)),
+        ("yolox_s", ["input_size", "640", "multiscale_range", "0"], (20, 20)),
+    ],
+)
+def test_multi_scale_follows_the_input_size(name: str, words: list[str], expected: tuple[int, int]) -> None:
+    assert apply_overrides(get_experiment(name), words).data.size_range == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nd: &d [*c, *c]\nmax_epoch: [*d, *d]\n",
+        "max_epoch: " + "[" * 5000 + "]" * 5000,
+        "max_epoch: 2001-99-99",
+        "data: 3",
+        "data: [1]",
+        "base: [yolox_s]",
+        "1: 2",
+        "exp_name: [a]",
+        "seed: 1" + "0" * 5000,
+        "mosaic_scale: {0: 1}",
+        "ema: [true]",
+        "backbone: {a: 1}",
+        "? [a]\n: 1",
+        "x: !!python/object:os.system {}",
+        "a" * 2_000_000,
+    ],
+    ids=lambda text: text[:20],
+)
+def test_hostile_yaml_is_refused_quickly(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(UsageError) as refusal:
+        experiment_from_file(tmp_path / "a.yaml")
+    assert len(str(refusal.value)) < 2000
+
+
+@pytest.mark.parametrize("value", ["1 / 0", "'a' * 1000000000", "[1] * 3", "-" * 10000 + "1", "{[]: 1}", "f'{x}'"])
+def test_hostile_exp_files_are_refused(tmp_path: Path, value: str) -> None:
+    (tmp_path / "a.py").write_text(f"class Exp:\n    def __init__(self):\n        self.depth = {value}\n")
+    with pytest.raises(UsageError):
+        experiment_from_file(tmp_path / "a.py")
 
 
 def test_yaml_on_a_base(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from yolox.errors import ModelFileError, UsageError
 from yolox.experiments import EXPERIMENTS
 from yolox.files import atomic_path
 from yolox.models.detector import Detector, build_detector
+from yolox.published_weights import find_checkpoint
 
 __all__ = [
     "LoadReport",
@@ -108,10 +109,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         ModelFileError: When the file is missing, truncated, holds code to execute, or is no checkpoint.
     """
-    file = Path(path)
+    file = find_checkpoint(path)
     if not file.is_file():
         state = "is a folder" if file.is_dir() else "does not exist"
-        raise ModelFileError(f"checkpoint '{file}' {state}; expected a .pth file. Check the path.")
+        raise ModelFileError(
+            f"checkpoint '{file}' {state}; expected a .pth file, or the name of published weights such as yolox_nano. "
+            "Check the path."
+        )
     with file.open("rb") as handle:
         zipped = handle.read(4) == _ZIP_START
     if file.stat().st_size == 0 or (zipped and not zipfile.is_zipfile(file)):
@@ -271,7 +275,10 @@ def load_model(path: str | Path, experiment: Experiment | None = None, num_class
 
 
 def _own_experiment(content: Mapping[str, Any], path: str | Path) -> Experiment | None:
-    """Return the experiment that one of our checkpoints describes, or None for a foreign file."""
+    """Return the experiment that one of our checkpoints describes, or None for a foreign file.
+
+    Where its run wrote its files is left out: what a file says never decides where files go.
+    """
     described = content.get("experiment")
     if not isinstance(described, Mapping):
         return None
@@ -281,7 +288,7 @@ def _own_experiment(content: Mapping[str, Any], path: str | Path) -> Experiment 
             f"'{path}' has checkpoint format {version!r}, this version reads up to {NEWEST_FORMAT}. Update yolox-cpu."
         )
     try:
-        return experiment_from_dict(described)
+        return replace(experiment_from_dict(described), output_dir=Experiment("").output_dir)
     except UsageError as error:
         raise ModelFileError(f"'{path}' describes an experiment that this version cannot read: {error}") from error
 

@@ -6,15 +6,18 @@ Only ``build_*`` functions and the tools read these objects; every building bloc
 
 from __future__ import annotations
 
-import types
+import functools
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 from yolox.errors import UsageError, did_you_mean
+from yolox.fields import Ascending, FileName, Multiple, Range, Text, convert
 from yolox.structures import Size
 
 __all__ = [
+    "DATA_PATHS",
     "DataConfig",
     "EvalConfig",
     "Experiment",
@@ -24,10 +27,21 @@ __all__ = [
     "apply_overrides",
     "experiment_from_dict",
     "experiment_to_dict",
+    "field_names",
+    "flatten",
+    "parse_overrides",
 ]
 
 STRIDE = 32
 SQUARE_640 = Size(640, 640)
+
+
+Probability = Annotated[float, Range(0, 1, "a probability")]
+Share = Annotated[float, Range(0, 1)]
+Count = Annotated[int, Range(1)]
+Epochs = Annotated[int, Range(0)]
+Edges = Annotated[Size, Multiple(STRIDE, 8192)]
+Place = Annotated[str | None, Text()]
 
 
 @dataclass(frozen=True)
@@ -35,39 +49,42 @@ class ModelConfig:
     """What the network is."""
 
     backbone: Literal["csp_darknet", "darknet53"] = "csp_darknet"
-    depth: float = 1.0
-    width: float = 1.0
+    depth: Annotated[float, Range(0, 10, above=True)] = 1.0
+    width: Annotated[float, Range(0, 10, above=True)] = 1.0
     act: Literal["silu", "relu", "lrelu"] = "silu"
     depthwise: bool = False
-    num_classes: int = 80
+    num_classes: Annotated[int, Range(1, 100_000)] = 80
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Which images the network learns from, and how they are varied."""
 
-    data_dir: str | None = None
-    train_ann: str | None = None
-    val_ann: str | None = None
-    train_images: str | None = None
-    val_images: str | None = None
-    data_num_workers: int | None = None
+    data_dir: Place = None
+    train_ann: Place = None
+    val_ann: Place = None
+    train_images: Place = None
+    val_images: Place = None
+    val_fraction: Share = 0.0  # of the images to evaluate on, where the data set has no such split
+    data_num_workers: Annotated[int | None, Range(0, 1024)] = None
     cache: Literal["ram", "disk", "off"] | None = None
     reduced_decode: bool = False
-    input_size: Size = SQUARE_640
-    multiscale_range: int = 5
-    random_size: tuple[int, int] | None = None
-    mosaic_prob: float = 1.0
-    mixup_prob: float = 1.0
+    input_size: Edges = SQUARE_640
+    multiscale_range: Annotated[int, Range(0, 256)] = 5
+    random_size: Annotated[
+        tuple[int, int] | None, Range(1, 256, f"a height in units of {STRIDE} pixels"), Ascending()
+    ] = None
+    mosaic_prob: Probability = 1.0
+    mixup_prob: Probability = 1.0
     enable_mixup: bool = True
-    hsv_prob: float = 1.0
-    flip_prob: float = 0.5
-    degrees: float = 10.0
-    translate: float = 0.1
-    mosaic_scale: tuple[float, float] = (0.1, 2.0)
-    mixup_scale: tuple[float, float] = (0.5, 1.5)
-    shear: float = 2.0
-    max_labels: int = 120
+    hsv_prob: Probability = 1.0
+    flip_prob: Probability = 0.5
+    degrees: Annotated[float, Range(0, 360, "an angle")] = 10.0
+    translate: Share = 0.1
+    mosaic_scale: Annotated[tuple[float, float], Range(0, 100, above=True), Ascending()] = (0.1, 2.0)
+    mixup_scale: Annotated[tuple[float, float], Range(0, 100, above=True), Ascending()] = (0.5, 1.5)
+    shear: Annotated[float, Range(0, 89, "an angle")] = 2.0
+    max_labels: Annotated[int, Range(1, 100_000)] = 120
 
     @property
     def size_range(self) -> tuple[int, int]:
@@ -75,57 +92,60 @@ class DataConfig:
         if self.random_size is not None:
             return self.random_size
         middle = self.input_size.height // STRIDE
-        return middle - self.multiscale_range, middle + self.multiscale_range
+        reach = min(self.multiscale_range, middle // 2)  # of small inputs half the size: it never comes to nothing
+        return middle - reach, middle + reach
 
 
 @dataclass(frozen=True)
 class RecipeConfig:
     """How the network learns."""
 
-    max_epoch: int = 300
-    warmup_epochs: int = 5
-    no_aug_epochs: int = 15
-    warmup_lr: float = 0.0
-    min_lr_ratio: float = 0.05
-    basic_lr_per_img: float = 0.01 / 64
+    max_epoch: Count = 300
+    warmup_epochs: Epochs = 5
+    no_aug_epochs: Epochs = 15
+    warmup_lr: Annotated[float, Range(0, 1_000_000)] = 0.0
+    min_lr_ratio: Share = 0.05
+    basic_lr_per_img: Annotated[float, Range(0, 1_000_000, "a learning rate", above=True)] = 0.01 / 64
     scheduler: Literal["cos", "warmcos", "yoloxwarmcos", "multistep"] = "yoloxwarmcos"
-    milestones: tuple[int, ...] = ()
-    gamma: float = 0.1
+    milestones: Annotated[tuple[int, ...], Range(0), Ascending()] = ()
+    gamma: Annotated[float, Range(0, 1, above=True)] = 0.1
     ema: bool = True
-    ema_time_constant: float = 2000.0  # steps; less suits runs of few steps, see `recipe.ema`
-    weight_decay: float = 5e-4
-    momentum: float = 0.9
-    eval_interval: int = 10
-    print_interval: int = 10
+    # steps; less suits runs of few steps, see `recipe.ema`
+    ema_time_constant: Annotated[float, Range(1, what="a number of steps")] = 2000.0
+    weight_decay: Annotated[float, Range(0, 1_000_000)] = 5e-4
+    momentum: Annotated[float, Range(0, 1, above=True)] = 0.9
+    eval_interval: Count = 10
+    print_interval: Count = 10
     save_history_ckpt: bool = False
-    max_history_ckpt: int = 10
+    max_history_ckpt: Count = 10
 
 
 @dataclass(frozen=True)
 class EvalConfig:
     """How the network is judged."""
 
-    test_size: Size = SQUARE_640
-    test_conf: float = 0.01
-    nmsthre: float = 0.65
+    test_size: Edges = SQUARE_640
+    test_conf: Share = 0.01
+    nmsthre: Share = 0.65
 
 
 @dataclass(frozen=True)
 class Experiment:
     """All that defines a run, apart from the machine it runs on."""
 
-    exp_name: str
+    exp_name: Annotated[str, FileName()]
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
-    seed: int = 0
-    output_dir: str = "./YOLOX_outputs"
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
+    output_dir: Annotated[str, Text()] = "./YOLOX_outputs"
 
 
 SECTIONS: Mapping[str, type] = {"model": ModelConfig, "data": DataConfig, "recipe": RecipeConfig, "eval": EvalConfig}
+DATA_PATHS = ("train_ann", "val_ann", "train_images", "val_images", "val_fraction")
+"""Fields that hold for the data set in ``data_dir`` and for no other."""
 _TOP_LEVEL = ("exp_name", "seed", "output_dir")
-_TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
 def _known_fields() -> dict[str, tuple[str, str]]:
@@ -137,101 +157,16 @@ def _known_fields() -> dict[str, tuple[str, str]]:
     return known
 
 
-def _refuse(key: str, value: object, expected: str) -> UsageError:
-    return UsageError(f"{key} got {value!r}, expected {expected}. Give a value of that kind.")
-
-
-def _convert_number(key: str, value: object, kind: type) -> object:
-    if kind is bool:
-        if isinstance(value, bool):
-            return value
-        text = str(value).strip().lower()
-        if text in _TRUE + _FALSE:
-            return text in _TRUE
-        raise _refuse(key, value, "true or false")
-    if isinstance(value, bool):
-        raise _refuse(key, value, "a number")
-    try:
-        number = float(str(value))
-    except ValueError as error:
-        raise _refuse(key, value, "a whole number" if kind is int else "a number") from error
-    if kind is float:
-        return number
-    if not number.is_integer():
-        raise _refuse(key, value, "a whole number")
-    return int(number)
-
-
-def _convert_sequence(key: str, value: object, kind: Any) -> object:
-    items = value.strip("()[] ").replace(" ", ",").split(",") if isinstance(value, str) else value
-    if not isinstance(items, Iterable):
-        raise _refuse(key, value, "several numbers such as 0.5,1.5")
-    given = [item for item in items if item != ""]
-    if kind is Size:
-        if len(given) == 1:
-            given = given * 2
-        hints: tuple[Any, ...] = (int, int)
-    else:
-        hints = get_args(kind)
-        if hints[-1] is Ellipsis:
-            hints = (hints[0],) * len(given)
-    if len(given) != len(hints):
-        raise _refuse(key, value, f"{len(hints)} numbers separated by commas")
-    numbers: list[Any] = [_convert(key, item, hint) for item, hint in zip(given, hints, strict=True)]
-    return Size(*numbers) if kind is Size else tuple(numbers)
-
-
-def _convert(key: str, value: object, kind: Any) -> object:
-    """Convert ``value``, text or a Python value, to the annotated type ``kind``."""
-    origin = get_origin(kind)
-    if origin in (Union, types.UnionType):
-        if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
-            return None
-        return _convert(key, value, next(arm for arm in get_args(kind) if arm is not type(None)))
-    if origin is Literal:
-        options = get_args(kind)
-        if value not in options:
-            raise _refuse(key, value, " or ".join(map(str, options)) + "." + did_you_mean(str(value), options))
-        return value
-    if kind is Size or origin is tuple:
-        return _convert_sequence(key, value, kind)
-    if kind is str:
-        if not isinstance(value, str):
-            raise _refuse(key, value, "text")
-        return value
-    return _convert_number(key, value, kind)
-
-
-def _check(experiment: Experiment) -> Experiment:
-    """Refuse values that no run could use."""
-    for name, size in (("input_size", experiment.data.input_size), ("test_size", experiment.eval.test_size)):
-        if min(size) <= 0 or any(edge % STRIDE for edge in size):
-            raise UsageError(
-                f"{name} got {tuple(size)}, expected multiples of {STRIDE}. Try {STRIDE * 13},{STRIDE * 13}."
-            )
-    low, high = experiment.data.size_range
-    if not 0 < low <= high:
-        raise UsageError(f"random_size gives {low}...{high} x {STRIDE} pixels, expected 0 < smallest <= largest.")
-    _check_range(
-        experiment.recipe, ("max_epoch", "eval_interval", "print_interval", "max_history_ckpt"), "1 or more", 1
-    )
-    _check_range(experiment.recipe, ("ema_time_constant",), "a number of steps, 1 or more", 1)
-    _check_range(experiment.model, ("num_classes",), "1 or more", 1)
-    chances = ("mosaic_prob", "mixup_prob", "hsv_prob", "flip_prob")
-    _check_range(experiment.data, chances, "a probability from 0 to 1", 0, 1)
-    _check_range(experiment.eval, ("test_conf", "nmsthre"), "a value from 0 to 1", 0, 1)
-    return experiment
-
-
-def _check_range(section: object, keys: Iterable[str], expected: str, low: float, high: float = float("inf")) -> None:
-    for key in keys:
-        value = getattr(section, key)
-        if not low <= value <= high:
-            raise UsageError(f"{key} got {value}, expected {expected}.")
+@functools.cache
+def field_names() -> frozenset[str]:
+    """Return every key that overrides accept: ``max_epoch``, ``recipe.max_epoch``, ..."""
+    return frozenset(_known_fields())
 
 
 def apply_fields(experiment: Experiment, values: Mapping[str, object]) -> Experiment:
     """Return ``experiment`` with named fields replaced and checked.
+
+    Where ``input_size`` changes and nothing is said of multi-scale training, ``random_size`` follows in proportion.
 
     Args:
         experiment: The experiment to start from; it stays as it is.
@@ -239,29 +174,49 @@ def apply_fields(experiment: Experiment, values: Mapping[str, object]) -> Experi
             Python values or text.
 
     Raises:
-        UsageError: For an unknown key (with the nearest name) or a value that does not convert.
+        UsageError: For an unknown key (with the nearest name), a value that does not convert or is out of range.
     """
     known = _known_fields()
+    changed: dict[str, dict[str, Any]] = {}
     for key, value in values.items():
         if key not in known:
             raise UsageError(f"'{key}' is not a field of an experiment.{did_you_mean(key, known)}")
         section, name = known[key]
-        target: Any = getattr(experiment, section) if section else experiment
-        converted: Any = _convert(key, value, get_type_hints(type(target))[name])
-        change: dict[str, Any] = {section: replace(target, **{name: converted})} if section else {name: converted}
-        experiment = replace(experiment, **change)
-    return _check(experiment)
+        owner = SECTIONS.get(section, Experiment)
+        changed.setdefault(section, {})[name] = convert(key, value, _annotations(owner)[name])
+    data = changed.get("data", {})
+    if "input_size" in data and not data.keys() & {"random_size", "multiscale_range"}:
+        data["random_size"] = _scaled(experiment.data, data["input_size"].height)
+    parts = {section: replace(getattr(experiment, section), **fields) for section, fields in changed.items() if section}
+    return replace(experiment, **changed.get("", {}), **parts)
+
+
+@functools.cache
+def _annotations(owner: type) -> dict[str, Any]:
+    return get_type_hints(owner, include_extras=True)
+
+
+def _scaled(data: DataConfig, height: int) -> tuple[int, int] | None:
+    """Return ``random_size`` for an input of another height, in the same proportion to it."""
+    if data.random_size is None:
+        return None
+    low, high = (max(1, round(units * height / data.input_size.height)) for units in data.random_size)
+    return low, high
 
 
 def apply_overrides(experiment: Experiment, words: Iterable[str]) -> Experiment:
-    """Return ``experiment`` with command-line overrides applied.
+    """Return ``experiment`` with command-line overrides applied; see `parse_overrides` and `apply_fields`."""
+    return apply_fields(experiment, parse_overrides(words))
+
+
+def parse_overrides(words: Iterable[str]) -> dict[str, object]:
+    """Return command-line overrides as values by field name.
 
     Args:
-        experiment: The experiment to start from.
         words: ``key value`` pairs in official style and ``key=value`` words, mixed as the user likes.
 
     Raises:
-        UsageError: For a key without a value, an unknown key or a value that does not convert.
+        UsageError: For a key without a value.
     """
     values: dict[str, object] = {}
     rest = iter(words)
@@ -273,7 +228,7 @@ def apply_overrides(experiment: Experiment, words: Iterable[str]) -> Experiment:
                 raise UsageError(f"override '{key}' has no value. Write '{key} VALUE' or '{key}=VALUE'.")
             value = following
         values[key] = value
-    return apply_fields(experiment, values)
+    return values
 
 
 def experiment_to_dict(experiment: Experiment) -> dict[str, Any]:
@@ -295,12 +250,21 @@ def experiment_from_dict(values: Mapping[str, Any]) -> Experiment:
     Raises:
         UsageError: For an unknown section or field, or a value of a wrong kind.
     """
+    return apply_fields(Experiment(exp_name="experiment"), flatten(values))
+
+
+def flatten(values: Mapping[Any, Any]) -> dict[str, object]:
+    """Return nested ``{section: {field: value}}`` as ``{"section.field": value}``; other entries stay.
+
+    Raises:
+        UsageError: When a section holds anything but fields.
+    """
     flat: dict[str, object] = {}
     for key, value in values.items():
         if key in SECTIONS:
             if not isinstance(value, Mapping):
-                raise UsageError(f"section '{key}' got {value!r}, expected a mapping of its fields.")
+                raise UsageError(f"section '{key}' got {reprlib.repr(value)}, expected a mapping of its fields.")
             flat.update({f"{key}.{name}": item for name, item in value.items()})
         else:
-            flat[key] = value
-    return apply_fields(Experiment(exp_name=str(values.get("exp_name", "experiment"))), flat)
+            flat[str(key)] = value
+    return flat

@@ -8,13 +8,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["DataError", "MissingDependencyError", "ModelFileError", "UsageError", "YoloxError", "did_you_mean"]
+__all__ = [
+    "DataError",
+    "MissingDependencyError",
+    "ModelFileError",
+    "UsageError",
+    "YoloxError",
+    "did_you_mean",
+    "printable",
+]
 
 
 class YoloxError(Exception):
     """A run that cannot go on; tools print its message without a traceback."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """Return the message, harmless for a terminal: it may quote names that others chose."""
+        return printable(super().__str__())
 
 
 class UsageError(YoloxError):
@@ -57,5 +69,17 @@ class MissingDependencyError(YoloxError):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the known name nearest to ``name``, or an empty string."""
-    matches = get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
+    matches = get_close_matches(name.lower()[:80], list(known), n=1, cutoff=0.5)
     return f" Did you mean '{matches[0]}'?" if matches else ""
+
+
+def printable(text: str, *, newlines: bool = True) -> str:
+    """Return text with control and other invisible characters as escapes, so that a name cannot steer a terminal.
+
+    Args:
+        text: Anything, for instance a file name.
+        newlines: Keep line ends and tabs; False for a name, which has none.
+    """
+    kept = "\n\t" if newlines else ""
+    shown = (c if c.isprintable() or c in kept else c.encode("unicode_escape").decode("ascii") for c in text)
+    return text if text.isprintable() else "".join(shown)

@@ -11,9 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from yolox.config import DataConfig, EvalConfig, Experiment, ModelConfig, apply_fields, experiment_from_dict
+from yolox.config import DataConfig, EvalConfig, Experiment, ModelConfig, apply_fields, flatten
 from yolox.errors import UsageError, did_you_mean
 from yolox.structures import Size
+
+_MAX_BYTES = 1_000_000  # of an experiment file
 
 __all__ = ["EXPERIMENTS", "canonical_name", "experiment_from_file", "get_experiment"]
 
@@ -87,33 +89,37 @@ def experiment_from_file(path: str | Path) -> Experiment:
     raise UsageError(f"experiment file '{file}' ends in '{file.suffix}'; expected .yaml, .yml or .py.")
 
 
+def _read_text(file: Path) -> str:
+    if file.stat().st_size > _MAX_BYTES:
+        raise UsageError(f"'{file}' has {file.stat().st_size} bytes; expected an experiment, at most {_MAX_BYTES}.")
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"'{file}' cannot be read: {error}. Expected text in UTF-8.") from error
+
+
 def _from_yaml(file: Path) -> Experiment:
     import yaml
 
+    text = _read_text(file)
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"'{file}' is not valid YAML: {error}") from error
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:  # dates and depths are not YAMLErrors
+        raise UsageError(f"'{file}' is not valid YAML: {str(error)[:300] or type(error).__name__}") from error
     if not isinstance(content, dict):
         raise UsageError(f"'{file}' holds {type(content).__name__}; expected 'field: value' lines.")
-    values = {str(key): value for key, value in content.items()}
+    values = flatten(content)
     base = values.pop("base", None)
     values.setdefault("exp_name", file.stem)
-    if base is None:
-        return experiment_from_dict(values)
-    flat: dict[str, object] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat.update({f"{key}.{name}": item for name, item in value.items()})
-        else:
-            flat[key] = value
-    return apply_fields(get_experiment(str(base)), flat)
+    start = Experiment(exp_name="experiment") if base is None else get_experiment(str(base)[:80])
+    return apply_fields(start, values)
 
 
 def _from_python(file: Path) -> Experiment:
+    text = _read_text(file)
     try:
-        tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
-    except (SyntaxError, UnicodeDecodeError) as error:
+        tree = ast.parse(text, filename=str(file))
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # null bytes and depths as well
         raise UsageError(f"'{file}' is not valid Python: {error}") from error
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Exp"]
     if len(classes) != 1:
@@ -153,13 +159,15 @@ def _literal(file: Path, node: ast.expr) -> Any:
     """Evaluate a literal, or an arithmetic expression of numbers such as ``0.01 / 64``."""
     if isinstance(node, ast.BinOp):
         left, right = _literal(file, node.left), _literal(file, node.right)
-        if isinstance(node.op, ast.Div):
+        if not all(isinstance(side, int | float) for side in (left, right)):
+            raise _refuse(file, node, "only numbers are divided and multiplied")
+        if isinstance(node.op, ast.Div) and right:
             return left / right
         if isinstance(node.op, ast.Mult):
             return left * right
     try:
         return ast.literal_eval(node)
-    except ValueError as error:
+    except (ValueError, TypeError, RecursionError, MemoryError, SyntaxError) as error:
         raise _refuse(file, node, "a field takes a plain number, text, tuple or list") from error
 
 

@@ -1,18 +1,68 @@
-"""Files that are either whole or absent: written beside their place, then moved there in one step."""
+"""Files that are either whole or absent: written beside their place, then moved there in one step.
+
+What a command reads is never what it writes: inputs are announced with `mark_inputs`, and every writer asks first.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
-from yolox.errors import YoloxError
+from yolox.errors import UsageError, YoloxError
 
 # torch.save reports a full disk as a RuntimeError of its zip writer
 _TORCH_WRITE_FAILURES = ("PytorchStreamWriter", "iostream error", "unexpected pos")
 
-__all__ = ["atomic_path", "cache_root", "make_output_dir", "write_text"]
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # what `_temporary` makes
+
+__all__ = [
+    "atomic_path",
+    "cache_root",
+    "make_output_dir",
+    "mark_inputs",
+    "refuse_inputs",
+    "remove_temporary_files",
+    "write_text",
+]
+
+_inputs: ContextVar[frozenset[Path]] = ContextVar("inputs", default=frozenset())
+_input_siblings: ContextVar[frozenset[Path]] = ContextVar("input_siblings", default=frozenset())
+
+
+def mark_inputs(*paths: str | os.PathLike[str] | None, siblings: bool = False) -> None:
+    """Announce files and folders that are read, for the rest of this context (a tool's run): nothing replaces them.
+
+    Args:
+        paths: Files, and folders whose present files are meant, sub-folders included; None is ignored.
+        siblings: Also protect what lies beside these files in the same folder.
+    """
+    resolved = frozenset(Path(path).resolve() for path in paths if path is not None)
+    _inputs.set(_inputs.get() | resolved)
+    if siblings:
+        _input_siblings.set(_input_siblings.get() | {path.parent for path in resolved})
+
+
+def refuse_inputs(*outputs: str | os.PathLike[str] | None) -> None:
+    """Check that no output would replace an input; call it before any work is done. None is ignored.
+
+    Raises:
+        UsageError: When an output is a file that was announced, or lies in a folder that was and exists.
+    """
+    inputs = _inputs.get()
+    for output in outputs:
+        if output is None:
+            continue
+        resolved = Path(output).resolve()
+        inside = not inputs.isdisjoint(resolved.parents) or resolved.parent in _input_siblings.get()
+        if resolved in inputs or (inside and resolved.is_file()):
+            raise UsageError(
+                f"'{output}' is an input of this command, or lies beside one, and would be replaced. "
+                "Give another place for the output."
+            )
 
 
 def cache_root() -> Path:
@@ -25,19 +75,22 @@ def cache_root() -> Path:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write to; on leaving, flush it to disk and move it to ``path``.
+    """Give a temporary path to write to; on leaving, move it to ``path``, with file and folder flushed to the disk.
 
     On any failure ``path`` keeps its earlier content and the temporary file is removed.
 
     Raises:
         YoloxError: When the disk is full or the place cannot be written.
+        UsageError: When ``path`` is an input of this command.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    refuse_inputs(path)
+    temporary = _temporary(path)
     try:
         yield temporary
         with temporary.open("rb+") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
+        _flush_folder(path.parent)
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not any(mark in str(error) for mark in _TORCH_WRITE_FAILURES):
             raise
@@ -45,6 +98,28 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise YoloxError(f"cannot write '{path}': {reason}. Free some space or choose another folder.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _flush_folder(folder: Path) -> None:
+    """Have the names in ``folder`` survive a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass  # some network file systems flush no folders
+    finally:
+        os.close(descriptor)
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Remove what killed processes left half written in ``folder``; call it only where nobody else writes."""
+    for path in folder.iterdir():
+        if _TEMPORARY.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -61,7 +136,7 @@ def make_output_dir(path: Path) -> Path:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".write-test.{os.getpid()}"
+        probe = _temporary(path / "write-test")
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:

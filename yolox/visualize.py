@@ -26,7 +26,12 @@ def color_of(label: int) -> Bgr:
 
 
 def draw_detections(
-    image: Image, detections: Detections, class_names: Sequence[str], *, lowest_score: float = 0.0
+    image: Image,
+    detections: Detections,
+    class_names: Sequence[str],
+    *,
+    lowest_score: float = 0.0,
+    captions: Sequence[str] | None = None,
 ) -> Image:
     """Return a copy of the image with boxes, class names and scores; the best detections lie on top.
 
@@ -35,6 +40,7 @@ def draw_detections(
         detections: In pixels of the image; boxes may reach beyond it.
         class_names: By class index; unnamed classes are shown by number.
         lowest_score: Detections below are left out.
+        captions: What to call each detection instead of its class name.
     """
     canvas: Image = image.copy()
     height, width = canvas.shape[:2]
@@ -49,6 +55,8 @@ def draw_detections(
         color = color_of(label)
         cv2.rectangle(canvas, (left, top), (right, bottom), color, thickness)
         name = class_names[label] if label < len(class_names) else f"class {label}"
+        if captions is not None:
+            name = captions[index]
         _write_label_(canvas, f"{name} {100 * score:.0f}%", (left, top), color, thickness)
     return canvas
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from yolox.data.coco import CocoDataset, dataset_from_coco, load_coco, read_coco_json
+from yolox.data.coco import CocoDataset, dataset_from_coco, load_coco
+from yolox.data.formats.coco_json import read_coco_json
 from yolox.errors import DataError
 from yolox.structures import Size
 

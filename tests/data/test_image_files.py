@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import io
+import random
 import struct
+import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image as PillowImage
 
-from yolox.data.image_files import read_file_size, read_image
+from yolox.data.image_files import MAX_PIXELS, list_images, read_file_size, read_image, why_unreadable
 from yolox.structures import Size
 
 
@@ -102,3 +106,125 @@ def test_orientation_applies_unless_the_labels_mean_the_raw_pixels(tmp_path: Pat
     assert raw.shape[:2] == (40, 60)
     if orientation == 6:
         np.testing.assert_array_equal(np.rot90(raw, -1), image)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_format_shows_an_orientation_alike(tmp_path: Path, suffix: str, orientation: int) -> None:
+    corner = np.zeros((40, 64, 3), np.uint8)
+    corner[:16, :16] = (0, 0, 255)
+    exif = PillowImage.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a{suffix}"
+    PillowImage.fromarray(corner[..., ::-1]).save(path, exif=exif, quality=95)
+    size = read_file_size(path)
+    assert size == ((64, 40) if orientation >= 5 else (40, 64))
+    image = read_image(path, size)
+    assert image is not None
+    assert image.shape[:2] == size
+    top, left = orientation in (1, 2, 5, 6), orientation in (1, 4, 5, 8)
+    shown = image[:16] if top else image[-16:]
+    assert (shown[:, :16] if left else shown[:, -16:])[..., 2].mean() > 200
+    assert image[..., 2].mean() < 60
+    if orientation >= 5 and suffix != ".tif":
+        raw = read_image(path, Size(40, 64))
+        assert raw is not None
+        assert raw[:16, :16, 2].mean() > 200
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_twelve_and_sixteen_bits_fill_the_range(tmp_path: Path, suffix: str) -> None:
+    grey = gradient(20, 30)[..., 0]
+    for name, image in (("twelve", grey.astype(np.uint16) * 16), ("sixteen", grey.astype(np.uint16) * 257)):
+        cv2.imwrite(str(tmp_path / (name + suffix)), image)
+        found = read_image(tmp_path / (name + suffix), Size(20, 30))
+        assert found is not None
+        assert np.abs(found[..., 0].astype(int) - grey).max() <= 1
+
+
+@pytest.mark.parametrize("scale", [1 / 255, 1.0, 3.0])
+def test_float_images_become_grey_levels(tmp_path: Path, scale: float) -> None:
+    values = gradient(20, 30)[..., 0].astype(np.float32) * np.float32(scale)
+    values[0, 0] = np.nan
+    PillowImage.fromarray(values).save(tmp_path / "a.tif")
+    image = read_image(tmp_path / "a.tif", Size(20, 30))
+    assert image is not None
+    assert image.max() > 240
+    assert image[0, 0].tolist() == [0, 0, 0]
+    assert read_file_size(tmp_path / "a.tif") == Size(20, 30)
+
+
+def test_colours_under_transparent_pixels_are_not_shown(tmp_path: Path) -> None:
+    image = np.full((20, 30, 4), (0, 255, 0, 255), np.uint8)
+    image[:, :10, 3] = 0
+    image[:, 10:20, 3] = 128
+    cv2.imwrite(str(tmp_path / "a.png"), image)
+    found = read_image(tmp_path / "a.png", Size(20, 30))
+    assert found is not None
+    assert found[5, 5].tolist() == [114, 114, 114]
+    assert found[5, 15].tolist() == [57, 185, 57]
+    assert found[5, 25].tolist() == [0, 255, 0]
+    PillowImage.fromarray(gradient(20, 30)).quantize(8).save(tmp_path / "p.png", transparency=0)
+    assert read_image(tmp_path / "p.png", Size(20, 30)) is not None
+
+
+def test_whole_images_with_odd_tails_are_used(tmp_path: Path) -> None:
+    noise = bytes(random.Random(0).randrange(256) for _ in range(5000))
+    for suffix in (".jpg", ".png"):
+        data = cv2.imencode(suffix, gradient(90, 120))[1].tobytes()
+        for tail in (noise, b"\xff\xda" + noise, data[: len(data) // 2], b"\0" * 100):
+            (tmp_path / f"a{suffix}").write_bytes(data + tail)
+            assert read_image(tmp_path / f"a{suffix}", Size(90, 120)) is not None
+
+
+def png_header(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    rows = zlib.compress(b"\0" * 1000)
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def test_decompression_bombs_are_refused_from_their_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
+    path = tmp_path / "a.png"
+    for width, height in ((60000, 60000), (MAX_PIXELS // 100 + 1, 100)):
+        path.write_bytes(png_header(width, height))
+        assert read_image(path, Size(10, 10)) is None
+        assert "more than the limit" in why_unreadable(path)
+    stream = io.BytesIO()
+    PillowImage.fromarray(gradient(20, 30)).save(stream, "JPEG")
+    data = bytearray(stream.getvalue())
+    place = data.index(b"\xff\xc0")
+    data[place + 5 : place + 9] = struct.pack(">HH", 65000, 65000)
+    (tmp_path / "a.jpg").write_bytes(data)
+    assert read_image(tmp_path / "a.jpg", Size(10, 10)) is None
+
+
+def test_folders_are_listed_without_hidden_files_and_with_what_is_left_out(tmp_path: Path) -> None:
+    wanted = ("b.JPG", "sub/a.png", "sub/deep/c.webp")
+    other = ("x.gif", "sub/y.HEIC")
+    ignored = ("._b.jpg", ".hidden.png", ".ipynb_checkpoints/b.jpg", "__MACOSX/b.jpg", "notes.txt")
+    for name in (*wanted, *other, *ignored):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    images, others = list_images(tmp_path)
+    assert [path.relative_to(tmp_path).as_posix() for path in images] == list(wanted)
+    assert sorted(path.name for path in others) == ["x.gif", "y.HEIC"]
+
+
+def test_damaged_bytes_never_raise(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    path = tmp_path / "a"
+    for suffix in (".jpg", ".png", ".webp", ".tif", ".bmp"):
+        data = cv2.imencode(suffix, gradient(30, 40))[1].tobytes()
+        for _ in range(30):
+            damaged = bytearray(data)
+            for _ in range(rng.randrange(1, 12)):
+                damaged[rng.randrange(min(len(damaged), 300))] = rng.randrange(256)
+            path.write_bytes(damaged)
+            read_file_size(path)
+            image = read_image(path, Size(30, 40))
+            assert image is None or (image.dtype == np.uint8 and image.ndim == 3)
+            assert isinstance(why_unreadable(path), str)

@@ -12,7 +12,6 @@ import pytest
 
 from yolox.data.coco import CocoDataset
 from yolox.data.dataset_paths import load_split, resolve_dataset
-from yolox.data.voc import VOC_CLASSES
 from yolox.errors import DataError
 
 MakeCoco = Callable[..., Path]
@@ -110,9 +109,9 @@ def test_voc(tmp_path: Path, folder: str) -> None:
     write_voc(root, "a", box("dog", 11, 6, 31, 26.7), "<size><width>60</width><height>40</height></size>")
     write_voc(root, "b", "")
     data = load_split(resolve_dataset(tmp_path).require("train"))
-    assert data.class_names == VOC_CLASSES
+    assert data.class_names == ("dog",)
     boxes, labels = data.objects(0)
-    np.testing.assert_array_equal(boxes, [[10, 5, 30, 25]])
+    np.testing.assert_allclose(boxes, [[10, 5, 31, 26.7]], rtol=1e-6)
     assert data.class_names[labels[0]] == "dog"
     assert data.size(1) == (40, 60)
     assert len(data.objects(1)[1]) == 0

@@ -12,7 +12,7 @@ import torch
 from small_models import SmallClassifier
 
 from yolox.errors import ModelFileError, UsageError, YoloxError
-from yolox.inference.artifact import (
+from yolox.inference.artifacts.model import (
     AcceleratedModel,
     copy_artifact,
     folder_size_mb,
@@ -87,7 +87,7 @@ def test_int8_from_a_processor_with_exact_sums_is_warned_of(
     here: bool,
     warned: bool,
 ) -> None:
-    monkeypatch.setattr("yolox.inference.artifact.sums_may_overflow", lambda: here)
+    monkeypatch.setattr("yolox.inference.artifacts.model.sums_may_overflow", lambda: here)
     path = folder / "manifest.json"
     document = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(document | {"precision": precision, "vnni": True}), encoding="utf-8")
@@ -149,5 +149,7 @@ def test_a_place_that_cannot_be_written(model: AcceleratedModel, tmp_path: Path)
 
 
 def test_reading_artifacts_needs_no_torch() -> None:
-    code = "import sys, yolox.inference.artifact, yolox.inference.backends.base; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, yolox.inference.artifacts.model, yolox.inference.backends.base; sys.exit('torch' in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

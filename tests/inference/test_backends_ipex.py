@@ -18,11 +18,11 @@ from torch import nn
 from yolox.cpu.ipex_location import IpexLocation, locate_ipex
 from yolox.cpu.machine import read_machine
 from yolox.errors import MissingDependencyError, ModelFileError
-from yolox.inference.artifact import load_manifest, load_model
+from yolox.inference.artifacts.model import load_manifest, load_model
 from yolox.inference.backends import ipex
 from yolox.inference.backends.base import Method, PrepareContext
+from yolox.inference.convert.quantizers.ipex_static import count_work, keep_float
 from yolox.inference.methods import METHODS, get_method
-from yolox.inference.quantizers.ipex_static import count_work, keep_float
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = [method.name for method in METHODS if method.backend == "ipex"]
@@ -32,10 +32,10 @@ from pathlib import Path
 import numpy as np, torch
 from small_models import SmallClassifier
 from yolox.errors import YoloxError
-from yolox.inference.artifact import AcceleratedModel, save_model
+from yolox.inference.artifacts.model import AcceleratedModel, save_model
 from yolox.inference.backends.base import Manifest, PrepareContext
 from yolox.inference.backends.ipex import BACKEND
-from yolox.inference.flat import FlatModule
+from yolox.inference.convert.flat import FlatModule
 from yolox.inference.methods import get_method
 
 folder, names = Path(sys.argv[1]), sys.argv[2:]

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from yolox.errors import ModelFileError, YoloxError
 from yolox.inference.backends import get_backend
 from yolox.inference.backends.base import Manifest, PrepareContext, Runner, Settings
-from yolox.inference.flat import FlatModule
+from yolox.inference.convert.flat import FlatModule
+from yolox.inference.convert.onnx_export import check_outputs, export_onnx
 from yolox.inference.methods import get_method
-from yolox.inference.onnx_export import check_outputs, export_onnx
 
 pytestmark = pytest.mark.backends
 

@@ -13,11 +13,10 @@ from small_models import SmallClassifier
 from torch import Tensor, nn
 
 from yolox.errors import UsageError
-from yolox.inference.artifact import AcceleratedModel, load_model, save_model
+from yolox.inference.artifacts.model import AcceleratedModel, load_model, save_model
 from yolox.inference.backends import get_backend
 from yolox.inference.backends.base import PrepareContext, Settings
-from yolox.inference.flat import FlatModule
-from yolox.inference.multi_instance import MultiInstance
+from yolox.inference.convert.flat import FlatModule
 from yolox.inference.optimizer import InferenceOptimizer
 
 SAMPLE = np.random.default_rng(0).random((4, 3, 16, 16), np.float32)
@@ -43,8 +42,8 @@ def expected_of(module: nn.Module, *inputs: np.ndarray[Any, Any]) -> Any:
 
 
 def convert(module: nn.Module, name: str, tmp_path: Path) -> AcceleratedModel:
-    from yolox.inference.calibration import ModelInputs
-    from yolox.inference.convert import convert as convert_here
+    from yolox.inference.convert.calibration import ModelInputs
+    from yolox.inference.convert.trace import convert as convert_here
     from yolox.inference.methods import get_method
 
     return convert_here(module, get_method(name), ModelInputs((SAMPLE,), ((SAMPLE,),)), threads=1)
@@ -127,21 +126,6 @@ def test_a_fixed_batch_size_is_filled_up(classifier: nn.Module, tmp_path: Path) 
     np.testing.assert_allclose(runner(seven)[0], np.concatenate([expected, expected[:3]]), atol=1e-4)
     assert all(settings.micro_batch is None for settings in runner.candidates(4, 1))
     assert runner.settings == Settings(1)
-
-
-@pytest.mark.processes
-def test_several_instances_answer_in_order(classifier: nn.Module) -> None:
-    model = InferenceOptimizer.trace(classifier, torch.from_numpy(SAMPLE), accelerator="jit", thread_num=1)
-    batches = [torch.from_numpy(SAMPLE) + number for number in range(5)]
-    with InferenceOptimizer.to_multi_instance(model, num_processes=2) as instances:
-        assert isinstance(instances, MultiInstance)
-        outputs = instances(batches)
-        for batch, output in zip(batches, outputs, strict=True):
-            torch.testing.assert_close(output, model(batch), rtol=1e-4, atol=1e-4)
-        with pytest.raises(Exception, match="failed on batch 0"):
-            instances([torch.ones(1, 2)])
-    with pytest.raises(UsageError, match="num_processes is 0"):
-        InferenceOptimizer.to_multi_instance(model, num_processes=0)
 
 
 @pytest.mark.backends

@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from yolox.errors import UsageError
+from yolox.inference.artifacts.structure import describe, flatten, unflatten
 from yolox.inference.backends.base import Arrays, Settings, run_in_chunks
-from yolox.inference.isolation import MethodProcess, ProcessFailure
-from yolox.inference.jobs import Job
-from yolox.inference.latency import Latency
 from yolox.inference.methods import get_method
-from yolox.inference.results import MethodResult, OptimizationReport, Status
-from yolox.inference.structure import describe, flatten, unflatten
-from yolox.inference.tuning import tune
+from yolox.inference.search.jobs import Job
+from yolox.inference.search.latency import Latency
+from yolox.inference.search.method_process import MethodProcess, ProcessFailure
+from yolox.inference.search.results import MethodResult, OptimizationReport, Status
+from yolox.inference.search.tuning import tune
 
 
 class Pair(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from yolox.inference.folding import fold_normalisations
+from yolox.inference.convert.folding import fold_normalisations
 
 
 class Branching(nn.Module):

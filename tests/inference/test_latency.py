@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from yolox.inference.latency import Latency, MeasurePlan, interleave, measure
+from yolox.inference.search.latency import Latency, MeasurePlan, interleave, measure
 
 
 def test_summary_numbers() -> None:

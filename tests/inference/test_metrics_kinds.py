@@ -10,8 +10,8 @@ import torch
 from small_models import CountingAccuracy
 
 from yolox.errors import UsageError
-from yolox.inference.calibration import as_inputs, count_inputs, gather_inputs
-from yolox.inference.metrics import Scorer
+from yolox.inference.convert.calibration import as_inputs, count_inputs, gather_inputs
+from yolox.inference.search.scorer import Scorer
 
 INPUTS = torch.eye(6)
 TARGETS = torch.tensor([0, 1, 2, 3, 0, 0])

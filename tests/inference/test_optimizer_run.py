@@ -20,8 +20,8 @@ from small_models import CountingAccuracy, Failing, SmallClassifier, Treacherous
 from yolox.errors import UsageError
 from yolox.inference import methods
 from yolox.inference.optimizer import InferenceOptimizer, Limits
-from yolox.inference.results import OptimizationReport, Status
-from yolox.inference.search import Listener, Search, SearchOptions
+from yolox.inference.search.results import OptimizationReport, Status
+from yolox.inference.search.run import Listener, Search, SearchOptions
 
 pytestmark = pytest.mark.processes
 RUN = ["channels_last", "bf16", "jit_fp32", "jit_bf16", "openvino_fp32"]
@@ -167,7 +167,7 @@ def test_a_saved_model_gives_the_same_in_a_fresh_process(run: Run, tmp_path: Pat
     InferenceOptimizer.save(model, tmp_path / "model", {"note": 1})
     np.save(tmp_path / "x.npy", run.sample.numpy())
     code = (
-        "import sys, numpy as np; from yolox.inference.artifact import load_model\n"
+        "import sys, numpy as np; from yolox.inference.artifacts.model import load_model\n"
         "model = load_model(sys.argv[1]); assert model.metadata == {'note': 1}\n"
         "np.save(sys.argv[3], model(np.load(sys.argv[2])))"
     )

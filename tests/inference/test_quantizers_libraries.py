@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from yolox.errors import UsageError
 from yolox.inference.backends import get_backend
 from yolox.inference.backends.base import Arrays, Manifest, PrepareContext, Runner
-from yolox.inference.flat import FlatModule
+from yolox.inference.convert.flat import FlatModule
+from yolox.inference.convert.quantizers.mixed_precision import LEAST_INT8_SHARE
 from yolox.inference.methods import get_method
-from yolox.inference.quantizers.ladder import LEAST_INT8_SHARE
 
 pytestmark = [pytest.mark.backends, pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")]
 
@@ -140,7 +140,7 @@ def test_torch_quantizers_keep_signs_of_small_weights_and_share(module: nn.Modul
         "inductor_int8": ("pt2e", "quantize_pt2e"),
     }[name]
     pytest.importorskip(get_method(name).requires[0])
-    quantize = getattr(import_module(f"yolox.inference.quantizers.{package}"), function)
+    quantize = getattr(import_module(f"yolox.inference.convert.quantizers.{package}"), function)
     before = {key: value.clone() for key, value in module.state_dict().items()}
     graph, share = quantize(module, PrepareContext((SAMPLE,), CALIBRATION, 2, tmp_path))
     assert share >= LEAST_INT8_SHARE

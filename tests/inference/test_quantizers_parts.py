@@ -1,4 +1,4 @@
-"""The parts of int8 that need no library: ranges, noise, and the ladder."""
+"""The parts of int8 that need no library: ranges, noise, and the mixed-precision search."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ import numpy as np
 import pytest
 
 from yolox.inference.backends.base import Arrays, PrepareContext
-from yolox.inference.quantizers.ladder import LEAST_INT8_SHARE, Layer, climb, rungs
-from yolox.inference.quantizers.ranges import RangeFinder, fake_quantize, relative_noise
+from yolox.inference.convert.quantizers.mixed_precision import (
+    LEAST_INT8_SHARE,
+    Layer,
+    float_layer_sets,
+    search_mixed_precision,
+)
+from yolox.inference.convert.quantizers.ranges import RangeFinder, fake_quantize, relative_noise
 from yolox.kernels.int8.overflow import weight_bounds
 
 GENERATOR = np.random.default_rng(0)
@@ -76,7 +81,7 @@ LAYERS = [Layer("stem", 140, 0.5), Layer("narrow", 10, 0.9), *(Layer(f"body{i}",
 
 
 def test_rungs_take_the_worst_layers_first_and_keep_enough_int8() -> None:
-    found = rungs(LAYERS, already_float=40)
+    found = float_layer_sets(LAYERS, already_float=40)
     total = sum(layer.macs for layer in LAYERS) + 40
     assert found[0] == {"narrow"}
     assert len(found) == len(set(found)) > 2
@@ -87,7 +92,7 @@ def test_rungs_take_the_worst_layers_first_and_keep_enough_int8() -> None:
 
 
 def test_models_of_one_layer_have_one_rung() -> None:
-    assert rungs([Layer("only", 100, 1.0)]) == [frozenset()]
+    assert float_layer_sets([Layer("only", 100, 1.0)]) == [frozenset()]
 
 
 class Climb:
@@ -109,7 +114,7 @@ class Climb:
 
     def run(self, **changes: object) -> int:
         context = replace(self.context, **changes)  # type: ignore[arg-type]
-        return climb(self.quantize, LAYERS, 40, lambda model: lambda: (model,), context)
+        return search_mixed_precision(self.quantize, LAYERS, 40, lambda model: lambda: (model,), context)
 
 
 def test_the_first_model_within_the_bound_is_taken(tmp_path: Path) -> None:
@@ -121,7 +126,7 @@ def test_the_first_model_within_the_bound_is_taken(tmp_path: Path) -> None:
 def test_the_best_model_is_taken_when_none_is_within_the_bound(tmp_path: Path) -> None:
     tower = Climb([0.3, 0.45, 0.4, 0.2], tmp_path)
     assert tower.run() == 1
-    assert len(tower.tried) == len(rungs(LAYERS, 40))
+    assert len(tower.tried) == len(float_layer_sets(LAYERS, 40))
 
 
 def test_without_a_metric_the_first_rung_is_taken(tmp_path: Path) -> None:

@@ -3,55 +3,36 @@
 from __future__ import annotations
 
 import json
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from golden_weights import golden_weights
 
 from yolox.experiments import EXPERIMENTS
 from yolox.models.decoding import official_output
 from yolox.models.detector import build_detector, summarize
 from yolox.structures import Size
 
-
-def _golden_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Weights drawn from each key's own generator, as the README of the golden figures says."""
-    state = {}
-    for key, value in model.state_dict().items():
-        if not value.is_floating_point():
-            state[key] = value
-            continue
-        drawn = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(tuple(value.shape)).astype(np.float32)
-        if key.endswith("running_var"):
-            drawn = 1 + 0.1 * np.abs(drawn)
-        elif value.ndim == 1:
-            drawn = 0.1 * drawn + (1 if key.endswith(".bn.weight") else 0)
-        else:
-            drawn = drawn * np.sqrt(1 / np.prod(value.shape[1:])) * (0.1 if "_preds." in key else 1)
-        state[key] = torch.from_numpy(drawn.astype(np.float32))
-    return state
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 
 
-@pytest.mark.realdata
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_state_dict_keys_and_shapes_are_the_official_ones(name: str, golden_dir: Path) -> None:
-    golden = json.loads((golden_dir / "state_dict_keys.json").read_text())[name]
+def test_state_dict_keys_and_shapes_are_the_official_ones(name: str) -> None:
+    golden = json.loads((GOLDEN / "state_dict_keys.json").read_text())[name]
     with torch.device("meta"):
         state = build_detector(EXPERIMENTS[name].model).state_dict()
     assert {key: list(value.shape) for key, value in state.items()} == golden
     assert list(state) == list(golden), "the order decides the parameter order of an official optimizer state"
 
 
-@pytest.mark.realdata
 @pytest.mark.parametrize("name", ["yolox_nano", "yolox_tiny", "yolox_s", "yolox_m", "yolox_l", "yolox_x", "yolov3"])
-def test_forward_equals_the_official_network(name: str, golden_dir: Path) -> None:
-    golden = json.loads((golden_dir / "forward.json").read_text())[name]
+def test_forward_equals_the_official_network(name: str) -> None:
+    golden = json.loads((GOLDEN / "forward.json").read_text())[name]
     with torch.device("meta"):
         detector = build_detector(EXPERIMENTS[name].model).eval()
-    detector.load_state_dict(_golden_weights(detector), assign=True)
+    detector.load_state_dict(golden_weights(detector), assign=True)
     images = np.random.default_rng(1).uniform(0, 255, (2, 3, 96, 160)).astype(np.float32)
     with torch.inference_mode():
         output = official_output(detector(torch.from_numpy(images))).double().numpy()

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import importlib
 import logging
 
 import pytest
 
+from yolox.config import apply_fields
 from yolox.errors import DataError, MissingDependencyError, ModelFileError, UsageError
+from yolox.experiments import get_experiment
 from yolox.structures import Size
 from yolox.tools.arguments import (
     ToolParser,
@@ -30,14 +33,38 @@ def parser() -> ToolParser:
 
 
 def test_options_and_overrides_in_any_order(parser: ToolParser) -> None:
-    words = ["-n", "yolox-s", "max_epoch", "2", "-b", "8", "data.degrees=0", "translate", "-0.5", "--conf", "0.1"]
+    words = ["-n", "yolox-s", "max_epoch", "2", "-b", "8", "data.degrees=0", "translate", "0.5", "--conf", "0.1"]
     args = parser.parse(words)
     assert (args.name, args.batch_size, args.conf) == ("yolox-s", 8, 0.1)
     experiment = asked_experiment(args)
     assert experiment is not None
     applied = apply_arguments(experiment, args)
-    assert (applied.recipe.max_epoch, applied.data.degrees, applied.data.translate) == (2, 0.0, -0.5)
+    assert (applied.recipe.max_epoch, applied.data.degrees, applied.data.translate) == (2, 0.0, 0.5)
     assert applied.model == experiment.model
+
+
+def test_a_negative_number_is_a_value_and_no_option(parser: ToolParser) -> None:
+    args = parser.parse(["-n", "yolox-s", "translate", "-0.5", "--conf", "0.1"])
+    assert args.opts == ["translate", "-0.5"]
+    with pytest.raises(UsageError, match=r"translate got -0\.5, expected a value from 0 to 1"):
+        apply_arguments(get_experiment("yolox_s"), args)
+
+
+@pytest.mark.parametrize(
+    ("words", "train_ann"),
+    [
+        ([], "old.json"),
+        (["--data_dir", "new"], None),
+        (["data_dir", "new"], None),
+        (["data.data_dir=new", "train_ann", "mine.json"], "mine.json"),
+        (["--data_dir", "new", "data.train_ann=mine.json"], "mine.json"),
+    ],
+)
+def test_a_new_data_set_drops_the_label_files_of_another(
+    parser: ToolParser, words: list[str], train_ann: str | None
+) -> None:
+    stored = apply_fields(get_experiment("yolox_nano"), {"data_dir": "old", "train_ann": "old.json"})
+    assert apply_arguments(stored, parser.parse(words)).data.train_ann == train_ann
 
 
 def test_dashes_and_underscores_are_one(parser: ToolParser) -> None:
@@ -48,6 +75,44 @@ def test_dashes_and_underscores_are_one(parser: ToolParser) -> None:
     assert experiment.eval.test_size == Size(416, 416)
 
 
+@pytest.mark.parametrize("tool", ["train", "eval", "demo", "export", "inference_demo"])
+def test_every_option_of_every_tool_is_known_under_both_spellings(tool: str) -> None:
+    parser = importlib.import_module(f"yolox.tools.{tool}").build_parser()
+    assert len(parser.spellings) > 10
+    for name in parser.spellings:
+        dashes, plain = name[: len(name) - len(name.lstrip("-"))], name.lstrip("-")
+        for spelling in (plain.replace("_", "-"), plain.replace("-", "_")):
+            assert parser.option(dashes + spelling) is parser.option(name), name
+
+
+def test_options_of_groups_take_both_spellings() -> None:
+    parser = ToolParser("train", "Trains.")
+    parser.add_argument_group("processes").add_argument("--num_processes", type=int)
+    for word in ("--num-processes=3", "--num_processes=3"):
+        assert parser.parse([word]).num_processes == 3
+
+
+def test_options_with_several_values_leave_the_overrides_alone(parser: ToolParser) -> None:
+    parser.add_argument("--methods", nargs="+")
+    parser.add_argument("--cache", nargs="?", const="ram")
+    for words in (
+        ["--methods", "a", "b", "max_epoch", "2", "--cache", "data.degrees=0"],
+        ["max_epoch", "2", "--methods", "a", "b", "degrees", "0", "--cache"],
+    ):
+        args = parser.parse(words)
+        experiment = apply_arguments(get_experiment("yolox_nano"), args)
+        assert (args.methods, args.cache) == (["a", "b"], "ram")
+        assert (experiment.recipe.max_epoch, experiment.data.degrees) == (2, 0.0)
+    assert parser.parse(["--methods", "momentum"]).methods == ["momentum"]
+
+
+def test_devices_are_processes_where_there_are_processes(parser: ToolParser) -> None:
+    parser.add_argument("--num_processes", type=int)
+    for words in (["--devices", "8"], ["-d", "8"], ["--devices=8"]):
+        with pytest.raises(UsageError, match="--num_processes 8"):
+            parser.parse(words)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -55,6 +120,10 @@ def test_dashes_and_underscores_are_one(parser: ToolParser) -> None:
         (["--data_dri=x"], "unknown option '--data_dri'. Did you mean '--data_dir'"),
         (["--fp16"], "--precision bf16"),
         (["-d", "1"], "runs on CPUs"),
+        (["--momentum", "0.9"], "write 'momentum 0.9'"),
+        (["--weight-decay=0.1"], "write 'weight_decay 0.1'"),
+        (["--epochs", "3"], "Write 'max_epoch 3'"),
+        (["--imgsz", "320"], "Write 'input_size 320 test_size 320'"),
         (["-b", "0"], "expected 1 or more"),
         (["-b", "many"], "invalid positive_int value: 'many'"),
         (["--conf", "7"], "expected a value from 0 to 1"),

@@ -151,8 +151,8 @@ def test_a_deployed_model_finds_the_same_and_imports_only_what_it_needs(
 ) -> None:
     pytest.importorskip("openvino")
     from yolox.checkpoint import load_model
-    from yolox.inference.artifact import save_model
-    from yolox.inference.convert import trace
+    from yolox.inference.artifacts.model import save_model
+    from yolox.inference.convert.trace import trace
     from yolox.models.decoding import DecodedDetector
 
     detector = DecodedDetector(load_model(checkpoint).detector).eval()

@@ -16,10 +16,10 @@ import torch
 from yolox.checkpoint import save_checkpoint
 from yolox.config import apply_fields, experiment_to_dict
 from yolox.experiments import get_experiment
-from yolox.inference.latency import Latency
 from yolox.inference.methods import get_method
 from yolox.inference.optimizer import InferenceOptimizer
-from yolox.inference.results import MethodResult, OptimizationReport, Status
+from yolox.inference.search.latency import Latency
+from yolox.inference.search.results import MethodResult, OptimizationReport, Status
 from yolox.models.detector import build_detector
 from yolox.structures import Size
 from yolox.tools import demo

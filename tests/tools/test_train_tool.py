@@ -133,7 +133,36 @@ def test_earlier_run_is_set_aside(
         start = str(finished / "yolox_nano" / "best_ckpt.pth")
         assert train_tool.main([*words(data, tmp_path, "-c", start), *one_epoch]) == 0
     assert (tmp_path / "yolox_nano.old1" / "latest_ckpt.pth").exists()
-    assert "an earlier run" in capsys.readouterr().out
+    assert "an earlier run" in capsys.readouterr().err
+
+
+def test_a_refused_start_leaves_the_earlier_run_in_place(
+    finished: Path, data: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = {item: item.stat().st_mtime_ns for item in finished.rglob("*")}
+    (data / "no_images.json").write_text('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}')
+    for extra, code, message in (
+        (("-c", "typo.pth"), 4, "typo.pth"),
+        (("--cpu_for_each_process", "x"), 2, "expected ids such as"),
+        (("--num_processes", "3"), 2, "does not divide among 3 processes"),
+        (("--hmp_bf16", "nofile", "--precision", "bf16"), 2, "nofile"),
+        (("val_ann", "nofile.json"), 3, "nofile.json"),
+        (("train_ann", str(data / "no_images.json")), 3, "image"),
+    ):
+        assert train_tool.main([*words(data, finished), *extra]) == code, extra
+        error = capfd.readouterr().err
+        assert message in error
+        assert "Traceback" not in error
+        assert {item: item.stat().st_mtime_ns for item in finished.rglob("*")} == before, extra
+
+
+def test_the_best_weights_of_a_run_start_the_next_one_of_its_name(data: Path, tmp_path: Path) -> None:
+    one_epoch = ("max_epoch", "1", "eval_interval", "1", "no_aug_epochs", "0", "warmup_epochs", "0")
+    assert train_tool.main([*words(data, tmp_path), *one_epoch]) == 0
+    best = tmp_path / "yolox_nano" / "best_ckpt.pth"
+    assert train_tool.main([*words(data, tmp_path, "-c", str(best)), *one_epoch]) == 0
+    assert best.exists()
+    assert (tmp_path / "yolox_nano.old1" / "best_ckpt.pth").exists()
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ import pytest
 
 from yolox.cpu.machine import pretend_machine
 from yolox.errors import DataError, UsageError
-from yolox.trainer.launchers.agent import Hello, interface_of
+from yolox.trainer.launchers.agent import interface_of
 from yolox.trainer.launchers.base import Launcher, RankError, Slot, Worker
 from yolox.trainer.launchers.heartbeat import HangLimits
+from yolox.trainer.launchers.protocol import Registration
 from yolox.trainer.launchers.ray_actors import RayLauncher, share_nodes
 from yolox.trainer.launchers.remote import place_ranks
 from yolox.trainer.launchers.spark_barrier import SparkLauncher, first_reason
@@ -240,13 +241,13 @@ def test_an_engine_of_its_own_leaves_nothing(module: str, name: str) -> None:
     assert done.stdout.strip().endswith("left []")
 
 
-def hello(number: int, identity: str, ranks: int = 1, threads: int | None = None) -> Hello:
-    return Hello(number, f"label {number}", identity, BIG, ranks, threads)
+def registration(number: int, identity: str, ranks: int = 1, threads: int | None = None) -> Registration:
+    return Registration(number, f"label {number}", identity, BIG, ranks, threads)
 
 
 def test_ranks_of_a_machine_are_neighbours_and_share_its_cores() -> None:
-    hellos = [hello(0, "a"), hello(1, "b"), hello(2, "a"), hello(3, "b")]
-    places = place_ranks(hellos, [Slot(rank, 4, (), 0) for rank in range(4)], home="b")
+    registrations = [registration(0, "a"), registration(1, "b"), registration(2, "a"), registration(3, "b")]
+    places = place_ranks(registrations, [Slot(rank, 4, (), 0) for rank in range(4)], home="b")
     assert [places[number].slots[0].rank for number in (1, 3, 0, 2)] == [0, 1, 2, 3]
     assert [places[number].first_local_rank for number in (1, 3, 0, 2)] == [0, 1, 0, 1]
     assert [places[number].node_rank for number in (1, 3, 0, 2)] == [0, 0, 1, 1]
@@ -254,9 +255,11 @@ def test_ranks_of_a_machine_are_neighbours_and_share_its_cores() -> None:
 
 
 def test_threads_are_limited_by_the_engine_and_the_user() -> None:
-    places = place_ranks([hello(0, "a", 2, 8), hello(1, "b", 1, 8)], [Slot(rank, 3, (), 0) for rank in range(3)], "a")
+    places = place_ranks(
+        [registration(0, "a", 2, 8), registration(1, "b", 1, 8)], [Slot(rank, 3, (), 0) for rank in range(3)], "a"
+    )
     assert [slot.threads for place in places.values() for slot in place.slots] == [4, 4, 8]
-    places = place_ranks([hello(0, "a", 2, 8)], [Slot(rank, 2, (), 3) for rank in range(2)], "a")
+    places = place_ranks([registration(0, "a", 2, 8)], [Slot(rank, 2, (), 3) for rank in range(2)], "a")
     assert [slot.threads for slot in places[0].slots] == [3, 3]
 
 

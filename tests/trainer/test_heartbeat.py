@@ -6,14 +6,14 @@ import pytest
 
 from yolox.trainer.launchers.base import Failure, Phase, RankError, first_cause
 from yolox.trainer.launchers.heartbeat import (
-    Activity,
-    Effort,
+    CpuActivity,
     HangLimits,
     HangWatch,
-    Heart,
+    Heartbeat,
+    RankActivity,
     is_busy,
-    read_effort,
-    read_heart,
+    read_cpu_activity,
+    read_heartbeat,
 )
 
 LIMITS = HangLimits(step=5, other=50, setup=500, lone_step=100)
@@ -23,19 +23,19 @@ def look_on(phases: list[Phase], busy: list[bool], seconds: int) -> float | None
     """Return when the watch gives up on ranks that never beat again."""
     watch = HangWatch(LIMITS)
     for now in range(seconds):
-        ranks = [Activity(rank, phase, 1, at) for rank, (phase, at) in enumerate(zip(phases, busy, strict=True))]
+        ranks = [RankActivity(rank, phase, 1, at) for rank, (phase, at) in enumerate(zip(phases, busy, strict=True))]
         if watch.look(float(now), ranks) is not None:
             return float(now)
     return None
 
 
 def test_a_beat_arrives(tmp_path: Path) -> None:
-    heart = Heart(tmp_path / "heart")
-    assert read_heart(tmp_path / "heart") == (0, "setup")
-    heart("step")
-    heart("data")
-    assert read_heart(tmp_path / "heart") == (2, "data")
-    assert read_heart(tmp_path / "none") == (0, "setup")
+    heartbeat = Heartbeat(tmp_path / "heartbeat")
+    assert read_heartbeat(tmp_path / "heartbeat") == (0, "setup")
+    heartbeat("step")
+    heartbeat("data")
+    assert read_heartbeat(tmp_path / "heartbeat") == (2, "data")
+    assert read_heartbeat(tmp_path / "none") == (0, "setup")
 
 
 @pytest.mark.parametrize(
@@ -65,16 +65,16 @@ def test_the_limit_of_a_lone_step_follows_the_longest_step() -> None:
     watch = HangWatch(LIMITS)
     for now in range(0, 300, 10):  # steps of 10 s
         phase: Phase = "data" if now // 10 % 2 else "step"
-        assert watch.look(float(now), [Activity(0, phase, now, True), Activity(1, "step", now, False)]) is None
+        assert watch.look(float(now), [RankActivity(0, phase, now, True), RankActivity(1, "step", now, False)]) is None
     gave_up = next(
         now
         for now in range(300, 1000)
-        if watch.look(float(now), [Activity(0, "step", 999, True), Activity(1, "step", 290, False)])
+        if watch.look(float(now), [RankActivity(0, "step", 999, True), RankActivity(1, "step", 290, False)])
     )
     assert gave_up == 500
 
 
-def test_effort_counts_threads_of_a_session(tmp_path: Path) -> None:
+def test_cpu_activity_counts_threads_of_a_session(tmp_path: Path) -> None:
     for pid, session, state in ((10, 10, "S"), (11, 10, "R"), (12, 99, "R")):
         task = tmp_path / str(pid) / "task" / str(pid)
         task.mkdir(parents=True)
@@ -82,25 +82,25 @@ def test_effort_counts_threads_of_a_session(tmp_path: Path) -> None:
         (tmp_path / str(pid) / "stat").write_text(stat)
         (task / "stat").write_text(stat)
         (task / "schedstat").write_text("2000000000 500000000 7\n")
-    assert read_effort([10], tmp_path) == {10: Effort(4.0, 1.0, False)}
+    assert read_cpu_activity([10], tmp_path) == {10: CpuActivity(4.0, 1.0, False)}
     (tmp_path / "11/task/11/schedstat").unlink()
     (tmp_path / "11/task/11/stat").write_text("11 (x) D 1 10 10 0 -1 0 0 0 0 0 150 50 0 0")
-    assert read_effort([10], tmp_path)[10].disk
+    assert read_cpu_activity([10], tmp_path)[10].disk
 
 
 @pytest.mark.parametrize(
     ("before", "after", "expected"),
     [
-        (None, Effort(), True),
-        (Effort(1.0), Effort(1.5), True),
-        (Effort(1.0), Effort(1.01), False),
-        (Effort(1.0, 0.0), Effort(1.01, 0.1), False),
-        (Effort(1.0, 0.0), Effort(1.01, 0.9), True),
-        (Effort(1.0), Effort(0.2), True),
-        (Effort(1.0), Effort(1.0, disk=True), True),
+        (None, CpuActivity(), True),
+        (CpuActivity(1.0), CpuActivity(1.5), True),
+        (CpuActivity(1.0), CpuActivity(1.01), False),
+        (CpuActivity(1.0, 0.0), CpuActivity(1.01, 0.1), False),
+        (CpuActivity(1.0, 0.0), CpuActivity(1.01, 0.9), True),
+        (CpuActivity(1.0), CpuActivity(0.2), True),
+        (CpuActivity(1.0), CpuActivity(1.0, disk=True), True),
     ],
 )
-def test_busy(before: Effort | None, after: Effort, expected: bool) -> None:
+def test_busy(before: CpuActivity | None, after: CpuActivity, expected: bool) -> None:
     assert is_busy(before, after, 1.0) == expected
 
 

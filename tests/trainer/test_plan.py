@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from yolox.cpu.cgroups import format_cpu_list
 from yolox.cpu.machine import Machine, pretend_machine
 from yolox.errors import MissingDependencyError, UsageError
-from yolox.trainer.plan import ExecutionPlan, Request, cpu_ranges, make_plan
+from yolox.trainer.plan import ExecutionPlan, Request, make_plan
 
 SMALL = pretend_machine(1, 4)  # 4 cores, 8 threads, one node
 BIG = pretend_machine(2, 28)  # 56 cores
@@ -177,5 +178,5 @@ def test_a_plan_explains_itself(machine: Machine) -> None:
 
 
 def test_ranges() -> None:
-    assert cpu_ranges([3, 0, 1, 2, 7]) == "0-3,7"
-    assert cpu_ranges([]) == ""
+    assert format_cpu_list([3, 0, 1, 2, 7]) == "0-3,7"
+    assert format_cpu_list([]) == ""

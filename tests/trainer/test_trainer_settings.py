@@ -255,3 +255,36 @@ def test_the_trainer_knows_nothing_of_sessions_before_it(tmp_path: Path) -> None
     make_trainer(tmp_path)
     assert torch.equal(torch.rand(1), expected)
     assert isinstance(make_trainer(tmp_path), pl.Trainer)
+
+
+class OverflowsAtFirst(TinyModule):
+    """Its first gradient is infinite, so that a gradient scaler skips the first step."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        return loss * (torch.inf if self.steps_seen == 1 else 1.0)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        return {"optimizer": torch.optim.SGD(self.parameters(), 0.02, momentum=0.9, nesterov=True, fused=True)}
+
+
+def test_a_skipped_step_leaves_no_momentum(tmp_path: Path) -> None:
+    """PyTorch's fused SGD went on from memory that nobody had written; here unwritten memory is NaN."""
+    torch.manual_seed(7)
+    module = OverflowsAtFirst()
+    trainer = make_trainer(tmp_path, precision=16, max_epochs=2)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        trainer.fit(module, make_loader())
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert module.steps_seen == 4
+    assert all(bool(parameter.isfinite().all()) for parameter in module.parameters())
+
+
+def test_dampening_cannot_skip_steps(tmp_path: Path) -> None:
+    module = make_module()
+    optimizer = torch.optim.SGD(module.parameters(), 0.02, momentum=0.9, dampening=0.5, fused=True)
+    module.configure_optimizers = lambda: optimizer  # type: ignore[assignment, method-assign, return-value]
+    with pytest.raises(UsageError, match="Use fused=False"):
+        make_trainer(tmp_path, precision=16, max_epochs=1).fit(module, make_loader())

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-__all__ = ["cpu_quota", "cpuset", "memory_limit", "parse_cpu_list"]
+__all__ = ["cpu_quota", "cpuset", "format_cpu_list", "memory_limit", "parse_cpu_list"]
 
 _NO_MEMORY_LIMIT = 2**60  # version 1 writes a number near 2**63 where there is no limit
 
@@ -61,6 +61,17 @@ def parse_cpu_list(text: str) -> set[int]:
         if first.isdigit() and (last.isdigit() or not last):
             numbers.update(range(int(first), int(last or first) + 1))
     return numbers
+
+
+def format_cpu_list(numbers: Iterable[int]) -> str:
+    """Return numbers as a list such as ``0-3,8``: what `parse_cpu_list` reads."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and parts[-1][-1] == number - 1:
+            parts[-1][1:] = [number]
+        else:
+            parts.append([number])
+    return ",".join("-".join(str(end) for end in part) for part in parts)
 
 
 def _folders(root: Path, controller: str) -> Iterator[Path]:

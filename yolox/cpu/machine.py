@@ -11,7 +11,7 @@ from pathlib import Path
 
 from yolox.cpu.cgroups import cpu_quota, cpuset, memory_limit, parse_cpu_list
 
-__all__ = ["LogicalCpu", "Machine", "pretend_machine", "read_machine"]
+__all__ = ["LogicalCpu", "Machine", "pretend_machine", "read_cpu_flags", "read_machine"]
 
 _INTERESTING_FLAGS = frozenset(
     {"avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16"}
@@ -159,6 +159,11 @@ def read_machine(root: Path = Path("/"), affinity: Iterable[int] | None = None) 
     )
 
 
+def read_cpu_flags(root: Path = Path("/")) -> frozenset[str]:
+    """Return all flags of the processor, as ``/proc/cpuinfo`` names them; empty where there is no such file."""
+    return _cpuinfo(_read(root / "proc/cpuinfo"))[1]
+
+
 def pretend_machine(sockets: int, cores: int, threads: int = 2, nodes: int | None = None) -> Machine:
     """Return a machine that exists on paper only, to see what a plan would be there.
 
@@ -203,13 +208,18 @@ def parse_topology(system: Path) -> tuple[LogicalCpu, ...]:
 
 def parse_cpuinfo(text: str) -> tuple[str, frozenset[str]]:
     """Return the processor's name and its interesting flags from the text of ``/proc/cpuinfo``."""
+    name, flags = _cpuinfo(text)
+    return name, flags & _INTERESTING_FLAGS
+
+
+def _cpuinfo(text: str) -> tuple[str, frozenset[str]]:
     name, flags = "", frozenset[str]()
     for line in text.splitlines():
         key, _, value = line.partition(":")
         if key.strip() == "model name" and not name:
             name = value.strip()
         elif key.strip() in ("flags", "Features") and not flags:
-            flags = frozenset(value.split()) & _INTERESTING_FLAGS
+            flags = frozenset(value.split())
     return name, flags
 
 

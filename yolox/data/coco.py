@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from yolox.data.coco_json import (
-    Categories,
-    check_images,
-    clipped_xyxy,
-    column,
-    ends,
-    read_categories,
-    read_coco_json,
-    read_objects,
-)
-from yolox.errors import DataError
+from yolox.data.formats.description import Categories, Finding
 from yolox.structures import Size
 
-__all__ = ["Categories", "CocoDataset", "dataset_from_coco", "load_coco", "read_coco_json"]
+__all__ = ["CocoDataset", "clipped_xyxy", "dataset_from_coco", "ends", "load_coco"]
 
 
 @dataclass(frozen=True, eq=False)
 class CocoDataset:
-    """Images and labelled objects of one split; ``dataset_from_coco`` builds it.
+    """Images and labelled objects of one split; ``formats.checks.check_split`` builds it.
 
     Axes: N images in the order of the file, M objects (crowd regions included) sorted by image.
 
@@ -45,6 +35,7 @@ class CocoDataset:
         areas: ``[M]`` float64.
         labels: ``[M]`` int32 class indices.
         crowd: ``[M]`` bool; such regions are left out of training and ignored by the evaluation.
+        findings: What was repaired, left out or looks wrong.
     """
 
     source: str
@@ -59,6 +50,7 @@ class CocoDataset:
     areas: NDArray[np.float64]
     labels: NDArray[np.int32]
     crowd: NDArray[np.bool_]
+    findings: tuple[Finding, ...] = ()
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -83,7 +75,7 @@ class CocoDataset:
     def file_name(self, index: int) -> str:
         """Return the file name of an image as the data set gives it."""
         start, end = self.name_ends[index], self.name_ends[index + 1]
-        return self.names[start:end].decode("utf-8")
+        return self.names[start:end].decode("utf-8", "surrogatepass")
 
     def path(self, index: int) -> Path:
         """Return where the image file lies."""
@@ -105,6 +97,25 @@ class CocoDataset:
         """Return the indices of the images that have at least one object to learn."""
         running = np.concatenate([[0], np.cumsum(~self.crowd)])
         return np.flatnonzero(running[self.object_ends[1:]] > running[self.object_ends[:-1]])
+
+    def subset(self, indices: NDArray[np.int64]) -> CocoDataset:
+        """Return the index of some of the images, in the given order."""
+        objects = np.concatenate(
+            [np.arange(self.object_ends[i], self.object_ends[i + 1]) for i in indices] or [np.zeros(0, np.int64)]
+        )
+        encoded = [self.names[self.name_ends[i] : self.name_ends[i + 1]] for i in indices]
+        return replace(
+            self,
+            image_ids=self.image_ids[indices],
+            sizes=self.sizes[indices],
+            names=b"".join(encoded),
+            name_ends=ends([len(name) for name in encoded]),
+            object_ends=ends(np.diff(self.object_ends)[indices]),
+            boxes_xywh=self.boxes_xywh[objects],
+            areas=self.areas[objects],
+            labels=self.labels[objects],
+            crowd=self.crowd[objects],
+        )
 
     def ground_truth_json(self) -> dict[str, Any]:
         """Return the split as a COCO dict for faster-coco-eval or pycocotools."""
@@ -141,6 +152,8 @@ def load_coco(annotations: Path, image_dirs: Sequence[Path], categories: Categor
     Raises:
         DataError: For a file that is missing or malformed, or folders without the images.
     """
+    from yolox.data.formats.coco_json import read_coco_json
+
     return dataset_from_coco(read_coco_json(annotations), str(annotations), image_dirs, categories)
 
 
@@ -148,57 +161,19 @@ def dataset_from_coco(
     content: Mapping[str, Any], source: str, image_dirs: Sequence[Path], categories: Categories | None = None
 ) -> CocoDataset:
     """Return the index of a COCO dict; see ``load_coco``."""
-    own = read_categories(content["categories"], source)
-    images = content["images"]
-    if not images:
-        raise DataError(f"'{source}' lists no images; expected at least one.")
-    image_ids = column(images, source, "images", "id", np.int64)
-    sizes = np.stack([column(images, source, "images", key, np.int32) for key in ("height", "width")], axis=1)
-    check_images(image_ids, sizes, source)
-    names = [_file_name(image) for image in images]
-    encoded = [name.encode("utf-8") for name in names]
-    objects = read_objects(content["annotations"], source, own, image_ids, sizes)
-    if categories is not None:
-        objects["labels"] = _relabel(objects["labels"], own, categories, source)
-    return CocoDataset(
-        source=source,
-        image_dir=_find_image_dir(image_dirs, names, source),
-        categories=categories or own,
-        image_ids=image_ids,
-        sizes=sizes,
-        names=b"".join(encoded),
-        name_ends=ends([len(name) for name in encoded]),
-        **objects,
-    )
+    from yolox.data.formats.checks import check_split
+    from yolox.data.formats.coco_json import describe_coco
+
+    return check_split(describe_coco(content, source, image_dirs), categories)
 
 
-def _file_name(image: Mapping[str, Any]) -> str:
-    name = image.get("file_name")
-    return str(name) if name else f"{int(image['id']):012d}.jpg"
+def clipped_xyxy(boxes_xywh: NDArray[np.float64], sizes: NDArray[Any]) -> NDArray[np.float64]:
+    """Return boxes given as xywh as xyxy within their images, ``sizes`` being height and width."""
+    limits = np.concatenate([sizes[:, ::-1], sizes[:, ::-1]], axis=1)
+    boxes = np.concatenate([boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]], axis=1)
+    return np.asarray(np.clip(boxes, 0, limits), np.float64)
 
 
-def _relabel(labels: NDArray[np.int32], own: Categories, wanted: Categories, source: str) -> NDArray[np.int32]:
-    """Return the labels as indices into the training split's categories, matched by name."""
-    index = {name: i for i, (_, name) in enumerate(wanted)}
-    used = set(np.unique(labels).tolist())
-    unknown = [name for i, (_, name) in enumerate(own) if i in used and name not in index]
-    if unknown:
-        raise DataError(
-            f"'{source}' uses category '{unknown[0]}', which the training labels lack "
-            f"(they have {', '.join(list(index)[:8])}). Give both splits the same categories."
-        )
-    table = np.array([index.get(name, -1) for _, name in own], np.int32)
-    return table[labels]
-
-
-def _find_image_dir(candidates: Sequence[Path], names: Sequence[str], source: str) -> Path:
-    """Return the first folder that holds one of a few images spread over the data set."""
-    probes = [names[i] for i in np.linspace(0, len(names) - 1, min(len(names), 16)).astype(int)]
-    for folder in candidates:
-        if any((folder / name).is_file() for name in probes):
-            return folder
-    raise DataError(
-        f"none of the images of '{source}' was found (for instance '{probes[0]}') in "
-        f"{', '.join(repr(str(folder)) for folder in candidates) or 'any folder'}. "
-        "Name their folder with train_images / val_images."
-    )
+def ends(lengths: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where each of consecutive parts starts, and the end of the last."""
+    return np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64))]).astype(np.int64)

@@ -17,10 +17,12 @@ from yolox.data.dataset_paths import DatasetPaths, default_data_dir, load_split,
 from yolox.data.image_source import ImageSource
 from yolox.data.loader import TrainLoader, ValLoader, default_num_workers
 from yolox.data.mosaic import Affine
+from yolox.data.report import DatasetReport, report_dataset
 from yolox.data.sampling import RequestStream
 from yolox.data.training_samples import Augmentation, TrainingSamples
 from yolox.data.transforms import TrainTransform
 from yolox.errors import DataError
+from yolox.files import mark_inputs
 from yolox.structures import Size
 
 __all__ = ["YoloxDataModule", "build_augmentation", "build_data_module", "build_val_loader", "find_dataset"]
@@ -40,9 +42,13 @@ def build_augmentation(config: DataConfig) -> Augmentation:
 
 
 def find_dataset(config: DataConfig) -> tuple[DatasetPaths, str]:
-    """Return where the data lies, and the line that says which data and why."""
+    """Return where the data lies, and the line that says which data and why; nothing may replace it from now on."""
     folder, reason = default_data_dir(config.data_dir)
-    paths = resolve_dataset(folder, config.train_ann, config.val_ann, config.train_images, config.val_images)
+    given = (config.train_ann, config.val_ann, config.train_images, config.val_images)
+    paths = resolve_dataset(folder, *given, val_fraction=config.val_fraction)
+    for split in (paths.train, paths.val):
+        if split is not None:  # a run's folder may lie in the data set's root, not among its images
+            mark_inputs(split.labels, *(images for images in split.image_dirs if images != paths.root))
     return paths, reason
 
 
@@ -165,6 +171,15 @@ class YoloxDataModule(pl.LightningDataModule):
         """Training steps of an epoch."""
         return -(-len(self.train_set) // self.batch_size)
 
+    def report(self) -> DatasetReport:
+        """Return counts of both splits and what looks wrong; a missing split is an error.
+
+        Raises:
+            DataError: When a split is missing or malformed.
+        """
+        self.paths.require("val")
+        return report_dataset(self.train_set, self.val_set, max_labels=self.config.max_labels)
+
     def setup(self, stage: str) -> None:
         """Look whether this machine has the images: the index may have been read on another.
 
@@ -179,19 +194,34 @@ class YoloxDataModule(pl.LightningDataModule):
                     "machine that trains needs the data at the same place. Copy or mount it there."
                 )
 
+    def check(self, world: int) -> None:
+        """Refuse before a run what would end it later.
+
+        Args:
+            world: The number of processes that will share each batch.
+
+        Raises:
+            DataError: When a split is missing, malformed or empty.
+            UsageError: When the batch does not divide among the processes.
+        """
+        self._stream(0, world)
+        _ = self.val_set
+
+    def _stream(self, rank: int, world: int) -> RequestStream:
+        final = self.final_phase_from_epoch
+        return RequestStream(
+            num_images=len(self.train_set),
+            batch_size=self.batch_size,
+            seed=self.seed,
+            rank=rank,
+            world=world,
+            no_mosaic_from_batch=None if final is None else final * self.batches_per_epoch,
+        )
+
     def train_dataloader(self) -> TrainLoader:
         """Return the training loader: one for the whole run, at the batch where the trainer stands."""
         if self._train_loader is None:
-            rank, world = self._place()
-            final = self.final_phase_from_epoch
-            stream = RequestStream(
-                num_images=len(self.train_set),
-                batch_size=self.batch_size,
-                seed=self.seed,
-                rank=rank,
-                world=world,
-                no_mosaic_from_batch=None if final is None else final * self.batches_per_epoch,
-            )
+            stream = self._stream(*self._place())
             source = self._source(self.train_set, self.config.input_size, reduced_decode=self.config.reduced_decode)
             samples = TrainingSamples(source, build_augmentation(self.config))
             self._train_loader = TrainLoader(samples, stream, _num_workers(self.config))

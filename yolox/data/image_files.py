@@ -1,25 +1,76 @@
-"""Image files: decoding with care for truncation and orientation, and the size from the header alone."""
+"""Image files: which files are images, their size from the header alone, and decoding to 8-bit BGR."""
 
 from __future__ import annotations
 
+import io
+import os
+import re
+import warnings
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from yolox.structures import Image, Size
 
-__all__ = ["decode", "read_file_size", "read_image"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "OTHER_IMAGE_SUFFIXES",
+    "decode",
+    "is_hidden",
+    "list_images",
+    "read_file_size",
+    "read_image",
+    "why_unreadable",
+]
 
+IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")
+)
+"""Endings (lower case) of the files that are read as images."""
+OTHER_IMAGE_SUFFIXES = frozenset(
+    (".gif", ".avif", ".heic", ".heif", ".jxl", ".svg", ".psd", ".dng", ".raw", ".cr2", ".nef", ".arw", ".exr", ".hdr")
+)
+"""Endings of image files that are left out; whoever lists a folder says how many there are."""
+MAX_PIXELS = 178_956_970
+"""Larger images are refused from their header: 512 MiB as 8-bit BGR, the limit at which Pillow refuses too."""
 _REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
-_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG"
+_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+_TIFF = (b"II*\0", b"MM\0*")
 # start-of-frame markers carry the size; C4, C8 and CC are other things
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# what ends the compressed data of a scan: any marker but an escaped FF and the restart markers
+_AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_HEAD_BYTES = 1 << 18
+_BEHIND = 114.0  # grey level behind transparent pixels: that of the border around a letterboxed image
+
+
+def is_hidden(path: Path, root: Path) -> bool:
+    """Return whether a file below ``root`` is hidden: AppleDouble files, ``.ipynb_checkpoints``, ``__MACOSX``."""
+    parts = path.relative_to(root).parts
+    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
+
+
+def list_images(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the images below a folder, and the image files of formats that are not read; both sorted, none hidden."""
+    images: list[Path] = []
+    others: list[Path] = []
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
+        for name in files:
+            suffix = os.path.splitext(name)[1].lower()
+            if name.startswith(".") or suffix not in IMAGE_SUFFIXES | OTHER_IMAGE_SUFFIXES:
+                continue
+            (images if suffix in IMAGE_SUFFIXES else others).append(Path(place, name))
+    return sorted(images), sorted(others)
 
 
 def read_image(path: Path, expected: Size, at_least: Size | None = None) -> Image | None:
-    """Return the image, or ``None`` when the file is missing, unreadable or truncated.
+    """Return the image, or ``None`` when the file is missing, unreadable, truncated or too large.
 
     Args:
         path: The file.
@@ -29,7 +80,7 @@ def read_image(path: Path, expected: Size, at_least: Size | None = None) -> Imag
     """
     try:
         data = path.read_bytes()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a NUL in the name
         return None
     factor = 1
     if at_least is not None and data[:3] == _JPEG:
@@ -39,9 +90,26 @@ def read_image(path: Path, expected: Size, at_least: Size | None = None) -> Imag
 
 
 def decode(data: bytes, expected: Size, factor: int = 1) -> Image | None:
-    """Return the decoded bytes at ``1 / factor``, or ``None``; see ``read_image``."""
-    if not _is_whole(data):
+    """Return the decoded bytes at ``1 / factor``, or ``None``; see ``read_image``.
+
+    Grey, palette, 16-bit and float images become 8-bit BGR; transparent pixels show a grey ground.
+    """
+    jpeg = data[:3] == _JPEG
+    size, orientation = (_jpeg_size(data), 1) if jpeg else (None, 1)
+    if size is None:
+        size, orientation = _header(data)
+    if size is None or size.height * size.width > MAX_PIXELS or not _is_whole(data):
         return None
+    if jpeg:
+        return _decode_jpeg(data, expected, factor)
+    if data[:4] in _TIFF and orientation != 1:
+        return _decode_with_pillow(data)  # OpenCV 5 fails on turned TIFF files
+    raw = _imdecode(data, cv2.IMREAD_UNCHANGED)
+    image = None if raw is None else _to_bgr(raw)
+    return None if image is None else _turned(image, orientation, expected)
+
+
+def _decode_jpeg(data: bytes, expected: Size, factor: int) -> Image | None:
     flags = cv2.IMREAD_COLOR if factor == 1 else _REDUCED[factor]
     image = _imdecode(data, flags)
     if image is None:
@@ -50,48 +118,171 @@ def decode(data: bytes, expected: Size, factor: int = 1) -> Image | None:
     wanted = (-(-expected.height // factor), -(-expected.width // factor))
     if (height, width) != wanted and (width, height) == wanted:
         return _imdecode(data, flags | cv2.IMREAD_IGNORE_ORIENTATION)
-    return image
+    return cast("Image", image)
 
 
-def _imdecode(data: bytes, flags: int) -> Image | None:
+def _imdecode(data: bytes, flags: int) -> NDArray[Any] | None:
     try:
-        return cast("Image | None", cv2.imdecode(np.frombuffer(data, np.uint8), flags))
+        return cast("NDArray[Any] | None", cv2.imdecode(np.frombuffer(data, np.uint8), flags))
     except cv2.error:
         return None
 
 
+def _decode_with_pillow(data: bytes) -> Image | None:
+    """Return the pixels as Pillow decodes them: a TIFF file's orientation tag is applied."""
+    from PIL import Image as PillowImage
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with PillowImage.open(io.BytesIO(data)) as opened:
+                return np.ascontiguousarray(np.asarray(opened.convert("RGB"))[..., ::-1])
+    except (OSError, ValueError, SyntaxError, PillowImage.DecompressionBombError):
+        return None
+
+
+def _to_bgr(raw: NDArray[Any]) -> Image | None:
+    """Return pixels of any depth and 1, 3 or 4 channels as 8-bit BGR; ``None`` for other channels."""
+    levels = raw
+    if raw.dtype == np.uint16:
+        # cameras store 12 bits in 16: scaled by 65535 such an image would be black
+        top = 4095 if raw.max(initial=0) <= 4095 else 65535
+        levels = np.rint(raw * (255.0 / top)).astype(np.uint8)
+    elif raw.dtype != np.uint8:
+        values = np.nan_to_num(raw.astype(np.float64), posinf=0.0, neginf=0.0)
+        top = values.max(initial=0.0)
+        scale = 255.0 if 0 < top <= 1 else 255.0 / max(255.0, top)
+        levels = np.rint(np.clip(values * scale, 0, 255)).astype(np.uint8)
+    channels = 1 if levels.ndim == 2 else levels.shape[2]
+    if channels == 1:
+        return cast("Image", cv2.cvtColor(levels, cv2.COLOR_GRAY2BGR))
+    if channels == 4:
+        opacity = levels[..., 3:].astype(np.float32) / 255
+        shown = levels[..., :3] * opacity + _BEHIND * (1 - opacity)
+        return np.rint(shown).astype(np.uint8)
+    return levels if channels == 3 else None
+
+
+def _turned(image: Image, orientation: int, expected: Size) -> Image:
+    """Return the image as its Exif orientation (1 to 8) asks, unless the labels mean the raw pixels."""
+    height, width = image.shape[:2]
+    if orientation in (5, 6, 7, 8):
+        if height != width and (height, width) == expected:
+            return image
+        image = image.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return np.ascontiguousarray(image)
+
+
 def _is_whole(data: bytes) -> bool:
-    """Return whether the end mark is there: OpenCV decodes a truncated file to grey without a word."""
+    """Return whether the end mark is there: OpenCV decodes a truncated file to grey without a word.
+
+    What lies behind the end mark (thumbnails, videos of a phone, padding) does not matter.
+    """
     if data[:3] == _JPEG:
-        # a thumbnail in the header has an end mark too, so look behind the last start of a scan
-        return data.endswith(b"\xff\xd9") or data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda") > 0
-    if data[:4] == _PNG:
-        return b"IEND" in data[-64:]
+        return _jpeg_ends(data)
+    if data[:8] == _PNG:
+        place = len(_PNG)
+        while place + 12 <= len(data):
+            if data[place + 4 : place + 8] == b"IEND":
+                return True
+            place += 12 + int.from_bytes(data[place : place + 4], "big")
+        return False
     return bool(data)
 
 
+def _jpeg_ends(data: bytes) -> bool:
+    """Return whether a JPEG's end mark follows its scans, found by walking over its segments."""
+    place = 2
+    while place + 4 <= len(data):
+        if data[place] != 0xFF:
+            # padding or damage between segments: decoders look for the next marker
+            found = _AFTER_SCAN.search(data, place)
+            if found is None:
+                return False
+            place = found.start()
+            continue
+        marker = data[place + 1]
+        if marker == 0xFF:
+            place += 1
+            continue
+        if marker == _END_OF_IMAGE:
+            return True
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        if marker == _START_OF_SCAN:
+            found = _AFTER_SCAN.search(data, place)
+            if found is None:
+                return False
+            place = found.start()
+    return data[place : place + 2] == b"\xff\xd9"
+
+
 def read_file_size(path: Path) -> Size | None:
-    """Return the size as ``read_image`` shows it (orientation applied), from the header where the format is known."""
+    """Return the size as ``read_image`` shows it (orientation applied), from the header; ``None`` if unreadable."""
     try:
         with path.open("rb") as handle:
-            head = handle.read(1 << 18)
-    except OSError:
+            head = handle.read(_HEAD_BYTES)
+            size = _jpeg_size(head, unless_turned=True) if head[:3] == _JPEG else None
+            if size is not None:
+                return size
+            handle.seek(0)
+            raw, orientation = _header(handle)
+    except (OSError, ValueError):
         return None
-    if head[:4] == _PNG and len(head) >= 24:
-        return Size(int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big"))
-    size = _jpeg_size(head) if head[:3] == _JPEG else None
-    if size is not None:
-        return size
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    return None if image is None else Size(*image.shape[:2])
+    if raw is None or orientation < 5 or head[:4] in _TIFF:  # Pillow gives the size of a turned TIFF as it is shown
+        return raw
+    return Size(raw.width, raw.height)
 
 
-def _jpeg_size(head: bytes) -> Size | None:
-    """Return the size of a JPEG, or ``None`` to have it decoded: header too long, or turned by an Exif tag."""
+def why_unreadable(path: Path) -> str:
+    """Return in a few words why ``read_image`` does not give an image."""
+    try:
+        num_bytes = path.stat().st_size
+    except (OSError, ValueError):
+        return "missing"
+    if num_bytes == 0:
+        return "empty"
+    size = read_file_size(path)
+    if size is None:
+        return "not an image, or damaged"
+    if size.height * size.width > MAX_PIXELS:
+        return f"{size.width}x{size.height} pixels, more than the limit of {MAX_PIXELS}"
+    return "truncated or damaged"
+
+
+def _header(source: Any) -> tuple[Size | None, int]:
+    """Return size and Exif orientation from the header of any format that Pillow knows; nothing is decoded.
+
+    Args:
+        source: The file's bytes, or an open binary file.
+    """
+    from PIL import Image as PillowImage
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large images: MAX_PIXELS decides
+            with PillowImage.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
+                size = Size(opened.height, opened.width)
+                # of these formats alone OpenCV and other tools apply the tag
+                tagged = opened.format in ("JPEG", "MPO", "PNG", "WEBP", "TIFF")
+                orientation = opened.getexif().get(0x0112, 1) if tagged else 1
+    except PillowImage.DecompressionBombError:
+        return Size(MAX_PIXELS, MAX_PIXELS), 1
+    except Exception:  # noqa: BLE001 - whatever a foreign file makes a decoder raise, it is no image
+        return None, 1
+    return size, orientation if orientation in range(1, 9) else 1
+
+
+def _jpeg_size(head: bytes, *, unless_turned: bool = False) -> Size | None:
+    """Return the size of a JPEG, or ``None`` for a longer header, or (if asked) a file that an Exif tag may turn."""
     place = 2
     while place + 9 < len(head) and head[place] == 0xFF:
         marker, length = head[place + 1], int.from_bytes(head[place + 2 : place + 4], "big")
-        if marker == 0xE1 and head[place + 4 : place + 8] == b"Exif" and _may_turn(head[place : place + length]):
+        exif = marker == 0xE1 and head[place + 4 : place + 8] == b"Exif"
+        if unless_turned and exif and _may_turn(head[place : place + length]):
             return None
         if marker in _FRAMES:
             return Size(

@@ -15,13 +15,19 @@ from yolox.data.image_ops import fit_ratio, fitted_size, resize
 from yolox.errors import DataError
 from yolox.structures import Image, Sample, Size
 
-__all__ = ["ImageCache", "ImageHealth", "ImageSource"]
+__all__ = ["ImageCache", "ImageHealth", "ImageSource", "too_many_bad"]
 
 _LOG = logging.getLogger(__name__)
 _UNSEEN, _GOOD, _BAD = 0, 1, 2
 TOO_MANY = 0.1
-"""Share of unreadable images at which a run ends."""
+"""Share of unreadable images at which a run ends; of a small set, three may be bad as long as half are good."""
+_FEW = 3
 _FIRST = 32  # images after which a folder of rubbish is recognised
+
+
+def too_many_bad(num_bad: int, num_images: int) -> bool:
+    """Return whether so many unreadable images end a run."""
+    return num_bad > max(TOO_MANY * num_images, min(_FEW, num_images / 2))
 
 
 class ImageCache(Protocol):
@@ -60,7 +66,8 @@ class ImageHealth:
         """Name the bad images that were not named yet.
 
         Raises:
-            DataError: When more than a tenth of all images is bad, or most of the first ones are.
+            DataError: When more than a tenth of all images is bad (of few images, three or half of them), or most of
+                the first ones are.
         """
         num_bad = self.num_bad
         if num_bad == self._num_named:
@@ -70,7 +77,7 @@ class ImageHealth:
         self._num_named = num_bad
         num_seen = int((self._states != _UNSEEN).sum())
         listed = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-        if num_bad > TOO_MANY * len(self._dataset) or (num_seen >= _FIRST and num_bad > num_seen / 2):
+        if too_many_bad(num_bad, len(self._dataset)) or (num_seen >= _FIRST and num_bad > num_seen / 2):
             raise DataError(
                 f"{num_bad} of the {num_seen} images read from '{self._dataset.source}' are missing, unreadable or "
                 f"truncated: {listed}. Up to {TOO_MANY:.0%} are skipped; replace these files or remove their labels."

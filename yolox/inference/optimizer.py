@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 from yolox.cpu.machine import read_machine
 from yolox.errors import UsageError
 from yolox.files import make_output_dir, write_text
-from yolox.inference.artifact import AcceleratedModel, copy_artifact, load_model, save_model
-from yolox.inference.calibration import ModelInputs, count_inputs, gather_inputs
-from yolox.inference.jobs import Payload
-from yolox.inference.latency import MeasurePlan
+from yolox.inference.artifacts.model import AcceleratedModel, copy_artifact, load_model, save_model
+from yolox.inference.convert.calibration import ModelInputs, count_inputs, gather_inputs
 from yolox.inference.methods import METHODS, MethodQuery, describe_method, get_method, select_methods
-from yolox.inference.metrics import Scorer
-from yolox.inference.results import MethodResult, OptimizationReport
-from yolox.inference.search import Listener, Search, SearchOptions
+from yolox.inference.search.jobs import Payload
+from yolox.inference.search.latency import MeasurePlan
+from yolox.inference.search.results import MethodResult, OptimizationReport
+from yolox.inference.search.run import Listener, Search, SearchOptions
+from yolox.inference.search.scorer import Scorer
 
 if TYPE_CHECKING:
     from torch import nn
@@ -240,14 +240,14 @@ class InferenceOptimizer:
     @staticmethod
     def trace(model: nn.Module, input_sample: Any, **options: Any) -> AcceleratedModel:
         """Convert ``model`` here and now without loss of precision; see ``convert.trace`` for the options."""
-        from yolox.inference.convert import trace
+        from yolox.inference.convert.trace import trace
 
         return trace(model, input_sample, **options)
 
     @staticmethod
     def quantize(model: nn.Module, precision: str = "int8", **options: Any) -> AcceleratedModel:
         """Convert ``model`` here and now to int8, bf16 or fp16; see ``convert.quantize`` for the options."""
-        from yolox.inference.convert import quantize
+        from yolox.inference.convert.trace import quantize
 
         return quantize(model, precision, **options)
 
@@ -269,7 +269,7 @@ class InferenceOptimizer:
     @staticmethod
     def get_context(model: Any, *models: Any) -> Any:
         """Return a context manager with inference mode and the models' threads; see ``convert.inference_context``."""
-        from yolox.inference.convert import inference_context
+        from yolox.inference.convert.trace import inference_context
 
         return inference_context(model, *models)
 

@@ -1,104 +1,104 @@
-"""Compiles a folder of C++ kernels once for a machine, keeps the library in the cache folder, and opens it."""
+"""Compiles the kernels for an instruction set: a wheel brings all libraries, a checkout makes the one that it needs."""
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import logging
 import os
 import platform
 import shutil
 import subprocess
-from functools import lru_cache
-from importlib.util import find_spec
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 from yolox.errors import MissingDependencyError, YoloxError
 from yolox.files import atomic_path, cache_root
+from yolox.kernels.variants import Variant
 
-__all__ = ["compiled_kernels"]
+__all__ = ["SHIPPED", "built_library", "compile_library", "compiler", "library_name"]
 
-_log = logging.getLogger(__name__)
-_HEADERS = Path(__file__).parent / "csrc"
-_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
+SHIPPED = Path(__file__).parent / "lib"
+"""Where a wheel has the libraries."""
+
+_SOURCES = Path(__file__).parent / "csrc"
+_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fno-gnu-unique")
+_WARNINGS = ("-Wno-psabi",)
+# No OpenMP library: csrc/openmp.cpp says why. Nothing else may be left open.
+_LINK = ("-shared", "-pthread", "-static-libgcc", "-static-libstdc++", "-Wl,-z,defs")
 _SECONDS = 300
 
+_log = logging.getLogger(__name__)
 
-@lru_cache
-def compiled_kernels(folder: Path, *options: str) -> ctypes.CDLL:
-    """Return the library of all ``*.cpp`` files of ``folder``, which may include ``vectors.h`` of this one.
 
-    The first call on a machine compiles for some seconds; several processes may do so at once.
+def built_library(variant: Variant) -> Path:
+    """Return the library of a variant: the wheel's, that of an earlier call, or one compiled now, in some seconds.
 
-    Args:
-        folder: Where the sources are.
-        options: More of the compiler's.
+    Several processes may do so at once. A compiler is asked for only where there is no library.
 
     Raises:
         MissingDependencyError: Where there is no C++ compiler.
         YoloxError: When the compiler fails, with what it printed.
     """
-    compiler = shutil.which(os.environ.get("CXX") or "g++")
-    if compiler is None:
+    name = library_name(variant)
+    for folder in (SHIPPED, cache_root()):
+        if (folder / name).exists():
+            return folder / name
+    library = cache_root() / name
+    compile_library(variant, library)
+    return library
+
+
+@cache
+def library_name(variant: Variant, options: Sequence[str] = ()) -> str:
+    """Return a file name that changes with everything of ours that decides what the compiler makes."""
+    files = sorted(path for path in _SOURCES.rglob("*") if path.suffix in {".cpp", ".h"})
+    parts = [platform.machine(), *_FLAGS, *_LINK, *variant.options, *options]
+    content = b"\0".join([*(part.encode() for part in parts), *(path.read_bytes() for path in files)])
+    return f"kernels-{variant.name}-{hashlib.sha256(content).hexdigest()[:16]}.so"
+
+
+def compiler() -> str | None:
+    """Return the path of the C++ compiler: ``$CXX`` or g++; None where there is none."""
+    return shutil.which(os.environ.get("CXX") or "g++")
+
+
+def compile_library(variant: Variant, library: Path, options: Sequence[str] = ()) -> None:
+    """Compile all sources into one library.
+
+    Args:
+        variant: For which processors.
+        library: The file to write, whole or not at all.
+        options: More of the compiler's, such as a sanitizer's.
+
+    Raises:
+        MissingDependencyError: Where there is no C++ compiler.
+        YoloxError: When the compiler fails, with what it printed.
+    """
+    program = compiler()
+    if program is None:
         raise MissingDependencyError("g++ (a C++ compiler)", "apt-get install g++")
-    openmp = _openmp()
+    sources = sorted(_SOURCES.rglob("*.cpp"), key=lambda path: -path.stat().st_size)  # the longest first
+    command = [program, *_FLAGS, *_WARNINGS, *variant.options, *options]
     try:
-        library = cache_root() / f"kernels-{_key(compiler, folder, (*options, openmp))}.so"
-        if not library.exists():
-            _compile([compiler, *_FLAGS, *options], folder, library, openmp)
-        if openmp:  # by name, not by path, does the library ask for it
-            ctypes.CDLL(openmp, ctypes.RTLD_GLOBAL)
-        return ctypes.CDLL(str(library))
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(library) as temporary:
+            objects = [temporary.with_name(f"{temporary.name}.{path.parent.name}.{path.stem}.o") for path in sources]
+            jobs = [
+                [*command, "-I", str(_SOURCES), "-c", str(source), "-o", str(target)]
+                for source, target in zip(sources, objects, strict=True)
+            ]
+            try:
+                with ThreadPoolExecutor(os.cpu_count()) as pool:
+                    list(pool.map(_run, jobs))
+                _run([program, *options, *_LINK, *map(str, objects), "-o", str(temporary)])
+            finally:
+                for target in objects:
+                    target.unlink(missing_ok=True)
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or error
-        raise YoloxError(f"the kernels of {folder.name} cannot be compiled or opened: {detail}") from error
-
-
-def _sources(folder: Path) -> list[Path]:
-    return [*sorted(folder.glob("*.cpp")), *sorted(folder.glob("*.h")), *sorted(_HEADERS.glob("*.h"))]
-
-
-def _key(compiler: str, folder: Path, others: tuple[str, ...]) -> str:
-    """Return a name for everything that decides what the compiler makes of the sources."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=_SECONDS).stdout
-    parts = [version, platform.machine().encode(), _instruction_set(), " ".join((*_FLAGS, *others)).encode()]
-    parts += [path.read_bytes() for path in _sources(folder)]
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
-
-
-def _instruction_set() -> bytes:
-    """Return the processor's flags: a cache folder may be shared by machines of several kinds."""
-    try:
-        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
-    except OSError:
-        return platform.processor().encode()
-    return next((line for line in lines if line.startswith((b"flags", b"Features"))), b"")
-
-
-def _openmp() -> str:
-    """Return PyTorch's own OpenMP library, so that there is one set of threads; empty where it uses the system's."""
-    spec = find_spec("torch")  # does not import it: artifacts run without
-    if spec is None or spec.origin is None:
-        return ""
-    package = Path(spec.origin).parent
-    found = sorted((package / "lib").glob("libgomp*.so*"))
-    found += sorted((package.parent / "torch.libs").glob("libgomp*.so*"))
-    return str(found[0]) if found else ""
-
-
-def _compile(compiler: list[str], folder: Path, library: Path, openmp: str) -> None:
-    library.parent.mkdir(parents=True, exist_ok=True)
-    native = "-march=native" if platform.machine() in {"x86_64", "AMD64"} else "-mcpu=native"
-    sources = [str(path) for path in _sources(folder) if path.suffix == ".cpp"]
-    with atomic_path(library) as temporary:
-        objects = [f"{temporary}.{Path(source).stem}.o" for source in sources]
-        try:
-            for source, target in zip(sources, objects, strict=True):
-                _run([*compiler, native, "-I", str(_HEADERS), "-fopenmp", "-c", source, "-o", target])
-            _run([*compiler, "-shared", *objects, openmp or "-fopenmp", "-o", str(temporary)])
-        finally:
-            for target in objects:
-                Path(target).unlink(missing_ok=True)
+        raise YoloxError(f"the kernels for {variant.name} cannot be compiled: {detail}") from error
     _log.info("kernels: compiled %s", library)
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -15,7 +14,6 @@ from pytorch_lightning.callbacks import Callback, Checkpoint
 from yolox.config import Experiment
 from yolox.evaluation.loop import EvaluationResult, Share, evaluate
 from yolox.evaluation.predictor import build_predict
-from yolox.files import atomic_path
 from yolox.recipe.module import YoloxModule
 from yolox.recipe.phases import final_phase_epoch
 
@@ -126,28 +124,22 @@ class CheckpointFiles(Checkpoint):
             self._write(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write ``latest``; copy it where this epoch was evaluated."""
-        self._write(trainer)
+        """Write ``latest``, and the same as ``best`` and for the history where this epoch was evaluated."""
         evaluation = next((item for item in trainer.callbacks if isinstance(item, Evaluation)), None)  # type: ignore[attr-defined]
         epoch = trainer.current_epoch + 1
-        if evaluation is None or not evaluation.due(epoch - 1) or not trainer.is_global_zero:
-            return
-        if evaluation.best_epoch == epoch:
-            self._copy(self.best)
-        if self.history:
-            self._copy(self.folder / f"epoch_{epoch}_ckpt.pth")
+        copies = []
+        if evaluation is not None and evaluation.due(epoch - 1):
+            copies += [self.best] if evaluation.best_epoch == epoch else []
+            copies += [self.folder / f"epoch_{epoch}_ckpt.pth"] if self.history else []
+        self._write(trainer, copies)
+        if self.history and trainer.is_global_zero:
             self._forget_oldest()
 
-    def _write(self, trainer: pl.Trainer) -> None:
-        trainer.save_checkpoint(self.latest, weights_only=False)
+    def _write(self, trainer: pl.Trainer, copies: Sequence[Path] = ()) -> None:
+        # the copies come first: a ``latest`` that knows of a best AP never stands beside an older ``best``
+        options = {"copies": list(copies)} if copies else None
+        trainer.save_checkpoint(self.latest, weights_only=False, storage_options=options)
         self._written_at = time.monotonic()
-
-    def _copy(self, target: Path) -> None:
-        with atomic_path(target) as temporary:
-            try:
-                os.link(self.latest, temporary)  # the next ``latest`` is a new file, so both may share their bytes
-            except OSError:
-                shutil.copyfile(self.latest, temporary)
 
     def _forget_oldest(self) -> None:
         files = sorted(self.folder.glob("epoch_*_ckpt.pth"), key=lambda file: int(file.stem.split("_")[1]))

@@ -98,7 +98,8 @@ class YoloxModule(pl.LightningModule):
         """Build the optimizer and a schedule that moves at every step."""
         recipe = self.experiment.recipe
         rate = highest_learning_rate(recipe, self.batch_size)
-        optimizer = build_optimizer(self.detector, rate, recipe.momentum, recipe.weight_decay)
+        fused = self.trainer.precision != "16-mixed"
+        optimizer = build_optimizer(self.detector, rate, recipe.momentum, recipe.weight_decay, fused=fused)
         factor = build_schedule(recipe, self.batch_size, self.steps_per_epoch)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

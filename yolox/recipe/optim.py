@@ -29,7 +29,18 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
 
 
-def build_optimizer(model: nn.Module, learning_rate: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
-    """Return SGD over ``model``; the fused kernel updates all parameters in one pass over memory."""
+def build_optimizer(
+    model: nn.Module, learning_rate: float, momentum: float, weight_decay: float, *, fused: bool = True
+) -> torch.optim.SGD:
+    """Return SGD over ``model``.
+
+    Args:
+        model: Its trainable parameters are optimised.
+        learning_rate: The highest rate of the schedule.
+        momentum: Nesterov momentum; without momentum the steps are plain.
+        weight_decay: Of convolution weights.
+        fused: Update all parameters in one pass over memory. A gradient scaler (precision 16) cannot unscale gradients
+            before the step of a fused optimizer, so they could be neither clipped nor checked.
+    """
     groups = parameter_groups(model, weight_decay)
-    return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=True, fused=True)
+    return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=momentum > 0, fused=fused)

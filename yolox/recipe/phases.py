@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from yolox.config import STRIDE, RecipeConfig
 from yolox.structures import Size, Targets
 
-__all__ = ["final_phase_epoch", "resize_batch", "size_of_step"]
+__all__ = ["final_phase_epoch", "resize_batch", "size_of_step", "trained_sizes"]
 
 STEPS_PER_SIZE = 10
 
@@ -39,7 +39,18 @@ def size_of_step(step: int, seed: int, input_size: Size, size_range: tuple[int, 
     if block == 0:
         return input_size
     units = int(np.random.default_rng([seed, block]).integers(size_range[0], size_range[1] + 1))
-    return Size(STRIDE * units, STRIDE * int(units * input_size.width / input_size.height))
+    return _size_of_height(units, input_size)
+
+
+def trained_sizes(input_size: Size, size_range: tuple[int, int]) -> tuple[Size, Size]:
+    """Return the smallest and the largest size that `size_of_step` gives."""
+    sizes = sorted({input_size, *(_size_of_height(units, input_size) for units in size_range)})
+    return sizes[0], sizes[-1]
+
+
+def _size_of_height(units: int, input_size: Size) -> Size:
+    """Return the size with a height of ``units`` and the shape of ``input_size``; no edge is less than one unit."""
+    return Size(STRIDE * units, STRIDE * max(1, int(units * input_size.width / input_size.height)))
 
 
 def resize_batch(images: Tensor, targets: Targets, size: Size) -> tuple[Tensor, Targets]:

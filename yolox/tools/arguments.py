@@ -7,13 +7,15 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from contextvars import copy_context
+from typing import TextIO
 
-from yolox.config import Experiment, apply_overrides
-from yolox.errors import UsageError, YoloxError, did_you_mean
+from yolox.config import DATA_PATHS, DataConfig, Experiment, apply_fields, parse_overrides
+from yolox.errors import YoloxError, printable
 from yolox.experiments import experiment_from_file, get_experiment
+from yolox.tools.parser import ToolParser
 
 __all__ = [
     "ToolParser",
@@ -22,6 +24,7 @@ __all__ = [
     "add_overrides",
     "apply_arguments",
     "asked_experiment",
+    "keep_stdout_for_json",
     "positive_int",
     "prepare_cpu",
     "probability",
@@ -29,72 +32,6 @@ __all__ = [
 ]
 
 INTERRUPTED = 130  # the exit code of a program stopped by Ctrl-C
-
-_OFFICIAL_ONLY = {
-    "-d": "This package runs on CPUs; leave it out.",
-    "--devices": "This package runs on CPUs; leave it out.",
-    "--device": "This package runs on CPUs; leave it out.",
-    "--fp16": "Use '--precision bf16'.",
-    "--trt": "TensorRT needs a GPU; see 'python -m yolox.tools.inference_demo --help' for fast CPU methods.",
-    "--legacy": "Weights of release 0.1.0 are not supported; use those of release 0.1.1 or later.",
-    "--occupy": "There is no GPU memory to reserve; leave it out.",
-    "-o": "There is no GPU memory to reserve; leave it out.",
-    "--fuse": "Convolutions and normalisations are always fused where that is safe; leave it out.",
-}
-"""Options of the official tools that have no place here, and what to do instead."""
-
-
-class ToolParser(argparse.ArgumentParser):
-    """An argument parser that raises `UsageError`, names the nearest option, and takes ``-`` and ``_`` as one.
-
-    Args:
-        tool: The module's name, as in ``python -m yolox.tools.<tool>``.
-        description: One sentence.
-    """
-
-    def __init__(self, tool: str, description: str) -> None:
-        super().__init__(prog=f"python -m yolox.tools.{tool}", description=description, allow_abbrev=False)
-        self.known_options: list[str] = ["--help", "-h"]
-
-    def add_argument(self, *names: str, **settings: Any) -> argparse.Action:  # type: ignore[override]
-        """Add an argument and remember its spellings."""
-        action = super().add_argument(*names, **settings)
-        if not hasattr(self, "known_options"):  # argparse adds --help from its constructor
-            return action
-        self.known_options.extend(action.option_strings)
-        return action
-
-    def error(self, message: str) -> NoReturn:
-        """Refuse the command line.
-
-        Raises:
-            UsageError: Always.
-        """
-        raise UsageError(f"{message}. See '{self.prog} --help'.")
-
-    def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
-        """Return the arguments; options and overrides may come in any order.
-
-        Raises:
-            UsageError: For an unknown option or a value that does not convert.
-        """
-        words = [self._canonical(word) for word in (sys.argv[1:] if argv is None else argv)]
-        namespace, unknown = self.parse_known_intermixed_args(words)
-        if unknown:
-            option = unknown[0].partition("=")[0]
-            advice = f" {_OFFICIAL_ONLY[option]}" if option in _OFFICIAL_ONLY else self._nearest(option)
-            raise UsageError(f"unknown option '{option}'.{advice} See '{self.prog} --help'.")
-        return namespace
-
-    def _canonical(self, word: str) -> str:
-        if not word.startswith("--"):
-            return word
-        name, equals, value = word.partition("=")
-        same = (known for known in self.known_options if known.replace("-", "_") == name.replace("-", "_"))
-        return next(same, name) + equals + value
-
-    def _nearest(self, option: str) -> str:
-        return did_you_mean(option, [known for known in self.known_options if len(known) > 2] or self.known_options)
 
 
 def positive_int(text: str) -> int:
@@ -122,11 +59,17 @@ def add_model_arguments(parser: ToolParser, checkpoint_help: str) -> None:
 
 
 def add_data_arguments(parser: ToolParser, batch_size: int) -> None:
-    """Add ``-b --data_dir --num_workers``."""
+    """Add ``-b --data_dir --val_fraction --num_workers``."""
     parser.add_argument(
         "-b", "--batch-size", type=positive_int, default=batch_size, help="images of a step in all (%(default)s)"
     )
     parser.add_argument("--data_dir", metavar="DIR", help="data set; default $YOLOX_DATADIR, datasets/COCO, samples")
+    parser.add_argument(
+        "--val_fraction",
+        type=probability,
+        metavar="SHARE",
+        help="share of the images to evaluate on where the data set has no val split (for instance 0.2)",
+    )
     parser.add_argument("--num_workers", type=int, metavar="N", help="loader processes; default: fits the cores")
 
 
@@ -145,19 +88,30 @@ def asked_experiment(args: argparse.Namespace) -> Experiment | None:
 
 
 def apply_arguments(experiment: Experiment, args: argparse.Namespace) -> Experiment:
-    """Return ``experiment`` with ``-expn``, ``--data_dir``, ``--num_workers`` and the overrides applied.
+    """Return ``experiment`` with ``-expn``, the options of the data and the overrides applied.
+
+    With another data set than the experiment's own, the paths that it names within its own are left out; an experiment
+    file without a data set names paths within the one that is given with it.
 
     Raises:
-        UsageError: For an override that is unknown or does not convert.
+        UsageError: For an override that is unknown, does not convert or is out of range.
     """
-    experiment = apply_overrides(experiment, getattr(args, "opts", ()))
-    if args.experiment_name is not None:
-        experiment = replace(experiment, exp_name=args.experiment_name)
-    if getattr(args, "data_dir", None) is not None:
-        experiment = replace(experiment, data=replace(experiment.data, data_dir=args.data_dir))
-    if getattr(args, "num_workers", None) is not None:
-        experiment = replace(experiment, data=replace(experiment.data, data_num_workers=args.num_workers))
-    return experiment
+    given = {
+        "exp_name": args.experiment_name,
+        "data_dir": getattr(args, "data_dir", None),
+        "val_fraction": getattr(args, "val_fraction", None),
+        "data_num_workers": getattr(args, "num_workers", None),
+    }
+    overrides = parse_overrides(getattr(args, "opts", ()))
+    values = {**overrides, **{key: value for key, value in given.items() if value is not None}}
+    asked = apply_fields(experiment, values)
+    stored = [name for name in DATA_PATHS if getattr(experiment.data, name)]
+    own, other = experiment.data.data_dir, asked.data.data_dir
+    same = other is None or (own is not None and os.path.abspath(own) == os.path.abspath(other))
+    if not stored or same or (own is None and args.exp_file is not None):
+        return asked
+    print(f"note: '{other}' is not the data set of the experiment; its {', '.join(stored)} do not apply")
+    return apply_fields(experiment, {**{name: getattr(DataConfig(), name) for name in stored}, **values})
 
 
 def prepare_cpu(with_torch: bool = True) -> str:
@@ -183,6 +137,17 @@ def prepare_cpu(with_torch: bool = True) -> str:
     return f"machine: {machine}{threads}; {setting}"
 
 
+@contextmanager
+def keep_stdout_for_json(wanted: bool) -> Iterator[TextIO]:
+    """Give the stream for JSON: stdout, while everything that is printed for people goes to stderr if ``wanted``."""
+    machines = sys.stdout
+    if not wanted:
+        yield machines
+        return
+    with redirect_stdout(sys.stderr):
+        yield machines
+
+
 def run_tool(body: Callable[[], int | None]) -> int:
     """Run a tool's body and return the exit code of the process.
 
@@ -191,7 +156,7 @@ def run_tool(body: Callable[[], int | None]) -> int:
     """
     _show_log()
     try:
-        return body() or 0
+        return copy_context().run(body) or 0  # the inputs that a run announces are its own
     except YoloxError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -217,7 +182,7 @@ class _PlainFormatter(logging.Formatter):
     """News as it is; anything worse says so first."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        text = printable(super().format(record))
         return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {text}"
 
 

@@ -29,15 +29,16 @@ if TYPE_CHECKING:
     from yolox.checkpoint import LoadedModel
     from yolox.data.loader import ValLoader
 
-__all__ = ["main"]
+__all__ = ["build_parser", "main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool and return its exit code."""
-    return run_tool(lambda: _run(_parser().parse(argv)))
+    return run_tool(lambda: _run(build_parser().parse(argv)))
 
 
-def _parser() -> ToolParser:
+def build_parser() -> ToolParser:
+    """Return the parser of the command line."""
     parser = ToolParser("eval", "Evaluate a checkpoint: COCO AP, AP and AR of each class, milliseconds per image.")
     add_model_arguments(parser, "checkpoint; alone it is enough. Default: best_ckpt.pth of -n, -f or -expn")
     add_data_arguments(parser, batch_size=16)
@@ -52,23 +53,30 @@ def _parser() -> ToolParser:
 
 def _run(args: argparse.Namespace) -> None:
     from yolox.checkpoint import load_model
+    from yolox.data.report import report_dataset
     from yolox.evaluation.loop import evaluate
     from yolox.evaluation.predictor import build_predict
     from yolox.evaluation.summary import summary
-    from yolox.files import write_text
+    from yolox.files import mark_inputs, refuse_inputs, write_text
     from yolox.models.detector import summarize
 
     asked = asked_experiment(args)
     print(prepare_cpu())
-    loaded = load_model(_checkpoint_path(args, asked), asked)
+    checkpoint = _checkpoint_path(args, asked)
+    mark_inputs(checkpoint, args.exp_file)
+    loaded = load_model(checkpoint, asked)
     experiment = _experiment(loaded.experiment, args)
     settings = experiment.eval
     loader = _loader(experiment, loaded, args.batch_size)
+    refuse_inputs(args.json)
     print(f"model: {loaded.source}; {summarize(experiment.model, settings.test_size)}")
     print(
         f"data: {loader.dataset.source}, {len(loader.dataset)} images; confidence {settings.test_conf:g}, "
         f"NMS {settings.nmsthre:g}, precision {args.precision}, batch {args.batch_size}"
     )
+    report = report_dataset(None, loader.dataset)
+    print(report.summary())
+    report.check()
     try:
         result = evaluate(
             build_predict(loaded.detector, args.precision),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from yolox.models.detector import Detector
 
-__all__ = ["main"]
+__all__ = ["build_parser", "main"]
 
 _SUFFIXES = {".onnx": "onnx", ".pt": "torchscript", ".pth": "torchscript", ".ts": "torchscript"}
 _NEW_EXPORTER_FROM = 18
@@ -36,10 +36,11 @@ _NEW_EXPORTER_FROM = 18
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool and return its exit code."""
-    return run_tool(lambda: _run(_parser().parse(argv)))
+    return run_tool(lambda: _run(build_parser().parse(argv)))
 
 
-def _parser() -> ToolParser:
+def build_parser() -> ToolParser:
+    """Return the parser of the command line."""
     parser = ToolParser(
         "export",
         "Write a checkpoint as an ONNX or TorchScript file for images [B, 3, H, W], BGR 0...255, letterboxed with 114. "
@@ -67,7 +68,7 @@ def _run(args: argparse.Namespace) -> None:
 
     from yolox.checkpoint import load_model
     from yolox.evaluation.predictor import fold_normalisation
-    from yolox.files import atomic_path, make_output_dir
+    from yolox.files import atomic_path, make_output_dir, mark_inputs, refuse_inputs
 
     target = Path(args.output_name)
     kind = _SUFFIXES.get(target.suffix)
@@ -77,6 +78,8 @@ def _run(args: argparse.Namespace) -> None:
         raise UsageError("--two_outputs is decoded already; expected it or --decode_in_inference. Leave one out.")
     if args.ckpt is None:
         raise UsageError("no checkpoint given; expected -c FILE.")
+    mark_inputs(args.ckpt, args.exp_file)
+    refuse_inputs(target)
     loaded = load_model(args.ckpt, asked_experiment(args))
     experiment = apply_arguments(loaded.experiment, args)
     if args.tsize is not None:

@@ -28,10 +28,10 @@ from yolox.tools.arguments import (
 if TYPE_CHECKING:
     from yolox.checkpoint import LoadedModel
     from yolox.inference.optimizer import InferenceOptimizer
-    from yolox.inference.results import MethodResult, OptimizationReport
+    from yolox.inference.search.results import MethodResult, OptimizationReport
     from yolox.tools.inference_images import EvalImages
 
-__all__ = ["NOTHING_BETTER", "main"]
+__all__ = ["NOTHING_BETTER", "build_parser", "main"]
 
 NOTHING_BETTER = 6
 """Exit code when no method is faster than the original within ``--max_drop``; the original is kept then."""
@@ -40,10 +40,11 @@ METRICS = ("AP", "AP50")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool and return its exit code."""
-    return run_tool(lambda: _run(_parser().parse(argv)))
+    return run_tool(lambda: _run(build_parser().parse(argv)))
 
 
-def _parser() -> ToolParser:
+def build_parser() -> ToolParser:
+    """Return the parser of the command line."""
     parser = ToolParser("inference_demo", "Measure latency, memory and AP of every way to run a checkpoint here.")
     add_model_arguments(parser, "checkpoint; alone it is enough. Default: best_ckpt.pth of -n, -f or -expn")
     add_data_arguments(parser, batch_size=64)
@@ -73,7 +74,7 @@ def _parser() -> ToolParser:
 
 def _run(args: argparse.Namespace) -> int:
     from yolox.checkpoint import load_model
-    from yolox.files import make_output_dir
+    from yolox.files import make_output_dir, mark_inputs, refuse_inputs
     from yolox.inference.methods import MethodQuery, select_methods
 
     query = _query(args)
@@ -90,7 +91,10 @@ def _run(args: argparse.Namespace) -> int:
     _check_files(args)
     asked = asked_experiment(args)
     print(prepare_cpu())
-    loaded = load_model(_checkpoint_path(args, asked), asked)
+    checkpoint = _checkpoint_path(args, asked)
+    mark_inputs(checkpoint, args.exp_file, args.calib)
+    refuse_inputs(args.json, args.csv, args.markdown, args.plot)
+    loaded = load_model(checkpoint, asked)
     experiment = _experiment(loaded.experiment, args)
     output = make_output_dir(Path(experiment.output_dir) / experiment.exp_name / f"inference_b{args.batch_size}")
     print(f"model: {loaded.source}")
@@ -144,7 +148,7 @@ def _measure(args: argparse.Namespace, loaded: LoadedModel, experiment: Experime
 
 def _show(args: argparse.Namespace, optimizer: InferenceOptimizer, images: EvalImages) -> int:
     """Print and write the table, name and save the best row, and return the exit code."""
-    from yolox.inference.artifact import copy_artifact
+    from yolox.inference.artifacts.model import copy_artifact
 
     report = optimizer.report
     if report.original is None or not report.original.successful:

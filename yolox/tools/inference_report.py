@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from yolox.inference.results import MethodResult, OptimizationReport
-from yolox.inference.search import Listener
+from yolox.inference.search.results import MethodResult, OptimizationReport
+from yolox.inference.search.run import Listener
 
 __all__ = ["LiveProgress", "draw_plot", "machine_facts"]
 

@@ -29,17 +29,18 @@ if TYPE_CHECKING:
     from yolox.data.datamodule import YoloxDataModule
     from yolox.recipe.module import YoloxModule
 
-__all__ = ["main"]
+__all__ = ["build_parser", "main"]
 
 MIN_NORMALISED = 8  # images a process: 4 end 0.05 AP lower than one process (README), 8 within 0.03
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool and return its exit code."""
-    return run_tool(lambda: _run(_parser().parse(argv), sys.argv[1:] if argv is None else argv))
+    return run_tool(lambda: _run(build_parser().parse(argv), sys.argv[1:] if argv is None else argv))
 
 
-def _parser() -> ToolParser:
+def build_parser() -> ToolParser:
+    """Return the parser of the command line."""
     parser = ToolParser("train", "Train YOLOX on ordinary CPUs.")
     add_model_arguments(parser, "weights to start from, by name and shape; with --resume the checkpoint to go on from")
     add_data_arguments(parser, batch_size=64)
@@ -106,9 +107,9 @@ def _find_ipex(args: argparse.Namespace, argv: Sequence[str]) -> int | None:
 def _train(args: argparse.Namespace) -> None:
     shorten_waits()  # before PyTorch is imported
     from yolox.data.datamodule import build_data_module
-    from yolox.files import make_output_dir
     from yolox.recipe.module import YoloxModule
     from yolox.recipe.phases import final_phase_epoch
+    from yolox.recipe.run_folder import open_run_folder
 
     experiment, explicit_classes = _experiment(args)
     print(prepare_cpu())
@@ -122,24 +123,47 @@ def _train(args: argparse.Namespace) -> None:
         final_phase_from_epoch=final_phase_epoch(experiment.recipe),
     )
     print(data.reason)
+    report = data.report()
+    print(report.summary())
+    report.check()
     experiment = _fit_classes(experiment, data, explicit_classes)
-    make_output_dir(folder)
-    if not args.resume:
-        _set_aside(folder)
     start_epoch = None if args.start_epoch is None else args.start_epoch - 1
     module = YoloxModule(experiment, data.class_names, args.batch_size, data.batches_per_epoch, start_epoch)
     if args.ckpt is not None and not args.resume:
         _load_start(module, args.ckpt)
-    _describe(module, data, args)
     trainer = build_trainer(experiment, folder, args)
+    data.check(trainer.world_size)
+    _describe(module, data, args)
+    with open_run_folder(folder, keep=args.resume and _is_latest(resume_from, folder)) as earlier:
+        _fit(trainer, module, data, _moved(resume_from, folder, earlier))
+    _finish(folder, trainer)
+
+
+def _is_latest(file: Path | None, folder: Path) -> bool:
+    """Return whether to resume from ``file`` is to go on with the run in ``folder``, and not a new run beside it."""
+    from yolox.recipe.callbacks import LATEST
+
+    return file is None or file.resolve() == (folder / LATEST).resolve()
+
+
+def _moved(file: Path | None, folder: Path, earlier: Path | None) -> Path | None:
+    """Return where ``file`` lies after the run in ``folder`` was moved to ``earlier``."""
+    if file is None or earlier is None or not file.resolve().is_relative_to(folder.resolve()):
+        return file
+    return earlier / file.resolve().relative_to(folder.resolve())
+
+
+def _fit(trainer: Any, module: YoloxModule, data: YoloxDataModule, resume_from: Path | None) -> None:
+    from yolox.recipe.callbacks import LATEST
+
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume_from)
     except SystemExit as stop:
-        print(f"the last checkpoint is in {folder}; go on with --resume")
+        if Path(trainer.default_root_dir, LATEST).exists():
+            print(f"the last checkpoint is in {trainer.default_root_dir}; go on with --resume")
         if stop.code == 1 and trainer.interrupted:  # so Lightning leaves after a second Ctrl-C
             raise KeyboardInterrupt from stop
         raise
-    _finish(folder, trainer)
 
 
 def _experiment(args: argparse.Namespace) -> tuple[Experiment, bool]:
@@ -193,21 +217,6 @@ def _resume_file(args: argparse.Namespace, folder: Path) -> Path | None:
     return None
 
 
-def _set_aside(folder: Path) -> None:
-    """Move the files of an earlier run away, so that nothing is lost and the name stays with the newest run."""
-    from yolox.recipe.callbacks import LATEST
-
-    if not (folder / LATEST).exists():
-        return
-    number = 1
-    while folder.with_name(f"{folder.name}.old{number}").exists():
-        number += 1
-    aside = folder.with_name(f"{folder.name}.old{number}")
-    folder.rename(aside)
-    folder.mkdir()
-    print(f"an earlier run was in '{folder}'; it is now in '{aside}' (--resume would have gone on with it)")
-
-
 def _load_start(module: YoloxModule, path: str) -> None:
     from yolox.checkpoint import load_weights_, read_checkpoint, weights_of
 
@@ -228,6 +237,7 @@ def _describe(module: YoloxModule, data: YoloxDataModule, args: argparse.Namespa
         f"run: {len(data.train_set)} images, {data.num_classes} classes, batch {args.batch_size}, "
         f"{data.batches_per_epoch} steps an epoch, {recipe.max_epoch} epochs, precision {args.precision}"
     )
+    print(f"input sizes (height x width): {_sizes(experiment)}")
     final = final_phase_epoch(recipe)
     if recipe.warmup_epochs >= final:
         print(
@@ -242,14 +252,24 @@ def _describe(module: YoloxModule, data: YoloxDataModule, args: argparse.Namespa
         )
 
 
+def _sizes(experiment: Experiment) -> str:
+    from yolox.recipe.phases import trained_sizes
+
+    data, test = experiment.data, experiment.eval.test_size
+    low, high = trained_sizes(data.input_size, data.size_range)
+    trained = f"{low.height} x {low.width}" + ("" if low == high else f" to {high.height} x {high.width}")
+    return f"trained at {trained}, evaluated at {test.height} x {test.width}"
+
+
 def _finish(folder: Path, trainer: Any) -> None:
-    from yolox.recipe.callbacks import BEST, Evaluation
+    from yolox.recipe.callbacks import BEST, LATEST, Evaluation
 
     evaluation = next(item for item in trainer.callbacks if isinstance(item, Evaluation))
     if evaluation.best_epoch:
         best = next(row for row in evaluation.history if row["epoch"] == evaluation.best_epoch)
         print(f"best: epoch {evaluation.best_epoch}, AP {best['val/AP']:.4f}, AP50 {best['val/AP50']:.4f}")
-    print(f"written to {folder}: {BEST}, results.csv, curves.png, run.json")
+    names = (BEST, LATEST, "results.csv", "curves.png", "run.json")
+    print(f"written to {folder}: {', '.join(name for name in names if (folder / name).exists())}")
 
 
 if __name__ == "__main__":

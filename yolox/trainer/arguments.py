@@ -24,7 +24,7 @@ __all__ = [
     "count_processes",
     "refuse",
     "silence_advertisements",
-    "unknown_operations",
+    "unknown_operators",
     "warmup_epochs",
 ]
 
@@ -153,9 +153,9 @@ def as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def unknown_operations(options: PrecisionOptions) -> list[str]:
+def unknown_operators(options: PrecisionOptions) -> list[str]:
     """Return what to tell of operator lists that name what PyTorch does not have."""
-    unknown = options.operations.unknown
+    unknown = options.operators.unknown
     return [f"PyTorch has no operator {', '.join(unknown)}: these lines of the lists change nothing"] if unknown else []
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,14 @@ from yolox.errors import ModelFileError
 from yolox.files import atomic_path
 
 __all__ = ["AtomicCheckpointIO"]
+
+
+def _place_copy(file: Path, target: Path) -> None:
+    with atomic_path(target) as temporary:
+        try:
+            os.link(file, temporary)
+        except OSError:
+            shutil.copyfile(file, temporary)
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -32,15 +42,26 @@ class AtomicCheckpointIO(CheckpointIO):
     ) -> None:
         """Write a checkpoint.
 
+        Copies are in place before the checkpoint itself is, so whoever reads in it that a copy exists finds the copy,
+        and a run that is killed in between writes the same copies again when it goes on.
+
+        Args:
+            checkpoint: What to write.
+            path: The file.
+            storage_options: None, or ``{"copies": [paths]}``: further files with the same content, in the same folder.
+
         Raises:
-            TypeError: When storage options are given; there is only the local disk.
+            TypeError: When other storage options are given; there is only the local disk.
         """
-        if storage_options is not None:
-            raise TypeError(f"storage_options {storage_options!r} are for remote storage; expected None.")
+        options = {} if storage_options is None else storage_options
+        if not isinstance(options, dict) or options.keys() - {"copies"}:
+            raise TypeError(f"storage_options {options!r} are for remote storage; expected None or 'copies'.")
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(target) as temporary:
             torch.save(checkpoint, temporary)
+            for copy in options.get("copies", ()):
+                _place_copy(temporary, copy)
         self.last_written = target.resolve()
         if self.journal is not None:
             with self.journal.open("a", encoding="utf-8") as lines:

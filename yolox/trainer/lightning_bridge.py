@@ -28,9 +28,9 @@ from yolox.trainer.arguments import silence_advertisements
 from yolox.trainer.launchers.base import Launcher, Slot, Worker
 from yolox.trainer.launchers.supervise import describe_stop
 from yolox.trainer.log_settings import LogSettings, WarningFilters
-from yolox.trainer.return_mail import Mailbag
-from yolox.trainer.run_callbacks import Heartbeat
-from yolox.trainer.sharing import share_loader
+from yolox.trainer.run_callbacks import HeartbeatCallback
+from yolox.trainer.sharded_batch_sampler import shard_loader
+from yolox.trainer.state_transfer import StateTransfer
 from yolox.trainer.sync_batchnorm import SyncBatchNormLayers
 
 __all__ = ["LauncherStrategy", "StopSignals", "install_stop_signals", "stop_requested", "synchronise_batchnorm"]
@@ -110,7 +110,7 @@ class LauncherStrategy(DDPStrategy):
             cluster_environment=self.environment, process_group_backend=process_group, timeout=_TIMEOUT, **ddp_arguments
         )
         self.process_launcher = launcher
-        self.share_seed = 0
+        self.shard_seed = 0
 
     @property
     def root_device(self) -> torch.device:
@@ -155,7 +155,7 @@ class LauncherStrategy(DDPStrategy):
         module = self.lightning_module
         if module is not None and module.trainer.state.fn == TrainerFn.PREDICTING:
             return dataloader
-        return share_loader(dataloader, self.global_rank, self.world_size, self.share_seed)
+        return shard_loader(dataloader, self.global_rank, self.world_size, self.shard_seed)
 
     def teardown(self) -> None:
         """Undo `setup`; where nothing was set up, in the caller's process, there is nothing to undo."""
@@ -178,10 +178,10 @@ class _Bridge(_Launcher):
             raise TypeError("only the methods of a trainer can be launched; got no trainer")
         for logger in trainer.loggers:
             _ = logger.version  # chosen here, so that this process and the workers write to the same place
-        self.strategy.share_seed = int(torch.randint(2**31, ()).item())
+        self.strategy.shard_seed = int(torch.randint(2**31, ()).item())
         task = _Task(trainer, function, args, kwargs, _collect_rng_states(include_cuda=False))
-        mail = self.strategy.process_launcher.run(task, self.strategy.slots)[0]
-        return _put_back(trainer, mail)
+        transfer = self.strategy.process_launcher.run(task, self.strategy.slots)[0]
+        return _put_back(trainer, transfer)
 
     def kill(self, signum: Any) -> None:
         """Do nothing: the supervisor of the processes does."""
@@ -201,7 +201,7 @@ class _Task:
         self.logs = [LogSettings.of(name) for name in ("", "yolox", "pytorch_lightning")]
         self.warnings = WarningFilters()
 
-    def __call__(self, worker: Worker) -> Mailbag | None:
+    def __call__(self, worker: Worker) -> StateTransfer | None:
         trainer = self.trainer
         strategy = trainer.strategy
         assert isinstance(strategy, LauncherStrategy)
@@ -213,20 +213,20 @@ class _Task:
         strategy.set_world_ranks()
         _set_rng_states(self.random_states)
         originals = list(trainer.callbacks)  # type: ignore[attr-defined]
-        trainer.callbacks.append(Heartbeat(worker.beat))  # type: ignore[attr-defined]
+        trainer.callbacks.append(HeartbeatCallback(worker.beat))  # type: ignore[attr-defined]
         try:
             results = self.function(*self.args, **self.kwargs)
             worker.beat("other")
-            mail = _collect(trainer, originals, results)
+            transfer = _collect(trainer, originals, results)
         finally:
-            trainer.callbacks[:] = [c for c in trainer.callbacks if not isinstance(c, Heartbeat)]  # type: ignore[attr-defined]
+            trainer.callbacks[:] = [c for c in trainer.callbacks if not isinstance(c, HeartbeatCallback)]  # type: ignore[attr-defined]
         if dist.is_initialized():
             dist.barrier()
             dist.destroy_process_group()
-        return mail if worker.slot.rank == 0 else None
+        return transfer if worker.slot.rank == 0 else None
 
 
-def _collect(trainer: pl.Trainer, callbacks: list[Any], results: Any) -> Mailbag:
+def _collect(trainer: pl.Trainer, callbacks: list[Any], results: Any) -> StateTransfer:
     """Return what rank 0 sends home; every rank takes part, since a metric may have to be gathered."""
     checkpoint: dict[str, Any] = {}
     if trainer.state.fn == TrainerFn.FITTING:
@@ -234,7 +234,7 @@ def _collect(trainer: pl.Trainer, callbacks: list[Any], results: Any) -> Mailbag
         for name in ("optimizer_states", "lr_schedulers"):  # the objects themselves are sent
             checkpoint.pop(name, None)
     connector = trainer._logger_connector
-    return Mailbag.pack(
+    return StateTransfer.pack(
         trainer,
         callbacks,
         checkpoint=checkpoint,
@@ -251,9 +251,9 @@ def _collect(trainer: pl.Trainer, callbacks: list[Any], results: Any) -> Mailbag
     )
 
 
-def _put_back(trainer: pl.Trainer, mail: Mailbag) -> Any:
+def _put_back(trainer: pl.Trainer, transfer: StateTransfer) -> Any:
     """Give the caller's objects the state of rank 0; return what the method returned there."""
-    content = mail.unpack(trainer, list(trainer.callbacks))  # type: ignore[attr-defined]
+    content = transfer.unpack(trainer, list(trainer.callbacks))  # type: ignore[attr-defined]
     checkpoint = content["checkpoint"]
     trainer.state = content["status"]
     trainer.should_stop = content["should_stop"]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from yolox.cpu.cgroups import format_cpu_list
+from yolox.cpu.cores import CoreShare, chosen_shares, share_cores
 from yolox.cpu.machine import Machine
 from yolox.errors import MissingDependencyError, UsageError, did_you_mean
 from yolox.tables import text_table
-from yolox.trainer.cores import share_cores
 from yolox.trainer.launchers.base import Slot
 from yolox.trainer.precision_names import PrecisionName, canonical_precision
 
@@ -97,7 +98,7 @@ class ExecutionPlan:
     @property
     def summary(self) -> str:
         """How many processes, and where each computes unless its machine decides that."""
-        rows = [(str(slot.rank), str(slot.threads), cpu_ranges(slot.cpus) or "not bound") for slot in self.slots]
+        rows = [(str(slot.rank), str(slot.threads), format_cpu_list(slot.cpus) or "not bound") for slot in self.slots]
         how = "in this process" if self.launcher == "none" else f"{self.world} processes started by {self.launcher}"
         ipex = " with IPEX" if self.ipex else ""
         line = f"plan: {how}, precision {self.precision}{ipex}" + (f", {self.process_group}" if self.world > 1 else "")
@@ -129,9 +130,9 @@ def make_plan(request: Request, machine: Machine) -> ExecutionPlan:
     notes: list[str] = []
     in_process = world == 1 and not request.supervised and request.cpu_for_each_process is None
     if request.cpu_for_each_process is not None:
-        slots = _given_slots(request.cpu_for_each_process, machine, notes)
+        slots = _slots(chosen_shares(request.cpu_for_each_process, machine, notes))
     elif in_process or request.distributed_backend in _LOCAL:
-        slots = share_cores(world, machine, notes)
+        slots = _slots(share_cores(world, machine, notes))
     else:
         slots = tuple(Slot(rank, world, (), request.omp_num_threads or 0) for rank in range(world))
     slots = _respect_omp(slots, request.omp_num_threads, notes)
@@ -151,15 +152,8 @@ def make_plan(request: Request, machine: Machine) -> ExecutionPlan:
     )
 
 
-def cpu_ranges(numbers: Sequence[int]) -> str:
-    """Return numbers as a list such as ``0-3,8``."""
-    parts: list[list[int]] = []
-    for number in sorted(numbers):
-        if parts and parts[-1][-1] == number - 1:
-            parts[-1][1:] = [number]
-        else:
-            parts.append([number])
-    return ",".join("-".join(str(end) for end in part) for part in parts)
+def _slots(shares: Sequence[CoreShare]) -> tuple[Slot, ...]:
+    return tuple(Slot(rank, len(shares), share.cpus, share.threads) for rank, share in enumerate(shares))
 
 
 def _num_processes(request: Request) -> int:
@@ -200,25 +194,6 @@ def _check_backend(request: Request) -> None:
             f"cluster is '{request.cluster}', but distributed_backend '{backend}' stays on this machine; "
             "expected 'ray' or 'spark' with it."
         )
-
-
-def _given_slots(lists: Sequence[Sequence[int]], machine: Machine, notes: list[str]) -> tuple[Slot, ...]:
-    allowed = set(machine.allowed)
-    known = {cpu.number: (cpu.node, cpu.socket, cpu.core) for cpu in machine.cpus}
-    slots = []
-    for rank, numbers in enumerate(lists):
-        missing = [number for number in numbers if number not in allowed]
-        if missing or not numbers:
-            raise UsageError(
-                f"cpu_for_each_process gives rank {rank} the hardware threads {list(numbers)}; "
-                f"this process may use {cpu_ranges(machine.allowed)}. Name at least one, and only those."
-            )
-        cores = {known[number] for number in numbers}
-        slots.append(Slot(rank, len(lists), tuple(sorted(set(numbers))), len(cores)))
-    used = [number for slot in slots for number in slot.cpus]
-    if len(used) > len(set(used)):
-        notes.append("cpu_for_each_process gives some hardware threads to several processes: they share them")
-    return tuple(slots)
 
 
 def _respect_omp(slots: tuple[Slot, ...], omp: int | None, notes: list[str]) -> tuple[Slot, ...]:

@@ -10,10 +10,11 @@ from typing import Any, Literal
 import torch
 from pytorch_lightning.plugins.precision import DoublePrecision, MixedPrecision, Precision
 from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from yolox.errors import UsageError
-from yolox.trainer.operations import NO_OPERATIONS, OperationMode, Operations, hold_in_fp32_
+from yolox.trainer.operator_precision import NO_OPERATORS, OperatorLists, OperatorPrecisionMode, hold_in_fp32_
 from yolox.trainer.precision_names import PrecisionName
 from yolox.trainer.tensors import map_tensors
 
@@ -27,17 +28,17 @@ class PrecisionOptions:
     Args:
         channels_last: Whether module and 4-D batches take the channels_last memory format.
         fp32_modules: Parts of the module that compute in float32 under autocast.
-        operations: Operators with a precision of their own under autocast.
+        operators: Operators with a precision of their own under autocast.
     """
 
     channels_last: bool = False
     fp32_modules: tuple[str, ...] = ()
-    operations: Operations = NO_OPERATIONS
+    operators: OperatorLists = NO_OPERATORS
 
     @property
     def uniform(self) -> bool:
         """Whether there are no exceptions from mixed precision."""
-        return not self.fp32_modules and self.operations == NO_OPERATIONS
+        return not self.fp32_modules and self.operators == NO_OPERATORS
 
 
 def build_precision(
@@ -126,16 +127,47 @@ class _Mixed(MixedPrecision):
     def convert_input(self, data: Any) -> Any:
         return _lay_out_input(data, self.options)
 
+    def connect(
+        self, model: nn.Module, optimizers: list[Optimizer], lr_schedulers: list[Any]
+    ) -> tuple[nn.Module, list[Optimizer], list[Any]]:
+        if self.scaler is not None:
+            for optimizer in optimizers:
+                _start_momentum_(optimizer)
+        return super().connect(model, optimizers, lr_schedulers)
+
     @contextmanager
     def forward_context(self) -> Iterator[None]:
         with super().forward_context():
-            if self.options.operations == NO_OPERATIONS:
+            if self.options.operators == NO_OPERATORS:
                 yield
             else:
-                with OperationMode(self.options.operations, self.device):
+                with OperatorPrecisionMode(self.options.operators, self.device):
                     yield
 
     def teardown(self) -> None:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+
+
+def _start_momentum_(optimizer: Optimizer) -> None:
+    """Give fused SGD its momentum before its first step.
+
+    A step that a gradient scaler skips still counts as the first one of PyTorch's fused SGD, which then goes on from
+    momentum that nobody has written (seen with PyTorch 2.13). Momentum of zero makes the first step what it should be.
+
+    Raises:
+        UsageError: When the optimizer has dampening, with which zeros are not the same as no momentum.
+    """
+    if not isinstance(optimizer, SGD):
+        return
+    for group in optimizer.param_groups:
+        if not group["fused"] or group["momentum"] == 0:
+            continue
+        if group["dampening"] != 0:
+            raise UsageError(
+                f"precision 16 skips steps, which SGD with fused=True and dampening={group['dampening']} cannot. "
+                "Use fused=False or dampening=0."
+            )
+        for parameter in group["params"]:
+            optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))

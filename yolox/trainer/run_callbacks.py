@@ -10,10 +10,10 @@ from pytorch_lightning.callbacks import Callback
 
 from yolox.trainer.launchers.base import Phase
 
-__all__ = ["Heartbeat"]
+__all__ = ["HeartbeatCallback"]
 
 
-class Heartbeat(Callback):
+class HeartbeatCallback(Callback):
     """Tells the supervisor of a worker what it does next.
 
     Args:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from yolox.kernels.training.sync import SharedNormalisation
-from yolox.trainer.shared_sums import sum_over_ranks
+from yolox.trainer.shared_memory_allreduce import sum_over_ranks
 
 __all__ = ["CpuSyncBatchNorm", "SyncBatchNormLayers"]
 

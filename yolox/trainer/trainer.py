@@ -25,22 +25,22 @@ from yolox.trainer.arguments import (
     count_processes,
     refuse,
     silence_advertisements,
-    unknown_operations,
+    unknown_operators,
     warmup_epochs,
 )
 from yolox.trainer.auto_lr import ScaledLearningRate
 from yolox.trainer.checkpoint_io import AtomicCheckpointIO
+from yolox.trainer.graceful_stop import GracefulStop
 from yolox.trainer.ipex import IpexTraining, plan_ipex
 from yolox.trainer.launchers import build_launcher
 from yolox.trainer.launchers.heartbeat import HangLimits
 from yolox.trainer.lightning_bridge import LauncherStrategy, install_stop_signals, synchronise_batchnorm
-from yolox.trainer.operations import read_operations
+from yolox.trainer.operator_precision import read_operator_lists
+from yolox.trainer.plain_module import compile_module
 from yolox.trainer.plan import CCL, IPEX, Request, make_plan
 from yolox.trainer.precision import PrecisionOptions, build_precision
 from yolox.trainer.restarts import run_with_restarts
 from yolox.trainer.saving import load_module, save_module
-from yolox.trainer.stopping import StopInOrder
-from yolox.trainer.wrapped import compile_module
 
 __all__ = ["Trainer"]
 
@@ -129,8 +129,8 @@ class Trainer(pl.Trainer):
         self.cluster = cluster
         self.max_restarts = max_restarts
         self._checkpoint_files = AtomicCheckpointIO()
-        operations = read_operations(bf16_operations, fp32_operations)
-        options = PrecisionOptions(channels_last or use_ipex, tuple(fp32_modules), operations)
+        operators = read_operator_lists(bf16_operations, fp32_operations)
+        options = PrecisionOptions(channels_last or use_ipex, tuple(fp32_modules), operators)
         device = accelerator if isinstance(accelerator, str) and not on_cpu else "cpu"
         plugins = [build_precision(self.plan.precision, device, options), self._checkpoint_files]
         pl_arguments["plugins"] = [*as_list(pl_arguments.get("plugins")), *plugins]
@@ -138,7 +138,7 @@ class Trainer(pl.Trainer):
         callbacks += [ScaledLearningRate(warmup)] if auto_lr else []
         callbacks += [TrainingKernels()] if on_cpu else []
         callbacks += [IpexTraining(self.plan.precision, bf16_weights=options.uniform)] if self.plan.ipex else []
-        pl_arguments["callbacks"] = [*callbacks, StopInOrder(stop_checkpoint)]
+        pl_arguments["callbacks"] = [*callbacks, GracefulStop(stop_checkpoint)]
         sync_batchnorm = on_cpu and pl_arguments.pop("sync_batchnorm", False)
         if on_cpu:
             pl_arguments.update(self._cpu_arguments(hang_timeout, pl_arguments))
@@ -151,7 +151,7 @@ class Trainer(pl.Trainer):
             synchronise_batchnorm(self)
         if self.plan.launcher != "none":
             _log.info("%s", self.plan.summary)
-        for note in (*self.plan.notes, *unknown_operations(options)):
+        for note in (*self.plan.notes, *unknown_operators(options)):
             _log.warning("%s", note)
 
     def _cpu_arguments(self, hang_timeout: float | None, given: dict[str, Any]) -> dict[str, Any]:

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from reference import interpret
 
-from yolox.cpu.machine import read_machine
 from yolox.errors import ModelFileError, UsageError
-from yolox.kernels import build
-from yolox.kernels.build import compiled_kernels
-from yolox.kernels.int8 import executable
 from yolox.kernels.int8.bindings import CBatch, CCurve, CStep, Instructions
 from yolox.kernels.int8.executable import Executable, instructions
 from yolox.kernels.int8.int8_ir import (
@@ -35,22 +30,16 @@ from yolox.kernels.int8.int8_ir import (
     Unary,
     Upsample,
 )
-
-SOURCES = Path(build.__file__).parent / "csrc" / "int8"
-
-
-def options() -> list[tuple[str, ...]]:
-    """Return how to compile all the kernels that this machine can run, its own first."""
-    isa = read_machine().isa
-    lower = [Instructions.PORTABLE] * ("avx2" in isa) + [Instructions.AVX2] * ("avx512_vnni" in isa)
-    return [(), *((f"-DNATIVE_MOST={most.value}",) for most in lower)]
+from yolox.kernels.library import SWITCH, host_variants, required_kernels
+from yolox.kernels.variants import Variant
 
 
-@pytest.fixture(params=options(), autouse=True, ids=lambda chosen: " ".join(chosen) or "own")
-def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything is tested with each of them."""
-    library = compiled_kernels(SOURCES, *request.param)
-    monkeypatch.setattr(executable, "_library", lambda: library)
+@pytest.fixture(params=host_variants(), autouse=True, ids=lambda variant: variant.name)
+def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Variant:
+    """Everything is tested with each instruction set that this processor has."""
+    monkeypatch.setenv(SWITCH, request.param.name)
+    chosen: Variant = request.param
+    return chosen
 
 
 def random(seed: int = 0) -> np.random.Generator:
@@ -332,7 +321,7 @@ def test_steps_that_do_not_fit_are_refused(number: int, change: dict[str, Any]) 
 
 def test_structures_are_as_large_as_the_kernels_ones() -> None:
     sizes = [ctypes.c_long() for _ in range(3)]
-    compiled_kernels(SOURCES).native_bytes(*(ctypes.byref(size) for size in sizes))
+    required_kernels().native_bytes(*(ctypes.byref(size) for size in sizes))
     assert [size.value for size in sizes] == [ctypes.sizeof(kind) for kind in (CStep, CCurve, CBatch)]
 
 
@@ -342,4 +331,13 @@ def test_each_step_says_what_it_is_and_how_long_it_took() -> None:
     kinds = [name.split()[0] for name, _ in steps if not name.startswith("border")]
     assert kinds == ["pack", "dense", "depthwise", "dense", "dense", "dense"]
     assert all(seconds > 0 for _, seconds in steps)
-    assert instructions() in Instructions
+
+
+def test_each_variant_computes_with_its_own_instructions(variant: Variant) -> None:
+    expected = {
+        **dict.fromkeys(("amx", "avx512-bf16", "avx512-vnni"), Instructions.AVX512_VNNI),
+        "avx-vnni": Instructions.AVX_VNNI,
+        **dict.fromkeys(("avx512", "avx2"), Instructions.AVX2),
+        "portable": Instructions.PORTABLE,
+    }
+    assert instructions() is expected[variant.name]

@@ -19,7 +19,7 @@ from yolox.experiments import get_experiment
 from yolox.inference.backends import get_backend
 from yolox.inference.backends.base import Manifest, PrepareContext, Settings
 from yolox.inference.backends.native import NativeRunner
-from yolox.inference.flat import FlatModule
+from yolox.inference.convert.flat import FlatModule
 from yolox.inference.methods import get_method
 from yolox.kernels.int8.int8_ir import Conv, Feature, Upsample
 from yolox.models.decoding import DecodedDetector

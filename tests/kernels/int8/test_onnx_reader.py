@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from yolox.errors import YoloxError
 from yolox.experiments import get_experiment
-from yolox.inference.flat import FlatModule
-from yolox.inference.onnx_export import export_onnx
+from yolox.inference.convert.flat import FlatModule
+from yolox.inference.convert.onnx_export import export_onnx
 from yolox.kernels.int8.convert import with_early_sigmoids
 from yolox.kernels.int8.float_ir import Convolution, Enlarge, Join, Map, Network, Pixels, Pool, Sum
 from yolox.kernels.int8.int8_ir import Activation, Function

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +13,7 @@ import torch.nn.functional as F
 from near import assert_near, channels_last
 from torch import Tensor, nn
 
-from yolox.kernels.build import compiled_kernels
+from yolox.kernels.library import SWITCH, host_variants
 from yolox.kernels.training import bindings
 from yolox.kernels.training.deferred import (
     Deferred,
@@ -36,6 +34,15 @@ needs_pointwise = pytest.mark.skipif(
 )
 
 
+KINDS: dict[str, tuple[Activation, Any]] = {
+    "silu": (SILU, F.silu),
+    "relu": (RELU, F.relu),
+    "relu6": (RELU6, F.relu6),
+    "identity": (IDENTITY, lambda x: x),
+    "leaky relu": (Activation(False, below=0.1), lambda x: F.leaky_relu(x, 0.1)),
+}
+
+
 def _norms(*channels: int) -> list[nn.BatchNorm2d]:
     norms = [nn.BatchNorm2d(count, eps=1e-3, momentum=0.03) for count in channels]
     for norm in norms:
@@ -53,15 +60,12 @@ def _assert_norms_near(found: list[nn.BatchNorm2d], wanted: list[nn.BatchNorm2d]
             assert_near(getattr(ours, name).grad, getattr(exact, name).grad, 2e-2)
 
 
-@pytest.fixture(params=["fastest", "without AMX"])
-def _instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The kernels as compiled for this processor, and as for one without a matrix unit."""
-    if request.param == "without AMX":
-        plain = compiled_kernels(Path(bindings.__file__).parents[1] / "csrc" / "training", "-DWITHOUT_AMX")
-        monkeypatch.setattr(bindings, "kernels", lambda: plain)
-    bindings._kernel.cache_clear()
-    yield
-    bindings._kernel.cache_clear()
+@pytest.fixture(params=["amx", "avx512-bf16"])
+def _instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels of a processor with a matrix unit, and of one without."""
+    if request.param not in {variant.name for variant in host_variants()}:
+        pytest.skip(f"this processor has no {request.param}")
+    monkeypatch.setenv(SWITCH, request.param)
 
 
 class _Rounded(torch.autograd.Function):
@@ -81,8 +85,8 @@ class _Exact:
         self.ours, self.exact, self.pairs = ours, exact, pairs
 
     @classmethod
-    def of(cls, shape: tuple[int, ...], deferred: bool) -> _Exact:
-        """Return an input; one that deferred still has to be normalised and activated."""
+    def of(cls, shape: tuple[int, ...], deferred: bool, kind: str = "silu") -> _Exact:
+        """Return an input; one that is deferred still has to be normalised and activated."""
         data = channels_last(*shape, dtype=torch.bfloat16)
         ours, exact = data.clone().requires_grad_(), data.double().requires_grad_()
         if not deferred:
@@ -90,7 +94,8 @@ class _Exact:
         norm = _norms(shape[1])[0]
         plain = copy.deepcopy(norm).double()
         pairs = [(ours, exact), (norm.weight, plain.weight), (norm.bias, plain.bias)]
-        return cls(defer_norm(ours, NormAct(norm)), _Rounded.apply(F.silu(plain(exact))), pairs)
+        activation, act = KINDS[kind]
+        return cls(defer_norm(ours, NormAct(norm, activation)), _Rounded.apply(act(plain(exact))), pairs)
 
 
 def _weights(*shape: int) -> tuple[Tensor, Tensor]:
@@ -160,6 +165,28 @@ def test_depthwise_block_equals_float64(size: tuple[int, int], channels: int, st
     wanted = F.silu(exact[0](_Rounded.apply(inner)))
     _assert_same_gradients([found], [wanted], [(weight, plain), *x.pairs])
     _assert_norms_near(norms, exact)
+
+
+@needs_pointwise
+@pytest.mark.usefixtures("_instructions")
+@pytest.mark.parametrize("kind", list(KINDS)[1:])
+@pytest.mark.parametrize("reader", ["1x1", "depthwise", "shortcut"])
+def test_other_activations_are_left_to_readers(reader: str, kind: str) -> None:
+    torch.manual_seed(0)
+    (activation, act), (norm,) = KINDS[kind], _norms(32)
+    x, exact = _Exact.of((3, 32, 7, 6), deferred=True, kind=kind), copy.deepcopy(norm).double()
+    weight, plain = _weights(32, 1, 3, 3) if reader == "depthwise" else _weights(32, 32, 1, 1)
+    if reader == "depthwise":
+        found = materialize(depthwise_block(x.ours, weight, 1, NormAct(norm, activation)))
+        inner = F.conv2d(x.exact, plain, padding=1, groups=32)
+    elif reader == "1x1":
+        found = materialize(pointwise_block([x.ours], weight, [NormAct(norm, activation)])[0])
+        inner = F.conv2d(x.exact, plain)
+    else:
+        found = add_shortcut(*pointwise_with_shortcut(x.ours, weight, NormAct(norm, activation)))
+        inner = F.conv2d(x.exact, plain)
+    wanted = act(exact(_Rounded.apply(inner))) + (x.exact if reader == "shortcut" else 0)
+    _assert_same_gradients([found], [wanted], [(weight, plain), *x.pairs])
 
 
 @needs_pointwise

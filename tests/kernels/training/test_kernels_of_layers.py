@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 from near import assert_near, channels_last
 from torch import nn
 
-from yolox.kernels import library
-from yolox.kernels.build import compiled_kernels
+from yolox.kernels.library import SWITCH, host_variants, kernels
 from yolox.kernels.training.autograd import batchnorm_act, dense_gradient, depthwise_conv, strided_depthwise_conv
 from yolox.kernels.training.norms import IDENTITY, RELU, RELU6, SILU, Activation, NormAct
 
@@ -24,9 +16,11 @@ SHAPES = [(2, 16, 20, 12), (3, 24, 13, 7), (1, 128, 3, 5), (2, 1, 3, 3), (5, 33,
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1.2e-2}
 
 
-@pytest.fixture(autouse=True)
-def _need_compiler() -> None:
-    if library.kernels() is None:
+@pytest.fixture(autouse=True, params=host_variants(), ids=lambda variant: variant.name)
+def _variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is tested with each instruction set that this processor has."""
+    monkeypatch.setenv(SWITCH, request.param.name)
+    if kernels() is None:
         pytest.skip("no C++ compiler, or YOLOX_KERNELS=0")
 
 
@@ -154,50 +148,3 @@ def test_dense_gradient() -> None:
     (torch.cat((y, x), dim=1) * channels_last(2, 32, 6, 6)).sum().backward()
     assert strides == [x.stride()]
     assert dense_gradient(y.detach()).grad_fn is None
-
-
-@pytest.fixture
-def _forget_library() -> Iterator[None]:
-    for cached in (library.kernels, compiled_kernels):
-        cached.cache_clear()
-    yield
-    for cached in (library.kernels, compiled_kernels):
-        cached.cache_clear()
-
-
-@pytest.mark.usefixtures("_forget_library")
-def test_a_machine_without_compiler_is_told_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with caplog.at_level(logging.WARNING):
-        assert library.kernels() is None
-        assert library.kernels() is None
-    assert [record.message for record in caplog.records if "C++ compiler" in record.message] != []
-    assert len(caplog.records) == 1
-
-
-@pytest.mark.usefixtures("_forget_library")
-def test_a_compiler_that_fails_is_told(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("CXX", "false")
-    monkeypatch.setenv("YOLOX_CACHE", str(tmp_path))
-    with caplog.at_level(logging.WARNING):
-        assert library.kernels() is None
-    assert "cannot be compiled" in caplog.text
-
-
-@pytest.mark.usefixtures("_forget_library")
-def test_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(library.SWITCH, "0")
-    assert library.kernels() is None
-
-
-@pytest.mark.processes
-def test_processes_may_compile_at_once(tmp_path: Path) -> None:
-    code = "from yolox.kernels.library import kernels; assert kernels() is not None"
-    environment = {**os.environ, "YOLOX_CACHE": str(tmp_path)}
-    both = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(2)]
-    assert [process.wait(timeout=300) for process in both] == [0, 0]
-    assert [path.suffix for path in tmp_path.iterdir()] == [".so"], "nothing half done is left"

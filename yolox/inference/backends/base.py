@@ -1,6 +1,6 @@
 """The contract between methods, back ends and the optimizer.
 
-How one method runs (everything here happens in a child process of its own, see ``isolation``):
+How one method runs (everything here happens in a child process of its own, see ``method_process``):
 
 1. The optimizer wraps the user's model (``flat.FlatModule``): ``forward(*inputs)`` takes positional tensors and
    returns a flat tuple of tensors. Batch is axis 0 of every input and output. ``Backend.prepare`` receives that module
@@ -111,14 +111,14 @@ class Settings:
         streams: Requests computed side by side.
         micro_batch: Split a batch into pieces of this size; ``None`` runs it whole.
         channels_last: Whether torch tensors are laid out NHWC in memory.
-        light_silu: Whether SiLU is computed without an exponential (``light_silu.py``).
+        rational_silu: Whether SiLU is computed without an exponential (``rational_silu.py``).
     """
 
     threads: int = 1
     streams: int = 1
     micro_batch: int | None = None
     channels_last: bool = False
-    light_silu: bool = False
+    rational_silu: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as JSON values."""

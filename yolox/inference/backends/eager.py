@@ -19,7 +19,7 @@ from yolox.inference.backends.torch_runner import (
     save_program,
     torch_sample,
 )
-from yolox.inference.folding import fold_normalisations
+from yolox.inference.convert.folding import fold_normalisations
 
 __all__ = ["BACKEND", "EagerBackend"]
 

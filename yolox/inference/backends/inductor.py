@@ -26,8 +26,8 @@ __all__ = ["BACKEND", "InductorBackend"]
 
 PACKAGE = "model.pt2"
 QUANTIZERS = {
-    "pt2e": ("yolox.inference.quantizers.pt2e", "quantize_pt2e"),
-    "neural_compressor": ("yolox.inference.quantizers.neural_compressor", "quantize_static"),
+    "pt2e": ("yolox.inference.convert.quantizers.pt2e", "quantize_pt2e"),
+    "neural_compressor": ("yolox.inference.convert.quantizers.neural_compressor", "quantize_static"),
 }
 
 

@@ -21,7 +21,7 @@ from yolox.cpu.ipex_location import INSTALL, locate_ipex
 from yolox.errors import MissingDependencyError, ModelFileError, YoloxError
 from yolox.inference.backends.base import Manifest, Method, Precision, PrepareContext, Runner, Settings
 from yolox.inference.backends.torch_runner import TorchRunner, to_layout, torch_sample
-from yolox.inference.folding import fold_normalisations
+from yolox.inference.convert.folding import fold_normalisations
 
 __all__ = ["BACKEND", "IpexBackend", "interpreter"]
 
@@ -63,7 +63,7 @@ class IpexBackend:
         model = fold_normalisations(model, torch_sample(context, 1 if context.dynamic_batch else None))
         share = None
         if method.precision is Precision.INT8:
-            from yolox.inference.quantizers.ipex_static import quantize_static
+            from yolox.inference.convert.quantizers.ipex_static import quantize_static
 
             optimized, share = quantize_static(ipex, model, context)
         else:

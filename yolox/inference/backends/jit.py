@@ -31,7 +31,7 @@ class JitBackend:
         layouts = (True,) if forced else (False, True)
         if method.precision is Precision.INT8:
             from yolox.inference.backends.int8_lowering import lower_int8_, silence_quantize_warning
-            from yolox.inference.quantizers.pt2e import quantize_pt2e
+            from yolox.inference.convert.quantizers.pt2e import quantize_pt2e
 
             silence_quantize_warning()
             quantized, share = quantize_pt2e(model, context)

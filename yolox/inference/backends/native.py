@@ -81,8 +81,8 @@ class NativeBackend:
         Raises:
             YoloxError: When the network holds something that the kernels do not compute.
         """
-        from yolox.inference.onnx_export import check_outputs, export_onnx
-        from yolox.inference.quantizers.native_int8 import quantize_network
+        from yolox.inference.convert.onnx_export import check_outputs, export_onnx
+        from yolox.inference.convert.quantizers.native_int8 import quantize_network
         from yolox.kernels.int8.float_ir import Network
         from yolox.kernels.int8.onnx_reader import read_network
 

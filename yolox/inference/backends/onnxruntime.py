@@ -30,7 +30,7 @@ from yolox.inference.backends.base import (
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["BACKEND", "OnnxRuntimeBackend", "OnnxRuntimeRunner", "int8_share"]
+__all__ = ["BACKEND", "OnnxFile", "OnnxRuntimeBackend", "OnnxRuntimeRunner", "int8_share", "read_onnx"]
 
 MODEL = "model.onnx"
 INT8_KERNELS = (
@@ -190,12 +190,49 @@ def _numpy_type(name: str) -> np.dtype[Any]:
     return np.dtype(names.get(kind, kind))
 
 
+@dataclass(frozen=True)
+class OnnxFile:
+    """An ONNX file from anywhere, ready to run.
+
+    Args:
+        runner: Runs it.
+        input_shape: Of its only input, None for free axes.
+        num_outputs: Number of outputs.
+        metadata: Its custom metadata.
+    """
+
+    runner: OnnxRuntimeRunner
+    input_shape: tuple[int | None, ...]
+    num_outputs: int
+    metadata: Mapping[str, str]
+
+
+def read_onnx(path: Path, threads: int) -> OnnxFile:
+    """Load an ONNX file with one input; torch is not needed.
+
+    Raises:
+        ModelFileError: When the file is absent, damaged or has several inputs.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelFileError(f"'{path}' cannot be read: {error.strerror}. Check the path.") from error
+    with _as_model_error(path):
+        session = make_session(content, threads)
+    if len(session.get_inputs()) != 1:
+        raise ModelFileError(f"'{path}' has {len(session.get_inputs())} inputs; expected one, the images.")
+    shape = tuple(axis if isinstance(axis, int) else None for axis in session.get_inputs()[0].shape)
+    runner = OnnxRuntimeRunner(content, Settings(threads), shape[0] if shape else None)
+    metadata = dict(session.get_modelmeta().custom_metadata_map)
+    return OnnxFile(runner, shape, len(session.get_outputs()), metadata)
+
+
 class OnnxRuntimeBackend:
     """Converts modules to ONNX."""
 
     def prepare(self, model: nn.Module, method: Method, context: PrepareContext) -> OnnxRuntimeRunner:
         """Export, check against the module, and quantize if the method says so."""
-        from yolox.inference.onnx_export import check_outputs, export_onnx
+        from yolox.inference.convert.onnx_export import check_outputs, export_onnx
 
         context.progress("exporting")
         path = context.work_dir / MODEL
@@ -207,7 +244,7 @@ class OnnxRuntimeBackend:
         settings = runner.candidates(len(context.sample[0]), context.threads)[0]
         if method.precision is not Precision.INT8:
             return runner.configured(settings)
-        from yolox.inference.quantizers.onnx import quantize_onnx
+        from yolox.inference.convert.quantizers.onnx import quantize_onnx
 
         def build(quantized: bytes) -> OnnxRuntimeRunner:
             return OnnxRuntimeRunner(quantized, settings, batch)

@@ -22,8 +22,8 @@ from yolox.inference.backends.base import (
     as_numpy,
     like_inputs,
 )
-from yolox.inference.backends.light_silu import lighten_silu_
-from yolox.inference.quantizers.nncf import HEAVY, multiply_accumulates, quantize_openvino
+from yolox.inference.backends.rational_silu import use_rational_silu_
+from yolox.inference.convert.quantizers.nncf import HEAVY, multiply_accumulates, quantize_openvino
 
 if TYPE_CHECKING:
     from torch import nn
@@ -145,8 +145,8 @@ class OpenVinoRunner:
 
     def _shaped(self, size: int, dtypes: tuple[Any, ...]) -> Any:
         model = self.model.clone()
-        if self.settings.light_silu:
-            lighten_silu_(model, openvino().opset13)
+        if self.settings.rational_silu:
+            use_rational_silu_(model, openvino().opset13)
         model = _accept_types(model, dtypes)
         if self.batch is None:
             shapes = {port: port.get_partial_shape() for port in model.inputs}
@@ -168,13 +168,16 @@ class OpenVinoRunner:
         light = (True, False) if self.hint != "f32" else (False,)  # its error is below the rounding of bf16 only
         if self.batch is not None or batch_size == 1:
             counts = (threads, 1) if threads > 1 else (threads,)
-            return tuple(Settings(count, light_silu=silu) for count in counts for silu in light)
+            return tuple(Settings(count, rational_silu=silu) for count in counts for silu in light)
         found = []
         for size in (4, 2, 8, 16, 1):
             streams = min(threads, -(-batch_size // size))
             if streams > 1 or (threads == 1 and size <= batch_size):
-                found += [Settings(threads, streams, size, light_silu=silu) for silu in light]
-        whole = (Settings(threads, light_silu=light[0]), Settings(threads, 1, min(8, batch_size), light_silu=light[0]))
+                found += [Settings(threads, streams, size, rational_silu=silu) for silu in light]
+        whole = (
+            Settings(threads, rational_silu=light[0]),
+            Settings(threads, 1, min(8, batch_size), rational_silu=light[0]),
+        )
         return (*found, *whole)
 
     def configured(self, settings: Settings) -> OpenVinoRunner:
@@ -233,7 +236,7 @@ class OpenVinoBackend:
         Raises:
             YoloxError: When the processor lacks the precision, or the conversion changes the results.
         """
-        from yolox.inference.onnx_export import check_outputs, export_onnx
+        from yolox.inference.convert.onnx_export import check_outputs, export_onnx
 
         hint = _hint(method)
         context.progress("exporting")

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from yolox.errors import UsageError
-from yolox.kernels.build import compiled_kernels
 from yolox.kernels.int8.bindings import CBatch, CStep, Instructions, Kind
 from yolox.kernels.int8.checks import check
 from yolox.kernels.int8.int8_ir import Floats, Matrix, Program
 from yolox.kernels.int8.lowering import lower
 from yolox.kernels.int8.memory import Memory
+from yolox.kernels.library import required_kernels
 
 __all__ = ["Executable", "instructions"]
-
-
-def _library() -> ctypes.CDLL:
-    return compiled_kernels(Path(__file__).parents[1] / "csrc" / "int8")
 
 
 def instructions() -> Instructions:
@@ -31,7 +26,7 @@ def instructions() -> Instructions:
     Raises:
         YoloxError: Where there is no compiler, or it fails.
     """
-    return Instructions(_library().native_instructions())
+    return Instructions(required_kernels().native_instructions())
 
 
 class Executable:
@@ -48,9 +43,9 @@ class Executable:
     def __init__(self, program: Program) -> None:
         check(program)
         self.program = program
-        self._library = _library()
+        self._library = required_kernels()
         self._memory = Memory(program)
-        self._steps, self._alive = lower(program, self._memory, instructions())
+        self._steps, self._alive = lower(program, self._memory, Instructions(self._library.native_instructions()))
         self._arenas: list[NDArray[np.uint8]] = []
 
     def run(self, inputs: tuple[NDArray[Any], ...], streams: int = 1, team: int = 1) -> tuple[Floats, ...]:

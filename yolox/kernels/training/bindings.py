@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -118,10 +118,8 @@ _PARAMETERS = {
 }
 
 
-@lru_cache
-def _kernel(name: str, dtype: torch.dtype | None) -> Callable[..., None]:
-    library = kernels()
-    assert library is not None
+@cache
+def _kernel(library: ctypes.CDLL, name: str, dtype: torch.dtype | None) -> Callable[..., None]:
     function: Any = getattr(library, name if dtype is None else f"{name}_{TYPES[dtype]}")
     function.argtypes, function.restype = _PARAMETERS[name], None
     return cast("Callable[..., None]", function)
@@ -129,7 +127,9 @@ def _kernel(name: str, dtype: torch.dtype | None) -> Callable[..., None]:
 
 def call(name: str, dtype: torch.dtype | None, *arguments: Any) -> None:
     """Call the kernel of that name and type; tensors go by address."""
-    _kernel(name, dtype)(*[value.data_ptr() if isinstance(value, Tensor) else value for value in arguments])
+    library = kernels()
+    assert library is not None
+    _kernel(library, name, dtype)(*[value.data_ptr() if isinstance(value, Tensor) else value for value in arguments])
 
 
 def has_pointwise() -> bool:

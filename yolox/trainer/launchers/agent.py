@@ -12,25 +12,34 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from multiprocessing.connection import Client, Connection
 from pathlib import Path
-from typing import Any
 
-from yolox.cpu.machine import Machine, read_machine
-from yolox.trainer.launchers.base import Phase, Slot
-from yolox.trainer.launchers.crew import LocalCrew
-from yolox.trainer.launchers.heartbeat import Effort, read_heart
-from yolox.trainer.launchers.popen import start_worker
-from yolox.trainer.launchers.worker import Desk, Setup
+from yolox.cpu.machine import read_machine
+from yolox.processes.messages import Channel
+from yolox.processes.start import import_path
+from yolox.trainer.launchers.heartbeat import read_heartbeat
+from yolox.trainer.launchers.popen import WORKER, start_worker
+from yolox.trainer.launchers.protocol import (
+    AllEnded,
+    FilePart,
+    JoinInfo,
+    Output,
+    RankState,
+    Registration,
+    SendSignal,
+    StartRequest,
+    States,
+)
+from yolox.trainer.launchers.worker import RunDirectory, Setup
+from yolox.trainer.launchers.worker_group import LocalWorkerGroup
 
-__all__ = ["Hello", "Invitation", "Orders", "RankState", "limit_silence", "machine_identity", "serve_node"]
+__all__ = ["limit_silence", "machine_identity", "serve_node"]
 
 _ROUND_SECONDS = 0.1
 _REPORT_SECONDS = 0.5
@@ -40,108 +49,32 @@ _PART_BYTES = 1 << 20
 _SIOCGIFADDR = 0x8915
 
 
-@dataclass(frozen=True)
-class Invitation:
-    """How an agent finds its supervisor.
-
-    Args:
-        address: Host and port.
-        key: Shared secret.
-        path: The supervisor's import path.
-        folder: The folder it works in.
-    """
-
-    address: tuple[str, int]
-    key: bytes
-    path: tuple[str, ...]
-    folder: str
-
-
-@dataclass(frozen=True)
-class Hello:
-    """What an agent says of itself.
-
-    Args:
-        number: Which of the agents it is.
-        label: Its machine, as the user knows it.
-        identity: The same for agents on one machine.
-        machine: What it may use.
-        ranks: Number of processes it can start.
-        threads: Threads that its engine has reserved for them in all; None for as many as the machine has.
-    """
-
-    number: int
-    label: str
-    identity: str
-    machine: Machine
-    ranks: int
-    threads: int | None
-
-
-@dataclass(frozen=True)
-class Orders:
-    """What an agent is to start.
-
-    Args:
-        slots: The ranks.
-        payload: The pickled function.
-        rendezvous: Where all ranks meet.
-        first_local_rank: Number, on this machine, of the first of the slots.
-        node_rank: Number of the machine.
-        one_machine: Whether all ranks are on it.
-    """
-
-    slots: tuple[Slot, ...]
-    payload: bytes
-    rendezvous: str
-    first_local_rank: int
-    node_rank: int
-    one_machine: bool
-
-
-@dataclass(frozen=True)
-class RankState:
-    """How a rank is.
-
-    Args:
-        beats: Signs of life so far.
-        phase: What it is doing.
-        effort: What it has done.
-        code: Its exit code, once it has ended.
-    """
-
-    beats: int
-    phase: Phase
-    effort: Effort
-    code: int | None
-
-
-def serve_node(invitation: Invitation, number: int, label: str, ranks: int, threads: int | None) -> None:
+def serve_node(join_info: JoinInfo, number: int, label: str, ranks: int, threads: int | None) -> None:
     """Start and watch the ranks that the supervisor names, until they have ended or it hangs up.
 
     Args:
-        invitation: Where the supervisor is.
+        join_info: Where the supervisor is.
         number: Which of the agents this is.
         label: This machine, as the user knows it.
         ranks: Number of processes.
-        threads: As in `Hello`.
+        threads: As in `Registration`.
 
     Raises:
         OSError: When the supervisor is out of reach, or a worker cannot be started.
     """
     try:
-        supervisor = Client(invitation.address, authkey=invitation.key)
+        supervisor = Client(join_info.address, authkey=join_info.key)
     except (ConnectionError, EOFError):
         return  # the run is over: an engine that tries again does so for nobody
     except OSError as error:
-        host, port = invitation.address
+        host, port = join_info.address
         raise OSError(f"{label} cannot reach the machine where the run was started, {host}:{port}: {error}") from error
     limit_silence(supervisor)
     with supervisor:
-        supervisor.send(Hello(number, label, machine_identity(), read_machine(), ranks, threads))
+        channel = Channel(supervisor, (StartRequest, SendSignal))
+        channel.send(Registration(number, label, machine_identity(), read_machine(), ranks, threads))
         try:
-            orders: Orders = supervisor.recv()
-            _Watch(supervisor, orders, invitation).run()
+            _Watch(channel, channel.receive(), join_info).run()
         except (EOFError, ConnectionError, TimeoutError):
             return
 
@@ -157,13 +90,13 @@ def machine_identity() -> str:
 class _Stream:
     """A standard stream of rank 0, carried to the supervisor."""
 
-    def __init__(self, send: Callable[[Any], None], name: str) -> None:
-        self._send = send
+    def __init__(self, supervisor: Channel, name: str) -> None:
+        self._supervisor = supervisor
         self._name = name
 
     def write(self, text: str) -> None:
         with suppress(OSError):
-            self._send(("print", self._name, text))
+            self._supervisor.send(Output(self._name, text))
 
     def flush(self) -> None:
         pass
@@ -172,16 +105,16 @@ class _Stream:
 class _Watch:
     """The workers of one agent."""
 
-    def __init__(self, supervisor: Connection, orders: Orders, invitation: Invitation) -> None:
+    def __init__(self, supervisor: Channel, request: StartRequest, join_info: JoinInfo) -> None:
         self.supervisor = supervisor
-        self.orders = orders
-        there = [entry for entry in invitation.path if Path(entry).exists()]
-        self.path = tuple(dict.fromkeys([*there, *sys.path]))
-        self.folder = invitation.folder if Path(invitation.folder).is_dir() else None
-        self.desk = Desk(Path(tempfile.mkdtemp(prefix="yolox-run-")))
+        self.request = request
+        there = [entry for entry in join_info.path if Path(entry).exists()]
+        path = tuple(dict.fromkeys([*there, *import_path()]))
+        folder = join_info.folder if Path(join_info.folder).is_dir() else None
+        self.program = replace(WORKER, path=path, cwd=folder)
+        self.directory = RunDirectory(Path(tempfile.mkdtemp(prefix="yolox-run-")))
         self.processes: list[subprocess.Popen[bytes]] = []
-        self.crew = LocalCrew(self.processes, self.desk)
-        self._lock = threading.Lock()
+        self.group = LocalWorkerGroup(self.processes, self.directory)
         self._sent: set[Path] = set()
 
     def run(self) -> None:
@@ -189,9 +122,8 @@ class _Watch:
             self._start()
             reported = 0.0
             while True:
-                while self.supervisor.poll(_ROUND_SECONDS):
-                    rank, signum = self.supervisor.recv()
-                    self._signal(rank, signum)
+                with suppress(TimeoutError):
+                    self._signal(self.supervisor.receive(_ROUND_SECONDS))
                 codes = [process.poll() for process in self.processes]  # before the files: they come first
                 self._send_files(codes)
                 now = time.monotonic()
@@ -199,54 +131,58 @@ class _Watch:
                     self._report(codes)
                     reported = now
                 if None not in codes:
-                    self._send("end")
+                    self.supervisor.send(AllEnded())
                     while True:  # until the supervisor hangs up
-                        self.supervisor.recv()
+                        self.supervisor.receive()
         finally:
-            self.crew.kill()
-            shutil.rmtree(self.desk.folder, ignore_errors=True)
+            self.group.kill()
+            shutil.rmtree(self.directory.path, ignore_errors=True)
 
     def _start(self) -> None:
-        orders = self.orders
-        self.desk.payload.write_bytes(orders.payload)
-        self.desk.write_setup(
-            Setup(orders.slots, orders.rendezvous, self.path, os.getpid(), orders.first_local_rank, orders.node_rank)
+        request = self.request
+        self.directory.payload.write_bytes(request.payload)
+        self.directory.write_setup(
+            Setup(request.slots, request.rendezvous, request.first_local_rank, request.node_rank)
         )
         network = self._network()
-        streams = (_Stream(self._send, "stdout"), _Stream(self._send, "stderr"))
-        for slot in orders.slots:
-            self.processes.append(start_worker(self.desk, slot, network=network, streams=streams, cwd=self.folder))
+        streams = (_Stream(self.supervisor, "stdout"), _Stream(self.supervisor, "stderr"))
+        for slot in request.slots:
+            self.processes.append(start_worker(self.directory, slot, self.program, network, streams))
 
     def _network(self) -> dict[str, str]:
         """Return variables with which the ranks meet at the supervisor's store and talk over its network."""
         network = {"TORCHELASTIC_USE_AGENT_STORE": "True"}
         if "GLOO_SOCKET_IFNAME" in os.environ:
             return network
-        own = _socket_of(self.supervisor)
+        own = _socket_of(self.supervisor.connection)
         with own:
-            name = "lo" if self.orders.one_machine else interface_of(own.getsockname()[0])
+            name = "lo" if self.request.one_machine else interface_of(own.getsockname()[0])
         return {**network, "GLOO_SOCKET_IFNAME": name} if name else network
 
-    def _signal(self, rank: int, signum: int) -> None:
-        number = next(number for number, slot in enumerate(self.orders.slots) if slot.rank == rank)
-        self.crew.send(number, signum)
-        if signum == signal.SIGUSR1:
+    def _signal(self, wish: SendSignal) -> None:
+        number = next(number for number, slot in enumerate(self.request.slots) if slot.rank == wish.rank)
+        self.group.send(number, wish.signum)
+        if wish.signum == signal.SIGUSR1:
             time.sleep(_STACK_SECONDS)
-            self._send_file("stacks", rank, self.desk.stacks(rank))
+            self._send_file("stacks", wish.rank, self.directory.stacks(wish.rank))
 
     def _report(self, codes: Sequence[int | None]) -> None:
-        efforts = self.crew.efforts()
+        cpu_activities = self.group.cpu_activities()
         states = {}
-        for number, slot in enumerate(self.orders.slots):
-            beats, phase = read_heart(self.desk.heart(slot.rank))
-            states[slot.rank] = RankState(beats, phase, efforts[number], codes[number])
-        self._send(("states", states))
+        for number, slot in enumerate(self.request.slots):
+            beats, phase = read_heartbeat(self.directory.heartbeat(slot.rank))
+            states[slot.rank] = RankState(beats, phase, cpu_activities[number], codes[number])
+        self.supervisor.send(States(states))
 
     def _send_files(self, codes: Sequence[int | None]) -> None:
-        for slot, code in zip(self.orders.slots, codes, strict=True):
-            kinds = {"result": self.desk.result(slot.rank), "failure": self.desk.failure(slot.rank)}
+        for slot, code in zip(self.request.slots, codes, strict=True):
+            kinds = {"result": self.directory.result(slot.rank), "failure": self.directory.failure(slot.rank)}
             if code is not None:
-                kinds = {"stacks": self.desk.stacks(slot.rank), "output": self.desk.output(slot.rank), **kinds}
+                kinds = {
+                    "stacks": self.directory.stacks(slot.rank),
+                    "output": self.directory.output(slot.rank),
+                    **kinds,
+                }
             for kind, path in kinds.items():
                 if path not in self._sent and path.exists():
                     self._sent.add(path)
@@ -258,11 +194,7 @@ class _Watch:
             while more:  # in parts: a long message would look like silence
                 part = handle.read(_PART_BYTES)
                 more = len(part) == _PART_BYTES
-                self._send(("file", kind, rank, part, more))
-
-    def _send(self, message: Any) -> None:
-        with self._lock:
-            self.supervisor.send(message)
+                self.supervisor.send(FilePart(kind, rank, part, more))
 
 
 def interface_of(address: str) -> str | None:

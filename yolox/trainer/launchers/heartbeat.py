@@ -17,7 +17,16 @@ from typing import get_args
 
 from yolox.trainer.launchers.base import Phase
 
-__all__ = ["Activity", "Effort", "HangLimits", "HangWatch", "Heart", "is_busy", "read_effort", "read_heart"]
+__all__ = [
+    "CpuActivity",
+    "HangLimits",
+    "HangWatch",
+    "Heartbeat",
+    "RankActivity",
+    "is_busy",
+    "read_cpu_activity",
+    "read_heartbeat",
+]
 
 _PHASES: tuple[Phase, ...] = get_args(Phase)
 _RECORD = struct.Struct("=qq")  # number of beats, index of the phase
@@ -42,7 +51,7 @@ class HangLimits:
 
 
 @dataclass(frozen=True)
-class Activity:
+class RankActivity:
     """What one rank did since the last look.
 
     Args:
@@ -58,8 +67,8 @@ class Activity:
     busy: bool
 
 
-class Heart:
-    """The rank's side: ``heart("step")`` costs less than a microsecond.
+class Heartbeat:
+    """The rank's side: ``heartbeat("step")`` costs less than a microsecond.
 
     Args:
         path: The file to share.
@@ -77,7 +86,7 @@ class Heart:
         _RECORD.pack_into(self._memory, 0, self._beats, _PHASES.index(phase))
 
 
-def read_heart(path: Path) -> tuple[int, Phase]:
+def read_heartbeat(path: Path) -> tuple[int, Phase]:
     """Return the number of beats and the phase that a rank wrote last."""
     try:
         beats, phase = _RECORD.unpack(path.read_bytes())
@@ -100,7 +109,7 @@ class HangWatch:
     _beat_at: dict[int, float] = field(default_factory=dict)
     _longest: float = 0.0
 
-    def look(self, now: float, ranks: Sequence[Activity]) -> str | None:
+    def look(self, now: float, ranks: Sequence[RankActivity]) -> str | None:
         """Return why the run hangs, or None.
 
         Args:
@@ -126,7 +135,7 @@ class HangWatch:
             phase, self.limits.setup
         )
 
-    def _lone_step(self, now: float, ranks: Sequence[Activity], busy: Sequence[Activity]) -> str | None:
+    def _lone_step(self, now: float, ranks: Sequence[RankActivity], busy: Sequence[RankActivity]) -> str | None:
         if len(busy) != 1 or len(ranks) < 2 or busy[0].phase != "step":
             return None
         spent = now - self._beat_at.get(busy[0].rank, now)
@@ -136,7 +145,7 @@ class HangWatch:
 
 
 @dataclass(frozen=True)
-class Effort:
+class CpuActivity:
     """What the threads of one session have done so far.
 
     Args:
@@ -150,30 +159,30 @@ class Effort:
     disk: bool = False
 
 
-def read_effort(sessions: Sequence[int], proc: Path = Path("/proc")) -> dict[int, Effort]:
-    """Return the effort of each session.
+def read_cpu_activity(sessions: Sequence[int], proc: Path = Path("/proc")) -> dict[int, CpuActivity]:
+    """Return what the threads of each session have done so far.
 
     Args:
         sessions: Session numbers; a worker leads its own, and its children stay in it.
         proc: Where the process table lies.
     """
-    efforts = dict.fromkeys(sessions, Effort())
+    cpu_activities = dict.fromkeys(sessions, CpuActivity())
     for entry in proc.glob("[0-9]*"):
         fields = _stat(entry / "stat")
         session = int(fields[3]) if fields else -1
-        if session not in efforts:
+        if session not in cpu_activities:
             continue
-        effort = efforts[session]
-        computed, queued, disk = effort.computed, effort.queued, effort.disk
+        cpu_activity = cpu_activities[session]
+        computed, queued, disk = cpu_activity.computed, cpu_activity.queued, cpu_activity.disk
         for task in (entry / "task").glob("[0-9]*"):
             fields = _stat(task / "stat") or ["S"]
             seconds = _schedule(task / "schedstat") or _ticks(fields)
             computed, queued, disk = computed + seconds[0], queued + seconds[1], disk or fields[0] == "D"
-        efforts[session] = Effort(computed, queued, disk)
-    return efforts
+        cpu_activities[session] = CpuActivity(computed, queued, disk)
+    return cpu_activities
 
 
-def is_busy(before: Effort | None, after: Effort, elapsed: float) -> bool:
+def is_busy(before: CpuActivity | None, after: CpuActivity, elapsed: float) -> bool:
     """Return whether a session worked between two readings ``elapsed`` seconds apart.
 
     A thread that works is on a processor or in the queue all the time; one that waits wakes up now and then.

@@ -9,19 +9,22 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 from yolox.cpu.affinity import thread_environment
+from yolox.processes.start import Program, start
 from yolox.trainer.launchers.base import Slot, Worker
-from yolox.trainer.launchers.crew import LocalCrew
 from yolox.trainer.launchers.heartbeat import HangLimits
 from yolox.trainer.launchers.supervise import supervise
-from yolox.trainer.launchers.worker import Desk
+from yolox.trainer.launchers.worker import RunDirectory
+from yolox.trainer.launchers.worker_group import LocalWorkerGroup
 
-__all__ = ["PopenLauncher", "package_path", "start_worker", "worker_environment"]
+__all__ = ["WORKER", "PopenLauncher", "package_path", "start_worker", "worker_environment"]
 
-_SERVE = "import sys; from yolox.trainer.launchers.worker import main; sys.exit(main(sys.argv[1:]))"
+WORKER = Program("yolox.trainer.launchers.worker:serve")
+"""What the process of a slot runs."""
 
 
 class PopenLauncher:
@@ -34,56 +37,46 @@ class PopenLauncher:
 
     def __init__(self, limits: HangLimits | None = HangLimits(), python: str | None = None) -> None:  # noqa: B008 - frozen
         self.limits = limits
-        self.python = python
+        self.program = WORKER if python is None else replace(WORKER, python=python)
 
     def run(self, function: Callable[[Worker], Any], slots: Sequence[Slot]) -> list[Any]:
         """Return the results by rank; see `Launcher`."""
-        desk = Desk(Path(tempfile.mkdtemp(prefix="yolox-run-")))
+        directory = RunDirectory(Path(tempfile.mkdtemp(prefix="yolox-run-")))
         processes: list[subprocess.Popen[bytes]] = []
-        crew = LocalCrew(processes, desk)
+        group = LocalWorkerGroup(processes, directory)
         try:
-            desk.place(slots, function)
+            directory.place(slots, function)
             for slot in slots:
-                processes.append(start_worker(desk, slot, self.python))
-            return supervise(desk, crew, self.limits)
+                processes.append(start_worker(directory, slot, self.program))
+            return supervise(directory, group, self.limits)
         finally:
-            crew.kill()
-            shutil.rmtree(desk.folder, ignore_errors=True)
+            group.kill()
+            shutil.rmtree(directory.path, ignore_errors=True)
 
 
 def start_worker(
-    desk: Desk,
+    directory: RunDirectory,
     slot: Slot,
-    python: str | None = None,
+    program: Program = WORKER,
     network: Mapping[str, str] | None = None,
     streams: tuple[Any, Any] | None = None,
-    cwd: str | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start the process of one slot.
 
     Args:
-        desk: Already holds the function and the setup.
+        directory: Already holds the function and the setup.
         slot: Which one.
-        python: The interpreter; by default this one.
+        program: Interpreter, import path and working folder, where they are not those of this process.
         network: Variables that say how ranks reach each other; by default all are on this machine.
         streams: Where rank 0 writes; by default to the streams of this process.
-        cwd: Folder to work in; by default this process's.
     """
     environment = worker_environment(slot, network)
     environment.update(PYTHONPATH=package_path(environment))
-    command = [python or sys.executable, "-c", _SERVE, str(desk.folder), str(slot.rank)]
+    program = replace(program, arguments=(str(directory.path), slot.rank), environment=environment)
     if slot.rank == 0:
-        return _start_visible(command, environment, streams or (sys.stdout, sys.stderr), cwd)
-    with desk.output(slot.rank).open("wb") as output:
-        return subprocess.Popen(
-            command,
-            env=environment,
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        return _start_visible(program, streams or (sys.stdout, sys.stderr))
+    with directory.output(slot.rank).open("wb") as output:
+        return start(program, stdout=output, stderr=subprocess.STDOUT)
 
 
 def worker_environment(slot: Slot, network: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -113,20 +106,10 @@ def local_network(environment: dict[str, str]) -> dict[str, str]:
     return {"GLOO_SOCKET_IFNAME": "lo"}
 
 
-def _start_visible(
-    command: Sequence[str], environment: dict[str, str], streams: tuple[Any, Any], cwd: str | None
-) -> subprocess.Popen[bytes]:
+def _start_visible(program: Program, streams: tuple[Any, Any]) -> subprocess.Popen[bytes]:
     """Start rank 0, whose output the user sees, in a notebook as well, where it has to be carried over."""
-    carried = [not _has_descriptor(stream) for stream in streams]
-    process = subprocess.Popen(
-        command,
-        env=environment,
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE if carried[0] else None,
-        stderr=subprocess.PIPE if carried[1] else None,
-        start_new_session=True,
-    )
+    pipes = [None if _has_descriptor(stream) else subprocess.PIPE for stream in streams]
+    process = start(program, stdout=pipes[0], stderr=pipes[1])
     for source, target in zip((process.stdout, process.stderr), streams, strict=True):
         if source is not None:
             threading.Thread(target=_carry, args=(source, target), daemon=True).start()

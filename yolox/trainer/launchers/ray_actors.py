@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from yolox.errors import MissingDependencyError, UsageError
-from yolox.trainer.launchers.agent import Invitation, serve_node
+from yolox.trainer.launchers.agent import serve_node
 from yolox.trainer.launchers.base import Slot, Worker
 from yolox.trainer.launchers.heartbeat import HangLimits
+from yolox.trainer.launchers.protocol import JoinInfo
 from yolox.trainer.launchers.remote import run_remote
 
 __all__ = ["RayLauncher", "share_nodes"]
@@ -59,7 +60,7 @@ class _Nodes:
         self._actors: list[Any] = []
         self._ends: list[Any] = []
 
-    def start(self, invitation: Invitation, world: int) -> None:
+    def start(self, join_info: JoinInfo, world: int) -> None:
         """Start one actor on each node that gets ranks.
 
         Raises:
@@ -77,7 +78,7 @@ class _Nodes:
             actor = ray.remote(_Agent).options(**options).remote()
             label = f"{node['NodeManagerHostname']} (Ray node {name[:8]}, {node['NodeManagerAddress']})"
             self._actors.append(actor)
-            self._ends.append(actor.serve.remote(invitation, number, label, ranks, int(cpus[name])))
+            self._ends.append(actor.serve.remote(join_info, number, label, ranks, int(cpus[name])))
 
     def trouble(self) -> str | None:
         """Return what Ray says of actors that failed."""
@@ -100,9 +101,9 @@ class _Nodes:
 class _Agent:
     """The actor of one node."""
 
-    def serve(self, invitation: Invitation, number: int, label: str, ranks: int, threads: int) -> None:
+    def serve(self, join_info: JoinInfo, number: int, label: str, ranks: int, threads: int) -> None:
         """Start and watch the ranks of this node."""
-        serve_node(invitation, number, label, ranks, threads)
+        serve_node(join_info, number, label, ranks, threads)
 
 
 def share_nodes(cpus: Mapping[str, float], world: int, own: str) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""The supervisor's side of a run on a cluster: where agents dial in, and their ranks as a crew.
+"""The supervisor's side of a run on a cluster: where agents dial in, and their ranks as a group.
 
 An engine (Ray, Spark) only brings an agent to each machine; starting, watching and ending ranks is the same for all.
 """
@@ -19,14 +19,15 @@ from typing import Any, Protocol
 
 import cloudpickle
 
+from yolox.cpu.cores import share_cores
 from yolox.tables import text_table
-from yolox.trainer.cores import share_cores
-from yolox.trainer.launchers.agent import Hello, Invitation, Orders, machine_identity
+from yolox.trainer.launchers.agent import machine_identity
+from yolox.trainer.launchers.agent_server import AgentConnection, AgentServer
 from yolox.trainer.launchers.base import Failure, Phase, Slot, Worker
-from yolox.trainer.launchers.heartbeat import Effort, HangLimits
+from yolox.trainer.launchers.heartbeat import CpuActivity, HangLimits
+from yolox.trainer.launchers.protocol import JoinInfo, Registration, SendSignal, StartRequest
 from yolox.trainer.launchers.supervise import supervise
-from yolox.trainer.launchers.switchboard import Line, Switchboard
-from yolox.trainer.launchers.worker import Desk
+from yolox.trainer.launchers.worker import RunDirectory
 
 __all__ = ["Engine", "Place", "place_ranks", "run_remote"]
 
@@ -42,7 +43,7 @@ class Engine(Protocol):
     def host(self) -> str:
         """Address of this process, as the machines of the cluster reach it."""
 
-    def start(self, invitation: Invitation, world: int) -> None:
+    def start(self, join_info: JoinInfo, world: int) -> None:
         """Have `serve_node` called on the machines, for ``world`` ranks in all; return at once."""
 
     def trouble(self) -> str | None:
@@ -64,20 +65,20 @@ class Place:
     node_rank: int
 
 
-def place_ranks(hellos: Sequence[Hello], slots: Sequence[Slot], home: str) -> dict[int, Place]:
+def place_ranks(registrations: Sequence[Registration], slots: Sequence[Slot], home: str) -> dict[int, Place]:
     """Decide which agent gets which ranks, and how many threads each computes with; pure.
 
     Ranks of one machine are neighbours. Rank 0, which writes the files, is on the supervisor's machine where that is
     one of them.
 
     Args:
-        hellos: All agents; their ranks add up to the number of slots.
+        registrations: All agents; their ranks add up to the number of slots.
         slots: What was asked for; threads of 0 leave the number to the machine.
         home: Identity of the supervisor's machine.
     """
-    machines: dict[str, list[Hello]] = {}
-    for hello in sorted(hellos, key=lambda hello: (hello.identity != home, hello.number)):
-        machines.setdefault(hello.identity, []).append(hello)
+    machines: dict[str, list[Registration]] = {}
+    for registration in sorted(registrations, key=lambda agent: (agent.identity != home, agent.number)):
+        machines.setdefault(registration.identity, []).append(registration)
     places: dict[int, Place] = {}
     rank = 0
     for node_rank, agents in enumerate(machines.values()):
@@ -105,28 +106,30 @@ def run_remote(
         RankError: When a rank failed or its machine is gone.
     """
     payload = cloudpickle.dumps(function)
-    desk = Desk(Path(tempfile.mkdtemp(prefix="yolox-run-")))
+    directory = RunDirectory(Path(tempfile.mkdtemp(prefix="yolox-run-")))
     try:
-        with Switchboard(engine.host, desk) as board, _store(engine.host) as rendezvous:
-            engine.start(board.invitation, len(slots))
-            lines = board.wait_for_agents(len(slots), engine.trouble)
-            places = place_ranks([line.hello for line in lines], slots, machine_identity())
-            _log.info("%s", _describe(lines, places))
-            for line in lines:
-                place = places[line.hello.number]
+        with AgentServer(engine.host, directory) as server, _store(engine.host) as rendezvous:
+            engine.start(server.join_info, len(slots))
+            agents = server.wait_for_agents(len(slots), engine.trouble)
+            places = place_ranks([agent.registration for agent in agents], slots, machine_identity())
+            _log.info("%s", _describe(agents, places))
+            for agent in agents:
+                place = places[agent.registration.number]
                 one_machine = all(other.node_rank == 0 for other in places.values())
-                orders = Orders(place.slots, payload, rendezvous, place.first_local_rank, place.node_rank, one_machine)
-                line.start(orders)
-            return supervise(desk, _RemoteCrew(desk, lines, len(slots), engine.trouble), limits)
+                request = StartRequest(
+                    place.slots, payload, rendezvous, place.first_local_rank, place.node_rank, one_machine
+                )
+                agent.start(request)
+            return supervise(directory, _RemoteWorkerGroup(directory, agents, len(slots), engine.trouble), limits)
     finally:
-        shutil.rmtree(desk.folder, ignore_errors=True)
+        shutil.rmtree(directory.path, ignore_errors=True)
 
 
-def _describe(lines: Sequence[Line], places: dict[int, Place]) -> str:
+def _describe(agents: Sequence[AgentConnection], places: dict[int, Place]) -> str:
     rows = [
-        (str(slot.rank), str(slot.threads), line.hello.label)
-        for line in lines
-        for slot in places[line.hello.number].slots
+        (str(slot.rank), str(slot.threads), agent.registration.label)
+        for agent in agents
+        for slot in places[agent.registration.number].slots
     ]
     return text_table(("rank", "threads", "on"), sorted(rows, key=lambda row: int(row[0])), left=(2,))
 
@@ -141,64 +144,66 @@ def _store(host: str) -> Iterator[str]:
     del store
 
 
-class _RemoteCrew:
+class _RemoteWorkerGroup:
     """The ranks of all agents.
 
     Args:
-        desk: Where their files arrive.
-        lines: One for each agent.
+        directory: Where their files arrive.
+        agents: The connection to each agent.
         world: Number of ranks.
         trouble: Asks the engine why an agent is gone.
     """
 
-    def __init__(self, desk: Desk, lines: Sequence[Line], world: int, trouble: Callable[[], str | None]) -> None:
-        self.desk = desk
-        self.lines = lines
+    def __init__(
+        self, directory: RunDirectory, agents: Sequence[AgentConnection], world: int, trouble: Callable[[], str | None]
+    ) -> None:
+        self.directory = directory
+        self.agents = agents
         self.world = world
         self.trouble = trouble
-        self._line = {rank: line for line in lines for rank in line.ranks}
+        self._agent_of = {rank: agent for agent in agents for rank in agent.ranks}
         self._asked_at = time.monotonic()
 
     def poll(self, rank: int) -> int | None:
         """Return the exit code of a rank, or None; a rank whose agent is gone has failed."""
-        now, line = time.monotonic(), self._line[rank]
+        now, agent = time.monotonic(), self._agent_of[rank]
         if now - self._asked_at > _PAUSE_SECONDS:  # it was this process that slept
-            for other in self.lines:
+            for other in self.agents:
                 other.heard_at = now
         self._asked_at = now
-        state = line.states.get(rank)
+        state = agent.states.get(rank)
         if state is not None and state.code is not None:
             return state.code
-        silent = now - line.heard_at
-        if not line.closed and silent < _SILENCE_SECONDS:
+        silent = now - agent.heard_at
+        if not agent.closed and silent < _SILENCE_SECONDS:
             return None
-        if not self.desk.failure(rank).exists() and not self.desk.result(rank).exists():
-            why = "closed its connection" if line.closed else f"has been silent for {silent:.0f} s"
-            text = f"the machine or our process there is gone: {line.hello.label} {why}"
+        if not self.directory.failure(rank).exists() and not self.directory.result(rank).exists():
+            why = "closed its connection" if agent.closed else f"has been silent for {silent:.0f} s"
+            text = f"the machine or our process there is gone: {agent.registration.label} {why}"
             failure = Failure(rank, "lost", text, self.trouble() or "", time.time())
-            self.desk.failure(rank).write_bytes(pickle.dumps(failure))
+            self.directory.failure(rank).write_bytes(pickle.dumps(failure))
         return -signal.SIGKILL
 
     def send(self, rank: int, signum: int) -> None:
         """Have the rank's agent send it a signal."""
         with suppress(OSError):
-            self._line[rank].connection.send((rank, int(signum)))
+            self._agent_of[rank].channel.send(SendSignal(rank, int(signum)))
 
-    def efforts(self) -> dict[int, Effort]:
+    def cpu_activities(self) -> dict[int, CpuActivity]:
         """Return what the agents reported last."""
-        return {rank: state.effort for line in self.lines for rank, state in line.states.items()}
+        return {rank: state.cpu_activity for agent in self.agents for rank, state in agent.states.items()}
 
-    def heart(self, rank: int) -> tuple[int, Phase]:
+    def heartbeat(self, rank: int) -> tuple[int, Phase]:
         """Return the signs of life of a rank so far, and what it is doing."""
-        state = self._line[rank].states.get(rank)
+        state = self._agent_of[rank].states.get(rank)
         return (0, "setup") if state is None else (state.beats, state.phase)
 
     def where(self, rank: int) -> str:
         """Return the machine's name where there are several."""
-        several = len({line.hello.label for line in self.lines}) > 1
-        return self._line[rank].hello.label if several else ""
+        several = len({agent.registration.label for agent in self.agents}) > 1
+        return self._agent_of[rank].registration.label if several else ""
 
     def kill(self) -> None:
         """Hang up on every agent, which kills what it has started."""
-        for line in self.lines:
-            line.hang_up()
+        for agent in self.agents:
+            agent.hang_up()

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from yolox.errors import MissingDependencyError, UsageError
-from yolox.trainer.launchers.agent import Invitation, serve_node
+from yolox.trainer.launchers.agent import serve_node
 from yolox.trainer.launchers.base import Slot, Worker
 from yolox.trainer.launchers.heartbeat import HangLimits
 from yolox.trainer.launchers.popen import package_path
+from yolox.trainer.launchers.protocol import JoinInfo
 from yolox.trainer.launchers.remote import run_remote
 
 __all__ = ["SparkLauncher", "first_reason"]
@@ -75,11 +76,11 @@ class _Tasks:
         self._world = 0
         self._began = time.monotonic()
 
-    def start(self, invitation: Invitation, world: int) -> None:
+    def start(self, join_info: JoinInfo, world: int) -> None:
         """Submit the job."""
         self._world, self._began = world, time.monotonic()
         threads = int(self.context.getConf().get("spark.task.cpus", "1"))
-        task = _Task(invitation, threads if threads > 1 else None)
+        task = _Task(join_info, threads if threads > 1 else None)
         self._thread = threading.Thread(target=self._submit, args=(task,), daemon=True)
         self._thread.start()
 
@@ -114,8 +115,8 @@ class _Tasks:
 class _Task:
     """What each barrier task does."""
 
-    def __init__(self, invitation: Invitation, threads: int | None) -> None:
-        self.invitation = invitation
+    def __init__(self, join_info: JoinInfo, threads: int | None) -> None:
+        self.join_info = join_info
         self.threads = threads
 
     def __call__(self, _: Iterable[Any]) -> list[Any]:
@@ -124,7 +125,7 @@ class _Task:
         context = BarrierTaskContext.get()
         number = context.partitionId()
         address = context.getTaskInfos()[number].address
-        serve_node(self.invitation, number, f"Spark executor {address}", 1, self.threads)
+        serve_node(self.join_info, number, f"Spark executor {address}", 1, self.threads)
         return []
 
 

@@ -13,12 +13,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from yolox.processes.inside import end_with_parent
 from yolox.trainer.launchers.base import RankError, Slot, Worker
-from yolox.trainer.launchers.crew import LocalCrew
 from yolox.trainer.launchers.heartbeat import HangLimits
 from yolox.trainer.launchers.popen import worker_environment
 from yolox.trainer.launchers.supervise import supervise
-from yolox.trainer.launchers.worker import Desk, serve
+from yolox.trainer.launchers.worker import RunDirectory, serve
+from yolox.trainer.launchers.worker_group import LocalWorkerGroup
 
 __all__ = ["SpawnLauncher"]
 
@@ -40,18 +41,18 @@ class SpawnLauncher:
 
     def run(self, function: Callable[[Worker], Any], slots: Sequence[Slot]) -> list[Any]:
         """Return the results by rank; see `Launcher`."""
-        desk = Desk(Path(tempfile.mkdtemp(prefix="yolox-run-")))
+        directory = RunDirectory(Path(tempfile.mkdtemp(prefix="yolox-run-")))
         members: list[_Spawned] = []
-        crew = LocalCrew(members, desk)
+        group = LocalWorkerGroup(members, directory)
         try:
-            desk.place(slots, function)
+            directory.place(slots, function)
             context = multiprocessing.get_context("spawn")
             for slot in slots:
-                process = context.Process(target=_enter, args=(desk, slot.rank))
+                process = context.Process(target=_enter, args=(str(directory.path), slot.rank, os.getpid()))
                 with _environment(slot):
                     process.start()
                 members.append(_Spawned(process))
-            return supervise(desk, crew, self.limits)
+            return supervise(directory, group, self.limits)
         except RankError as error:
             if error.kind == "exited":
                 raise RankError(
@@ -59,8 +60,8 @@ class SpawnLauncher:
                 ) from None
             raise
         finally:
-            crew.kill()
-            shutil.rmtree(desk.folder, ignore_errors=True)
+            group.kill()
+            shutil.rmtree(directory.path, ignore_errors=True)
 
 
 class _Spawned:
@@ -75,13 +76,14 @@ class _Spawned:
         return self._process.exitcode
 
 
-def _enter(desk: Desk, rank: int) -> None:
+def _enter(path: str, rank: int, parent: int) -> None:
     os.setsid()
+    end_with_parent(parent)
     if rank:
-        output = os.open(desk.output(rank), os.O_WRONLY | os.O_CREAT)
+        output = os.open(RunDirectory(Path(path)).output(rank), os.O_WRONLY | os.O_CREAT)
         os.dup2(output, 1)
         os.dup2(output, 2)
-    sys.exit(serve(desk, rank))
+    sys.exit(serve(path, rank))
 
 
 @contextmanager

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from yolox.errors import YoloxError
+from yolox.processes.start import tail
 from yolox.trainer.launchers.base import Failure, RankError, first_cause
-from yolox.trainer.launchers.crew import Crew
-from yolox.trainer.launchers.heartbeat import Activity, Effort, HangLimits, HangWatch, is_busy
-from yolox.trainer.launchers.worker import Desk
+from yolox.trainer.launchers.heartbeat import CpuActivity, HangLimits, HangWatch, RankActivity, is_busy
+from yolox.trainer.launchers.worker import RunDirectory
+from yolox.trainer.launchers.worker_group import WorkerGroup
 
 __all__ = ["describe_stop", "supervise"]
 
@@ -29,24 +30,23 @@ _SETTLE_SECONDS = 0.5  # after the first failure, for the failures that came bef
 _STACK_SECONDS = 1.0  # for the ranks to write down what they are doing
 _ECHO_SECONDS = 3.0  # when all that is known so far is that somebody else is gone
 _EXIT_SECONDS = 10.0  # from the result to the end of the process
-_TAIL_LINES = 20
 _WAITING_FRAMES = ("torch/distributed/", "_engine_run_backward", "lightning_fabric/utilities/distributed")
 _log = logging.getLogger(__name__)
 
 
 @dataclass
 class _Run:
-    desk: Desk
-    crew: Crew
+    directory: RunDirectory
+    group: WorkerGroup
     limits: HangLimits | None
     stop_signal: int = 0
 
     @property
     def world(self) -> int:
-        return self.crew.world
+        return self.group.world
 
 
-def supervise(desk: Desk, crew: Crew, limits: HangLimits | None) -> list[Any]:
+def supervise(directory: RunDirectory, group: WorkerGroup, limits: HangLimits | None) -> list[Any]:
     """Wait for all processes; return their results by rank.
 
     SIGTERM and Ctrl-C are passed on to them once, so that they can end in order; a second one or any failure kills
@@ -58,13 +58,13 @@ def supervise(desk: Desk, crew: Crew, limits: HangLimits | None) -> list[Any]:
         SystemExit: When a rank ended itself so.
         KeyboardInterrupt: After Ctrl-C, where the ranks had nothing to save.
     """
-    run = _Run(desk, crew, limits)
+    run = _Run(directory, group, limits)
     try:
         with _passing_signals_on(run):
             _wait(run)
-        return [pickle.loads(desk.result(rank).read_bytes()) for rank in range(run.world)]
+        return [pickle.loads(directory.result(rank).read_bytes()) for rank in range(run.world)]
     finally:
-        crew.kill()
+        group.kill()
 
 
 def _wait(run: _Run) -> None:
@@ -76,9 +76,9 @@ def _wait(run: _Run) -> None:
             _raise(run, _settled(run))
         now = time.monotonic()
         for rank in range(run.world):
-            if run.desk.result(rank).exists():
+            if run.directory.result(rank).exists():
                 finished.setdefault(rank, now)
-        ended = [run.crew.poll(rank) is not None or now - at > _EXIT_SECONDS for rank, at in finished.items()]
+        ended = [run.group.poll(rank) is not None or now - at > _EXIT_SECONDS for rank, at in finished.items()]
         if len(ended) == run.world and all(ended):
             return
         watch.look(now, [rank for rank in range(run.world) if rank not in finished])
@@ -91,20 +91,20 @@ class _Watcher:
     def __init__(self, run: _Run) -> None:
         self.run = run
         self.watch = HangWatch(run.limits) if run.limits is not None and Path("/proc/self/stat").exists() else None
-        self._last: Mapping[int, Effort] = {}
+        self._last: Mapping[int, CpuActivity] = {}
         self._last_at = 0.0
 
     def look(self, now: float, ranks: Sequence[int]) -> None:
         elapsed = now - self._last_at
         if self.watch is None or elapsed < _LOOK_SECONDS:
             return
-        readings = self.run.crew.efforts()
+        readings = self.run.group.cpu_activities()
         activities = []
         for rank in ranks:
-            beats, phase = self.run.crew.heart(rank)
+            beats, phase = self.run.group.heartbeat(rank)
             # a parent that was paused itself knows nothing of the time in between
-            busy = elapsed > _PAUSE_SECONDS or is_busy(self._last.get(rank), readings.get(rank, Effort()), elapsed)
-            activities.append(Activity(rank, phase, beats, busy))
+            busy = elapsed > _PAUSE_SECONDS or is_busy(self._last.get(rank), readings.get(rank, CpuActivity()), elapsed)
+            activities.append(RankActivity(rank, phase, beats, busy))
         self._last, self._last_at = readings, now
         reason = self.watch.look(now, activities)
         if reason is not None:
@@ -123,16 +123,16 @@ def _settled(run: _Run) -> Failure:
 
 def _failures(run: _Run) -> Iterator[Failure]:
     for rank in range(run.world):
-        code = run.crew.poll(rank)  # before the files: a process writes them while it lives
-        path = run.desk.failure(rank)
+        code = run.group.poll(rank)  # before the files: a process writes them while it lives
+        path = run.directory.failure(rank)
         if path.exists():
             yield pickle.loads(path.read_bytes())
-        elif code is not None and not run.desk.result(rank).exists():
+        elif code is not None and not run.directory.result(rank).exists():
             yield _describe_end(run, rank, code)
 
 
 def _describe_end(run: _Run, rank: int, code: int) -> Failure:
-    stacks, output = _tail(run.desk.stacks(rank), 200), _tail(run.desk.output(rank))
+    stacks, output = tail(run.directory.stacks(rank), 200), tail(run.directory.output(rank))
     text = "\n".join(part for part in (stacks, output) if part)
     if code >= 0:
         return Failure(rank, "exited", f"with exit code {code} before it had a result", text, time.time())
@@ -145,13 +145,13 @@ def _describe_end(run: _Run, rank: int, code: int) -> Failure:
     return Failure(rank, "killed", f"by {name}{advice}", text, time.time())
 
 
-def _describe_hang(run: _Run, reason: str, ranks: Sequence[Activity]) -> Failure:
+def _describe_hang(run: _Run, reason: str, ranks: Sequence[RankActivity]) -> Failure:
     """Ask every rank for its stacks; the one that does not wait for the others is the one to blame."""
     for activity in ranks:
         with suppress(AttributeError):  # some systems lack the signal
-            run.crew.send(activity.rank, signal.SIGUSR1)
+            run.group.send(activity.rank, signal.SIGUSR1)
     time.sleep(_STACK_SECONDS)
-    stacks = {activity.rank: _tail(run.desk.stacks(activity.rank), 200) for activity in ranks}
+    stacks = {activity.rank: tail(run.directory.stacks(activity.rank), 200) for activity in ranks}
     own = [rank for rank, text in stacks.items() if not any(mark in text for mark in _WAITING_FRAMES)]
     fewest = min(activity.beats for activity in ranks)
     behind = [activity.rank for activity in ranks if activity.beats == fewest]
@@ -161,7 +161,7 @@ def _describe_hang(run: _Run, reason: str, ranks: Sequence[Activity]) -> Failure
 
 
 def _raise(run: _Run, failure: Failure) -> NoReturn:
-    where = run.crew.where(failure.rank)
+    where = run.group.where(failure.rank)
     summary = f"on {where}: {failure.summary}" if where else failure.summary
     rank_error = RankError(failure.rank, run.world, failure.kind, summary, failure.traceback_text)
     if isinstance(failure.error, YoloxError):
@@ -173,13 +173,6 @@ def _raise(run: _Run, failure: Failure) -> NoReturn:
     if isinstance(failure.error, SystemExit):
         raise SystemExit(failure.error.code)
     raise rank_error from failure.error
-
-
-def _tail(path: Path, lines: int = _TAIL_LINES) -> str:
-    try:
-        return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
-    except OSError:
-        return ""
 
 
 def describe_stop(signum: int) -> str:
@@ -201,7 +194,7 @@ def _passing_signals_on(run: _Run) -> Iterator[None]:
         run.stop_signal = signum
         _log.warning("%s", describe_stop(signum))
         for rank in range(run.world):
-            run.crew.send(rank, signum)
+            run.group.send(rank, signum)
 
     heard = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, pass_on) for number in heard}

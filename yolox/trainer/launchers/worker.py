@@ -1,22 +1,20 @@
 """The inside of a worker process: take its place, run the function, write down how it ended.
 
-Run as ``python -m yolox.trainer.launchers.worker FOLDER RANK``; the main script of the parent is never run again.
+The main script of the parent is never run again, except by ``spawn``.
 """
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import json
 import os
 import pickle
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +22,12 @@ import cloudpickle
 
 from yolox.cpu.affinity import bind_process
 from yolox.cpu.allocator import keep_freed_memory
+from yolox.processes.messages import from_json, to_json
 from yolox.trainer.launchers.base import Failure, FailureKind, Phase, Slot, Worker
-from yolox.trainer.launchers.heartbeat import Heart
+from yolox.trainer.launchers.heartbeat import Heartbeat
 
-__all__ = ["Desk", "Setup", "serve"]
+__all__ = ["RunDirectory", "Setup", "serve"]
 
-_PR_SET_PDEATHSIG = 1
 _FAILED = 1
 
 
@@ -40,16 +38,12 @@ class Setup:
     Args:
         slots: Of the ranks that this parent starts.
         rendezvous: Where all ranks meet.
-        path: Where to import from.
-        parent: Process id; the workers end with it.
         first_local_rank: Number, on this machine, of the first of the slots.
         node_rank: Number of this machine.
     """
 
     slots: tuple[Slot, ...]
     rendezvous: str
-    path: tuple[str, ...]
-    parent: int
     first_local_rank: int = 0
     node_rank: int = 0
 
@@ -60,44 +54,44 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Desk:
+class RunDirectory:
     """The folder through which parent and workers exchange files.
 
     Args:
-        folder: A private folder that is deleted after the run.
+        path: A private folder that is deleted after the run.
     """
 
-    folder: Path
+    path: Path
 
     @property
     def payload(self) -> Path:
         """The function to run."""
-        return self.folder / "payload.pkl"
+        return self.path / "payload.pkl"
 
     @property
     def rendezvous(self) -> str:
         """A file where the ranks meet: no port to choose, none to be taken."""
-        return f"file://{self.folder / 'rendezvous'}"
+        return f"file://{self.path / 'rendezvous'}"
 
     def result(self, rank: int) -> Path:
         """What the function returned."""
-        return self.folder / f"result-{rank}.pkl"
+        return self.path / f"result-{rank}.pkl"
 
     def failure(self, rank: int) -> Path:
         """Why it did not return."""
-        return self.folder / f"failure-{rank}.pkl"
+        return self.path / f"failure-{rank}.pkl"
 
-    def heart(self, rank: int) -> Path:
+    def heartbeat(self, rank: int) -> Path:
         """Signs of life."""
-        return self.folder / f"heart-{rank}"
+        return self.path / f"heartbeat-{rank}"
 
     def stacks(self, rank: int) -> Path:
         """Stacks of all threads, when asked for or after a crash in native code."""
-        return self.folder / f"stacks-{rank}.txt"
+        return self.path / f"stacks-{rank}.txt"
 
     def output(self, rank: int) -> Path:
         """Standard output and error of ranks other than 0."""
-        return self.folder / f"output-{rank}.txt"
+        return self.path / f"output-{rank}.txt"
 
     def place(self, slots: Sequence[Slot], function: Callable[[Worker], Any]) -> None:
         """Write what workers of this machine need.
@@ -106,52 +100,43 @@ class Desk:
             pickle.PicklingError: When the function holds something that cannot be sent.
         """
         self.payload.write_bytes(cloudpickle.dumps(function))
-        self.write_setup(Setup(tuple(slots), self.rendezvous, tuple(sys.path), os.getpid()))
+        self.write_setup(Setup(tuple(slots), self.rendezvous))
 
     def write_setup(self, setup: Setup) -> None:
         """Write what the workers need to know."""
-        (self.folder / "setup.json").write_text(json.dumps(asdict(setup)), encoding="utf-8")
+        (self.path / "setup.json").write_text(json.dumps(to_json(setup)), encoding="utf-8")
 
     def read_setup(self) -> Setup:
         """Return what the parent wrote."""
-        content = json.loads((self.folder / "setup.json").read_text(encoding="utf-8"))
-        slots = tuple(Slot(**{**slot, "cpus": tuple(slot["cpus"])}) for slot in content["slots"])
-        return Setup(**{**content, "slots": slots, "path": tuple(content["path"])})
+        setup: Setup = from_json(Setup, json.loads((self.path / "setup.json").read_text(encoding="utf-8")))
+        return setup
 
 
-def serve(desk: Desk, rank: int) -> int:
-    """Run the function of the desk as ``rank``; return the exit code of the process."""
-    setup = desk.read_setup()
-    worker = setup.worker(rank, Heart(desk.heart(rank)))
-    end_with_parent(setup.parent)
-    stacks = desk.stacks(rank).open("w", encoding="utf-8")  # stays open: faulthandler writes to it at any time
+def serve(path: str, rank: int) -> int:
+    """Run the function of a run directory as ``rank``; return the exit code of the process.
+
+    Args:
+        path: The run directory.
+        rank: Which of its slots this process is.
+    """
+    directory = RunDirectory(Path(path))
+    setup = directory.read_setup()
+    worker = setup.worker(rank, Heartbeat(directory.heartbeat(rank)))
+    stacks = directory.stacks(rank).open("w", encoding="utf-8")  # stays open: faulthandler writes to it at any time
     faulthandler.enable(stacks)
     if hasattr(signal, "SIGUSR1"):
         faulthandler.register(signal.SIGUSR1, stacks)
     bind_process(worker.slot.cpus)
     keep_freed_memory()
-    sys.path[:] = setup.path
     try:
-        function = _load(desk, worker.slot)
-        _write(desk.result(rank), cloudpickle.dumps(function(worker)))
+        function = _load(directory, worker.slot)
+        _write(directory.result(rank), cloudpickle.dumps(function(worker)))
     except BaseException as error:  # noqa: BLE001 - whatever ends a rank must reach the parent
-        _write(desk.failure(rank), describe_failure(error, rank))
+        _write(directory.failure(rank), describe_failure(error, rank))
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(_FAILED)  # exit handlers may wait for ranks that are stuck
     return 0
-
-
-def end_with_parent(parent: int) -> None:
-    """Make the kernel kill this process when its parent dies; where it cannot, watch the parent from a thread."""
-    try:
-        armed = ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) == 0
-    except (AttributeError, OSError, TypeError):
-        armed = False
-    if os.getppid() != parent:  # it died before the kernel knew
-        os._exit(_FAILED)
-    if not armed:
-        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
 
 
 def describe_failure(error: BaseException, rank: int) -> bytes:
@@ -168,16 +153,11 @@ def describe_failure(error: BaseException, rank: int) -> bytes:
     return bytes(content)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Serve ``argv = [folder, rank]``."""
-    return serve(Desk(Path(argv[0])), int(argv[1]))
-
-
-def _load(desk: Desk, slot: Slot) -> Callable[[Worker], Any]:
+def _load(directory: RunDirectory, slot: Slot) -> Callable[[Worker], Any]:
     import torch
 
     torch.set_num_threads(slot.threads)
-    with desk.payload.open("rb") as handle:
+    with directory.payload.open("rb") as handle:
         function: Callable[[Worker], Any] = pickle.load(handle)
     return function
 
@@ -186,13 +166,3 @@ def _write(path: Path, content: bytes) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_bytes(content)
     os.replace(temporary, path)
-
-
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(_FAILED)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -6,15 +6,10 @@
 #define VECTORS_OF_16
 #include "vectors.h"
 
-// Which kernels there are on this machine; neither: the portable ones. Tests ask for less than there is: NATIVE_MOST is
-// one of Instructions in bindings.py.
-#ifndef NATIVE_MOST
-#define NATIVE_MOST 3
-#endif
-#if NATIVE_MOST > 2 && defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__) && \
-    defined(__AVX512DQ__)
+// Which kernels this variant of the library has; neither: the portable ones.
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
 #define NATIVE_AVX512 1
-#elif NATIVE_MOST > 0 && defined(__AVX2__) && defined(__FMA__)
+#elif defined(__AVX2__) && defined(__FMA__)
 #define NATIVE_AVX2 1
 #endif
 

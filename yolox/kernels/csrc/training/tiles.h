@@ -9,7 +9,7 @@
 #include <memory>
 #include <new>
 
-#if defined(__AMX_BF16__) && !defined(WITHOUT_AMX)
+#ifdef __AMX_BF16__
 #define MATRIX_UNIT
 #endif
 

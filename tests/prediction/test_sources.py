@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image as PilImage
+
+from yolox.errors import DataError, UsageError
+from yolox.prediction.sources import Sources
+
+BLUE, RED = (255, 0, 0), (0, 0, 255)  # BGR
+
+
+def plain(colour: tuple[int, int, int], height: int = 12, width: int = 20) -> np.ndarray:
+    return np.full((height, width, 3), colour, np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "in" / "deep er").mkdir(parents=True)
+    for name, colour in (("b.png", BLUE), ("deep er/r.png", RED), ("a[1].png", RED)):
+        assert cv2.imwrite(str(tmp_path / "in" / name), plain(colour))
+    (tmp_path / "in" / "notes.txt").write_text("no image")
+    return tmp_path / "in"
+
+
+def test_files_folders_and_patterns(folder: Path) -> None:
+    assert [picture.name for picture in Sources(folder)] == ["a[1].png", "b.png", "deep er/r.png"]
+    assert [picture.path for picture in Sources(str(folder / "b.png"))] == [folder / "b.png"]
+    assert [picture.name for picture in Sources(f"{folder}/**/*.png")] == ["a[1].png", "b.png", "deep er/r.png"]
+    assert [picture.name for picture in Sources(folder / "a[1].png")] == ["a[1].png"]
+    several = Sources([folder / "b.png", str(folder / "deep er")])
+    assert [(picture.name, picture.index) for picture in several] == [("b.png", 0), ("r.png", 1)]
+    (picture,) = Sources(folder / "b.png")
+    assert picture.image[0, 0].tolist() == list(BLUE)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        plain(RED),
+        PilImage.new("RGB", (20, 12), (255, 0, 0)),
+        torch.tensor([1.0, 0.0, 0.0])[:, None, None].expand(3, 12, 20),
+        torch.tensor([255, 0, 0], dtype=torch.uint8)[:, None, None].expand(3, 12, 20),
+        cv2.imencode(".png", plain(RED))[1].tobytes(),
+        np.dstack([plain(RED), np.full((12, 20), 9, np.uint8)]),
+    ],
+    ids=["array", "PIL", "float tensor", "uint8 tensor", "bytes", "with alpha"],
+)
+def test_pictures_in_memory_are_bgr(source: object) -> None:
+    (picture,) = Sources(source)
+    assert picture.image.shape == (12, 20, 3)
+    assert picture.image.dtype == np.uint8
+    assert picture.image[5, 5].tolist() == list(RED)
+    assert picture.path is None
+
+
+def test_batches_and_grey_arrays() -> None:
+    assert len(list(Sources(np.stack([plain(RED), plain(BLUE)])))) == 2
+    assert len(list(Sources(torch.zeros(3, 3, 8, 8)))) == 3
+    (grey,) = Sources(np.full((4, 6), 7, np.uint8))
+    assert grey.image.shape == (4, 6, 3)
+    assert len(list(Sources([plain(RED), PilImage.new("L", (3, 3))]))) == 2
+
+
+def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
+    for wrong, error, part in (
+        (str(tmp_path / "nowhere.jpg"), DataError, "does not exist"),
+        (str(tmp_path / "*.jpg"), DataError, "matches no file"),
+        (tmp_path, DataError, "holds no image"),
+        ([], DataError, "holds no picture"),
+        (np.zeros((4, 4, 3), np.float32), UsageError, "expected uint8 BGR"),
+        (torch.full((3, 4, 4), 255.0), UsageError, "expected 0 to 1"),
+        (torch.zeros(4, 4), UsageError, "expected RGB"),
+        (3.5, UsageError, "a float arrived"),
+        (b"no image", DataError, "no readable image"),
+    ):
+        with pytest.raises(error, match=part):
+            list(Sources(wrong))
+
+
+class _Pictures(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        data = cv2.imencode(".png", plain(BLUE))[1].tobytes() if self.path == "/b.png" else b"<html>"
+        self.send_response(404 if self.path == "/missing.png" else 200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    service = ThreadingHTTPServer(("127.0.0.1", 0), _Pictures)
+    thread = threading.Thread(target=service.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{service.server_address[1]}"
+    service.shutdown()
+    thread.join()
+    service.server_close()
+
+
+def test_pictures_behind_addresses(server: str) -> None:
+    (picture,) = Sources(f"{server}/b.png")
+    assert (picture.name, picture.image[0, 0].tolist()) == ("b.png", list(BLUE))
+    with pytest.raises(DataError, match="404"):
+        Sources(f"{server}/missing.png")
+    with pytest.raises(DataError, match="no readable image"):
+        Sources(f"{server}/page.png")

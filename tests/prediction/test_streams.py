@@ -1,0 +1,94 @@
+"""Streams on the loopback whose connections are dropped."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from yolox.errors import DataError
+from yolox.prediction import streams
+from yolox.prediction.sources import Sources
+
+FRAMES_A_CONNECTION = 6
+
+
+class _Camera(BaseHTTPRequestHandler):
+    """Sends a few JPEG frames and drops the connection; after three connections it is gone."""
+
+    connections: dict[str, int]
+
+    def do_GET(self) -> None:
+        served = self.connections.get(self.path, 0)
+        self.connections[self.path] = served + 1
+        if served >= 3:
+            self.send_error(503)
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        self.end_headers()
+        for number in range(FRAMES_A_CONNECTION):
+            image = np.full((48, 64, 3), 40 * number, np.uint8)
+            data = cv2.imencode(".jpg", image)[1].tobytes()
+            head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+            self.wfile.write(head + data + b"\r\n")
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def camera(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(streams, "FIRST_DELAY_S", 0.01)
+    _Camera.connections = {}
+    service = ThreadingHTTPServer(("127.0.0.1", 0), _Camera)
+    service.daemon_threads = True
+    thread = threading.Thread(target=service.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{service.server_address[1]}"
+    service.shutdown()
+    thread.join()
+    service.server_close()
+
+
+def test_a_stream_goes_on_after_dropped_connections(camera: str) -> None:
+    source = Sources(f"{camera}/stream.mjpg", max_reconnects=2)
+    assert source.live
+    pictures = list(source)
+    assert _Camera.connections["/stream.mjpg"] >= 3
+    assert len(pictures) > 2 * FRAMES_A_CONNECTION - 3  # the decoder may keep the last frame of a connection
+    assert [picture.index for picture in pictures] == list(range(len(pictures)))
+    assert {picture.source for picture in pictures} == {"stream.mjpg"}
+    assert pictures[0].image.shape == (48, 64, 3)
+
+
+def test_four_cameras_are_watched_together(camera: str) -> None:
+    source = Sources([f"{camera}/camera{number}.mjpg" for number in range(4)], max_reconnects=2)
+    seen = {picture.source for picture in source}
+    assert seen == {f"camera{number}.mjpg" for number in range(4)}
+
+
+def test_a_stream_that_is_not_there(camera: str) -> None:
+    _Camera.connections = {"/none.mjpg": 99}
+    with pytest.raises(DataError, match="gave no picture"):
+        list(Sources(f"{camera}/none.mjpg", max_reconnects=1))
+
+
+def test_a_video_ends(tmp_path: Path) -> None:
+    file = tmp_path / "film.avi"
+    writer = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (64, 48))
+    for shade in (0, 100, 200):
+        writer.write(np.full((48, 64, 3), shade, np.uint8))
+    writer.release()
+    pictures = list(Sources(file))
+    assert [picture.name for picture in pictures] == ["film_000000.jpg", "film_000001.jpg", "film_000002.jpg"]
+    assert pictures[0].rate == pytest.approx(10.0)
+    assert pictures[0].path == file
+    with pytest.raises(DataError, match="cannot open video"):
+        (tmp_path / "broken.mp4").write_bytes(b"no video")
+        list(Sources(tmp_path / "broken.mp4"))

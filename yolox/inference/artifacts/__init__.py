@@ -1,0 +1,1 @@
+"""What a saved model is: its manifest, its files, whom to trust, and how it is called."""

@@ -1,0 +1,75 @@
+"""Chooses the ranges of an int8 program of our own kernels from calibration data, so that the accuracy holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yolox.errors import UsageError, YoloxError
+from yolox.inference.backends.base import Arrays, PrepareContext
+from yolox.inference.convert.quantizers.mixed_precision import first_accurate
+from yolox.kernels.int8.convert import convert, with_early_sigmoids
+from yolox.kernels.int8.float_ir import Convolution, Network
+from yolox.kernels.int8.int8_ir import Program
+from yolox.kernels.int8.quantize import observe
+
+__all__ = ["quantize_network"]
+
+CALIBRATION_ROWS = 32
+QUANTILES = (1.0, 0.95, 0.8)
+"""Which of the extremes of the calibration images a channel's bytes span, one attempt each: all of them, or fewer."""
+
+
+def quantize_network(
+    network: Network,
+    context: PrepareContext,
+    build: Callable[[Program], Callable[..., Arrays]],
+    *,
+    in_pairs: bool = False,
+) -> Program:
+    """Return the first program that keeps the accuracy, or the best one if none does.
+
+    Args:
+        network: The layers.
+        context: Calibration data and the bound on accuracy; without a way to measure it, the first attempt is taken.
+        build: Gives a runnable for a program.
+        in_pairs: See ``quantize_weights``.
+
+    Raises:
+        UsageError: Without calibration data.
+        YoloxError: When there is no convolution, or layers follow each other in a way that no step computes.
+    """
+    network = with_early_sigmoids(network)
+    if not any(isinstance(layer, Convolution) for layer in network.layers):
+        raise YoloxError("no convolution arrived that could be computed in 8 bits. Use another method.")
+    batches = list(_batches(context))
+    context.progress(f"calibrating on {sum(len(arrays[0]) for arrays in batches)} rows")
+    observers = observe(network, batches)
+    shapes = network.shapes(batches[0])
+    attempts = (
+        (
+            f"ranges of {quantile:.0%} of the images",
+            partial(convert, network, observers, shapes, quantile, in_pairs=in_pairs),
+        )
+        for quantile in QUANTILES
+    )
+    return first_accurate(attempts, build, context)
+
+
+def _batches(context: PrepareContext) -> Iterator[tuple[NDArray[Any], ...]]:
+    """Yield rows of calibration data, one at a time, or as many as a fixed batch has.
+
+    Raises:
+        UsageError: When there are none.
+    """
+    rows = list(context.calibration_samples(CALIBRATION_ROWS))
+    if not rows:
+        raise UsageError("int8 needs real data to calibrate on, and none arrived. Give a loader as training_data.")
+    size = 1 if context.dynamic_batch else len(context.sample[0])
+    for start in range(0, len(rows), size):
+        chosen = [rows[index % len(rows)] for index in range(start, start + size)]
+        yield tuple(np.concatenate(arrays) for arrays in zip(*chosen, strict=True))

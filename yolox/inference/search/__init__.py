@@ -1,0 +1,1 @@
+"""The run over all methods: a process each, latency, tuning, accuracy, and the report."""

@@ -1,0 +1,234 @@
+"""What came out of a run: one result for each method, and the report on all of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from yolox.inference.backends.base import Method, Settings
+from yolox.inference.search.latency import Latency
+from yolox.tables import markdown_table, text_table
+
+__all__ = ["MethodResult", "OptimizationReport", "Status"]
+
+
+class Status(str, Enum):
+    """How a method ended."""
+
+    SUCCESSFUL = "successful"
+    LACK_DEPENDENCY = "lack dependency"
+    FAIL_TO_CONVERT = "fail to convert"
+    EARLY_STOPPED = "early stopped"
+    FAIL_TO_FORWARD = "fail to forward"
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """One row. Every number was measured for this row, or is ``None``.
+
+    Args:
+        method: The method.
+        status: How it ended.
+        reason: One line: why it is not successful, or what to know about it; empty when there is nothing to say.
+        latency: Times of the sample batch.
+        metrics: What the metric said of this row, by name.
+        size_mb: Size of its artifact on disk.
+        peak_memory_mb: Largest resident set of its process (libraries, model, conversion, tuning and measurement).
+        int8_share: Share of multiply-accumulates that run in int8.
+        max_difference: Largest absolute difference between its outputs and the original's on the sample batch.
+        settings: The settings the tuner chose.
+        artifact: Folder of its artifact, ``None`` when there is none.
+        log: File with all that its process printed.
+    """
+
+    method: Method
+    status: Status
+    reason: str = ""
+    latency: Latency | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    size_mb: float | None = None
+    peak_memory_mb: float | None = None
+    int8_share: float | None = None
+    max_difference: float | None = None
+    settings: Settings | None = None
+    artifact: Path | None = None
+    log: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the method."""
+        return self.method.name
+
+    @property
+    def successful(self) -> bool:
+        """Whether the row may be chosen as the best."""
+        return self.status is Status.SUCCESSFUL and self.latency is not None
+
+
+@dataclass(frozen=True)
+class OptimizationReport:
+    """All rows, ``original`` first.
+
+    Args:
+        results: The rows.
+        metric_names: Names of the metric columns, the decisive one first; empty without a metric.
+        direction: ``max`` when a larger metric is better, else ``min``.
+        seconds: Time the whole run took.
+    """
+
+    results: tuple[MethodResult, ...]
+    metric_names: tuple[str, ...] = ()
+    direction: str = "max"
+    seconds: float = 0.0
+
+    def __iter__(self) -> Iterator[MethodResult]:
+        return iter(self.results)
+
+    def __getitem__(self, name: str) -> MethodResult:
+        for result in self.results:
+            if result.name == name:
+                return result
+        raise KeyError(name)
+
+    @property
+    def original(self) -> MethodResult | None:
+        """The row of the model as it is, if it was measured."""
+        return next((result for result in self.results if result.name == "original"), None)
+
+    def drop(self, result: MethodResult) -> float | None:
+        """Return how much of the decisive metric ``result`` loses against the original (negative: it gains)."""
+        if not self.metric_names or self.original is None:
+            return None
+        name = self.metric_names[0]
+        before, after = self.original.metrics.get(name), result.metrics.get(name)
+        if before is None or after is None:
+            return None
+        return before - after if self.direction == "max" else after - before
+
+    def speedup(self, result: MethodResult) -> float | None:
+        """Return how many times as fast as the original ``result`` is."""
+        if result.latency is None or self.original is None or self.original.latency is None:
+            return None
+        return self.original.latency.median_ms / result.latency.median_ms
+
+    def candidates(self, max_drop: float | None) -> tuple[MethodResult, ...]:
+        """Return the successful rows that lose at most ``max_drop``, fastest first.
+
+        With a metric, a row whose drop is unknown never counts as within a bound.
+        """
+        fitting = []
+        for result in self.results:
+            drop = self.drop(result)
+            within = max_drop is None or not self.metric_names or (drop is not None and drop <= max_drop)
+            if result.successful and (within or result.name == "original"):
+                fitting.append(result)
+        return tuple(sorted(fitting, key=_median_ms))
+
+    def best(self, max_drop: float | None = None) -> MethodResult | None:
+        """Return the fastest successful row that loses at most ``max_drop`` of the decisive metric.
+
+        The original stays the best when nothing beats it by more than the spread of the measurement.
+        """
+        fitting = self.candidates(max_drop)
+        if not fitting:
+            return None
+        fastest, original = fitting[0], self.original
+        if (
+            fastest.latency is not None
+            and original in fitting
+            and original is not None
+            and original.latency is not None
+        ):
+            return fastest if fastest.latency.is_faster_than(original.latency) else original
+        return fastest
+
+    def ties(self, result: MethodResult) -> tuple[MethodResult, ...]:
+        """Return the other successful rows whose latency does not differ from ``result``'s by more than the spread."""
+        return tuple(
+            other
+            for other in self.results
+            if other.successful and other is not result and other.latency and result.latency
+            if not result.latency.is_faster_than(other.latency) and not other.latency.is_faster_than(result.latency)
+        )
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one flat mapping of JSON values for each row."""
+        return [self._row(result) for result in self.results]
+
+    def _row(self, result: MethodResult) -> dict[str, Any]:
+        latency = result.latency
+        return {
+            "method": result.name,
+            "status": result.status.value,
+            "reason": result.reason,
+            "latency_ms": latency and round(latency.median_ms, 3),
+            "p90_ms": latency and round(latency.p90_ms, 3),
+            "spread_ms": latency and round(latency.spread_ms, 3),
+            "samples": len(latency.samples_ms) if latency else 0,
+            "images_per_second": latency and round(latency.images_per_second, 3),
+            "speedup": _rounded(self.speedup(result), 3),
+            **{name: _rounded(result.metrics.get(name), 5) for name in self.metric_names},
+            "drop": _rounded(self.drop(result), 5),
+            "size_mb": _rounded(result.size_mb, 3),
+            "peak_memory_mb": _rounded(result.peak_memory_mb, 1),
+            "int8_share": _rounded(result.int8_share, 4),
+            "max_difference": result.max_difference,
+            "settings": result.settings.as_dict() if result.settings else None,
+        }
+
+    def to_json(self, **extra: Any) -> str:
+        """Return ``{"rows": [...], "best": name, ...extra}`` as JSON text."""
+        best = self.best()
+        head = {"best": best.name if best else None, "seconds": round(self.seconds, 1), **extra}
+        return json.dumps({**head, "rows": self.rows()}, indent=2, allow_nan=False) + "\n"
+
+    def to_csv(self) -> str:
+        """Return the rows as CSV text; settings are one JSON cell."""
+        rows = [{**row, "settings": json.dumps(row["settings"])} for row in self.rows()]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else ["method"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue()
+
+    def to_markdown(self) -> str:
+        """Return the table as Markdown."""
+        return markdown_table(*self._cells(), left=(0, 1)) + "\n"
+
+    def to_text(self) -> str:
+        """Return the table for a terminal, with the reasons of unsuccessful rows below it."""
+        lines = [text_table(*self._cells(), left=(0, 1))]
+        lines += [f"{result.name}: {result.reason}" for result in self.results if result.reason]
+        return "\n".join(lines)
+
+    def _cells(self) -> tuple[Sequence[str], list[list[str]]]:
+        metrics = list(self.metric_names)
+        header = ["method", "status", "latency ms", "images/s", "speed-up", *metrics]
+        header += [*(["drop"] if metrics else []), "int8", "size MB", "peak MB"]
+        rows = []
+        for result, row in zip(self.results, self.rows(), strict=True):
+            cells = [result.name, result.status.value, _text(row["latency_ms"], 1), _text(row["images_per_second"], 1)]
+            cells += [_text(row["speedup"], 2), *(_text(row[name], 4) for name in metrics)]
+            cells += [_text(row["drop"], 4)] if metrics else []
+            share = "-" if result.int8_share is None else f"{result.int8_share:.0%}"
+            rows.append([*cells, share, _text(row["size_mb"], 1), _text(row["peak_memory_mb"], 0)])
+        return header, rows
+
+
+def _median_ms(result: MethodResult) -> float:
+    return result.latency.median_ms if result.latency else float("inf")
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None or math.isnan(value) else round(value, digits)
+
+
+def _text(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,120 @@
+"""Accuracy of any runnable model on the user's validation data, with the user's metric."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from yolox.errors import UsageError
+from yolox.inference.convert.calibration import as_inputs
+
+__all__ = ["Scorer"]
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Measures a model. It travels to the process of each method.
+
+    Args:
+        metric: One of: an object with ``update(prediction, target)`` and ``compute()`` (torchmetrics); a function whose
+            first two parameters are named like "pred" and "target", averaged over the batches by their sizes;
+            ``metric(model, data)``; ``metric(model)``. It returns a number or a mapping of numbers, the decisive one
+            first.
+        data: Validation data: batches ``(input ..., target)``; not needed by ``metric(model)``.
+        direction: ``max`` when larger is better, else ``min``.
+        num_inputs: How many positional inputs the model takes.
+    """
+
+    metric: Any
+    data: Any = None
+    direction: str = "max"
+    num_inputs: int = 1
+
+    def score(self, model: Callable[..., Any]) -> dict[str, float]:
+        """Return the metric's values by name.
+
+        Raises:
+            UsageError: When the metric returns something else than finite numbers, or needs data that are missing.
+        """
+        if hasattr(self.metric, "update") and hasattr(self.metric, "compute"):
+            value = self._updated(model)
+        elif _compares(self.metric):
+            value = self._averaged(model)
+        elif self.data is not None and _num_positional(self.metric) >= 2:
+            value = self.metric(model, self.data)
+        else:
+            value = self.metric(model)
+        return self._named(value)
+
+    def signed(self, scores: Mapping[str, float]) -> float:
+        """Return the decisive value, larger is better."""
+        value = next(iter(scores.values()))
+        return value if self.direction == "max" else -value
+
+    def _updated(self, model: Callable[..., Any]) -> Any:
+        metric = copy.deepcopy(self.metric)
+        if hasattr(metric, "reset"):
+            metric.reset()
+        for inputs, target in self._batches():
+            metric.update(model(*inputs), target)
+        return metric.compute()
+
+    def _averaged(self, model: Callable[..., Any]) -> float:
+        total, count = 0.0, 0
+        for inputs, target in self._batches():
+            total += float(self.metric(model(*inputs), target)) * len(inputs[0])
+            count += len(inputs[0])
+        if count == 0:
+            raise UsageError("the validation data are empty; give at least one batch.")
+        return total / count
+
+    def _batches(self) -> Iterable[tuple[tuple[Any, ...], Any]]:
+        if self.data is None:
+            raise UsageError("this metric compares predictions with targets: give validation_data as (input, target).")
+        for batch in _batches_of(self.data):
+            inputs = as_inputs(batch, self.num_inputs)
+            if not isinstance(batch, Sequence) or len(batch) <= self.num_inputs:
+                raise UsageError("validation data without targets; expected batches of (input, target).")
+            rest = batch[self.num_inputs :]
+            yield inputs, rest[0] if len(rest) == 1 else rest
+
+    def _named(self, value: Any) -> dict[str, float]:
+        default = getattr(self.metric, "__name__", type(self.metric).__name__)
+        items = value if isinstance(value, Mapping) else {default: value}
+        try:
+            scores = {str(name): float(number) for name, number in items.items()}
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UsageError(f"the metric returned {value!r}; expected a number or a mapping of numbers.") from error
+        if not scores or any(not math.isfinite(number) for number in scores.values()):
+            raise UsageError(f"the metric returned {scores or value!r}; expected finite numbers.")
+        return scores
+
+
+def _batches_of(data: Any) -> Iterable[Any]:
+    """Take ``data`` for one batch if it looks like one (a tuple that starts with an array), else for an iterable."""
+    if isinstance(data, tuple) and data and hasattr(data[0], "shape"):
+        return (data,)
+    batches: Iterable[Any] = data
+    return batches
+
+
+def _parameters(function: Any) -> list[str]:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [parameter.name for parameter in parameters if parameter.kind in kinds]
+
+
+def _num_positional(function: Any) -> int:
+    return len(_parameters(function))
+
+
+def _compares(function: Any) -> bool:
+    names = _parameters(function)[:2]
+    return len(names) == 2 and "pred" in names[0].lower() and "target" in names[1].lower()

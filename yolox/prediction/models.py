@@ -1,0 +1,191 @@
+"""One predictor for a checkpoint, a published name, a deployed folder and an ONNX file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yolox.errors import ModelFileError, UsageError
+from yolox.structures import Detections, Image, Size
+
+if TYPE_CHECKING:
+    from yolox.checkpoint import LoadedModel
+    from yolox.config import Experiment
+
+__all__ = ["Network", "Predictor", "is_deployed", "load_predictor", "predictor_of_checkpoint"]
+
+Network = Callable[["NDArray[np.uint8]"], tuple[Any, Any]]
+"""Maps uint8 images ``[B, 3, H, W]`` to boxes ``[B, A, 4]`` (xyxy) and scores ``[B, A, C]``."""
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Finds objects in images, whatever form the model has.
+
+    Args:
+        network: The model with its decoding.
+        input_size: H and W of its input.
+        class_names: In the order of the class indices.
+        source: One line: what it is.
+        name: Short name, for output folders.
+        method: How it is run: ``checkpoint``, the method of a deployed model, ``onnx``.
+        fixed_batch: The only batch the model takes, or None for any.
+    """
+
+    network: Network
+    input_size: Size
+    class_names: tuple[str, ...]
+    source: str
+    name: str
+    method: str
+    fixed_batch: int | None = None
+
+    def __call__(
+        self, images: Sequence[Image], confidence: float, nms_iou: float, class_agnostic: bool = True
+    ) -> tuple[list[Detections], float]:
+        """Return the detections of each image in its own pixels, and the milliseconds that the batch took.
+
+        Args:
+            images: ``[H, W, 3]`` uint8 BGR, of any sizes.
+            confidence: Lowest score to keep.
+            nms_iou: IoU above which the weaker of two boxes is dropped.
+            class_agnostic: Let boxes of different classes suppress one another, as the official demo does.
+        """
+        from yolox.data.image_ops import letterbox
+        from yolox.evaluation.postprocess import postprocess, rescale
+
+        batch = np.stack([letterbox(image, self.input_size)[0].transpose(2, 0, 1) for image in images])
+        started = time.perf_counter()
+        boxes, scores = self._run(np.ascontiguousarray(batch))
+        found = postprocess(boxes, scores, confidence=confidence, nms_iou=nms_iou, class_agnostic=class_agnostic)
+        elapsed_ms = 1000.0 * (time.perf_counter() - started)
+        pairs = zip(found, images, strict=True)
+        return [rescale(one, Size(*image.shape[:2]), self.input_size) for one, image in pairs], elapsed_ms
+
+    def _run(self, batch: NDArray[np.uint8]) -> tuple[Any, Any]:
+        if self.fixed_batch is None or self.fixed_batch == len(batch):
+            return self.network(batch)
+        parts = []
+        for start in range(0, len(batch), self.fixed_batch):
+            part = batch[start : start + self.fixed_batch]
+            filled = np.concatenate((part, np.repeat(part[-1:], self.fixed_batch - len(part), axis=0)))
+            boxes, scores = self.network(filled)
+            parts.append((np.asarray(boxes)[: len(part)], np.asarray(scores)[: len(part)]))
+        return np.concatenate([boxes for boxes, _ in parts]), np.concatenate([scores for _, scores in parts])
+
+
+def is_deployed(model: str | Path) -> bool:
+    """Return whether ``model`` is a deployed folder or an ONNX file: both run without PyTorch where possible."""
+    path = Path(model)
+    return path.is_dir() or path.suffix.lower() == ".onnx"
+
+
+def load_predictor(
+    model: str | Path,
+    *,
+    precision: Literal["32", "bf16"] = "32",
+    input_size: int | tuple[int, int] | None = None,
+    experiment: Experiment | None = None,
+) -> Predictor:
+    """Return the predictor of a model.
+
+    Args:
+        model: A published name (``yolox_nano``), a checkpoint, a folder saved by the inference engine, or an ONNX file
+            of this package or of the official export.
+        precision: Of a checkpoint's network.
+        input_size: Side, or height and width, of the network's input; None takes the model's own.
+        experiment: Describes a checkpoint that does not describe itself.
+
+    Raises:
+        UsageError: When a deployed model is asked for another input size.
+        ModelFileError: When the model cannot be read.
+    """
+    if not is_deployed(model):
+        from yolox.checkpoint import load_model
+
+        return predictor_of_checkpoint(load_model(model, experiment), precision, input_size)
+    if input_size is not None:
+        raise UsageError("the input size of a deployed model is fixed when it is made. Leave the size out.")
+    return _from_artifact(Path(model)) if Path(model).is_dir() else _from_onnx(Path(model))
+
+
+def predictor_of_checkpoint(
+    loaded: LoadedModel, precision: Literal["32", "bf16"], input_size: int | tuple[int, int] | None
+) -> Predictor:
+    """Return the predictor of a model that was read already; PyTorch runs it."""
+    import torch
+
+    from yolox.config import apply_fields
+    from yolox.evaluation.predictor import build_predict
+
+    experiment = loaded.experiment
+    if input_size is not None:
+        experiment = apply_fields(
+            experiment, {"eval.test_size": input_size if isinstance(input_size, tuple) else str(input_size)}
+        )
+    predict = build_predict(loaded.detector, precision)
+
+    def network(images: NDArray[np.uint8]) -> tuple[Any, Any]:
+        boxes, scores = predict(torch.from_numpy(images))
+        return boxes.float().numpy(), scores.float().numpy()
+
+    size = experiment.eval.test_size
+    return Predictor(network, size, loaded.class_names, loaded.source, experiment.exp_name, "checkpoint")
+
+
+def _from_artifact(folder: Path) -> Predictor:
+    """Load a model saved by the inference engine; PyTorch is imported only if its back end needs it."""
+    from yolox.inference.artifacts.model import load_model
+
+    model = load_model(folder)
+    manifest = model.manifest
+    shape = manifest.input_shapes[0]
+    if len(manifest.input_shapes) != 1 or len(shape) != 4 or manifest.num_outputs != 2:
+        raise ModelFileError(
+            f"'{folder}' maps {len(manifest.input_shapes)} inputs to {manifest.num_outputs} outputs; expected images "
+            "to boxes and scores. Give a detector saved by yolox.tools.inference_demo."
+        )
+    kind = np.dtype(manifest.input_dtypes[0])
+
+    def network(images: NDArray[np.uint8]) -> tuple[Any, Any]:
+        boxes, scores = model.run(images.astype(kind))
+        return np.asarray(boxes), np.asarray(scores)
+
+    return Predictor(
+        network,
+        Size(*shape[2:]),
+        tuple(str(name) for name in model.metadata.get("class_names", ())),
+        f"'{folder}': {manifest.method}",
+        manifest.method,
+        manifest.method,
+        None if manifest.dynamic_batch else shape[0],
+    )
+
+
+def _from_onnx(path: Path) -> Predictor:
+    """Load an ONNX file with ONNX Runtime: boxes and scores, or the one output of official exports."""
+    from yolox.cpu.machine import read_machine
+    from yolox.inference.backends.onnxruntime import read_onnx
+    from yolox.prediction.official_output import boxes_and_scores, class_names_of
+
+    model = read_onnx(path, read_machine().num_threads)
+    batch, channels, height, width = model.input_shape if len(model.input_shape) == 4 else (None, 0, None, None)
+    if channels != 3 or height is None or width is None or model.num_outputs not in (1, 2):
+        raise ModelFileError(
+            f"'{path}' takes {list(model.input_shape)} and gives {model.num_outputs} outputs; expected images "
+            "[B, 3, H, W] of a fixed height and width, and one or two outputs. Export it with yolox.tools.export."
+        )
+    size = Size(height, width)
+
+    def network(images: NDArray[np.uint8]) -> tuple[Any, Any]:
+        return boxes_and_scores(model.runner(images), size, path)
+
+    _, scores = network(np.full((batch or 1, 3, height, width), 114, np.uint8))
+    names = class_names_of(model.metadata, scores.shape[2])
+    return Predictor(network, size, names, f"'{path}': ONNX file", path.stem, "onnx", batch)

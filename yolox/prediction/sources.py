@@ -1,0 +1,277 @@
+"""Pictures from anywhere: files, folders, patterns, addresses, videos, cameras, arrays, PIL images, tensors."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from yolox.errors import DataError, UsageError
+from yolox.structures import Image, Size
+
+__all__ = ["VIDEO_SUFFIXES", "Picture", "Source", "Sources"]
+
+_log = logging.getLogger(__name__)
+
+Source: TypeAlias = Any
+"""A path, folder, pattern, address, camera number, array, PIL image, tensor, encoded bytes, or several of these."""
+
+VIDEO_SUFFIXES = frozenset((".mp4", ".avi", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".m4v", ".wmv", ".flv", ".ts"))
+_ADDRESS = re.compile(r"(https?|rtsps?|rtmps?|udp|tcp|srt)://", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture and where it comes from; the fields are those of `results.Result`."""
+
+    image: Image
+    name: str
+    path: Path | None = None
+    index: int = 0
+    source: str | None = None
+    rate: float | None = None
+
+
+class Sources:
+    """All pictures of a source, one after another; what is missing is refused before the first one is read.
+
+    Args:
+        source: What to look at, see `Source`.
+        max_reconnects: How often in a row a camera or stream is opened again before it counts as ended.
+        as_video: Open files as videos whatever their endings.
+
+    Attributes:
+        files: Image and video files that will be read.
+        skipped: Files that could not be read, so far.
+        live: Whether the source has no end of its own (cameras and streams).
+
+    Raises:
+        DataError: When a path does not exist or a folder holds no picture.
+        UsageError: When the source is of no known kind.
+    """
+
+    def __init__(self, source: Source, max_reconnects: int = 10, as_video: bool = False) -> None:
+        self._as_video = as_video
+        self.files: list[Path] = []
+        self.skipped: list[Path] = []
+        self.max_reconnects = max_reconnects
+        self._items = list(self._expand(source))
+        if not self._items:
+            raise DataError("the source holds no picture; expected at least one. Check what is given.")
+        self._streams = [item for item in self._items if isinstance(item, _Stream)]
+        self.live = any(stream.live for stream in self._streams)
+
+    def __len__(self) -> int:
+        """Return the number of pictures and videos."""
+        return len(self._items)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the pictures and videos that are known before anything is read."""
+        return [item.name for item in self._items]
+
+    def __iter__(self) -> Iterator[Picture]:
+        live = [item for item in self._items if isinstance(item, _Stream) and item.live]
+        index = 0
+        for item in self._items:
+            if item in live and len(live) > 1:
+                continue  # several of them are watched at the same time, below
+            for picture in self._pictures(item, index):
+                yield picture
+                index += 1
+        if len(live) > 1:
+            from yolox.prediction.streams import watch_together
+
+            yield from watch_together([(stream.address, stream.name) for stream in live], self.max_reconnects)
+
+    def _pictures(self, item: _File | _Array | _Stream, index: int) -> Iterator[Picture]:
+        if isinstance(item, _Array):
+            yield Picture(item.image, item.name, index=index)
+        elif isinstance(item, _File):
+            image = _read(item.path)
+            if image is None:
+                self.skipped.append(item.path)
+                _log.warning("skipped: '%s' is unreadable or truncated", item.path)
+            else:
+                yield Picture(image, item.name, item.path, index)
+        else:
+            from yolox.prediction.streams import frames
+
+            yield from frames(item.address, item.name, item.live, self.max_reconnects)
+
+    def _expand(self, source: Source, name: str = "") -> Iterator[_File | _Array | _Stream]:
+        """Yield what a source consists of."""
+        if isinstance(source, bool):
+            raise UsageError(f"cannot look at {source!r}; expected a path, an address, a camera's number or a picture.")
+        if isinstance(source, int):
+            yield _Stream(source, f"camera{source}", live=True)
+        elif isinstance(source, (str, os.PathLike)):
+            yield from self._from_text(os.fspath(source))
+        elif isinstance(source, (bytes, bytearray)):
+            yield _Array(decode_bytes(bytes(source), name or "picture"), name or "picture0.jpg")
+        elif isinstance(source, (Sequence, Iterator)):
+            for number, part in enumerate(source):
+                yield from self._expand(part, f"picture{number}.jpg")
+        else:
+            for number, image in enumerate(as_images(source)):
+                yield _Array(image, name or f"picture{number}.jpg")
+
+    def _from_text(self, text: str) -> Iterator[_File | _Stream | _Array]:
+        if _ADDRESS.match(text):
+            yield from _from_address(text)
+            return
+        if text.isdigit() and not Path(text).exists():
+            yield _Stream(int(text), f"camera{text}", live=True)
+            return
+        path = Path(text).expanduser()
+        if path.is_dir():
+            yield from self._from_folder(path)
+        elif path.is_file() or path.is_char_device():
+            yield self._from_file(path, Path(path.name))
+        elif glob.has_magic(text):
+            found = sorted(Path(hit) for hit in glob.glob(str(path), recursive=True) if Path(hit).is_file())
+            if not found:
+                raise DataError(f"'{text}' matches no file; expected a pattern of images or videos.")
+            root = Path(os.path.commonpath([hit.parent for hit in found]))
+            for hit in found:
+                yield self._from_file(hit, hit.relative_to(root))
+        else:
+            raise DataError(f"'{text}' does not exist; expected an image, a folder, a video or an address.")
+
+    def _from_folder(self, folder: Path) -> Iterator[_File | _Stream]:
+        from yolox.data.image_files import IMAGE_SUFFIXES, list_images
+
+        images, others = list_images(folder)
+        videos = sorted(file for file in folder.iterdir() if file.suffix.lower() in VIDEO_SUFFIXES and file.is_file())
+        if others:
+            _log.warning("%d image files of formats that are not read were left out of '%s'", len(others), folder)
+        if not images and not videos:
+            endings = ", ".join(sorted(IMAGE_SUFFIXES))
+            raise DataError(f"'{folder}' holds no image; expected files ending in {endings}.")
+        for file in (*images, *videos):
+            yield self._from_file(file, file.relative_to(folder))
+
+    def _from_file(self, path: Path, relative: Path) -> _File | _Stream:
+        self.files.append(path)
+        if self._as_video or path.suffix.lower() in VIDEO_SUFFIXES or path.is_char_device():
+            return _Stream(str(path), relative.as_posix(), live=path.is_char_device())
+        return _File(path, relative.as_posix())
+
+
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class _Array:
+    image: Image
+    name: str
+
+
+@dataclass(frozen=True)
+class _Stream:
+    address: str | int
+    name: str
+    live: bool
+
+
+def _from_address(text: str) -> Iterator[_Array | _Stream]:
+    """Yield the picture behind an address, or the stream: whatever is no image file is opened as a video."""
+    from yolox.data.image_files import IMAGE_SUFFIXES
+    from yolox.downloads import read_address
+
+    parts = urlsplit(text)
+    name = Path(parts.path).name or parts.hostname or "stream"
+    suffix = Path(name).suffix.lower()
+    if parts.scheme.lower().startswith("http") and suffix in IMAGE_SUFFIXES:
+        yield _Array(decode_bytes(read_address(text), text), name)
+    else:
+        yield _Stream(text, name, live=suffix not in VIDEO_SUFFIXES)
+
+
+def decode_bytes(data: bytes, name: str) -> Image:
+    """Return the image in the bytes of an image file.
+
+    Raises:
+        DataError: When they are none, or not whole.
+    """
+    from yolox.data.image_files import decode
+
+    image = decode(data, Size(1, 1))
+    if image is None:
+        raise DataError(f"'{name}' is no readable image ({len(data)} bytes); expected a whole JPEG, PNG or the like.")
+    return image
+
+
+def _read(path: Path) -> Image | None:
+    from yolox.data.image_files import read_file_size, read_image
+
+    size = read_file_size(path)
+    return None if size is None else read_image(path, size)
+
+
+def as_images(value: Any) -> Iterator[Image]:
+    """Yield the images ``[H, W, 3]`` BGR uint8 in an array, a PIL image or a tensor.
+
+    Arrays are BGR, ``[H, W]``, ``[H, W, 1]``, ``[H, W, 3]``, ``[H, W, 4]`` or a batch ``[N, H, W, 3]``, uint8. Tensors
+    are RGB, ``[3, H, W]`` or ``[N, 3, H, W]``, uint8 or floats from 0 to 1 (as torchvision has them).
+
+    Raises:
+        UsageError: For anything else.
+    """
+    library = type(value).__module__.partition(".")[0]
+    if library == "torch":
+        array = value.detach().cpu().float().numpy() if value.is_floating_point() else value.detach().cpu().numpy()
+        if array.ndim not in (3, 4) or array.shape[-3] != 3:
+            raise UsageError(f"a tensor of shape {tuple(array.shape)} arrived; expected RGB [3, H, W] or [N, 3, H, W].")
+        if array.dtype.kind == "f":
+            _check_unit(array)
+            array = np.round(255.0 * array)
+        for image in array.reshape(-1, *array.shape[-3:]):
+            yield np.ascontiguousarray(image[::-1].transpose(1, 2, 0), dtype=np.uint8)
+    elif library == "PIL":
+        from PIL import ImageOps
+
+        upright = ImageOps.exif_transpose(value).convert("RGB")
+        yield np.ascontiguousarray(np.asarray(upright)[:, :, ::-1])
+    elif isinstance(value, np.ndarray):
+        yield from _from_array(value)
+    else:
+        raise UsageError(
+            f"a {type(value).__name__} arrived; expected a path, address, camera number, array, PIL image or tensor."
+        )
+
+
+def _check_unit(array: np.ndarray[Any, Any]) -> None:
+    if array.size and not (float(array.min()) >= 0.0 and float(array.max()) <= 1.0):
+        raise UsageError(
+            f"a float tensor with values from {array.min():g} to {array.max():g} arrived; expected 0 to 1, or uint8."
+        )
+
+
+def _from_array(array: np.ndarray[Any, Any]) -> Iterator[Image]:
+    if array.dtype != np.uint8 or array.ndim not in (2, 3, 4) or 0 in array.shape:
+        raise UsageError(
+            f"an array of shape {array.shape} and type {array.dtype} arrived; expected uint8 BGR [H, W, 3] or "
+            "[N, H, W, 3], or grey [H, W]."
+        )
+    if array.ndim == 4:
+        for image in array:
+            yield from _from_array(image)
+        return
+    image = array[:, :, None] if array.ndim == 2 else array
+    if image.shape[2] == 1:
+        image = np.repeat(image, 3, axis=2)
+    if image.shape[2] not in (3, 4):
+        raise UsageError(f"an array of shape {array.shape} arrived; expected 1, 3 or 4 channels in the last axis.")
+    yield np.ascontiguousarray(image[:, :, :3])

@@ -1,0 +1,260 @@
+"""Start a fresh interpreter that runs one function, talk to it within time limits, and end it with all its children.
+
+The main script of this process is never run again, so it works from a notebook and from a script without a main guard.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from yolox.processes.messages import Channel
+
+__all__ = [
+    "Process",
+    "ProcessFailure",
+    "Program",
+    "Started",
+    "import_path",
+    "kill_all",
+    "start",
+    "tail",
+    "wait_for_any",
+]
+
+# the empty entry is the working directory, where a file may have the name of any module
+_BOOT = (
+    f"import sys; sys.path = sys.argv[1].split({os.pathsep!r}) + [entry for entry in sys.path if entry]; "
+    "from yolox.processes.inside import main; main()"
+)
+_TAIL_BYTES = 1 << 16
+_TAIL_LINES = 20
+_KILL_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a fresh interpreter is to run.
+
+    Args:
+        target: ``module:function``. The function gets the connection to this process, if there is one, and then the
+            arguments; what it returns is the exit code.
+        arguments: JSON values.
+        python: The interpreter.
+        environment: All variables of the process; None for those of this one.
+        path: Folders to import from; None for those of this process, see `import_path`.
+        cwd: Folder to work in; None for that of this process.
+    """
+
+    target: str
+    arguments: Sequence[Any] = ()
+    python: str = sys.executable
+    environment: Mapping[str, str] | None = None
+    path: Sequence[str] | None = None
+    cwd: str | None = None
+
+
+class ProcessFailure(Exception):  # noqa: N818 - it is expected that a process may end
+    """A process that ended, or was ended, without an answer.
+
+    Args:
+        reason: One line.
+        timed_out: Whether it was ended because its time was up.
+        output: The last lines that it printed.
+    """
+
+    def __init__(self, reason: str, *, timed_out: bool = False, output: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.output = output
+        self.timed_out = timed_out
+
+
+def import_path(python: str = sys.executable) -> tuple[str, ...]:
+    """Return where a process of ``python`` finds what this one can import.
+
+    For another interpreter the folders of this one's own packages are left out: they hold libraries of another version.
+    """
+    root = str(Path(__file__).resolve().parents[2])
+    here = [entry or os.getcwd() for entry in sys.path]
+    if python == sys.executable:
+        return tuple(dict.fromkeys([*here, root]))
+    return tuple(entry for entry in dict.fromkeys([*here, root]) if not entry.startswith((sys.prefix, sys.base_prefix)))
+
+
+def start(program: Program, descriptor: int = -1, **streams: Any) -> subprocess.Popen[bytes]:
+    """Start a process that leads a session of its own (Ctrl-C belongs to this process alone) and ends with this one.
+
+    Args:
+        program: What it runs.
+        descriptor: Of the connection for it; -1 without one.
+        streams: ``stdout`` and ``stderr`` of `subprocess.Popen`.
+
+    Raises:
+        OSError: When the interpreter cannot be started.
+    """
+    path = import_path(program.python) if program.path is None else program.path
+    kernel = threading.current_thread() is threading.main_thread()
+    facts = [str(os.getpid()), str(int(kernel)), str(descriptor), program.target]
+    arguments = [*facts, json.dumps(list(program.arguments))]
+    return subprocess.Popen(
+        [program.python, "-c", _BOOT, os.pathsep.join(path), *arguments],
+        pass_fds=() if descriptor < 0 else (descriptor,),
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        env=dict(os.environ if program.environment is None else program.environment),
+        cwd=program.cwd,
+        **streams,
+    )
+
+
+class Process:
+    """A started process, the channel to it, and its log. It ends with this object at the latest.
+
+    Args:
+        program: What it runs; its function gets a `multiprocessing.connection.Connection`.
+        kinds: The messages that it may send.
+        log: File that gets all that it prints; None for one without a name.
+
+    Raises:
+        OSError: When the interpreter cannot be started.
+    """
+
+    def __init__(self, program: Program, kinds: Iterable[type], log: Path | None = None) -> None:
+        self.doing = "starting"
+        self._log: IO[bytes] = log.open("ab+") if log is not None else tempfile.TemporaryFile()  # noqa: SIM115 - as long as it
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                self._process = start(program, theirs.fileno(), stdout=self._log, stderr=subprocess.STDOUT)
+            except OSError:
+                ours.close()
+                self._log.close()
+                raise
+        self.channel = Channel(Connection(ours.detach()), kinds)
+        self._end = weakref.finalize(self, _end, self._process, self.channel, self._log)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def ended(self) -> bool:
+        """Whether it runs no longer."""
+        return self._process.poll() is not None
+
+    def send(self, message: Any) -> None:
+        """Send a message; where the process has died, the next `receive` says how."""
+        with suppress(OSError):
+            self.channel.send(message)
+
+    def receive(self, seconds: float | None = None) -> Any:
+        """Return its next message.
+
+        Raises:
+            ProcessFailure: When it has ended, or its time is up; it has been ended then.
+        """
+        try:
+            return self.channel.receive(seconds)
+        except TimeoutError:
+            self._process.kill()
+            reason, timed_out = f"stopped after {seconds or 0:.0f} s while {self.doing}", True
+        except (EOFError, OSError):
+            reason, timed_out = "", False
+        lines = self._last_words()
+        if not timed_out:
+            reason = self._death(lines)
+        self.stop()
+        raise ProcessFailure(reason, timed_out=timed_out, output="\n".join(lines[-_TAIL_LINES:]))
+
+    def stop(self, seconds: float = 0.0) -> None:
+        """End the process and all that it has started; calling it again does no harm.
+
+        Args:
+            seconds: How long it may take to end by itself once its channel is closed.
+        """
+        if self._end.alive:
+            self.channel.close()
+            if seconds:
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(seconds)
+            self._end()
+
+    def _last_words(self) -> list[str]:
+        """Wait for its end, which is near, and return what it printed last."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_KILL_SECONDS)
+        return [] if self._log.closed else _last_lines(self._log)
+
+    def _death(self, lines: Sequence[str]) -> str:
+        code = self._process.poll()
+        if code is not None and code < 0:
+            return f"killed by signal {-code} ({signal.Signals(-code).name}) while {self.doing}"
+        said = lines[-1].strip() if lines else "it printed nothing"
+        return f"{'closed its channel' if code is None else f'ended with code {code}'} while {self.doing}: {said}"
+
+
+def wait_for_any(processes: Sequence[Process], seconds: float | None = None) -> list[Process]:
+    """Return those of the processes that have sent a message or ended; wait until there is one."""
+    by_connection = {process.channel.connection: process for process in processes}
+    return [by_connection[ready] for ready in wait(list(by_connection), seconds) if isinstance(ready, Connection)]
+
+
+class Started(Protocol):
+    """A started process, whoever has started it."""
+
+    @property
+    def pid(self) -> int:
+        """Its process id; it leads a process group and a session of its own."""
+
+    def poll(self) -> int | None:
+        """Return its exit code, negative for a signal, or None while it runs."""
+
+
+def kill_all(processes: Sequence[Started]) -> None:
+    """Kill processes and the children that stayed in their groups, and wait until the processes are gone."""
+    for process in processes:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        if process.poll() is None:  # it may not have come to lead its group yet
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+    deadline = time.monotonic() + _KILL_SECONDS
+    while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def tail(path: Path, lines: int = _TAIL_LINES) -> str:
+    """Return the last lines of a text file; empty where there is none."""
+    try:
+        with path.open("rb") as handle:
+            return "\n".join(_last_lines(handle)[-lines:])
+    except OSError:
+        return ""
+
+
+def _last_lines(handle: IO[bytes]) -> list[str]:
+    size = handle.seek(0, os.SEEK_END)
+    handle.seek(max(0, size - _TAIL_BYTES))
+    return [line for line in handle.read().decode("utf-8", errors="replace").splitlines() if line.strip()]
+
+
+def _end(process: subprocess.Popen[bytes], channel: Channel, log: IO[bytes]) -> None:
+    channel.close()
+    log.close()
+    kill_all([process])

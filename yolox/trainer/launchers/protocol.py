@@ -1,0 +1,136 @@
+"""The messages between the supervisor of a run on a cluster and its agents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from yolox.cpu.machine import Machine
+from yolox.trainer.launchers.base import Phase, Slot
+from yolox.trainer.launchers.heartbeat import CpuActivity
+
+__all__ = [
+    "AllEnded",
+    "FilePart",
+    "JoinInfo",
+    "Output",
+    "RankState",
+    "Registration",
+    "SendSignal",
+    "StartRequest",
+    "States",
+]
+
+
+@dataclass(frozen=True)
+class JoinInfo:
+    """How an agent finds its supervisor.
+
+    Args:
+        address: Host and port.
+        key: Shared secret.
+        path: The supervisor's import path.
+        folder: The folder it works in.
+    """
+
+    address: tuple[str, int]
+    key: bytes
+    path: tuple[str, ...]
+    folder: str
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What an agent says of itself.
+
+    Args:
+        number: Which of the agents it is.
+        label: Its machine, as the user knows it.
+        identity: The same for agents on one machine.
+        machine: What it may use.
+        ranks: Number of processes it can start.
+        threads: Threads that its engine has reserved for them in all; None for as many as the machine has.
+    """
+
+    number: int
+    label: str
+    identity: str
+    machine: Machine
+    ranks: int
+    threads: int | None
+
+
+@dataclass(frozen=True)
+class StartRequest:
+    """What an agent is to start.
+
+    Args:
+        slots: The ranks.
+        payload: The pickled function.
+        rendezvous: Where all ranks meet.
+        first_local_rank: Number, on this machine, of the first of the slots.
+        node_rank: Number of the machine.
+        one_machine: Whether all ranks are on it.
+    """
+
+    slots: tuple[Slot, ...]
+    payload: bytes
+    rendezvous: str
+    first_local_rank: int
+    node_rank: int
+    one_machine: bool
+
+
+@dataclass(frozen=True)
+class RankState:
+    """How a rank is.
+
+    Args:
+        beats: Signs of life so far.
+        phase: What it is doing.
+        cpu_activity: What it has done.
+        code: Its exit code, once it has ended.
+    """
+
+    beats: int
+    phase: Phase
+    cpu_activity: CpuActivity
+    code: int | None
+
+
+@dataclass(frozen=True)
+class SendSignal:
+    """The supervisor asks an agent to send a signal to a rank."""
+
+    rank: int
+    signum: int
+
+
+@dataclass(frozen=True)
+class States:
+    """How the ranks of an agent are, by rank."""
+
+    by_rank: Mapping[int, RankState]
+
+
+@dataclass(frozen=True)
+class Output:
+    """What rank 0 has written to ``stdout`` or ``stderr``."""
+
+    stream: str
+    text: str
+
+
+@dataclass(frozen=True)
+class FilePart:
+    """A part of a rank's ``result``, ``failure``, ``stacks`` or ``output`` file, and whether more parts follow."""
+
+    kind: str
+    rank: int
+    content: bytes
+    more: bool
+
+
+@dataclass(frozen=True)
+class AllEnded:
+    """All ranks of an agent have ended, and their files have been sent."""
