@@ -27,7 +27,7 @@ from yolox.kernels.training.deferred import (
     pointwise_with_shortcut,
     stem_block,
 )
-from yolox.kernels.training.norms import NormAct
+from yolox.kernels.training.norms import IDENTITY, RELU, RELU6, SILU, Activation, NormAct
 
 needs_pointwise = pytest.mark.skipif(
     not bindings.has_pointwise(), reason="this processor does not multiply bfloat16 (AVX512-BF16), so nothing does here"
