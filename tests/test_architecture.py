@@ -31,7 +31,7 @@ ARROWS: dict[str, set[str]] = {
     "visualize": LOW,
     "processes": {"errors", "files", "cpu"},
     "kernels": {"errors", "files", "cpu", "tables"},
-    "models": LOW | {"kernels"},  # until training acceleration is a pass over the module
+    "models": LOW,
     "losses": LOW,
     "data": LOW,
     "downloads": {"errors"},
