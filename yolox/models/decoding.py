@@ -24,6 +24,8 @@ def _boxes_cxcywh(predictions: Predictions) -> Tensor:
 
 def _constant(sizes: Sequence[Size]) -> tuple[Size, ...]:
     """Return sizes as plain numbers, so that grids are constants: ``torch.jit.trace`` makes tensors of them."""
+    if not any(isinstance(side, Tensor) for size in sizes for side in size):
+        return tuple(sizes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         return tuple(Size(*(int(side) if isinstance(side, Tensor) else side for side in size)) for size in sizes)

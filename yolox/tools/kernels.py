@@ -64,8 +64,8 @@ def _rows(args: argparse.Namespace, *, in_bf16: bool) -> list[Row]:
         detector = build_detector(asked.model)
     else:
         raise UsageError("no network named; expected -n NAME, -f FILE or -c FILE.")
-    detector = accelerate(detector.train().to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+    network = accelerate(detector.train().to(memory_format=torch.channels_last))  # type: ignore[call-overload]
     images = torch.zeros(args.batch_size, 3, args.tsize, args.tsize, dtype=torch.uint8)
     with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
-        detector(images.contiguous(memory_format=torch.channels_last))
-    return table(detector)
+        network(images.contiguous(memory_format=torch.channels_last))
+    return table(network)

@@ -53,8 +53,9 @@ def _error(found: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, floa
     assert found.keys() == exact.keys()
     scale = max(float(value.double().norm()) for value in exact.values())
     return {
-        name: float((found[name].double() - value).norm() / (value.double().norm() + 1e-6 * scale))
+        name: float((found[name].double() - value).norm() / value.double().norm())
         for name, value in exact.items()
+        if float(value.double().norm()) > 1e-6 * scale  # a bias before a normalisation has no gradient but rounding
     }
 
 
@@ -107,7 +108,7 @@ def test_networks_never_seen(network: Any, layout: torch.memory_format, dtype: t
     wanted, found = _step(apart, x, dtype), _step(ours, x, dtype)
     assert found["output 0"].is_contiguous() == wanted["output 0"].is_contiguous()
     errors, usual = _error(found, exact), _error(wanted, exact)
-    tolerance = 1e-5 if dtype is None else 1e-2  # a bias before a normalisation has no gradient but rounding
+    tolerance = 1e-5 if dtype is None else 1e-2
     assert {name: error for name, error in errors.items() if error > 2 * usual[name] + tolerance} == {}
     rows = table(ours)
     assert all(row.layer for row in rows)
@@ -436,6 +437,7 @@ def test_images_as_bytes_reach_the_stem() -> None:
     assert table(ours)[0].reason == "its input is not an image without gradient"
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
 def test_recorded_graphs_consist_of_pytorchs_operators() -> None:
     ours, x = accelerate(_csp()), channels_last(2, 32, 8, 8)
     traced = torch.jit.trace(ours, x, check_trace=False)

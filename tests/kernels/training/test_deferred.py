@@ -103,7 +103,9 @@ def _weights(*shape: int) -> tuple[Tensor, Tensor]:
     return weight.clone().requires_grad_(), weight.double().requires_grad_()
 
 
-def _assert_same_gradients(found: list[Tensor], wanted: list[Tensor], pairs: list[tuple[Tensor, Tensor]]) -> None:
+def _assert_same_gradients(
+    found: list[Tensor], wanted: list[Tensor], pairs: list[tuple[Tensor, Tensor]], tolerance: float = 3e-2
+) -> None:
     """Outputs lie apart; gradients come from the middle of a wider tensor."""
     batch, _, *size = found[0].shape
     channels = [value.shape[1] for value in found]
@@ -113,7 +115,7 @@ def _assert_same_gradients(found: list[Tensor], wanted: list[Tensor], pairs: lis
     assert all(value.is_contiguous(memory_format=torch.channels_last) for value in found)
     for ours, right in (*zip(found, wanted, strict=True), *((a.grad, b.grad) for a, b in pairs)):
         assert ours.shape == right.shape
-        assert_near(ours, right, 3e-2)
+        assert_near(ours, right, tolerance)
 
 
 POINTWISE = [  # batch, size, channels of the parts, which of them deferred, channels out
@@ -186,7 +188,7 @@ def test_other_activations_are_left_to_readers(reader: str, kind: str) -> None:
         found = add_shortcut(*pointwise_with_shortcut(x.ours, weight, NormAct(norm, activation)))
         inner = F.conv2d(x.exact, plain)
     wanted = act(exact(_Rounded.apply(inner))) + (x.exact if reader == "shortcut" else 0)
-    _assert_same_gradients([found], [wanted], [(weight, plain), *x.pairs])
+    _assert_same_gradients([found], [wanted], [(weight, plain), *x.pairs], 5e-2)
 
 
 @needs_pointwise
