@@ -16,7 +16,7 @@ DEMO_RECIPE += --precision 32 test_size 288 random_size 6,9 max_epoch 112 no_aug
 endif
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help env ipex demo test lint slow bench clean
+.PHONY: help env ipex demo test quick lint docs slow bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -51,13 +51,19 @@ demo: env  ## sample data, a training from scratch, evaluation, pictures, the in
 	  --plot $(DEMO_DIR)/inference.png --save $(DEMO_DIR)/deployed
 	@echo "look at: $(DEMO_DIR)/pictures  $(DEMO_DIR)/curves.png  $(DEMO_DIR)/inference.png"
 
-test: env lint  ## style, types and all tests but the slow ones
+test: env lint docs  ## style, types, the documentation site and all tests but the slow ones
 	@$(MAKE) --no-print-directory ipex || { \
 	  echo "**********************************************************************"; \
 	  echo "** .venv-ipex could not be built (see above): the IPEX tests will be  "; \
 	  echo "** skipped. Everything else is tested.                                "; \
 	  echo "**********************************************************************"; } >&2
 	$(PY) -m pytest -q --durations=15
+
+quick: env lint  ## style, types and the tests that need neither other processes nor converters
+	$(PY) -m pytest -q -m "not slow and not processes and not backends"
+
+docs: env  ## the documentation site in docs/_build, any warning being an error
+	$(PY) -m sphinx -q -W --keep-going -b html docs docs/_build
 
 lint: env
 	$(PY) -m ruff check .

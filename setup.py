@@ -24,7 +24,16 @@ EXTRAS = {
     ],
     "ray": ["ray>=2.40"],
     "spark": ["pyspark>=4.0"],
-    "dev": ["pytest>=8", "mypy>=1.15", "ruff>=0.12", "types-PyYAML", "pycocotools>=2.0.11"],
+    "dev": [
+        "sphinx>=8.1",
+        "myst-parser>=4",
+        "furo>=2025.7",
+        "pytest>=8",
+        "mypy>=1.15",
+        "ruff>=0.12",
+        "types-PyYAML",
+        "pycocotools>=2.0.11",
+    ],
 }
 
 setup(
