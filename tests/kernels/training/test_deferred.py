@@ -60,18 +60,26 @@ def _assert_norms_near(found: list[nn.BatchNorm2d], wanted: list[nn.BatchNorm2d]
             assert_near(getattr(ours, name).grad, getattr(exact, name).grad, 2e-2)
 
 
-@pytest.fixture(params=["amx", "avx512-bf16"])
+@pytest.fixture(
+    params=[
+        *(("amx", torch.bfloat16), ("avx512-bf16", torch.bfloat16)),
+        *(("avx512", torch.float32), ("avx2", torch.float32), ("portable", torch.float32)),
+    ],
+    ids=lambda param: f"{param[0]} {param[1]}",
+)
 def _instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernels of a processor with a matrix unit, and of one without."""
-    if request.param not in {variant.name for variant in host_variants()}:
-        pytest.skip(f"this processor has no {request.param}")
-    monkeypatch.setenv(SWITCH, request.param)
+    """The kernels of several processors, and the type in which they store what is between convolutions."""
+    name, dtype = request.param
+    if name not in {variant.name for variant in host_variants()}:
+        pytest.skip(f"this processor has no {name}")
+    monkeypatch.setenv(SWITCH, name)
+    monkeypatch.setattr(_Exact, "dtype", dtype)
 
 
 class _Rounded(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.bfloat16().double()
+        return x.to(_Exact.dtype).double()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
@@ -81,13 +89,15 @@ class _Rounded(torch.autograd.Function):
 class _Exact:
     """Features in float64 beside ours, with the same rounding, and leaves that gather the gradients of both."""
 
+    dtype = torch.bfloat16
+
     def __init__(self, ours: Features, exact: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> None:
         self.ours, self.exact, self.pairs = ours, exact, pairs
 
     @classmethod
     def of(cls, shape: tuple[int, ...], deferred: bool, kind: str = "silu") -> _Exact:
         """Return an input; one that is deferred still has to be normalised and activated."""
-        data = channels_last(*shape, dtype=torch.bfloat16)
+        data = channels_last(*shape, dtype=cls.dtype)
         ours, exact = data.clone().requires_grad_(), data.double().requires_grad_()
         if not deferred:
             return cls(ours, exact, [(ours, exact)])
@@ -109,7 +119,8 @@ def _assert_same_gradients(
     """Outputs lie apart; gradients come from the middle of a wider tensor."""
     batch, _, *size = found[0].shape
     channels = [value.shape[1] for value in found]
-    grads = channels_last(batch, 16 + sum(channels), *size, dtype=torch.bfloat16)[:, 16:].split(channels, dim=1)
+    tolerance = tolerance if _Exact.dtype == torch.bfloat16 else 2e-4
+    grads = channels_last(batch, 16 + sum(channels), *size, dtype=_Exact.dtype)[:, 16:].split(channels, dim=1)
     torch.autograd.backward(wanted, [grad.double() for grad in grads])
     torch.autograd.backward(found, grads)
     assert all(value.is_contiguous(memory_format=torch.channels_last) for value in found)
@@ -197,6 +208,8 @@ def test_other_activations_are_left_to_readers(reader: str, kind: str) -> None:
 @pytest.mark.parametrize(("size", "channels"), [((64, 96), 16), ((12, 68), 32), ((6, 4), 48), ((32, 160), 80)], ids=str)
 def test_stem_block_equals_float64(size: tuple[int, int], channels: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
+    if _Exact.dtype != torch.bfloat16:
+        pytest.skip("PyTorch computes the stem in float32")
     images, norms = torch.randint(0, 256, (3, 3, *size)).to(dtype), _norms(channels)  # contiguous or not, as they come
     weight, plain = _weights(channels, 3, 6, 6)
     exact = [norm.double() for norm in copy.deepcopy(norms)]
@@ -229,7 +242,7 @@ def test_a_prediction_equals_float64(outputs: int, deferred: bool) -> None:
     weight, plain = _weights(outputs, 48, 1, 1)
     ours, exact = bias.clone().requires_grad_(), bias.double().requires_grad_()
     found, wanted = pointwise_prediction(x.ours, weight, ours), F.conv2d(x.exact, plain, exact)
-    grad = channels_last(*wanted.shape, dtype=torch.bfloat16)
+    grad = channels_last(*wanted.shape, dtype=_Exact.dtype)
     found.backward(grad)
     wanted.backward(grad.double())
     for left, right in ((found, wanted), *((a.grad, b.grad) for a, b in [*x.pairs, (weight, plain), (ours, exact)])):

@@ -132,7 +132,7 @@ class _PlannedForward(StandIn):
             return _Planned(None, "there are no compiled kernels", modules)
         if products not in TYPES:
             return _Planned(None, f"there are no kernels for {products}", modules)
-        precision = Precision(products, products == torch.bfloat16 and has_pointwise())
+        precision = Precision(products, has_pointwise(products))
         try:
             return _Planned(Plan(capture(self.module, args, kwargs), precision), "", modules)
         except CaptureError as error:

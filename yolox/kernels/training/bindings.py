@@ -132,6 +132,6 @@ def call(name: str, dtype: torch.dtype | None, *arguments: Any) -> None:
     _kernel(library, name, dtype)(*[value.data_ptr() if isinstance(value, Tensor) else value for value in arguments])
 
 
-def has_pointwise() -> bool:
-    """Whether this processor multiplies matrices of bfloat16, which `pointwise` is for."""
-    return hasattr(kernels(), "pointwise_forward_bfloat16")
+def has_pointwise(dtype: torch.dtype = torch.bfloat16) -> bool:
+    """Return whether there are kernels for products of this type; those of bfloat16 want a processor that has them."""
+    return dtype in TYPES and hasattr(kernels(), f"pointwise_forward_{TYPES[dtype]}")

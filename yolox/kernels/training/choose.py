@@ -133,8 +133,8 @@ class _Chooser:
         return found is not None
 
     def _stem_kind(self, conv: nn.Conv2d, image: fx.Node) -> Choice:
-        if not self.precision.deferred:
-            return Choice(Kind.FOLDED, "no kernel for products in this precision")
+        if not self.precision.deferred or self.precision.products != torch.bfloat16:
+            return Choice(Kind.FOLDED, "no kernel for the stem in this precision")
         if image.op != "placeholder" or image.meta["requires_grad"]:
             return Choice(Kind.FOLDED, "its input is not an image without gradient")
         if image.meta["dtype"] not in {torch.uint8, torch.float32}:

@@ -207,7 +207,7 @@ def pointwise(
     """Return the 1x1 convolution of ``x``.
 
     Args:
-        parts: One or two tensors in bfloat16 whose channels are those of ``x``, side by side.
+        parts: One or two tensors whose channels are those of ``x``, side by side.
         deferred: What each part still has to go through.
         weight: Float32 ``[out, in, 1, 1]`` without gaps, rounded on the way.
         channels: So many of the output are a tensor of their own: one number or two.

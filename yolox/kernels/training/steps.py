@@ -96,7 +96,7 @@ def norm_act(block: Block, source: fx.Node, *, defer: bool, conv: Callable[[Tens
         if not supports_tensor(y):
             return (block.plain(y, after_conv=True),)
         y = y.contiguous(memory_format=torch.channels_last)
-        return (kernels.defer_norm(y, norm) if defer and y.dtype == torch.bfloat16 else batchnorm_act(y, norm),)
+        return (kernels.defer_norm(y, norm) if defer and y.dtype == _products(y) else batchnorm_act(y, norm),)
 
     return Step(run, (source,), (block.output,))
 
@@ -110,7 +110,7 @@ def _convolution(block: Block) -> Callable[[Tensor], Tensor]:
     padding = conv.padding
 
     def strided(x: Tensor) -> Tensor:
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        dtype = _products(x)
         if dtype != torch.bfloat16 or conv.dilation != (1, 1) or conv.padding_mode != "zeros" or x.ndim != 4:
             y: Tensor = conv(x)
             return y
@@ -132,9 +132,9 @@ def depthwise(block: Block, *, defer: bool) -> Step:
         if not _readable(x):
             return (block.plain(materialize(x)),)
         if defer:
-            return (kernels.depthwise_block(_in_bfloat16(x), conv.weight, stride, norm),)
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else raw(x).dtype
-        values = materialize(x).to(dtype).contiguous(memory_format=torch.channels_last)
+            return (kernels.depthwise_block(_for_products(x), conv.weight, stride, norm),)
+        values = materialize(x)
+        values = values.to(_products(values)).contiguous(memory_format=torch.channels_last)
         return (batchnorm_act(depthwise_conv(values, conv.weight, stride), norm),)
 
     return Step(run, (block.source,), (block.output,))
@@ -190,7 +190,7 @@ def pointwise(blocks: Sequence[Block], parts: Sequence[fx.Node]) -> Step:
             )
             return tuple(block.plain(x) for block in blocks)
         weight = convs[0].weight if len(convs) == 1 else torch.cat([conv.weight for conv in convs])
-        return kernels.pointwise_block([_in_bfloat16(value) for value in values], weight, norms)
+        return kernels.pointwise_block([_for_products(value) for value in values], weight, norms)
 
     return Step(run, tuple(parts), tuple(block.output for block in blocks))
 
@@ -202,7 +202,7 @@ def residual_pointwise(block: Block, addition: fx.Node) -> Step:
     def run(x: Features) -> tuple[Any, ...]:
         if not _readable(x):
             return block.plain(materialize(x)), None
-        return kernels.pointwise_with_shortcut(_in_bfloat16(x), conv.weight, norm)
+        return kernels.pointwise_with_shortcut(_for_products(x), conv.weight, norm)
 
     return Step(run, (block.source,), (block.output, around(addition)))
 
@@ -251,7 +251,7 @@ def prediction(blocks: Sequence[Block], *, compiled: bool) -> Step:
         weight = torch.cat([conv.weight for conv in convs]) if len(convs) > 1 else convs[0].weight
         bias = torch.cat([_bias(conv) for conv in convs])
         if compiled:
-            y = kernels.pointwise_prediction(_in_bfloat16(x), weight, bias)
+            y = kernels.pointwise_prediction(_for_products(x), weight, bias)
         else:
             y = F.conv2d(materialize(x), weight, bias).contiguous(memory_format=torch.channels_last)
         return torch.split(y, channels, dim=1) if len(convs) > 1 else (y,)
@@ -287,7 +287,10 @@ def _readable(x: Features) -> bool:
     return isinstance(x, Deferred) or supports_tensor(x)
 
 
-def _in_bfloat16(x: Features) -> Features:
-    if isinstance(x, Deferred):
-        return x
-    return x.bfloat16().contiguous(memory_format=torch.channels_last)
+def _products(x: Tensor) -> torch.dtype:
+    """Return the type in which convolutions of ``x`` compute."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+
+
+def _for_products(x: Features) -> Features:
+    return x if isinstance(x, Deferred) else x.to(_products(x)).contiguous(memory_format=torch.channels_last)
