@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from yolox.data.coco import CocoDataset
+from yolox.data.coco_dataset import CocoDataset
 from yolox.data.formats.description import Finding, examples
-from yolox.data.image_files import read_file_size
+from yolox.data.image_files import is_turned, read_file_size
 from yolox.data.image_source import too_many_bad
 from yolox.errors import DataError, printable
 from yolox.tables import text_table
@@ -139,8 +139,8 @@ def _sizes(split: str, data: CocoDataset, limit: int) -> list[Finding]:
         if size is None:
             continue
         num_read += 1
-        # the pixels are turned to fit the labels where an orientation tag allows it
-        if labelled in (size, (size.width, size.height)):
+        # the pixels are left unturned to fit the labels where an orientation tag allows it
+        if labelled == size or (labelled == (size.width, size.height) and is_turned(data.path(index))):
             continue
         ratio = (size.height / labelled.height) / (size.width / labelled.width)
         alike = abs(np.log(ratio)) <= _ASPECT_TOLERANCE

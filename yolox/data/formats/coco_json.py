@@ -14,9 +14,9 @@ from yolox.data.cache import available_memory
 from yolox.data.formats.checks import check_images
 from yolox.data.formats.description import Categories, Finding, SplitDescription
 from yolox.data.formats.image_names import locate_images
-from yolox.data.formats.text_files import decode_text, read_bytes
 from yolox.data.image_files import read_file_size
 from yolox.errors import DataError
+from yolox.text_files import decode_text, read_bytes
 
 __all__ = ["describe_coco", "read_coco_json"]
 

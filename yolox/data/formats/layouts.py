@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from yolox.data.formats.text_files import read_text
 from yolox.data.formats.voc import listed_stems
 from yolox.data.formats.yolo_labels import NAMES_FILES
 from yolox.data.formats.yolo_txt import YAML_SUFFIXES, split_entry
 from yolox.data.image_files import IMAGE_SUFFIXES
 from yolox.errors import DataError
+from yolox.text_files import read_text
 
 __all__ = ["SPLIT_NAMES", "Split", "SplitPaths", "find_split", "find_unsplit", "image_dirs_of", "other_names"]
 
