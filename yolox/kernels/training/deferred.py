@@ -1,7 +1,7 @@
 """Convolutions whose batch normalisation and activation are left to whoever reads what they return.
 
 What is between a convolution and the next one is then in memory once, as the first one left it, and nobody writes the
-activated values or reads them back. In bfloat16, with kernels for 1x1 and depthwise 3x3 convolutions.
+activated values or reads them back. Tensors are float32 or bfloat16 in channels_last memory, all of one type.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Deferred:
     ``value`` is the one before the activation, that of ``moments`` are the sums `ops.gradient_sums` of it.
 
     Args:
-        value: ``[B, C, H, W]``, bfloat16.
+        value: ``[B, C, H, W]``.
         moments: ``[2, C]``: the batch's mean, and 1 / its deviation.
         norm: The layer, with its weight and bias, and the activation.
     """
@@ -93,7 +93,7 @@ def pointwise_block(parts: Sequence[Features], weight: Tensor, norms: Sequence[N
     """Return a 1x1 convolution of all channels of the parts, for each normalisation its own channels.
 
     Args:
-        parts: One or two ``[B, C, H, W]`` in bfloat16, which need not lie side by side.
+        parts: One or two ``[B, C, H, W]``, which need not lie side by side.
         weight: ``[out, in, 1, 1]``, float32, rounded on the way.
         norms: One or two, whose channels together are those of the output.
 
@@ -125,7 +125,7 @@ def depthwise_block(x: Features, weight: Tensor, stride: int, norm: NormAct) -> 
     """Return a 3x3 convolution of each channel with padding 1.
 
     Args:
-        x: ``[B, C, H, W]``, bfloat16, C a multiple of `ops.CHANNEL_BLOCK`.
+        x: ``[B, C, H, W]``, C a multiple of `ops.CHANNEL_BLOCK`.
         weight: ``[C, 1, 3, 3]``, rounded on the way.
         stride: 1 or 2.
         norm: Over the output.
@@ -139,7 +139,7 @@ def pointwise_prediction(x: Features, weight: Tensor, bias: Tensor) -> Tensor:
     """Return the 1x1 convolution with a bias that nothing follows.
 
     Args:
-        x: ``[B, C, H, W]``, bfloat16, C a multiple of `ops.CHANNEL_BLOCK`.
+        x: ``[B, C, H, W]``, C a multiple of `ops.CHANNEL_BLOCK`.
         weight: ``[out, C, 1, 1]``, float32, rounded on the way; any number of outputs.
         bias: ``[out]``, float32.
     """
