@@ -52,7 +52,7 @@ ARROWS: dict[str, set[str]] = {
     "inference": ENGINE_LOW | {"kernels", "processes"},
     "tools": LOW
     | {"experiments", "checkpoint", "models", "losses", "data", "evaluation", "recipe", "trainer", "inference"}
-    | {"visualize", "prediction", "processes", "published_weights", "serve", "__init__"},
+    | {"kernels", "visualize", "prediction", "processes", "published_weights", "serve", "__init__"},
     "serve": LOW | {"prediction"},
     "api": {"errors", "config", "prediction", "tools", "evaluation"},
 }

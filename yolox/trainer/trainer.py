@@ -134,9 +134,8 @@ class Trainer(pl.Trainer):
         device = accelerator if isinstance(accelerator, str) and not on_cpu else "cpu"
         plugins = [build_precision(self.plan.precision, device, options), self._checkpoint_files]
         pl_arguments["plugins"] = [*as_list(pl_arguments.get("plugins")), *plugins]
-        callbacks = as_list(pl_arguments.get("callbacks"))
+        callbacks = [*as_list(pl_arguments.get("callbacks")), *([TrainingKernels()] if on_cpu else [])]
         callbacks += [ScaledLearningRate(warmup)] if auto_lr else []
-        callbacks += [TrainingKernels()] if on_cpu else []
         callbacks += [IpexTraining(self.plan.precision, bf16_weights=options.uniform)] if self.plan.ipex else []
         pl_arguments["callbacks"] = [*callbacks, GracefulStop(stop_checkpoint)]
         sync_batchnorm = on_cpu and pl_arguments.pop("sync_batchnorm", False)
