@@ -186,6 +186,8 @@ def test_depthwise_block_equals_float64(size: tuple[int, int], channels: int, st
 @pytest.mark.parametrize("reader", ["1x1", "depthwise", "shortcut"])
 def test_other_activations_are_left_to_readers(reader: str, kind: str) -> None:
     torch.manual_seed(0)
+    if (reader, kind) == ("1x1", "identity"):
+        pytest.skip("the next normalisation takes away what the first one's bias adds: it has no gradient but rounding")
     (activation, act), (norm,) = KINDS[kind], _norms(32)
     x, exact = _Exact.of((3, 32, 7, 6), deferred=True, kind=kind), copy.deepcopy(norm).double()
     weight, plain = _weights(32, 1, 3, 3) if reader == "depthwise" else _weights(32, 32, 1, 1)
