@@ -17,6 +17,7 @@ from yolox.experiments import EXPERIMENTS
 from yolox.files import atomic_path
 from yolox.models.detector import Detector, build_detector
 from yolox.published_weights import find_checkpoint
+from yolox.safe_weights import read_safetensors
 from yolox.torch_files import read_torch_file
 
 __all__ = [
@@ -103,7 +104,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"checkpoint '{file}' {state}; expected a .pth file, or the name of published weights such as yolox_nano. "
             "Check the path."
         )
-    content = read_torch_file(file)
+    content = read_safetensors(file) if file.suffix == ".safetensors" else read_torch_file(file)
     if not isinstance(content, dict):
         raise ModelFileError(
             f"'{path}' holds {type(content).__name__}; expected a checkpoint, a dictionary with weights under 'model'."

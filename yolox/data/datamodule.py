@@ -21,7 +21,7 @@ from yolox.data.report import DatasetReport, report_dataset
 from yolox.data.sampling import RequestStream
 from yolox.data.training_samples import Augmentation, TrainingSamples
 from yolox.data.transforms import TrainTransform
-from yolox.errors import DataError
+from yolox.errors import DataError, printable
 from yolox.files import mark_inputs
 from yolox.structures import Size
 
@@ -49,7 +49,7 @@ def find_dataset(config: DataConfig) -> tuple[DatasetPaths, str]:
     for split in (paths.train, paths.val):
         if split is not None:  # a run's folder may lie in the data set's root, not among its images
             mark_inputs(split.labels, *(images for images in split.image_dirs if images != paths.root))
-    return paths, reason
+    return paths, printable(reason)
 
 
 def build_data_module(

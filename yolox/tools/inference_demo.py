@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolox.config import Experiment, apply_fields
+from yolox.config import Experiment, apply_fields, experiment_to_dict
 from yolox.errors import UsageError
 from yolox.tools.arguments import (
     ToolParser,
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from yolox.checkpoint import load_model
-    from yolox.files import make_output_dir, mark_inputs, refuse_inputs
+    from yolox.files import check_outputs, make_output_dir, mark_inputs
     from yolox.inference.methods import MethodQuery, select_methods
 
     query = _query(args)
@@ -100,7 +100,8 @@ def _run(args: argparse.Namespace) -> int:
     print(prepare_cpu())
     checkpoint = _checkpoint_path(args, asked)
     mark_inputs(checkpoint, args.exp_file, args.calib)
-    refuse_inputs(*(name for name in (args.json, args.csv, args.markdown, args.plot) if name != "-"))
+    files = [name for name in (args.json, args.csv, args.markdown, args.plot) if name != "-"]
+    check_outputs(*files, folder=args.save)
     loaded = load_model(checkpoint, asked)
     experiment = _experiment(loaded.experiment, args)
     output = make_output_dir(Path(experiment.output_dir) / experiment.exp_name / f"inference_b{args.batch_size}")
@@ -155,7 +156,9 @@ def _measure(args: argparse.Namespace, loaded: LoadedModel, experiment: Experime
 
 def _show(args: argparse.Namespace, optimizer: InferenceOptimizer, images: EvalImages) -> int:
     """Print and write the table, name and save the best row, and return the exit code."""
+    from yolox.inference.artifacts.manifest import read_manifest
     from yolox.inference.artifacts.model import copy_artifact
+    from yolox.inference.artifacts.trust import needs_trust
 
     report = optimizer.report
     if report.original is None or not report.original.successful:
@@ -175,7 +178,8 @@ def _show(args: argparse.Namespace, optimizer: InferenceOptimizer, images: EvalI
         if args.save is not None:
             target = Path(args.save)
             copy_artifact(best.artifact, target)
-        print(f"saved: {target}\nrun it: python -m yolox.tools.demo image --model {target} --path IMAGE")
+        trust = " --trust" if needs_trust(read_manifest(target)) else ""
+        print(f"saved: {target}\nrun it: python -m yolox.tools.demo image --model {target}{trust} --path IMAGE")
     return 0 if better else NOTHING_BETTER
 
 
@@ -267,6 +271,7 @@ def _metadata(loaded: LoadedModel, experiment: Experiment) -> dict[str, Any]:
         "confidence": experiment.eval.test_conf,
         "nms_iou": experiment.eval.nmsthre,
         "model": experiment.exp_name,
+        "network": experiment_to_dict(loaded.experiment)["model"],
     }
 
 

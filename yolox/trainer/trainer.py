@@ -11,6 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins import ClusterEnvironment
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -34,7 +35,7 @@ from yolox.trainer.graceful_stop import GracefulStop
 from yolox.trainer.ipex import IpexTraining, plan_ipex
 from yolox.trainer.launchers import build_launcher
 from yolox.trainer.launchers.heartbeat import HangLimits
-from yolox.trainer.lightning_bridge import LauncherStrategy, install_stop_signals, synchronise_batchnorm
+from yolox.trainer.lightning_bridge import LauncherStrategy, alone, install_stop_signals, synchronise_batchnorm
 from yolox.trainer.operator_precision import read_operator_lists
 from yolox.trainer.plain_module import compile_module
 from yolox.trainer.plan import CCL, IPEX, Request, make_plan
@@ -158,7 +159,10 @@ class Trainer(pl.Trainer):
         _log.debug("%s", keep_freed_memory())
         if self.plan.launcher == "none":
             torch.set_num_threads(self.plan.slots[0].threads)
-            return {"accelerator": "cpu", "devices": 1}
+            plugins = as_list(given.get("plugins"))
+            if not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+                plugins = [*plugins, alone()]
+            return {"accelerator": "cpu", "devices": 1, "plugins": plugins}
         limits = None if hang_timeout is None else HangLimits(step=hang_timeout)
         launcher = build_launcher(self.plan.launcher, limits, self.cluster)
         return {
