@@ -102,3 +102,14 @@ def test_the_description_is_plain_json(checkpoint: Path, tmp_path: Path) -> None
         described = json.loads(file.metadata()["yolox"])
     assert described["class_names"] == ["a", "b"]
     assert described["experiment"]["model"]["width"] == TINY.model.width
+
+
+def test_an_older_pytorch_opens_safetensors_and_no_foreign_checkpoint(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "weights.safetensors"
+    assert export_tool.main(["-c", str(checkpoint), "--output-name", str(target)]) == 0
+    monkeypatch.setattr(torch, "__version__", "2.8.0+cpu")
+    assert load_model(target).class_names == ("a", "b")
+    with pytest.raises(ModelFileError, match=r"PyTorch 2\.8\.0.*safetensors"):
+        load_model(checkpoint)
