@@ -42,7 +42,7 @@ ARROWS: dict[str, set[str]] = {
     "visualize": LOW,
     "processes": {"errors", "files", "cpu"},
     "kernels": {"errors", "files", "cpu", "tables"},
-    "models": LOW | {"kernels"},  # until training acceleration is a pass over the module
+    "models": LOW,
     "losses": LOW,
     "data": LOW | {"processes"},
     "downloads": {"errors"},
@@ -56,7 +56,7 @@ ARROWS: dict[str, set[str]] = {
     "inference": ENGINE_LOW | {"kernels", "processes"},
     "tools": LOW
     | {"experiments", "checkpoint", "models", "losses", "data", "evaluation", "recipe", "trainer", "inference"}
-    | {"visualize", "prediction", "processes", "published_weights", "safe_weights", "serve"}
+    | {"kernels", "visualize", "prediction", "processes", "published_weights", "safe_weights", "serve"}
     | {"__init__"},
     "serve": LOW | {"prediction"},
     "api": {"errors", "config", "prediction", "tools", "evaluation"},

@@ -124,12 +124,14 @@ def _safe_start(args: argparse.Namespace, folder: Path) -> tuple[str, ...]:
     """Return options that replace ``-c`` for an older PyTorch: it opens no file that it did not get from this one."""
     if args.ckpt is None or args.resume:
         return ()
-    from yolox.checkpoint import load_model
+    from yolox.checkpoint import class_names_of, num_classes_of, own_experiment, read_checkpoint, weights_of
     from yolox.safe_weights import write_safetensors
 
-    loaded = load_model(args.ckpt)
+    content = read_checkpoint(args.ckpt)
+    weights = weights_of(content, args.ckpt)
+    names = class_names_of(content, num_classes_of(weights), args.ckpt) if "class_names" in content else None
     target = folder / f"{Path(args.ckpt).stem}.safetensors"
-    write_safetensors(target, loaded.detector.state_dict(), loaded.experiment, loaded.class_names)
+    write_safetensors(target, weights, own_experiment(content, args.ckpt), names)
     return ("-c", str(target))
 
 
