@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +11,8 @@ import torch
 from small_models import SmallClassifier
 
 from yolox.errors import ModelFileError, UsageError, YoloxError
-from yolox.inference.artifacts.model import (
-    AcceleratedModel,
-    copy_artifact,
-    folder_size_mb,
-    load_manifest,
-    load_model,
-    load_runner,
-    save_model,
-)
+from yolox.inference.artifacts.manifest import read_manifest
+from yolox.inference.artifacts.model import AcceleratedModel, copy_artifact, folder_size_mb, load_model, save_model
 from yolox.inference.optimizer import InferenceOptimizer
 
 SAMPLE = np.random.default_rng(0).random((4, 3, 16, 16), np.float32)
@@ -38,19 +30,23 @@ def folder(model: AcceleratedModel, tmp_path: Path) -> Path:
     return tmp_path / "artifact"
 
 
+def load(folder: Path) -> AcceleratedModel:
+    """The artifact holds weights alone; a module of fresh weights brings the code."""
+    return load_model(folder, module=SmallClassifier())
+
+
 def test_round_trip(model: AcceleratedModel, folder: Path) -> None:
-    again = load_model(folder)
+    again = load(folder)
     np.testing.assert_allclose(again(SAMPLE), model(SAMPLE), rtol=1e-5, atol=1e-6)
     assert again.metadata == {"classes": ["a"]}
     assert again.manifest.settings == model.manifest.settings
     assert again.manifest.input_shapes == ((4, 3, 16, 16),)
     assert again.manifest.versions["torch"]
-    np.testing.assert_allclose(load_runner(folder)(SAMPLE)[0], model(SAMPLE), rtol=1e-5, atol=1e-6)
     assert folder_size_mb(folder) > 0.005
 
 
 def test_any_batch_size_is_taken_and_other_shapes_are_refused(folder: Path) -> None:
-    model = load_model(folder)
+    model = load(folder)
     whole = model(SAMPLE)
     np.testing.assert_allclose(model(SAMPLE[:1]), whole[:1], rtol=1e-4, atol=1e-5)
     with pytest.raises(UsageError, match=r"inputs of shape \(4, 3, 8, 8\) arrived, expected \(B, 3, 16, 16\)"):
@@ -65,14 +61,14 @@ def test_any_batch_size_is_taken_and_other_shapes_are_refused(folder: Path) -> N
 
 
 def test_torch_in_torch_out(folder: Path) -> None:
-    outputs = load_model(folder)(torch.from_numpy(SAMPLE))
+    outputs = load(folder)(torch.from_numpy(SAMPLE))
     assert isinstance(outputs, torch.Tensor)
-    assert isinstance(load_model(folder)(SAMPLE), np.ndarray)
+    assert isinstance(load(folder)(SAMPLE), np.ndarray)
 
 
 def test_copy_keeps_all_and_may_change_the_metadata(folder: Path, tmp_path: Path) -> None:
     copy_artifact(folder, tmp_path / "copy", {"x": 2})
-    assert load_model(tmp_path / "copy").metadata == {"x": 2}
+    assert load(tmp_path / "copy").metadata == {"x": 2}
     assert {path.name for path in folder.iterdir()} == {path.name for path in (tmp_path / "copy").iterdir()}
 
 
@@ -91,7 +87,7 @@ def test_int8_from_a_processor_with_exact_sums_is_warned_of(
     path = folder / "manifest.json"
     document = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(document | {"precision": precision, "vnni": True}), encoding="utf-8")
-    load_model(folder)
+    load(folder)
     assert ("may overflow" in caplog.text) == warned
 
 
@@ -110,36 +106,57 @@ def test_damage_is_told(folder: Path, tmp_path: Path) -> None:
         load_model(folder)
     manifest.write_text(json.dumps({**json.loads(text), "backend": "abacus"}))
     with pytest.raises(ModelFileError, match="abacus"):
-        load_manifest(folder)
+        load_model(folder)
     manifest.write_text(text)
-    (folder / "model.pt2").write_bytes(b"no zip")
-    with pytest.raises(ModelFileError, match="not a readable"):
+    with pytest.raises(ModelFileError, match="Give the module"):
         load_model(folder)
-    (folder / "model.pt2").unlink()
+    with pytest.raises(ModelFileError, match="do not fit the module"):
+        load_model(folder, module=torch.nn.Linear(2, 2))
+    weights = folder / "weights.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ModelFileError, match="checksum"):
+        load(folder)
+    weights.unlink()
     with pytest.raises(ModelFileError, match="missing"):
-        load_model(folder)
+        load(folder)
 
 
-def test_pickled_objects_are_never_loaded(folder: Path) -> None:
-    path = folder / "model.pt2"
-    with zipfile.ZipFile(path) as archive:
-        entries = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in entries.items():
-            changed = content
-            if name.endswith("weights_config.json"):
-                changed = content.replace(b'"use_pickle": false', b'"use_pickle": true', 1)
-                assert changed != content
-            archive.writestr(name, changed)
-    with pytest.raises(ModelFileError, match="holds pickled objects"):
-        load_model(folder)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"input_shapes": [[4, 3, -16, 16]]},
+        {"input_shapes": [[1 << 40]]},
+        {"input_shapes": "none"},
+        {"settings": {"threads": 0}},
+        {"settings": {"threads": 1, "nothing": 2}},
+        {"files": {"../weights.safetensors": {"bytes": 1, "sha256": ""}}},
+        {"files": {}},
+        {"num_outputs": -1},
+        {"precision": "int4"},
+        {"input_dtypes": ["object"]},
+        {"method": "\x1b[2J"},
+    ],
+)
+def test_a_manifest_with_impossible_values_is_refused(folder: Path, change: dict[str, object]) -> None:
+    manifest = folder / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), **change}))
+    with pytest.raises(ModelFileError):
+        load(folder)
 
 
-def test_nothing_in_an_artifact_is_a_pickle(folder: Path) -> None:
-    with zipfile.ZipFile(folder / "model.pt2") as archive:
-        inputs = [entry for entry in archive.infolist() if "sample_inputs" in entry.filename]
-        assert all(entry.file_size == 0 for entry in inputs)
-        assert not [name for name in archive.namelist() if name.endswith(".pkl")]
+def test_a_folder_of_other_things_is_never_written_into(model: AcceleratedModel, tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(b"precious")
+    with pytest.raises(UsageError, match=r"photo\.jpg"):
+        save_model(model, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
+
+
+def test_another_model_replaces_an_earlier_one(model: AcceleratedModel, folder: Path) -> None:
+    (folder / "model.bin").write_bytes(b"of an earlier model")
+    save_model(model, folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "weights.safetensors"]
+    assert read_manifest(folder).files.keys() == {"weights.safetensors"}
 
 
 def test_a_place_that_cannot_be_written(model: AcceleratedModel, tmp_path: Path) -> None:

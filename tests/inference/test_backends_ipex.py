@@ -18,7 +18,8 @@ from torch import nn
 from yolox.cpu.ipex_location import IpexLocation, locate_ipex
 from yolox.cpu.machine import read_machine
 from yolox.errors import MissingDependencyError, ModelFileError
-from yolox.inference.artifacts.model import load_manifest, load_model
+from yolox.inference.artifacts.manifest import read_manifest
+from yolox.inference.artifacts.model import load_model
 from yolox.inference.backends import ipex
 from yolox.inference.backends.base import Method, PrepareContext
 from yolox.inference.convert.quantizers.ipex_static import count_work, keep_float
@@ -33,7 +34,8 @@ import numpy as np, torch
 from small_models import SmallClassifier
 from yolox.errors import YoloxError
 from yolox.inference.artifacts.model import AcceleratedModel, save_model
-from yolox.inference.backends.base import Manifest, PrepareContext
+from yolox.inference.artifacts.manifest import Manifest
+from yolox.inference.backends.base import PrepareContext
 from yolox.inference.backends.ipex import BACKEND
 from yolox.inference.convert.flat import FlatModule
 from yolox.inference.methods import get_method
@@ -140,7 +142,7 @@ def test_a_damaged_artifact_is_named(written: Written, tmp_path: Path) -> None:
     (folder / ipex.SCRIPT).unlink()
     with pytest.raises(ModelFileError, match="missing from the artifact"):
         load_model(folder)
-    assert load_manifest(folder).backend == "ipex"
+    assert read_manifest(folder).backend == "ipex"
 
 
 def test_without_ipex_the_row_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from small_models import SmallClassifier
 from torch import Tensor, nn
 
 from yolox.errors import ModelFileError, YoloxError
+from yolox.inference.artifacts.manifest import Manifest
 from yolox.inference.backends import get_backend
-from yolox.inference.backends.base import Manifest, PrepareContext, Runner, Settings
+from yolox.inference.backends.base import PrepareContext, Runner, Settings
 from yolox.inference.convert.flat import FlatModule
 from yolox.inference.convert.onnx_export import check_outputs, export_onnx
 from yolox.inference.methods import get_method
@@ -131,7 +132,8 @@ def test_artifacts_answer_alike_in_a_process_without_torch(module: nn.Module, na
 import sys, numpy as np
 from pathlib import Path
 from yolox.inference.backends import get_backend
-from yolox.inference.backends.base import Manifest, Settings
+from yolox.inference.artifacts.manifest import Manifest
+from yolox.inference.backends.base import Settings
 settings = Settings(1, 1, 4)
 manifest = Manifest({name!r}, "", "", {{}}, settings, ((6, 3, 16, 16),), ("float32",), 1, backend_data={data!r})
 runner = get_backend({get_method(name).backend!r}).load(Path({str(folder)!r}), manifest)

@@ -59,7 +59,7 @@ def check(module: nn.Module, name: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(model.runner.configured(settings)(SAMPLE)[0], expected, atol=tolerance)
     np.testing.assert_allclose(model(SAMPLE[:3]), expected[:3], atol=tolerance)
     save_model(model, tmp_path / name)
-    again = load_model(tmp_path / name)
+    again = load_model(tmp_path / name, trust=True, module=SmallClassifier())
     np.testing.assert_allclose(again(SAMPLE), model(SAMPLE), atol=1e-6 if "bf16" not in name else 1e-2)
     np.testing.assert_allclose(again(SAMPLE[:1]), expected[:1], atol=tolerance)
 

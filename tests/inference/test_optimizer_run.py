@@ -168,7 +168,8 @@ def test_a_saved_model_gives_the_same_in_a_fresh_process(run: Run, tmp_path: Pat
     np.save(tmp_path / "x.npy", run.sample.numpy())
     code = (
         "import sys, numpy as np; from yolox.inference.artifacts.model import load_model\n"
-        "model = load_model(sys.argv[1]); assert model.metadata == {'note': 1}\n"
+        "sys.path.append('tests/inference'); from small_models import Treacherous\n"
+        "model = load_model(sys.argv[1], module=Treacherous()); assert model.metadata == {'note': 1}\n"
         "np.save(sys.argv[3], model(np.load(sys.argv[2])))"
     )
     arguments = [str(tmp_path / name) for name in ("model", "x.npy", "y.npy")]
@@ -240,7 +241,7 @@ def test_the_time_budget_leaves_later_methods_out() -> None:
 def test_rows_that_are_computed_in_software_come_last(
     has_bf16: bool, order: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("yolox.inference.search.read_machine", lambda: SimpleNamespace(has_bf16=has_bf16))
+    monkeypatch.setattr("yolox.inference.search.run.read_machine", lambda: SimpleNamespace(has_bf16=has_bf16))
     chosen = tuple(methods.get_method(name) for name in ("original", "bf16", "inductor_fp32", "openvino_fp32"))
     search = Search(chosen, tmp_path, 1, SearchOptions(threads=1), Listener())
     assert [method.name for group in search._groups() for method in group] == order.split()

@@ -56,7 +56,8 @@ def locate_ipex(
 
     Args:
         environment: Variables; ``None`` for those of this process.
-        folders: Where ``.venv-ipex`` may lie; ``None`` for the current folder and the one that holds the package.
+        folders: Where ``.venv-ipex`` may lie; ``None`` for the one that holds the package, where ``make ipex`` puts it.
+            The working directory is never searched: a program that lies there may be anybody's.
         look_here: Whether this Python itself may be the answer.
 
     Raises:
@@ -75,7 +76,7 @@ def locate_ipex(
             )
         return IpexLocation(False, Path(chosen).absolute(), f"IPEX is in {chosen} ({VARIABLE}).")
     reasons = []
-    for folder in folders if folders is not None else (Path.cwd(), source_root()):
+    for folder in folders if folders is not None else (source_root(),):
         # not resolved: the link's own path is what makes Python use that environment
         python = folder.absolute() / _ENVIRONMENT / "bin" / "python"
         problem = _problem(python) if python.exists() else None
@@ -83,7 +84,7 @@ def locate_ipex(
             return IpexLocation(False, python, f"IPEX is in {python}.")
         if problem is not None:
             reasons.append(f"{problem}, so it is not used")
-    reasons.append(f"neither this Python nor ${VARIABLE} nor a folder {_ENVIRONMENT} has it")
+    reasons.append(f"neither this Python nor ${VARIABLE} nor {_ENVIRONMENT} beside the package has it")
     return IpexLocation(False, None, f"IPEX was not found ({'; '.join(dict.fromkeys(reasons))}).")
 
 

@@ -183,7 +183,7 @@ def _is_whole(data: bytes) -> bool:
     What lies behind the end mark (thumbnails, videos of a phone, padding) does not matter.
     """
     if data[:3] == _JPEG:
-        return _jpeg_ends(data)
+        return data.endswith(b"\xff\xd9") or _jpeg_ends(data)
     if data[:8] == _PNG:
         place = len(_PNG)
         while place + 12 <= len(data):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,8 +195,8 @@ def _classes_without_boxes(train: CocoDataset, val: CocoDataset) -> list[Finding
 
 def _shared_images(train: CocoDataset, val: CocoDataset, limit: int | None) -> list[Finding]:
     """Tell images of the evaluation that are training images too: the same file, or a copy of it."""
-    paths = [{_real(data, i): i for i in range(len(data))} for data in (train, val)]
-    shared = [str(Path(path).name) for path in paths[1] if path in paths[0]]
+    paths = [_real_paths(data) for data in (train, val)]
+    shared = [name for path, name in paths[1].items() if path in paths[0]]
     if not shared and (limit is None or len(train) + len(val) <= limit):
         shared = _copies(list(paths[0]), list(paths[1]))
     if not shared:
@@ -204,11 +205,21 @@ def _shared_images(train: CocoDataset, val: CocoDataset, limit: int | None) -> l
     return [Finding("warning", "shared-images", text, len(shared), examples(shared))]
 
 
-def _real(data: CocoDataset, index: int) -> str:
-    try:
-        return str(data.path(index).resolve())
-    except (OSError, ValueError, RuntimeError):  # RuntimeError: a loop of links
-        return str(data.path(index))
+def _real_paths(data: CocoDataset) -> dict[str, str]:
+    """Return the paths of all images with links in their folders resolved, and their names."""
+    folders: dict[Path, str] = {}
+    found = {}
+    for index in range(len(data)):
+        path = data.path(index)
+        folder = folders.get(path.parent)
+        if folder is None:
+            try:
+                folder = os.path.realpath(path.parent)
+            except (OSError, ValueError):  # ValueError: a NUL in the name
+                folder = str(path.parent)
+            folders[path.parent] = folder
+        found[os.path.join(folder, path.name)] = path.name
+    return found
 
 
 def _copies(train: Sequence[str], val: Sequence[str]) -> list[str]:
@@ -234,5 +245,5 @@ def _by_size(paths: Sequence[str]) -> dict[int, list[str]]:
 def _digest(path: str) -> bytes:
     try:
         return hashlib.blake2b(Path(path).read_bytes()).digest()
-    except OSError:
+    except (OSError, ValueError):
         return path.encode("utf-8", "surrogatepass")

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from yolox.cpu.cores import CoreShare, chosen_shares, share_cores
 from yolox.cpu.machine import read_machine, restricted
@@ -19,6 +19,9 @@ from yolox.inference.artifacts.structure import unflatten
 from yolox.inference.backends.base import as_numpy, like_inputs
 from yolox.inference.runner_process import Batch, Failed, await_loaded, start_runner
 from yolox.processes.start import Process, ProcessFailure, wait_for_any
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["MultiInstance"]
 
@@ -54,15 +57,16 @@ class MultiInstance:
         self._working: dict[Process, int] = {}  # and on which request; it may be one of a call that failed
         self._folder = Path(tempfile.mkdtemp(prefix="instances-"))
         try:
+            artifact, module = self._folder / "artifact", _send_module(model.module, self._folder / "module.pkl")
             if model.folder is not None:
-                copy_artifact(model.folder, self._folder)
+                copy_artifact(model.folder, artifact)
             else:
-                save_model(model, self._folder)
+                save_model(model, artifact)
             for share in shares:
                 settings = replace(model.runner.settings, threads=share.threads)
-                self._processes.append(start_runner(self._folder, settings, cpus=share.cpus))
+                self._processes.append(start_runner(artifact, settings, cpus=share.cpus, module=module))
             for process in self._processes:
-                await_loaded(process, self._folder)
+                await_loaded(process, artifact)
         except BaseException:
             self.close()
             raise
@@ -127,6 +131,16 @@ class MultiInstance:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _send_module(module: nn.Module | None, path: Path) -> Path | None:
+    """Write the original module for the processes, where there is one."""
+    if module is None:
+        return None
+    import cloudpickle
+
+    path.write_bytes(cloudpickle.dumps(module))
+    return path
 
 
 def _shares(

@@ -68,6 +68,7 @@ class InferenceOptimizer:
         self._folder = None if work_dir is None else Path(work_dir)
         self._listener = listener
         self._report: OptimizationReport | None = None
+        self._model: nn.Module | None = None
 
     def optimize(  # noqa: PLR0913, PLR0917 - bigdl-nano fixed this interface
         self,
@@ -143,6 +144,7 @@ class InferenceOptimizer:
             metadata=dict(metadata or {}),
         )
         folder = self._new_folder()
+        self._model = model
         _write_payload(folder / "payload", model, scorer, inputs)
         search = Search(chosen, folder, inputs.batch_size, options, self._listener or Listener())
         start = time.monotonic()
@@ -190,7 +192,7 @@ class InferenceOptimizer:
             ) from error
         if row.artifact is None:
             raise UsageError(f"'{name}' has no model: {row.status.value}{row.reason and f', {row.reason}'}.")
-        return load_model(row.artifact)
+        return load_model(row.artifact, trust=True, module=self._model)
 
     def get_best_model(
         self,
@@ -262,9 +264,15 @@ class InferenceOptimizer:
             save_model(model, Path(path), metadata)
 
     @staticmethod
-    def load(path: str | os.PathLike[str]) -> AcceleratedModel:
-        """Load an artifact folder; OpenVINO and ONNX artifacts need no torch."""
-        return load_model(Path(path))
+    def load(path: str | os.PathLike[str], model: nn.Module | None = None, *, trust: bool = False) -> AcceleratedModel:
+        """Load an artifact folder; OpenVINO, ONNX and 8-bit artifacts need no torch.
+
+        Args:
+            path: What ``save`` wrote.
+            model: The original module, for methods of plain PyTorch, whose artifacts hold weights alone.
+            trust: Load TorchScript, Inductor and IPEX artifacts, which are programs: say it only of your own.
+        """
+        return load_model(Path(path), trust=trust, module=model)
 
     @staticmethod
     def get_context(model: Any, *models: Any) -> Any:

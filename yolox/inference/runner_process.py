@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -46,22 +46,29 @@ class Failed:
     reason: str
 
 
-def start_runner(folder: Path, settings: Settings, python: str = sys.executable, cpus: Sequence[int] = ()) -> Process:
+def start_runner(
+    folder: Path,
+    settings: Settings,
+    python: str = sys.executable,
+    cpus: Sequence[int] = (),
+    module: Path | None = None,
+) -> Process:
     """Start a process that loads an artifact and then answers each `Batch` with `Outputs` or `Failed`.
 
-    `await_loaded` waits until it is ready.
+    `await_loaded` waits until it is ready. The artifact is trusted: it is one of this user's own, or was loaded before.
 
     Args:
         folder: The artifact.
         settings: How to run it.
         python: The interpreter.
         cpus: Hardware threads it is bound to; empty: not bound.
+        module: A file with the original module, pickled by this process, for artifacts that hold weights alone.
 
     Raises:
         OSError: When the interpreter cannot be started.
     """
     environment = thread_environment(os.environ, settings.threads, bool(cpus))
-    arguments = (str(folder), asdict(settings), list(cpus))
+    arguments = (str(folder), asdict(settings), list(cpus), None if module is None else str(module))
     process = Process(Program(f"{__name__}:serve", arguments, python, environment), (Outputs, Failed))
     process.doing = "loading the model"
     return process
@@ -83,17 +90,20 @@ def await_loaded(process: Process, folder: Path, python: str = sys.executable) -
     process.doing = "running the model"
 
 
-def serve(connection: Connection, folder: str, settings: Mapping[str, Any], cpus: Sequence[int]) -> int:
+def serve(
+    connection: Connection, folder: str, settings: Mapping[str, Any], cpus: Sequence[int], module: str | None = None
+) -> int:
     """Answer batches until the other side hangs up; return the exit code."""
-    from yolox.inference.artifacts.model import load_manifest
-    from yolox.inference.backends import get_backend
+    import cloudpickle
+
+    from yolox.inference.artifacts.model import load_model
 
     channel = Channel(connection, [Batch])
     bind_process(cpus)
     keep_freed_memory()
     try:
-        manifest = replace(load_manifest(Path(folder)), settings=Settings(**settings))
-        runner = get_backend(manifest.backend).load(Path(folder), manifest)
+        own = None if module is None else cloudpickle.loads(Path(module).read_bytes())
+        runner = load_model(folder, trust=True, module=own, settings=Settings(**settings)).runner
     except Exception as error:  # noqa: BLE001 - whatever it is, the other side reports it
         channel.send(Failed(-1, str(error)))
         return 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,10 +15,15 @@ from yolox.errors import ModelFileError, UsageError
 from yolox.structures import Detections, Image, Size
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from yolox.checkpoint import LoadedModel
     from yolox.config import Experiment
 
 __all__ = ["Network", "Predictor", "is_deployed", "load_predictor", "predictor_of_checkpoint"]
+
+MAX_FACTOR, MAX_CLASSES = 4.0, 100_000
+"""Largest depth, width and number of classes of a deployed detector: the published ones go up to 1.33, 1.25 and 80."""
 
 Network = Callable[["NDArray[np.uint8]"], tuple[Any, Any]]
 """Maps uint8 images ``[B, 3, H, W]`` to boxes ``[B, A, 4]`` (xyxy) and scores ``[B, A, C]``."""
@@ -62,13 +67,14 @@ class Predictor:
 
         batch = np.stack([letterbox(image, self.input_size)[0].transpose(2, 0, 1) for image in images])
         started = time.perf_counter()
-        boxes, scores = self._run(np.ascontiguousarray(batch))
+        boxes, scores = self.run_batch(np.ascontiguousarray(batch))
         found = postprocess(boxes, scores, confidence=confidence, nms_iou=nms_iou, class_agnostic=class_agnostic)
         elapsed_ms = 1000.0 * (time.perf_counter() - started)
         pairs = zip(found, images, strict=True)
         return [rescale(one, Size(*image.shape[:2]), self.input_size) for one, image in pairs], elapsed_ms
 
-    def _run(self, batch: NDArray[np.uint8]) -> tuple[Any, Any]:
+    def run_batch(self, batch: NDArray[np.uint8]) -> tuple[Any, Any]:
+        """Return boxes ``[B, A, 4]`` and scores ``[B, A, C]`` of letterboxed images ``[B, 3, H, W]``, any B."""
         if self.fixed_batch is None or self.fixed_batch == len(batch):
             return self.network(batch)
         parts = []
@@ -92,8 +98,9 @@ def load_predictor(
     precision: Literal["32", "bf16"] = "32",
     input_size: int | tuple[int, int] | None = None,
     experiment: Experiment | None = None,
+    trust: bool = False,
 ) -> Predictor:
-    """Return the predictor of a model.
+    """Return the predictor of a model; nothing in its file is executed unless ``trust`` says so.
 
     Args:
         model: A published name (``yolox_nano``), a checkpoint, a folder saved by the inference engine, or an ONNX file
@@ -101,6 +108,7 @@ def load_predictor(
         precision: Of a checkpoint's network.
         input_size: Side, or height and width, of the network's input; None takes the model's own.
         experiment: Describes a checkpoint that does not describe itself.
+        trust: Load deployed models that are programs (TorchScript, Inductor, IPEX).
 
     Raises:
         UsageError: When a deployed model is asked for another input size.
@@ -112,7 +120,7 @@ def load_predictor(
         return predictor_of_checkpoint(load_model(model, experiment), precision, input_size)
     if input_size is not None:
         raise UsageError("the input size of a deployed model is fixed when it is made. Leave the size out.")
-    return _from_artifact(Path(model)) if Path(model).is_dir() else _from_onnx(Path(model))
+    return _from_artifact(Path(model), trust) if Path(model).is_dir() else _from_onnx(Path(model))
 
 
 def predictor_of_checkpoint(
@@ -139,11 +147,14 @@ def predictor_of_checkpoint(
     return Predictor(network, size, loaded.class_names, loaded.source, experiment.exp_name, "checkpoint")
 
 
-def _from_artifact(folder: Path) -> Predictor:
+def _from_artifact(folder: Path, trust: bool) -> Predictor:
     """Load a model saved by the inference engine; PyTorch is imported only if its back end needs it."""
+    from yolox.inference.artifacts.manifest import read_manifest
     from yolox.inference.artifacts.model import load_model
 
-    model = load_model(folder)
+    described = read_manifest(folder)
+    module = _described_detector(described.metadata, folder) if described.backend == "eager" else None
+    model = load_model(folder, trust=trust, module=module)
     manifest = model.manifest
     shape = manifest.input_shapes[0]
     if len(manifest.input_shapes) != 1 or len(shape) != 4 or manifest.num_outputs != 2:
@@ -160,12 +171,38 @@ def _from_artifact(folder: Path) -> Predictor:
     return Predictor(
         network,
         Size(*shape[2:]),
-        tuple(str(name) for name in model.metadata.get("class_names", ())),
+        # names come from a file that others may have written: nothing in them may steer a terminal
+        tuple("".join(filter(str.isprintable, str(name))) for name in model.metadata.get("class_names", ())),
         f"'{folder}': {manifest.method}",
         manifest.method,
         manifest.method,
         None if manifest.dynamic_batch else shape[0],
     )
+
+
+def _described_detector(metadata: Mapping[str, Any], folder: Path) -> nn.Module:
+    """Return a detector as the artifact describes it, with weights still to come: built by our code, not by the file's.
+
+    Raises:
+        ModelFileError: When it describes none, or one of absurd size.
+    """
+    import torch
+
+    from yolox.config import experiment_from_dict
+    from yolox.models.decoding import DecodedDetector
+    from yolox.models.detector import build_detector
+
+    try:
+        config = experiment_from_dict({"exp_name": "deployed", "model": metadata["network"]}).model
+    except (KeyError, UsageError) as error:
+        raise ModelFileError(f"'{folder}' does not say which detector its weights are of. Save it again.") from error
+    if not (0 < config.depth <= MAX_FACTOR and 0 < config.width <= MAX_FACTOR and config.num_classes <= MAX_CLASSES):
+        raise ModelFileError(
+            f"'{folder}' describes a detector of depth {config.depth:g}, width {config.width:g} and "
+            f"{config.num_classes} classes; expected at most {MAX_FACTOR:g}, {MAX_FACTOR:g} and {MAX_CLASSES}."
+        )
+    with torch.random.fork_rng(devices=[]):
+        return DecodedDetector(build_detector(config)).eval()
 
 
 def _from_onnx(path: Path) -> Predictor:

@@ -27,16 +27,22 @@ if TYPE_CHECKING:
 
     from yolox.models.detector import Detector
 
-__all__ = ["build_parser", "main"]
+__all__ = ["build_parser", "main", "run"]
 
-_SUFFIXES = {".onnx": "onnx", ".pt": "torchscript", ".pth": "torchscript", ".ts": "torchscript"}
+_SUFFIXES = {
+    ".onnx": "onnx",
+    ".pt": "torchscript",
+    ".pth": "torchscript",
+    ".ts": "torchscript",
+    ".safetensors": "weights",
+}
 _NEW_EXPORTER_FROM = 18
 """The exporter built on torch.export writes this opset and later ones; older ones need the tracing exporter."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool and return its exit code."""
-    return run_tool(lambda: _run(build_parser().parse(argv)))
+    return run_tool(lambda: run(build_parser().parse(argv)))
 
 
 def build_parser() -> ToolParser:
@@ -47,7 +53,9 @@ def build_parser() -> ToolParser:
         "For the fastest method on this machine see yolox.tools.inference_demo.",
     )
     add_model_arguments(parser, "checkpoint; alone it is enough")
-    parser.add_argument("--output-name", default="yolox.onnx", help="file to write; .onnx or .pt (%(default)s)")
+    parser.add_argument(
+        "--output-name", default="yolox.onnx", help=".onnx, .pt or .safetensors file to write (%(default)s)"
+    )
     parser.add_argument("--input", default="images", help="name of the ONNX input (%(default)s)")
     parser.add_argument("--output", default="output", help="name of the ONNX output (%(default)s)")
     parser.add_argument("-o", "--opset", type=positive_int, default=18, help="ONNX opset (%(default)s)")
@@ -63,12 +71,14 @@ def build_parser() -> ToolParser:
     return parser
 
 
-def _run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> Path:
+    """Write the file that the options ask for and return its path."""
     import torch
 
     from yolox.checkpoint import load_model
     from yolox.evaluation.predictor import fold_normalisation
-    from yolox.files import atomic_path, make_output_dir, mark_inputs, refuse_inputs
+    from yolox.files import atomic_path, check_outputs, make_output_dir, mark_inputs
+    from yolox.safe_weights import write_safetensors
 
     target = Path(args.output_name)
     kind = _SUFFIXES.get(target.suffix)
@@ -79,8 +89,13 @@ def _run(args: argparse.Namespace) -> None:
     if args.ckpt is None:
         raise UsageError("no checkpoint given; expected -c FILE.")
     mark_inputs(args.ckpt, args.exp_file)
-    refuse_inputs(target)
+    check_outputs(target)
     loaded = load_model(args.ckpt, asked_experiment(args))
+    if kind == "weights":
+        make_output_dir(target.parent)
+        write_safetensors(target, loaded.detector.state_dict(), loaded.experiment, loaded.class_names)
+        print(f"model: {loaded.source}\nwritten: {target} (weights by official keys; every -c takes it)")
+        return target
     experiment = apply_arguments(loaded.experiment, args)
     if args.tsize is not None:
         experiment = apply_fields(experiment, {"eval.test_size": str(args.tsize)})
@@ -96,6 +111,7 @@ def _run(args: argparse.Namespace) -> None:
             _write_torchscript(model, sample, temporary, loaded.class_names)
     batch = "any batch" if args.dynamic else f"batch {args.batch_size}"
     print(f"model: {loaded.source}\nwritten: {target} ({kind}, {batch}, input {size.height}x{size.width})\n{layout}")
+    return target
 
 
 def _deployable(detector: Detector, args: argparse.Namespace) -> tuple[nn.Module, str]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolox.config import Experiment, apply_fields
+from yolox.config import Experiment, apply_fields, experiment_to_dict
 from yolox.errors import UsageError
 from yolox.tools.arguments import (
     ToolParser,
@@ -19,6 +19,7 @@ from yolox.tools.arguments import (
     add_overrides,
     apply_arguments,
     asked_experiment,
+    keep_stdout_for_json,
     positive_int,
     prepare_cpu,
     probability,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from yolox.inference.search.results import MethodResult, OptimizationReport
     from yolox.tools.inference_images import EvalImages
 
-__all__ = ["NOTHING_BETTER", "build_parser", "main"]
+__all__ = ["NOTHING_BETTER", "build_parser", "main", "run"]
 
 NOTHING_BETTER = 6
 """Exit code when no method is faster than the original within ``--max_drop``; the original is kept then."""
@@ -40,7 +41,7 @@ METRICS = ("AP", "AP50")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool and return its exit code."""
-    return run_tool(lambda: _run(build_parser().parse(argv)))
+    return run_tool(lambda: run(build_parser().parse(argv)))
 
 
 def build_parser() -> ToolParser:
@@ -63,7 +64,7 @@ def build_parser() -> ToolParser:
     parser.add_argument("--time_budget", type=float, default=660.0, metavar="S", help="seconds in all (%(default)s)")
     parser.add_argument("--num_images", type=positive_int, default=512, help="images for AP, at most (%(default)s)")
     parser.add_argument("--calib", metavar="DIR", help="pictures to calibrate int8 on (default: the training images)")
-    parser.add_argument("--json", metavar="FILE", help="write the table as JSON")
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write the table as JSON; bare: to stdout")
     parser.add_argument("--csv", metavar="FILE", help="write the table as CSV")
     parser.add_argument("--markdown", metavar="FILE", help="write the table as Markdown")
     parser.add_argument("--plot", metavar="FILE", help="draw latency against AP (.png, .svg, .pdf)")
@@ -72,9 +73,15 @@ def build_parser() -> ToolParser:
     return parser
 
 
+def run(args: argparse.Namespace) -> int:
+    """Measure what the options ask for, print and write it, and return the exit code."""
+    with keep_stdout_for_json(args.json == "-") as args.machines:
+        return _run(args)
+
+
 def _run(args: argparse.Namespace) -> int:
     from yolox.checkpoint import load_model
-    from yolox.files import make_output_dir, mark_inputs, refuse_inputs
+    from yolox.files import check_outputs, make_output_dir, mark_inputs
     from yolox.inference.methods import MethodQuery, select_methods
 
     query = _query(args)
@@ -93,7 +100,8 @@ def _run(args: argparse.Namespace) -> int:
     print(prepare_cpu())
     checkpoint = _checkpoint_path(args, asked)
     mark_inputs(checkpoint, args.exp_file, args.calib)
-    refuse_inputs(args.json, args.csv, args.markdown, args.plot)
+    files = [name for name in (args.json, args.csv, args.markdown, args.plot) if name != "-"]
+    check_outputs(*files, folder=args.save)
     loaded = load_model(checkpoint, asked)
     experiment = _experiment(loaded.experiment, args)
     output = make_output_dir(Path(experiment.output_dir) / experiment.exp_name / f"inference_b{args.batch_size}")
@@ -148,7 +156,9 @@ def _measure(args: argparse.Namespace, loaded: LoadedModel, experiment: Experime
 
 def _show(args: argparse.Namespace, optimizer: InferenceOptimizer, images: EvalImages) -> int:
     """Print and write the table, name and save the best row, and return the exit code."""
+    from yolox.inference.artifacts.manifest import read_manifest
     from yolox.inference.artifacts.model import copy_artifact
+    from yolox.inference.artifacts.trust import needs_trust
 
     report = optimizer.report
     if report.original is None or not report.original.successful:
@@ -168,7 +178,8 @@ def _show(args: argparse.Namespace, optimizer: InferenceOptimizer, images: EvalI
         if args.save is not None:
             target = Path(args.save)
             copy_artifact(best.artifact, target)
-        print(f"saved: {target}\nrun it: python -m yolox.tools.demo image --model {target} --path IMAGE")
+        trust = " --trust" if needs_trust(read_manifest(target)) else ""
+        print(f"saved: {target}\nrun it: python -m yolox.tools.demo image --model {target}{trust} --path IMAGE")
     return 0 if better else NOTHING_BETTER
 
 
@@ -189,7 +200,9 @@ def _write_files(args: argparse.Namespace, table: OptimizationReport, best: Meth
     from yolox.tools.inference_report import draw_plot, machine_facts
 
     facts = {"best": best.name, "max_drop": args.max_drop, "batch_size": args.batch_size, "machine": machine_facts()}
-    if args.json is not None:
+    if args.json == "-":
+        args.machines.write(table.to_json(**facts) + "\n")
+    elif args.json is not None:
         write_text(Path(args.json), table.to_json(**facts))
     if args.csv is not None:
         write_text(Path(args.csv), table.to_csv())
@@ -197,7 +210,7 @@ def _write_files(args: argparse.Namespace, table: OptimizationReport, best: Meth
         write_text(Path(args.markdown), table.to_markdown())
     if args.plot is not None:
         draw_plot(table, best, Path(args.plot))
-    written = [name for name in (args.json, args.csv, args.markdown, args.plot) if name is not None]
+    written = [name for name in (args.json, args.csv, args.markdown, args.plot) if name not in (None, "-")]
     if written:
         print(f"written: {', '.join(written)}")
 
@@ -258,6 +271,7 @@ def _metadata(loaded: LoadedModel, experiment: Experiment) -> dict[str, Any]:
         "confidence": experiment.eval.test_conf,
         "nms_iou": experiment.eval.nmsthre,
         "model": experiment.exp_name,
+        "network": experiment_to_dict(loaded.experiment)["model"],
     }
 
 

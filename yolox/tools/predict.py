@@ -54,6 +54,7 @@ def build_parser() -> ToolParser:
 def add_prediction_options(parser: ToolParser) -> None:
     """Add what the tools that look at pictures share."""
     parser.add_argument("--model", metavar="DIR", help="deployed model (saved by inference_demo) instead of -c")
+    parser.add_argument("--trust", action="store_true", help="load a deployed model even if it is a program")
     parser.add_argument("--save_result", "--save", action="store_true", help="write the results into a new folder")
     parser.add_argument("--output_dir", metavar="DIR", help="where to write them; implies --save_result")
     parser.add_argument(
@@ -157,7 +158,7 @@ def choose_predictor(args: argparse.Namespace) -> Predictor:
             from yolox.errors import ModelFileError
 
             raise ModelFileError(f"'{model}' does not exist; expected the folder of a deployed model. Check --model.")
-        return load_predictor(model)
+        return load_predictor(model, trust=args.trust)
     prepare_cpu()
     from dataclasses import replace
 

@@ -26,12 +26,12 @@ class StartWeights:
     """
 
     def __init__(self, path: str) -> None:
-        from yolox.checkpoint import CLASS_KEY, class_names_of, read_checkpoint, weights_of
+        from yolox.checkpoint import class_names_of, num_classes_of, read_checkpoint, weights_of
 
         self.path = path
         content = read_checkpoint(path)
         self.weights = weights_of(content, path)
-        self.class_names = class_names_of(content, len(self.weights[CLASS_KEY]), path)
+        self.class_names = class_names_of(content, num_classes_of(self.weights), path)
 
     def load_into_(self, module: YoloxModule) -> None:
         """Copy what fits into the module's network and averages, and say what did not.

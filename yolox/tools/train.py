@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from yolox.tools.arguments import (
     add_overrides,
     apply_arguments,
     asked_experiment,
+    keep_stdout_for_json,
     positive_int,
     prepare_cpu,
     run_tool,
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
     from yolox.recipe.module import YoloxModule
     from yolox.tools.resuming import RunState
 
-__all__ = ["build_parser", "main"]
+__all__ = ["build_parser", "main", "run"]
 
 BATCH_SIZE = 64
 MIN_NORMALISED = 8  # images a process: 4 end 0.05 AP lower than one process (README), 8 within 0.03
@@ -39,7 +42,7 @@ MIN_NORMALISED = 8  # images a process: 4 end 0.05 AP lower than one process (RE
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool and return its exit code."""
-    return run_tool(lambda: _run(build_parser().parse(argv), sys.argv[1:] if argv is None else argv))
+    return run_tool(lambda: run(build_parser().parse(argv), sys.argv[1:] if argv is None else argv))
 
 
 def build_parser() -> ToolParser:
@@ -64,6 +67,8 @@ def build_parser() -> ToolParser:
         help="keep resized images (bare: ram; default: ram where small)",
     )
     parser.add_argument("-l", "--logger", choices=LOGGERS, default="tensorboard", help="(%(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="build everything, train nothing, write nothing")
+    parser.add_argument("--json", action="store_true", help="print the outcome as JSON on stdout, all else on stderr")
     _add_trainer_arguments(parser)
     add_overrides(parser)
     return parser
@@ -87,12 +92,16 @@ def _add_trainer_arguments(parser: ToolParser) -> None:
     group.add_argument("--accelerator", default="cpu", help="cpu, or cuda, xpu, hpu, npu where they exist (cpu)")
 
 
-def _run(args: argparse.Namespace, argv: Sequence[str]) -> int:
+def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Train what the options ask for and return the exit code; ``argv`` is for another interpreter, if it takes one."""
     if args.use_ipex and args.accelerator == "cpu":
         code = _find_ipex(args, argv)
         if code is not None:
             return code
-    _train(args)
+    with keep_stdout_for_json(args.json) as machines:
+        facts = _train(args)
+        if args.json:
+            print(json.dumps(facts), file=machines)
     return 0
 
 
@@ -105,10 +114,29 @@ def _find_ipex(args: argparse.Namespace, argv: Sequence[str]) -> int | None:
     if plan.command is None:
         return None  # the trainer says what that means
     print(plan.note)
-    return run_again(plan, replace=False)
+    _resumed(args)  # the checks of a resumed file are for this PyTorch, which is newer
+    with tempfile.TemporaryDirectory(prefix="yolox-weights-") as folder:
+        weights = _safe_start(args, Path(folder))
+        return run_again(replace(plan, command=(*plan.command, *weights)), replace=False)
 
 
-def _train(args: argparse.Namespace) -> None:
+def _safe_start(args: argparse.Namespace, folder: Path) -> tuple[str, ...]:
+    """Return options that replace ``-c`` for an older PyTorch: it opens no file that it did not get from this one."""
+    if args.ckpt is None or args.resume:
+        return ()
+    from yolox.checkpoint import class_names_of, num_classes_of, own_experiment, read_checkpoint, weights_of
+    from yolox.safe_weights import write_safetensors
+
+    content = read_checkpoint(args.ckpt)
+    weights = weights_of(content, args.ckpt)
+    names = class_names_of(content, num_classes_of(weights), args.ckpt) if "class_names" in content else None
+    target = folder / f"{Path(args.ckpt).stem}.safetensors"
+    write_safetensors(target, weights, own_experiment(content, args.ckpt), names)
+    return ("-c", str(target))
+
+
+def _train(args: argparse.Namespace) -> dict[str, Any]:
+    """Train and return the facts of the run for ``--json``."""
     shorten_waits()  # before PyTorch is imported
     from yolox.data.datamodule import build_data_module
     from yolox.recipe.module import YoloxModule
@@ -144,9 +172,12 @@ def _train(args: argparse.Namespace) -> None:
     trainer = build_trainer(experiment, folder, args)
     data.check(trainer.world_size)
     _describe(module, data, args)
+    if args.dry_run:
+        print(f"dry run: everything is built; nothing was trained and nothing written to {folder}")
+        return {"folder": str(folder), "dry_run": True}
     with open_run_folder(folder, None if state is None else state.path) as checkpoint:
         _fit(trainer, module, data, checkpoint)
-    _finish(folder, trainer)
+    return _finish(folder, trainer)
 
 
 def _resumed(args: argparse.Namespace) -> RunState | None:
@@ -249,16 +280,21 @@ def _sizes(experiment: Experiment) -> str:
     return f"trained at {trained}, evaluated at {test.height} x {test.width}"
 
 
-def _finish(folder: Path, trainer: Any) -> None:
+def _finish(folder: Path, trainer: Any) -> dict[str, Any]:
+    """Print what the run came to and return it."""
     from yolox.recipe.callbacks import BEST, LATEST, Evaluation
 
     evaluation = next(item for item in trainer.callbacks if isinstance(item, Evaluation))
+    facts: dict[str, Any] = {"folder": str(folder), "best_epoch": evaluation.best_epoch}
     if evaluation.best_epoch is not None:
         best = next(row for row in evaluation.history if row["epoch"] == evaluation.best_epoch)
         which = f"epoch {evaluation.best_epoch}" if evaluation.best_epoch else "the weights of the start"
         print(f"best: {which}, AP {best['val/AP']:.4f}, AP50 {best['val/AP50']:.4f}")
+        facts.update(AP=best["val/AP"], AP50=best["val/AP50"])
     names = (BEST, LATEST, "results.csv", "curves.png", "run.json")
-    print(f"written to {folder}: {', '.join(name for name in names if (folder / name).exists())}")
+    facts["files"] = [name for name in names if (folder / name).exists()]
+    print(f"written to {folder}: {', '.join(facts['files'])}")
+    return facts
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from yolox.errors import ModelFileError, UsageError, YoloxError
 from yolox.experiments import get_experiment
+from yolox.inference.artifacts.manifest import Manifest
 from yolox.inference.backends import get_backend
-from yolox.inference.backends.base import Manifest, PrepareContext, Settings
+from yolox.inference.backends.base import PrepareContext, Settings
 from yolox.inference.backends.native import NativeRunner
 from yolox.inference.convert.flat import FlatModule
 from yolox.inference.methods import get_method
@@ -186,7 +187,8 @@ def test_artifacts_answer_alike_in_a_process_without_torch(runner: NativeRunner,
 import sys, numpy as np
 from pathlib import Path
 from yolox.inference.backends import get_backend
-from yolox.inference.backends.base import Manifest, Settings
+from yolox.inference.artifacts.manifest import Manifest
+from yolox.inference.backends.base import Settings
 manifest = Manifest("native_int8", "native", "int8", {{}}, Settings(2, 2), ((6, 3, 32, 32),), ("float32",), 3)
 runner = get_backend("native").load(Path({str(folder)!r}), manifest)
 assert runner.settings == manifest.settings and runner.int8_share == 1.0

@@ -1,42 +1,42 @@
-"""Artifacts: a folder with ``manifest.json`` and the files of one back end. Nothing in it is a pickle.
+"""Saved models (artifacts): a folder with ``manifest.json`` and the files of one back end. Nothing in it is a pickle.
 
-Artifacts of OpenVINO and ONNX Runtime load and run without torch being installed.
+Artifacts of OpenVINO, ONNX Runtime and our own 8-bit engine load and run without torch being installed.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from yolox.cpu.machine import read_machine
-from yolox.errors import ModelFileError, UsageError, YoloxError
-from yolox.files import make_output_dir, refuse_inputs, write_text
+from yolox.errors import UsageError, YoloxError
+from yolox.files import make_output_dir, refuse_inputs
+from yolox.inference.artifacts.manifest import MANIFEST_NAME, Manifest, file_entries, read_manifest, write_manifest
 from yolox.inference.artifacts.structure import unflatten
-from yolox.inference.backends import BACKENDS, get_backend
-from yolox.inference.backends.base import Array, Arrays, Manifest, Runner, Settings
+from yolox.inference.artifacts.trust import FORMATS, check_files, check_trust
+from yolox.inference.backends import get_backend
+from yolox.inference.backends.base import Array, Arrays, Runner, Settings
 from yolox.kernels.int8.overflow import sums_may_overflow
 
+if TYPE_CHECKING:
+    from torch import nn
+
 __all__ = [
-    "MANIFEST_NAME",
     "AcceleratedModel",
     "copy_artifact",
     "folder_size_mb",
-    "load_manifest",
     "load_model",
-    "load_runner",
     "save_model",
 ]
 
 _log = logging.getLogger(__name__)
 
-MANIFEST_NAME = "manifest.json"
-FORMAT = 1
 _LIBRARIES = ("torch", "openvino", "nncf", "onnx", "onnxruntime", "torchao", "neural_compressor", "numpy")
 
 
@@ -48,11 +48,13 @@ class AcceleratedModel:
         runner: Runs the flat tuple of inputs.
         manifest: What it is.
         folder: Where its artifact lies, ``None`` when it was not saved yet.
+        module: The original module; other processes need it where the artifact holds weights alone.
     """
 
     runner: Runner
     manifest: Manifest
     folder: Path | None = None
+    module: nn.Module | None = None
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -105,93 +107,68 @@ def save_model(model: AcceleratedModel, folder: Path, metadata: Mapping[str, Any
 
     Args:
         model: The model.
-        folder: Created if need be.
+        folder: Created if need be; what an earlier model left in it is removed.
         metadata: Replaces the model's own.
 
     Raises:
-        YoloxError: When the folder cannot be written.
+        UsageError: When the folder holds other things than a model.
+        YoloxError: When it cannot be written.
     """
-    make_output_dir(folder)
-    (folder / MANIFEST_NAME).unlink(missing_ok=True)
-    try:
-        data = model.runner.save(folder)
-    except OSError as error:
-        raise _cannot_write(folder, error) from error
-    manifest = replace(
-        model.manifest,
-        backend_data=data,
-        settings=model.runner.settings,
-        versions=_versions(),
-        vnni=read_machine().has_vnni,
-    )
-    if metadata is not None:
-        manifest = replace(manifest, metadata=dict(metadata))
-    write_text(folder / MANIFEST_NAME, json.dumps({"format": FORMAT, **asdict(manifest)}, indent=2) + "\n")
-    return manifest
+    with _target(folder) as target:
+        data = model.runner.save(target)
+        manifest = replace(
+            model.manifest,
+            backend_data=data,
+            settings=model.runner.settings,
+            versions=_versions(),
+            vnni=read_machine().has_vnni,
+            files=file_entries(target),
+        )
+        return _finished(manifest, target, metadata)
 
 
 def copy_artifact(source: Path, target: Path, metadata: Mapping[str, Any] | None = None) -> None:
     """Copy an artifact to ``target``, with other metadata if given.
 
     Raises:
+        ModelFileError: When the source is not a whole artifact.
+        UsageError: When the target holds other things than a model.
         YoloxError: When the target cannot be written.
         UsageError: When a file of the target is an input of this command.
     """
-    refuse_inputs(*(target / path.name for path in source.iterdir()))
-    make_output_dir(target)
-    document = _read_document(source)
-    try:
-        for path in source.iterdir():
-            if path.name == MANIFEST_NAME:
-                continue
-            if path.is_dir():
-                shutil.copytree(path, target / path.name, dirs_exist_ok=True)
-            else:
-                shutil.copyfile(path, target / path.name)
-    except OSError as error:
-        raise _cannot_write(target, error) from error
-    if metadata is not None:
-        document["metadata"] = dict(metadata)
-    write_text(target / MANIFEST_NAME, json.dumps(document, indent=2) + "\n")
+    manifest = read_manifest(source)
+    check_files(source, manifest)
+    if source.resolve() == target.resolve():
+        _finished(manifest, target, metadata)
+        return
+    with _target(target) as folder:
+        for name in manifest.files:
+            shutil.copyfile(source / name, folder / name)
+        _finished(manifest, folder, metadata)
 
 
-def load_manifest(folder: Path) -> Manifest:
-    """Read ``manifest.json``.
+def load_model(
+    folder: Path | str, *, trust: bool = False, module: nn.Module | None = None, settings: Settings | None = None
+) -> AcceleratedModel:
+    """Load an artifact; nothing in it is executed unless ``trust`` says so (see ``artifacts.trust``).
 
-    Raises:
-        ModelFileError: When the folder is no artifact, or one of a newer format.
-    """
-    document = _read_document(folder)
-    if document.pop("format", None) != FORMAT:
-        raise ModelFileError(f"'{folder}' has an artifact format other than {FORMAT}. Save the model again.")
-    try:
-        document["settings"] = Settings(**document["settings"])
-        document["input_shapes"] = tuple(tuple(shape) for shape in document["input_shapes"])
-        document["input_dtypes"] = tuple(document["input_dtypes"])
-        manifest = Manifest(**document)
-    except (TypeError, KeyError) as error:
-        raise ModelFileError(f"'{folder / MANIFEST_NAME}' is incomplete: {error}. Save the model again.") from error
-    if manifest.backend not in BACKENDS:
-        raise ModelFileError(f"'{folder}' needs the back end '{manifest.backend}'; known are {', '.join(BACKENDS)}.")
-    return manifest
-
-
-def load_model(folder: Path | str) -> AcceleratedModel:
-    """Load an artifact.
+    Args:
+        folder: What ``save_model`` wrote.
+        trust: Load programs (TorchScript, Inductor, IPEX) too: they can do whatever this user may.
+        module: The original module, of any weights: artifacts of plain PyTorch hold its weights alone.
+        settings: Run it with these instead of its own.
 
     Raises:
-        ModelFileError: When the folder is no artifact or is damaged.
+        ModelFileError: When the folder is no artifact, is damaged, needs trust, or does not fit the module.
         MissingDependencyError: When the library of its back end is missing.
     """
     folder = Path(folder)
-    manifest = load_manifest(folder)
+    manifest = read_manifest(folder)
+    check_trust(folder, manifest, trust)
+    check_files(folder, manifest)
     _warn_of_overflow(folder, manifest)
-    return AcceleratedModel(get_backend(manifest.backend).load(folder, manifest), manifest, folder)
-
-
-def load_runner(folder: Path | str) -> Runner:
-    """Load the bare runner of an artifact: flat tuple in, flat tuple out."""
-    return load_model(folder).runner
+    manifest = manifest if settings is None else replace(manifest, settings=settings)
+    return AcceleratedModel(get_backend(manifest.backend).load(folder, manifest, module), manifest, folder, module)
 
 
 def folder_size_mb(folder: Path) -> float:
@@ -199,18 +176,32 @@ def folder_size_mb(folder: Path) -> float:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
 
 
-def _read_document(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST_NAME
-    if not path.is_file():
-        what = "is not an artifact: it has no manifest.json" if folder.is_dir() else "does not exist"
-        raise ModelFileError(f"'{folder}' {what}. Give a folder that InferenceOptimizer.save wrote.")
+@contextmanager
+def _target(folder: Path) -> Iterator[Path]:
+    """Give a folder to write a model into, emptied of an earlier model.
+
+    Raises:
+        UsageError: When it holds files that no model has.
+        YoloxError: When it cannot be written.
+    """
+    make_output_dir(folder)
+    known = {MANIFEST_NAME, *(name for one in FORMATS.values() for name in one.files)}
+    foreign = sorted(path.name for path in folder.iterdir() if path.name not in known)
+    if foreign:
+        raise UsageError(f"'{folder}' holds '{foreign[0]}', which is no part of a model. Name a new or empty folder.")
+    refuse_inputs(*folder.iterdir())
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelFileError(f"'{path}' is damaged: {error}. Save the model again.") from error
-    if not isinstance(document, dict):
-        raise ModelFileError(f"'{path}' is damaged: it holds no JSON object. Save the model again.")
-    return document
+        for path in folder.iterdir():
+            path.unlink()
+        yield folder
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+
+
+def _finished(manifest: Manifest, folder: Path, metadata: Mapping[str, Any] | None) -> Manifest:
+    manifest = manifest if metadata is None else replace(manifest, metadata=dict(metadata))
+    write_manifest(manifest, folder)
+    return manifest
 
 
 def _cannot_write(folder: Path, error: OSError) -> YoloxError:

@@ -8,7 +8,7 @@ How one method runs (everything here happens in a child process of its own, see 
 2. The tuner asks ``runner.candidates(...)`` for settings worth trying, times ``runner.configured(settings)`` for each,
    and goes on with the fastest.
 3. Accuracy, difference to the original and latency are measured by calling the runner.
-4. ``runner.save(folder)`` writes the weights there; ``artifact`` adds ``manifest.json``.
+4. ``runner.save(folder)`` writes the weights there; ``artifacts`` adds ``manifest.json``.
    ``Backend.load(folder, manifest)`` gives an equal runner in a fresh process.
 
 Every module of a back end ends with ``BACKEND = SomeBackend()`` and is named in ``backends.BACKENDS``. A back end whose
@@ -39,11 +39,12 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import nn
 
+    from yolox.inference.artifacts.manifest import Manifest
+
 __all__ = [
     "Array",
     "Arrays",
     "Backend",
-    "Manifest",
     "Method",
     "Precision",
     "PrepareContext",
@@ -167,45 +168,6 @@ class PrepareContext:
                 return
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """What an artifact says of itself; the content of ``manifest.json`` (see ``artifact`` for reading and writing it).
-
-    Args:
-        method: Name of the method.
-        backend: Key of ``backends.BACKENDS``.
-        precision: Value of ``Precision``.
-        options: ``Method.options``.
-        settings: Settings to run with.
-        input_shapes: Shape of each input of the sample, batch included.
-        input_dtypes: numpy names of the inputs' types.
-        num_outputs: Length of the flat tuple that the runner returns.
-        dynamic_batch: Whether other batch sizes than the sample's are accepted.
-        int8_share: See ``Runner``.
-        backend_data: The JSON values that ``Runner.save`` returned.
-        structure: How the flat outputs fold into what the model returned.
-        metadata: The user's own JSON values (classes, preprocessing ...).
-        versions: Versions of the libraries that wrote the artifact.
-        vnni: Whether it was made where sums of 8-bit products have 32 bits; elsewhere they may overflow.
-    """
-
-    method: str
-    backend: str
-    precision: str
-    options: Mapping[str, Any]
-    settings: Settings
-    input_shapes: tuple[tuple[int, ...], ...]
-    input_dtypes: tuple[str, ...]
-    num_outputs: int
-    dynamic_batch: bool = True
-    int8_share: float | None = None
-    backend_data: Mapping[str, Any] = field(default_factory=dict)
-    structure: Any = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
-    vnni: bool = False
-
-
 class Runner(Protocol):
     """A prepared model; plain attributes do for the two properties."""
 
@@ -246,8 +208,14 @@ class Backend(Protocol):
         """Convert ``model`` (flat tuple of outputs, eval mode, own copy) for ``method``."""
         ...
 
-    def load(self, folder: Path, manifest: Manifest) -> Runner:
-        """Load what ``Runner.save`` wrote, with ``manifest.settings`` applied."""
+    def load(self, folder: Path, manifest: Manifest, module: nn.Module | None = None) -> Runner:
+        """Load what ``Runner.save`` wrote, with ``manifest.settings`` applied; the files have been checked.
+
+        Args:
+            folder: The artifact.
+            manifest: Its manifest.
+            module: The original module, for artifacts that hold weights alone; other back ends leave it aside.
+        """
         ...
 
 

@@ -1,4 +1,8 @@
-"""Plain PyTorch: the module itself, in fp32 or under bf16 autocast, in either memory layout."""
+"""Plain PyTorch: the module itself, in fp32 or under bf16 autocast, in either memory layout.
+
+The artifact holds the module's weights alone (safetensors). Loading it runs no code but the module's own, which whoever
+loads it brings along.
+"""
 
 from __future__ import annotations
 
@@ -7,55 +11,100 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
-from yolox.inference.backends.base import Manifest, Method, Precision, PrepareContext, Runner, Settings
-from yolox.inference.backends.torch_runner import (
-    TorchRunner,
-    export_program,
-    load_program,
-    program_module,
-    save_program,
-    torch_sample,
-)
+from yolox.errors import ModelFileError
+from yolox.inference.artifacts.manifest import Manifest
+from yolox.inference.backends.base import Method, Precision, PrepareContext, Runner, Settings
+from yolox.inference.backends.torch_runner import TorchRunner, torch_sample
+from yolox.inference.convert.flat import FlatModule
 from yolox.inference.convert.folding import fold_normalisations
 
 __all__ = ["BACKEND", "EagerBackend"]
 
-PROGRAM = "model.pt2"
+WEIGHTS = "weights.safetensors"
+ORIGINAL = "original"
 
 
 class EagerBackend:
-    """Runs the module as it is; the artifact is an exported program."""
+    """Runs the module as it is."""
 
     def prepare(self, model: nn.Module, method: Method, context: PrepareContext) -> Runner:
         """Lay the module out for the method."""
         forced = bool(method.options.get("channels_last"))
-        autocast = method.precision is Precision.BF16
-        original = method.name == "original"
-        if not original:
-            model = fold_normalisations(model, torch_sample(context, 1 if context.dynamic_batch else None))
-        return TorchRunner(
-            build=_layouts(lambda: copy.deepcopy(model)),
-            settings=Settings(threads=context.threads, channels_last=forced),
-            write=_writer(model, context),
+        return _runner(
+            model,
+            method.name,
+            torch_sample(context, 1 if context.dynamic_batch else None),
+            Settings(threads=context.threads, channels_last=forced),
             layouts=(True,) if forced else (False, True),
-            autocast=autocast,
+            autocast=method.precision is Precision.BF16,
             batch=None if context.dynamic_batch else len(context.sample[0]),
-            tunable=not original,
         )
 
-    def load(self, folder: Path, manifest: Manifest) -> Runner:
-        """Load the exported program."""
-        program = load_program(folder / PROGRAM)
-        return TorchRunner(
-            build=_layouts(lambda: program_module(program)),
-            settings=manifest.settings,
-            write=lambda target, _: _save(program, target),
-            autocast=manifest.precision == Precision.BF16.value,
-            batch=None if manifest.dynamic_batch else manifest.input_shapes[0][0],
+    def load(self, folder: Path, manifest: Manifest, module: nn.Module | None = None) -> Runner:
+        """Put the weights into a copy of ``module``.
+
+        Raises:
+            ModelFileError: Without a module, or when the weights are not those of such a module.
+        """
+        if module is None:
+            raise ModelFileError(
+                f"'{folder}' holds the weights of a PyTorch module ({manifest.method}), whose code is not in it. Give "
+                "the module: load(path, model), or choose a method whose model stands alone (openvino, onnxruntime)."
+            )
+        own = copy.deepcopy(module).eval()
+        try:
+            load_model(own, folder / WEIGHTS)
+        except (RuntimeError, safetensors.SafetensorError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ModelFileError(f"the weights in '{folder}' do not fit the module: {reason}") from error
+        rows = manifest.fixed_batch or 1
+        sample = tuple(
+            torch.zeros(rows, *shape[1:], dtype=getattr(torch, name))
+            for shape, name in zip(manifest.input_shapes, manifest.input_dtypes, strict=True)
         )
+        return _runner(
+            FlatModule(own).eval(),
+            manifest.method,
+            sample,
+            manifest.settings,
+            layouts=(manifest.settings.channels_last,),
+            autocast=manifest.precision == Precision.BF16.value,
+            batch=manifest.fixed_batch,
+        )
+
+
+def _runner(
+    model: nn.Module,
+    method: str,
+    sample: tuple[Tensor, ...],
+    settings: Settings,
+    *,
+    layouts: tuple[bool, ...],
+    autocast: bool,
+    batch: int | None,
+) -> TorchRunner:
+    """Return the runner of a module in the form that is measured: folded, but for the original."""
+    source = model.model if isinstance(model, FlatModule) else model
+    measured = model if method == ORIGINAL else fold_normalisations(model, sample)
+
+    def write(folder: Path, settings: Settings) -> Mapping[str, Any]:
+        save_model(source, str(folder / WEIGHTS))
+        return {}
+
+    return TorchRunner(
+        build=_layouts(lambda: copy.deepcopy(measured)),
+        settings=settings,
+        write=write,
+        layouts=layouts,
+        autocast=autocast,
+        batch=batch,
+        tunable=method != ORIGINAL,
+    )
 
 
 def _layouts(make: Callable[[], nn.Module]) -> Callable[[bool], Callable[..., tuple[Tensor, ...]]]:
@@ -69,15 +118,6 @@ def _layouts(make: Callable[[], nn.Module]) -> Callable[[bool], Callable[..., tu
         return made[channels_last]
 
     return build
-
-
-def _writer(model: nn.Module, context: PrepareContext) -> Callable[[Path, Settings], Mapping[str, Any]]:
-    return lambda folder, _: _save(export_program(model, context), folder)
-
-
-def _save(program: torch.export.ExportedProgram, folder: Path) -> Mapping[str, Any]:
-    save_program(program, folder / PROGRAM)
-    return {}
 
 
 BACKEND = EagerBackend()

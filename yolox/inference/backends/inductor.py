@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from yolox.errors import MissingDependencyError, ModelFileError
-from yolox.inference.backends.base import Manifest, Method, Precision, PrepareContext, Runner, Settings
+from yolox.inference.artifacts.manifest import Manifest
+from yolox.inference.backends.base import Method, Precision, PrepareContext, Runner, Settings
 from yolox.inference.backends.int8_lowering import strip_checks_
 from yolox.inference.backends.torch_runner import TorchRunner, export_program
 
@@ -62,7 +63,7 @@ class InductorBackend:
         package = _compile(model, context, context.work_dir.parent / f"{method.name}.pt2")
         return _runner(package, Settings(threads=context.threads), _batch(context), share)
 
-    def load(self, folder: Path, manifest: Manifest) -> Runner:
+    def load(self, folder: Path, manifest: Manifest, module: nn.Module | None = None) -> Runner:
         """Load the package.
 
         Raises:
@@ -77,7 +78,7 @@ class InductorBackend:
                 f"'{folder}' was compiled for {compiled_for}, this CPU has "
                 f"{torch.backends.cpu.get_cpu_capability()}. Run the optimizer on this machine."
             )
-        batch = None if manifest.dynamic_batch else manifest.input_shapes[0][0]
+        batch = manifest.fixed_batch
         return _runner(package, manifest.settings, batch, manifest.int8_share)
 
 

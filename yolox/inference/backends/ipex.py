@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from yolox.cpu.ipex_location import INSTALL, locate_ipex
 from yolox.errors import MissingDependencyError, ModelFileError, YoloxError
-from yolox.inference.backends.base import Manifest, Method, Precision, PrepareContext, Runner, Settings
+from yolox.inference.artifacts.manifest import Manifest
+from yolox.inference.backends.base import Method, Precision, PrepareContext, Runner, Settings
 from yolox.inference.backends.torch_runner import TorchRunner, to_layout, torch_sample
 from yolox.inference.convert.folding import fold_normalisations
 
@@ -92,7 +93,7 @@ class IpexBackend:
             int8_share=share,
         )
 
-    def load(self, folder: Path, manifest: Manifest) -> Runner:
+    def load(self, folder: Path, manifest: Manifest, module: nn.Module | None = None) -> Runner:
         """Load the script, here or in a Python that has IPEX.
 
         Raises:
@@ -122,7 +123,7 @@ class IpexBackend:
             settings=manifest.settings,
             write=write,
             layouts=(manifest.settings.channels_last,),
-            batch=None if manifest.dynamic_batch else manifest.input_shapes[0][0],
+            batch=manifest.fixed_batch,
             int8_share=manifest.int8_share,
         )
 

@@ -12,7 +12,8 @@ from shutil import copyfile
 from typing import Any
 
 from yolox.errors import YoloxError
-from yolox.inference.backends.base import Array, Arrays, Manifest, Settings, as_numpy, like_inputs
+from yolox.inference.artifacts.manifest import Manifest
+from yolox.inference.backends.base import Array, Arrays, Settings, as_numpy, like_inputs
 from yolox.inference.runner_process import Batch, Failed, await_loaded, start_runner
 from yolox.processes.start import ProcessFailure
 

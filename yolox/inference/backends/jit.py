@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from yolox.errors import ModelFileError
-from yolox.inference.backends.base import Manifest, Method, Precision, PrepareContext, Runner, Settings
+from yolox.inference.artifacts.manifest import Manifest
+from yolox.inference.backends.base import Method, Precision, PrepareContext, Runner, Settings
 from yolox.inference.backends.torch_runner import TorchRunner, to_layout, torch_sample
 
 __all__ = ["BACKEND", "JitBackend"]
@@ -49,7 +50,7 @@ class JitBackend:
             build, scripts, Settings(context.threads, channels_last=layouts[0]), layouts, _batch(context), share
         )
 
-    def load(self, folder: Path, manifest: Manifest) -> Runner:
+    def load(self, folder: Path, manifest: Manifest, module: nn.Module | None = None) -> Runner:
         """Load the script and freeze it.
 
         Raises:
@@ -68,7 +69,7 @@ class JitBackend:
                 script = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
         except RuntimeError as error:
             raise ModelFileError(f"'{path}' is not a readable TorchScript file: {error}") from error
-        batch = None if manifest.dynamic_batch else manifest.input_shapes[0][0]
+        batch = manifest.fixed_batch
         scripts = {layout: script}
         frozen = _call(_frozen(script))
         return _runner(lambda _: frozen, scripts, manifest.settings, (layout,), batch, manifest.int8_share)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from yolox.inference.artifacts.manifest import Manifest
 from yolox.inference.backends.base import (
     Array,
     Arrays,
-    Manifest,
     Method,
     PrepareContext,
     Settings,
@@ -102,7 +102,7 @@ class NativeBackend:
         in_pairs = instructions() is Instructions.AVX2
         return build(quantize_network(network, context, build, in_pairs=in_pairs))
 
-    def load(self, folder: Path, manifest: Manifest) -> NativeRunner:
+    def load(self, folder: Path, manifest: Manifest, module: nn.Module | None = None) -> NativeRunner:
         """Load the program; neither torch nor onnx is needed.
 
         Raises:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from yolox.errors import MissingDependencyError, ModelFileError
+from yolox.inference.artifacts.data_files import check_onnx
+from yolox.inference.artifacts.manifest import Manifest
 from yolox.inference.backends.base import (
     Array,
     Arrays,
-    Manifest,
     Method,
     Precision,
     PrepareContext,
@@ -217,6 +218,7 @@ def read_onnx(path: Path, threads: int) -> OnnxFile:
         content = path.read_bytes()
     except OSError as error:
         raise ModelFileError(f"'{path}' cannot be read: {error.strerror}. Check the path.") from error
+    check_onnx(path)
     with _as_model_error(path):
         session = make_session(content, threads)
     if len(session.get_inputs()) != 1:
@@ -253,14 +255,14 @@ class OnnxRuntimeBackend:
         row = context.sample if batch else tuple(array[:1] for array in context.sample)
         return replace(build(quantized), int8_share=int8_share(quantized, row))
 
-    def load(self, folder: Path, manifest: Manifest) -> OnnxRuntimeRunner:
+    def load(self, folder: Path, manifest: Manifest, module: nn.Module | None = None) -> OnnxRuntimeRunner:
         """Load the model; torch is not needed.
 
         Raises:
             ModelFileError: When the file is absent or damaged.
         """
         path = folder / MODEL
-        batch = None if manifest.dynamic_batch else manifest.input_shapes[0][0]
+        batch = manifest.fixed_batch
         try:
             runner = OnnxRuntimeRunner(path.read_bytes(), manifest.settings, batch, manifest.int8_share)
             with _as_model_error(path):

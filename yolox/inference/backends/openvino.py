@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from yolox.errors import MissingDependencyError, ModelFileError, YoloxError
+from yolox.inference.artifacts.manifest import Manifest
 from yolox.inference.backends.base import (
     Array,
     Arrays,
-    Manifest,
     Method,
     Precision,
     PrepareContext,
@@ -257,7 +257,7 @@ class OpenVinoBackend:
 
         return _with_share(build(quantize_openvino(runner.model, context, build)))
 
-    def load(self, folder: Path, manifest: Manifest) -> OpenVinoRunner:
+    def load(self, folder: Path, manifest: Manifest, module: nn.Module | None = None) -> OpenVinoRunner:
         """Load the model; torch is not needed.
 
         Raises:
@@ -272,7 +272,7 @@ class OpenVinoBackend:
             model,
             manifest.settings,
             manifest.backend_data.get("hint", "f32"),
-            None if manifest.dynamic_batch else manifest.input_shapes[0][0],
+            manifest.fixed_batch,
             manifest.int8_share,
             bool(manifest.backend_data.get("compress", False)),
         )

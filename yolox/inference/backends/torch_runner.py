@@ -1,11 +1,9 @@
-"""What the torch back ends share: a runner over any callable of tensors, and export files without pickle."""
+"""What the torch back ends share: a runner over any callable of tensors, and the export of a module."""
 
 from __future__ import annotations
 
 import inspect
-import json
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,15 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from yolox.errors import ModelFileError
 from yolox.inference.backends.base import Array, Arrays, PrepareContext, Settings, as_numpy, run_in_chunks
 
 __all__ = [
     "TorchRunner",
     "export_program",
-    "load_program",
-    "program_module",
-    "save_program",
     "sizes_to_try",
     "to_layout",
     "torch_sample",
@@ -145,50 +139,9 @@ def _takes_any_number(model: nn.Module) -> bool:
     return any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters)
 
 
-def save_program(program: torch.export.ExportedProgram, path: Path) -> None:
-    """Write an exported program without the pickled example inputs that ``torch.export.save`` would add."""
-    program.example_inputs = None
-    torch.export.save(program, path)
-    _refuse_pickle(path)
-
-
-def load_program(path: Path) -> torch.export.ExportedProgram:
-    """Read an exported program; a file that holds pickled objects is refused.
-
-    Raises:
-        ModelFileError: When it is absent, damaged or holds pickled objects.
-    """
-    if not path.is_file():
-        raise ModelFileError(f"'{path}' is missing from the artifact. Save the model again.")
-    try:
-        _refuse_pickle(path)
-        with _without_future_warnings():
-            return torch.export.load(path)
-    except (RuntimeError, zipfile.BadZipFile, KeyError, AssertionError) as error:
-        raise ModelFileError(f"'{path}' is not a readable exported program: {error}. Save the model again.") from error
-
-
-def program_module(program: torch.export.ExportedProgram) -> nn.Module:
-    """Return the module of an exported program."""
-    with _without_future_warnings():
-        module: nn.Module = program.module()
-    return module
-
-
 @contextmanager
 def _without_future_warnings() -> Iterator[None]:
     """Leave out what torch.export says of its own use of deprecated names."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield
-
-
-def _refuse_pickle(path: Path) -> None:
-    with zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
-            pickled = "/sample_inputs/" in entry.filename and entry.file_size > 0
-            if entry.filename.endswith("_config.json"):
-                config = json.loads(archive.read(entry)).get("config", {})
-                pickled = any(item.get("use_pickle", False) for item in config.values())
-            if pickled:
-                raise ModelFileError(f"'{path}' holds pickled objects ('{entry.filename}'); such files are not loaded.")

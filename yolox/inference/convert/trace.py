@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,11 @@ from torch import nn
 
 from yolox.errors import UsageError
 from yolox.inference.artifacts.model import AcceleratedModel
-from yolox.inference.artifacts.structure import describe, flatten, unflatten
-from yolox.inference.backends import get_backend
-from yolox.inference.backends.base import Arrays, Manifest, Method, Precision, PrepareContext
+from yolox.inference.artifacts.structure import describe, flatten
+from yolox.inference.backends.base import Method, Precision, PrepareContext
 from yolox.inference.backends.torch_runner import torch_threads
 from yolox.inference.convert.calibration import ModelInputs, count_inputs, gather_inputs
-from yolox.inference.convert.flat import FlatModule
+from yolox.inference.convert.prepare import OutputFacts, accuracy_of, prepare_model
 from yolox.inference.methods import METHODS, missing_package
 from yolox.inference.search.scorer import Scorer
 
@@ -151,45 +149,19 @@ def convert(
     own = copy.deepcopy(model).eval()
     with torch.inference_mode():
         nested = own(*(torch.from_numpy(array.copy()) for array in inputs.sample))
-    structure = describe(nested)
-    folder = Path(tempfile.mkdtemp(prefix="convert-"))
-    try:
+    outputs = OutputFacts(describe(nested), len(flatten(nested)))
+    with tempfile.TemporaryDirectory(prefix="convert-") as folder:
         context = PrepareContext(
             sample=inputs.sample,
             calibration=inputs.calibration,
             threads=threads,
-            work_dir=folder,
-            accuracy=_accuracy(scorer, structure),
+            work_dir=Path(folder),
+            accuracy=accuracy_of(scorer, outputs.structure),
             original_accuracy=None if scorer is None else scorer.signed(scorer.score(own)),
             max_drop=max_drop,
             deadline_s=time.monotonic() + 600,
         )
-        runner = get_backend(method.backend).prepare(FlatModule(own).eval(), method, context)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    manifest = Manifest(
-        method=method.name,
-        backend=method.backend,
-        precision=method.precision.value,
-        options=dict(method.options),
-        settings=runner.settings,
-        input_shapes=tuple(tuple(array.shape) for array in inputs.sample),
-        input_dtypes=tuple(str(array.dtype) for array in inputs.sample),
-        num_outputs=len(flatten(nested)),
-        int8_share=runner.int8_share,
-        structure=structure,
-    )
-    return AcceleratedModel(runner, manifest)
-
-
-def _accuracy(scorer: Scorer | None, structure: Any) -> Callable[[Callable[..., Arrays]], float] | None:
-    if scorer is None:
-        return None
-
-    def accuracy(predict: Callable[..., Arrays]) -> float:
-        return scorer.signed(scorer.score(lambda *inputs: unflatten(structure, predict(*inputs))))
-
-    return accuracy
+        return prepare_model(own, method, context, outputs)
 
 
 @contextmanager

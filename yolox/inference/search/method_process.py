@@ -20,6 +20,7 @@ import yolox
 from yolox.inference.backends.base import Method
 from yolox.inference.search.jobs import Job
 from yolox.inference.search.latency import MeasurePlan
+from yolox.inference.search.stages import Stage, Status
 
 __all__ = ["MethodProcess", "ProcessFailure"]
 
@@ -36,13 +37,13 @@ class ProcessFailure(Exception):  # noqa: N818 - the failure of a process, an ex
 
     Args:
         reason: One line.
-        status: The status the process itself named, if it lived to do so.
+        status: What it means for the method: what the process itself said, or what follows from its stage.
         timed_out: Whether it was ended because its time was up.
         peak_memory_mb: Its largest resident set, if it told.
     """
 
     def __init__(
-        self, reason: str, status: str | None = None, *, timed_out: bool = False, peak_memory_mb: float | None = None
+        self, reason: str, status: Status, *, timed_out: bool = False, peak_memory_mb: float | None = None
     ) -> None:
         super().__init__(reason)
         self.reason = reason
@@ -64,7 +65,7 @@ class MethodProcess:
     def __init__(self, method: Method, job: Job, log: Path, interpreter: str = sys.executable) -> None:
         self.method = method
         self.log = log
-        self.stage = "starting"
+        self.stage = Stage.STARTING
         job_file = Path(job.payload) / f"job_{method.name}.json"
         job_file.write_text(json.dumps(asdict(job)), encoding="utf-8")
         ours, theirs = socket.socketpair()
@@ -95,12 +96,14 @@ class MethodProcess:
         while True:
             message = self._next_message(deadline, seconds)
             if message["event"] == "progress":
-                self.stage = message["message"]
-                on_progress(self.stage)
+                self.stage = Stage(message["stage"])
+                on_progress(message["message"])
                 continue
             if message["event"] == "failed":
                 self.stop()
-                raise ProcessFailure(message["reason"], message["status"], peak_memory_mb=message["peak_memory_mb"])
+                raise ProcessFailure(
+                    message["reason"], Status(message["status"]), peak_memory_mb=message["peak_memory_mb"]
+                )
             return message
 
     def proceed(self) -> None:
@@ -121,7 +124,7 @@ class MethodProcess:
         if self._process.poll() is None:
             self._send({"command": "exit"})
             try:
-                self._process.wait(STOP_SECONDS if self.stage == "ready" else 0.2)
+                self._process.wait(STOP_SECONDS if self.stage is Stage.MEASURING else 0.2)
             except subprocess.TimeoutExpired:
                 self._kill()
         self._kill_group()
@@ -146,18 +149,17 @@ class MethodProcess:
             if left <= 0 or not select.select([self._socket], [], [], left)[0]:
                 self._kill()
                 self.stop()
-                raise ProcessFailure(f"stopped after {seconds:.0f} s while {self.stage}", timed_out=True)
+                reason = f"stopped after {seconds:.0f} s while {self.stage.value}"
+                raise ProcessFailure(reason, self.stage.failure, timed_out=True)
             try:
                 chunk = self._socket.recv(1 << 16)
             except ConnectionResetError:
                 chunk = b""
             if not chunk:
-                raise ProcessFailure(self._death())
+                raise ProcessFailure(self._death(), self.stage.failure)
             self._buffer += chunk
         line, self._buffer = self._buffer.split(b"\n", 1)
         message: dict[str, Any] = json.loads(line)
-        if message["event"] == "ready":
-            self.stage = "ready"
         return message
 
     def _death(self) -> str:
@@ -165,14 +167,17 @@ class MethodProcess:
         self.stop()
         code = self._process.returncode
         if code < 0:
-            return f"killed by signal {-code} ({signal.Signals(-code).name}) while {self.stage}"
+            return f"killed by signal {-code} ({signal.Signals(-code).name}) while {self.stage.value}"
         lines = [line for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        return f"ended with code {code} while {self.stage}: {lines[-1].strip() if lines else 'it printed nothing'}"
+        return (
+            f"ended with code {code} while {self.stage.value}: {lines[-1].strip() if lines else 'it printed nothing'}"
+        )
 
 
 def _search_path(interpreter: str) -> list[str]:
     """Return what the child needs to import what the parent can; of another Python's own packages, nothing."""
-    here = [*(entry for entry in sys.path if entry), os.getcwd(), _ROOT]
+    # only where this process itself imports from its working directory, written as ''
+    here = [*(entry or os.getcwd() for entry in sys.path), _ROOT]
     if interpreter != sys.executable:  # an installed copy of this package lies among our own packages: theirs is used
         here = [entry for entry in here if not entry.startswith((sys.prefix, sys.base_prefix))]
     return list(dict.fromkeys(here))

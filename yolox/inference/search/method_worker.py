@@ -15,7 +15,8 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from yolox.cpu.allocator import keep_freed_memory
 from yolox.errors import MissingDependencyError, UsageError, YoloxError
 from yolox.inference.search.jobs import Job, Payload
+from yolox.inference.search.stages import Stage, Status
 
 if TYPE_CHECKING:
     from yolox.inference.artifacts.model import AcceleratedModel
@@ -38,7 +40,7 @@ EARLY_STOP_FACTOR = 12.0  # a method this much slower than the original is given
 class StageError(Exception):
     """A failure with the status it means."""
 
-    def __init__(self, status: str, reason: str) -> None:
+    def __init__(self, status: Status, reason: str) -> None:
         super().__init__(reason)
         self.status = status
 
@@ -48,6 +50,7 @@ class Channel:
 
     def __init__(self, descriptor: int) -> None:
         self._file = socket.socket(fileno=descriptor).makefile("rw", encoding="utf-8")
+        self._stage = Stage.STARTING
 
     def send(self, event: str, **values: Any) -> None:
         """Send one message."""
@@ -63,7 +66,21 @@ class Channel:
         """Tell what goes on, to the parent and to the log."""
         sys.stderr.write(f"[{time.strftime('%H:%M:%S')}] {message}\n")
         sys.stderr.flush()
-        self.send("progress", message=message)
+        self.send("progress", stage=self._stage.value, message=message)
+
+    @contextmanager
+    def stage(self, stage: Stage) -> Iterator[None]:
+        """Tell that a stage begins; whatever is raised in it becomes a `StageError` with the stage's status."""
+        self._stage = stage
+        self.progress(stage.value)
+        try:
+            yield
+        except MissingDependencyError as error:
+            raise StageError(Status.LACK_DEPENDENCY, str(error)) from error
+        except Exception as error:  # the user's model, the metric and five libraries may raise anything
+            text = str(error) if isinstance(error, YoloxError) else f"{type(error).__name__}: {error}"
+            reason = next((line for line in text.splitlines() if line.strip()), text).strip()
+            raise StageError(stage.failure, reason) from error
 
 
 def main(job_file: str, descriptor: int) -> None:
@@ -75,8 +92,7 @@ def main(job_file: str, descriptor: int) -> None:
     try:
         outcome = _run(job, Payload(Path(job.payload)), channel)
     except StageError as failure:
-        traceback.print_exc()
-        channel.send("failed", status=failure.status, reason=str(failure), peak_memory_mb=_peak_memory_mb())
+        _send_failure(channel, failure)
         return
     if outcome is not None:
         model, result = outcome
@@ -86,12 +102,14 @@ def main(job_file: str, descriptor: int) -> None:
 
 def _prepared(job: Job, payload: Payload, channel: Channel) -> tuple[AcceleratedModel, dict[str, Any]]:
     """Convert and prove that the outputs can be right."""
-    model = _stage("fail to convert", lambda: _prepare(job, payload, channel))
-    channel.progress("running the sample")
-    if job.is_original:
-        model = _stage("fail to forward", lambda: _learn_facts(model, payload))
-        return model, {"facts": {"structure": model.manifest.structure, "dynamic_batch": model.manifest.dynamic_batch}}
-    return model, {"max_difference": _stage("fail to forward", lambda: _difference(model, payload))}
+    with channel.stage(Stage.CONVERTING):
+        model = _prepare(job, payload, channel)
+    with channel.stage(Stage.RUNNING):
+        if job.is_original:
+            model = _learn_facts(model, payload)
+            facts = {"structure": model.manifest.structure, "dynamic_batch": model.manifest.dynamic_batch}
+            return model, {"facts": facts}
+        return model, {"max_difference": _difference(model, payload)}
 
 
 def _run(job: Job, payload: Payload, channel: Channel) -> tuple[AcceleratedModel, dict[str, Any]] | None:
@@ -106,87 +124,43 @@ def _run(job: Job, payload: Payload, channel: Channel) -> tuple[AcceleratedModel
         return None
     torch.set_num_threads(job.threads)
     if not job.is_original:
-        sample = payload.arrays("sample")
-        channel.progress("tuning")
-        slow_ms = _stage("fail to forward", lambda: _too_slow(job, model, sample))
-        if slow_ms is not None:
+        with channel.stage(Stage.TUNING):
+            sample = payload.arrays("sample")
+            slow_ms = _too_slow(job, model, sample)
+            model = model if slow_ms else _tune(job, model, sample, channel)
+        if slow_ms:
             return model, {**result, "early_stopped": True, "samples": slow_ms, **_finish(job, model, channel)}
-        model = _stage("fail to forward", lambda: _tune(job, model, sample, channel))
-    scorer = _stage("fail to forward", lambda: payload.load("scorer"))
-    if scorer is not None:
-        channel.progress("measuring accuracy")
-        result["scores"] = _stage("fail to forward", lambda: _score(scorer, model))
+    with channel.stage(Stage.SCORING):
+        scorer = payload.load("scorer")
+        if scorer is not None:
+            result["scores"] = _score(scorer, model)
     return model, {**result, **_finish(job, model, channel)}
 
 
-def _stage(status: str, action: Callable[[], Any]) -> Any:
-    """Run ``action``; whatever it raises becomes a row with ``status``."""
-    try:
-        return action()
-    except MissingDependencyError as error:
-        raise StageError("lack dependency", str(error)) from error
-    except Exception as error:  # the user's model, the metric and five libraries may raise anything
-        text = str(error) if isinstance(error, YoloxError) else f"{type(error).__name__}: {error}"
-        raise StageError(status, next((line for line in text.splitlines() if line.strip()), text).strip()) from error
-
-
 def _prepare(job: Job, payload: Payload, channel: Channel) -> AcceleratedModel:
-    from yolox.inference.artifacts.model import AcceleratedModel
-    from yolox.inference.backends import get_backend
-    from yolox.inference.backends.base import Manifest
+    from yolox.inference.backends.base import PrepareContext
+    from yolox.inference.convert.prepare import OutputFacts, accuracy_of, prepare_model
     from yolox.inference.methods import get_method
 
     if not job.is_original:
         sys.stderr.write(f"{keep_freed_memory()}\n")
-    method = get_method(job.method)
-    from yolox.inference.convert.flat import FlatModule
-
-    channel.progress("converting")
-    module = FlatModule(payload.load("model")).eval()
-    context = _context(job, payload, channel)
-    runner = get_backend(method.backend).prepare(module, method, context)
-    manifest = Manifest(
-        method=method.name,
-        backend=method.backend,
-        precision=method.precision.value,
-        options=dict(method.options),
-        settings=runner.settings,
-        input_shapes=tuple(tuple(array.shape) for array in context.sample),
-        input_dtypes=tuple(str(array.dtype) for array in context.sample),
-        num_outputs=len(payload.arrays("reference")),
-        dynamic_batch=context.dynamic_batch,
-        int8_share=runner.int8_share,
-        structure=job.facts.get("structure"),
-        metadata=job.metadata,
-    )
-    return AcceleratedModel(runner, manifest)
-
-
-def _context(job: Job, payload: Payload, channel: Channel) -> Any:
-    from yolox.inference.backends.base import PrepareContext
-
     scorer: Scorer | None = payload.load("scorer") if job.original_scores else None
-
-    def accuracy(predict: Callable[..., tuple[Any, ...]]) -> float:
-        from yolox.inference.artifacts.structure import unflatten
-
-        assert scorer is not None
-        return scorer.signed(scorer.score(lambda *inputs: unflatten(job.facts.get("structure"), predict(*inputs))))
-
+    outputs = OutputFacts(job.facts.get("structure"), len(payload.arrays("reference")))
     work_dir = Path(job.work_dir)
     work_dir.mkdir(parents=True, exist_ok=True)
-    return PrepareContext(
+    context = PrepareContext(
         sample=payload.arrays("sample"),
         calibration=payload.calibration(),
         threads=job.threads,
         work_dir=work_dir,
         dynamic_batch=bool(job.facts.get("dynamic_batch", True)),
-        accuracy=accuracy if scorer else None,
+        accuracy=accuracy_of(scorer, outputs.structure),
         original_accuracy=scorer.signed(job.original_scores) if scorer else None,
         max_drop=job.max_drop,
         deadline_s=time.monotonic() + job.prepare_seconds,
         progress=channel.progress,
     )
+    return prepare_model(payload.load("model").eval(), get_method(job.method), context, outputs, job.metadata)
 
 
 def _score(scorer: Scorer, model: AcceleratedModel) -> dict[str, float]:
@@ -218,17 +192,21 @@ def _difference(model: AcceleratedModel, payload: Payload) -> float:
     return largest_difference(model.manifest.precision, outputs, payload.arrays("reference"))
 
 
-def _too_slow(job: Job, model: AcceleratedModel, sample: tuple[Any, ...]) -> list[float] | None:
-    """Return the times of three runs if they show that the method is hopeless."""
+def _too_slow(job: Job, model: AcceleratedModel, sample: tuple[Any, ...]) -> list[float]:
+    """Return the times of three runs if they show that the method is hopeless, else nothing.
+
+    Time in which other processes had the cores says nothing about the method, so its CPU time must be as long.
+    """
     if job.baseline_ms is None:
-        return None
+        return []
     samples: list[float] = []
     for _ in range(3):
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         model.run(*sample)
         samples.append((time.perf_counter() - start) * 1e3)
-        if min(samples) <= EARLY_STOP_FACTOR * job.baseline_ms:
-            return None
+        used_ms = min(samples[-1], (time.process_time() - cpu_start) * 1e3)
+        if used_ms <= EARLY_STOP_FACTOR * job.baseline_ms:
+            return []
     return samples
 
 
@@ -242,19 +220,23 @@ def _tune(job: Job, model: AcceleratedModel, sample: tuple[Any, ...], channel: C
 
 
 def _finish(job: Job, model: AcceleratedModel, channel: Channel) -> dict[str, Any]:
-    """Save the artifact and tidy up; a model that cannot be saved is still a measured row."""
+    """Save the artifact, see that it runs, and tidy up; a model that cannot be saved is still a measured row."""
     from yolox.inference.artifacts.model import folder_size_mb, save_model
+    from yolox.inference.search.saved_check import check_saved
 
-    channel.progress("saving")
     shutil.rmtree(job.work_dir, ignore_errors=True)
     result: dict[str, Any] = {"settings": asdict(model.runner.settings), "int8_share": model.runner.int8_share}
+    folder = Path(job.artifact)
     try:
-        _stage("not saved", partial(save_model, model, Path(job.artifact)))
-        result["size_mb"] = folder_size_mb(Path(job.artifact))
+        with channel.stage(Stage.SAVING):
+            save_model(model, folder)
+        result["size_mb"] = folder_size_mb(folder)
     except StageError as failure:
         traceback.print_exc()
-        shutil.rmtree(job.artifact, ignore_errors=True)
-        result["note"] = f"not saved: {failure}"
+        shutil.rmtree(folder, ignore_errors=True)
+        return {**result, "note": f"not saved: {failure}"}
+    with channel.stage(Stage.CHECKING):
+        check_saved(model, folder, Payload(Path(job.payload)), job.threads)
     return result
 
 
@@ -265,14 +247,19 @@ def _serve(job: Job, model: AcceleratedModel, channel: Channel) -> None:
     _release_memory()
     while (command := channel.receive()) is not None and command["command"] == "measure":
         try:
-            samples = _stage(
-                "fail to forward", partial(measure, lambda: model.run(*sample), MeasurePlan(**command["plan"]))
-            )
+            with channel.stage(Stage.MEASURING):
+                samples = measure(partial(model.run, *sample), MeasurePlan(**command["plan"]))
         except StageError as failure:
-            channel.send("failed", status=failure.status, reason=str(failure), peak_memory_mb=_peak_memory_mb())
+            _send_failure(channel, failure)
             return
         channel.send("samples", samples=samples, peak_memory_mb=_peak_memory_mb())
         _release_memory()
+
+
+def _send_failure(channel: Channel, failure: StageError) -> None:
+    traceback.print_exc()
+    peak = _peak_memory_mb()
+    channel.send("failed", status=failure.status.value, reason=str(failure), peak_memory_mb=peak)
 
 
 def _peak_memory_mb() -> float | None:

@@ -8,25 +8,15 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from yolox.inference.backends.base import Method, Settings
 from yolox.inference.search.latency import Latency
+from yolox.inference.search.stages import Status
 from yolox.tables import markdown_table, text_table
 
 __all__ = ["MethodResult", "OptimizationReport", "Status"]
-
-
-class Status(str, Enum):
-    """How a method ended."""
-
-    SUCCESSFUL = "successful"
-    LACK_DEPENDENCY = "lack dependency"
-    FAIL_TO_CONVERT = "fail to convert"
-    EARLY_STOPPED = "early stopped"
-    FAIL_TO_FORWARD = "fail to forward"
 
 
 @dataclass(frozen=True)

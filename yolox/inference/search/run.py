@@ -18,7 +18,8 @@ from yolox.inference.methods import missing_package
 from yolox.inference.search.jobs import Job
 from yolox.inference.search.latency import Latency, MeasurePlan, interleave
 from yolox.inference.search.method_process import MethodProcess, ProcessFailure
-from yolox.inference.search.results import MethodResult, Status
+from yolox.inference.search.results import MethodResult
+from yolox.inference.search.stages import Status
 
 __all__ = ["Listener", "Search", "SearchOptions"]
 
@@ -171,11 +172,10 @@ class Search:
     def _failed(self, process: MethodProcess, failure: ProcessFailure) -> MethodResult:
         method = process.method
         self._processes.pop(method.name)
-        status = Status(failure.status) if failure.status else _status_of_stage(process.stage)
-        reason, log = failure.reason, self._log(method)
+        status, reason, log = failure.status, failure.reason, self._log(method)
         if failure.timed_out and self._seconds_left() <= 0:
             status = Status.EARLY_STOPPED
-            reason = f"the time budget of {self._options.time_budget:.0f} s was used up while {process.stage}"
+            reason = f"the time budget of {self._options.time_budget:.0f} s was used up while {process.stage.value}"
         return MethodResult(method, status, reason, peak_memory_mb=failure.peak_memory_mb, log=log)
 
     def _log(self, method: Method) -> Path:
@@ -247,9 +247,3 @@ class Search:
 def _interpreter(method: Method) -> str:
     """Return the Python that runs the method: another one than ours for IPEX, which needs an older PyTorch."""
     return str(import_module(BACKENDS["ipex"]).interpreter()) if method.uses_ipex else sys.executable
-
-
-def _status_of_stage(stage: str) -> Status:
-    """Return what it means to die there."""
-    forward = ("measuring", "ready", "tuning", "saving", "running")
-    return Status.FAIL_TO_FORWARD if stage.startswith(forward) else Status.FAIL_TO_CONVERT
