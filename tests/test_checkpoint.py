@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from yolox.checkpoint import (
-    carry_classes,
     load_model,
     load_weights_,
     read_checkpoint,
@@ -253,19 +252,3 @@ def test_the_real_weights(nano_weights: Path) -> None:
     loaded = load_model(nano_weights, num_classes=80)
     assert loaded.experiment == get_experiment("yolox_nano")
     assert weights_of(read_checkpoint(nano_weights), nano_weights).keys() == loaded.detector.state_dict().keys()
-
-
-def test_classes_are_carried_over_by_name() -> None:
-    """Rows follow names, whatever their order, number and spelling; a class without a partner keeps its fresh row."""
-    theirs, mine = ("person", "Traffic_Light", "dog"), ("traffic light", "zebra", "person")
-    source, target = nano(3), nano(3)
-    weights, carried = carry_classes(target, source.state_dict(), theirs, mine)
-    assert carried == ("traffic light", "person")
-    for level in range(3):
-        for part in ("weight", "bias"):
-            key = f"head.cls_preds.{level}.{part}"
-            old, new, fresh = source.state_dict()[key], weights[key], target.state_dict()[key]
-            assert torch.equal(new[0], old[1])
-            assert torch.equal(new[2], old[0])
-            assert torch.equal(new[1], fresh[1])
-    assert torch.equal(weights["head.stems.0.conv.weight"], source.state_dict()["head.stems.0.conv.weight"])

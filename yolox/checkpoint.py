@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yolox.class_names import COCO_NAMES, plain_name
+from yolox.class_names import COCO_NAMES
 from yolox.config import Experiment, ModelConfig, experiment_from_dict
 from yolox.errors import ModelFileError, UsageError
 from yolox.experiments import EXPERIMENTS
@@ -23,7 +23,6 @@ from yolox.torch_files import read_torch_file
 __all__ = [
     "LoadReport",
     "LoadedModel",
-    "carry_classes",
     "check_weights",
     "class_names_of",
     "load_model",
@@ -38,8 +37,7 @@ __all__ = [
 
 NEWEST_FORMAT = 1
 _SAFE_TORCH = (2, 10)  # earlier ones can be made to write past the end of memory even with weights_only
-_CLASS_PREFIX = "head.cls_preds."
-_CLASS_KEY = f"{_CLASS_PREFIX}0.weight"
+_CLASS_KEY = "head.cls_preds.0.weight"
 
 
 @dataclass(frozen=True)
@@ -245,32 +243,6 @@ def load_weights_(detector: Detector, weights: Mapping[str, Tensor], *, strict: 
         raise ModelFileError("no tensor of the file fits the network. Give a checkpoint of the same model family.")
     detector.load_state_dict(fitting, strict=False)
     return report
-
-
-def carry_classes(
-    detector: Detector, weights: Mapping[str, Tensor], theirs: Sequence[str], ours: Sequence[str]
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return ``weights`` with the rows of the class predictions in the order of ``ours``, and the classes carried over.
-
-    A class is carried over where both sides have its name, whatever its capitals, dashes and underscores; the rows of
-    the others are the fresh ones of ``detector``.
-
-    Args:
-        detector: A network with ``ours`` as its classes.
-        weights: By official keys, with ``theirs`` as its classes.
-        theirs: Class names of the weights.
-        ours: Class names of the network.
-    """
-    rows = {plain_name(name): row for row, name in enumerate(theirs)}
-    pairs = [(row, rows[plain_name(name)]) for row, name in enumerate(ours) if plain_name(name) in rows]
-    own = detector.state_dict()
-    carried = dict(weights)
-    for key, value in weights.items():
-        if key.startswith(_CLASS_PREFIX) and key in own and value.shape[1:] == own[key].shape[1:]:
-            carried[key] = own[key].clone()
-            for row, their_row in pairs:
-                carried[key][row] = value[their_row]
-    return carried, tuple(ours[row] for row, _ in pairs)
 
 
 def load_model(path: str | Path, experiment: Experiment | None = None, num_classes: int | None = None) -> LoadedModel:

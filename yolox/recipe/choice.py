@@ -127,7 +127,7 @@ def _rate(recipe: RecipeConfig, facts: RunFacts, free: set[str]) -> list[Choice]
             f"'basic_lr_per_img {_TUNING_RATE * recipe.basic_lr_per_img:.3g}' learns more"
         )
     choices = [Choice("basic_lr_per_img", factor * recipe.basic_lr_per_img, why)]
-    if factor < _TUNING_RATE:
+    if factor < _TUNING_RATE and "basic_lr_per_img" in free:
         share = factor / _TUNING_RATE * recipe.bn_momentum
         choices.append(Choice("bn_momentum", share, "the statistics of normalisations move as slowly as the weights"))
     return choices

@@ -39,7 +39,8 @@ class StartWeights:
         Raises:
             ModelFileError: When nothing fits.
         """
-        from yolox.checkpoint import carry_classes, load_weights_
+        from yolox.checkpoint import load_weights_
+        from yolox.recipe.class_rows import carry_classes
 
         names = module.class_names
         weights, carried = carry_classes(module.detector, self.weights, self.class_names, names)
