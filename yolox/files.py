@@ -5,6 +5,7 @@ What a command reads is never what it writes: inputs are announced with `mark_in
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -19,12 +20,14 @@ from yolox.errors import UsageError, YoloxError
 # torch.save reports a full disk as a RuntimeError of its zip writer
 _TORCH_WRITE_FAILURES = ("PytorchStreamWriter", "iostream error", "unexpected pos")
 
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # what `_temporary` makes
 
 __all__ = [
     "atomic_path",
     "cache_root",
     "check_outputs",
+    "describe_failed_write",
     "make_output_dir",
     "mark_inputs",
     "refuse_inputs",
@@ -177,6 +180,20 @@ def remove_temporary_files(folder: Path) -> None:
     for path in folder.iterdir():
         if _TEMPORARY.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
+
+
+def describe_failed_write(error: BaseException | None) -> str | None:
+    """Return what to tell of an error that a full or read-only disk has caused, or None where it is another one.
+
+    Args:
+        error: As it arrived, possibly raised from others that are looked at as well.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+            place = f" '{error.filename}'" if error.filename is not None else ""
+            return f"cannot write{place}: {error.strerror}. Free some space or choose another folder."
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def write_text(path: Path, text: str) -> None:

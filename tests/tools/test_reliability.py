@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from yolox.data.sample_dataset import draw_sample_set
+from yolox.recipe.module import YoloxModule
+from yolox.structures import Batch
 from yolox.tools import train as train_tool
 
 pytestmark = pytest.mark.filterwarnings(
@@ -57,6 +59,27 @@ def test_the_same_command_gives_the_same_weights(
         given = [*words(data, tmp_path / name, *more, "--precision", precision, "--num_workers", workers)]
         assert train_tool.main([*given, "max_epoch", "1", "warmup_epochs", "0"]) == 0
     assert differing(weights(tmp_path / "a"), weights(tmp_path / "b")) == []
+
+
+@pytest.mark.parametrize("epochs", [30, pytest.param(700, marks=pytest.mark.slow)])
+def test_memory_stays_level_over_steps(
+    epochs: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three steps an epoch, and an evaluation and a checkpoint in every tenth."""
+    resident: list[int] = []
+    step = YoloxModule.training_step
+
+    def measured(self: YoloxModule, batch: Batch, batch_idx: int) -> Tensor:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        resident.append(pages * os.sysconf("SC_PAGE_SIZE"))
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(YoloxModule, "training_step", measured)
+    given = words(data, tmp_path, "--num_workers", "0", "max_epoch", str(epochs))
+    assert train_tool.main([*given, "eval_interval", "10", "no_aug_epochs", "0"]) == 0
+    assert len(resident) == 3 * epochs
+    settled = len(resident) // 2  # by then every size was seen
+    assert resident[-1] - resident[settled] < 16e6
 
 
 def best_is_in_step_with_latest(out: Path) -> bool:
