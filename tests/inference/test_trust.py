@@ -73,7 +73,8 @@ def test_pickles_in_exported_programs_do_not_run(tmp_path: Path, member: str, ba
         folder = artifact(tmp_path / name, backend, {name: content})
         with pytest.raises(ModelFileError):
             load_model(folder, module=SmallClassifier())
-    assert demo.main(["image", "--model", str(folder), "--path", str(tmp_path)]) == 4
+    (tmp_path / "picture.png").write_bytes(b"")
+    assert demo.main(["image", "--model", str(folder), "--path", str(tmp_path / "picture.png")]) == 4
     assert not marker.exists()
 
 
