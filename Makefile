@@ -6,17 +6,16 @@ TORCH := torch==2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 DEMO_DIR := YOLOX_outputs/demo
 DEMO_IMAGES = $$($(PY) -c 'from yolox.data.sample_dataset import sample_set_dir; print(sample_set_dir() / "val2017")')
-DEMO_RECIPE := -b 8 input_size 256 warmup_epochs 3 basic_lr_per_img 0.0025 mosaic_scale 0.7,1.5 degrees 0 shear 0
-DEMO_METHODS := native_int8 openvino_fp32 openvino_int8 onnxruntime_fp32
+DEMO_RECIPE := -b 8 input_size 192 test_size 224 random_size 5,7 max_epoch 150 no_aug_epochs 10 warmup_epochs 2 eval_interval 25 \
+  basic_lr_per_img 0.0015 mosaic_prob 0.3 mosaic_scale 0.7,1.5 degrees 0 shear 0 hsv_prob 0 ema_time_constant 500
+DEMO_METHODS := native_int8 openvino_fp32 onnxruntime_fp32
 ifeq ($(shell grep -qs avx512_bf16 /proc/cpuinfo && echo yes),yes)
-DEMO_RECIPE += --precision bf16 test_size 320 random_size 7,9 max_epoch 180 no_aug_epochs 25 eval_interval 25
-DEMO_METHODS += bf16 inductor_bf16 openvino_bf16
-else  # a step takes twice as long without arithmetic for bf16: fewer of them; docs/decisions/0020 says what that changes
-DEMO_RECIPE += --precision 32 test_size 288 random_size 6,9 max_epoch 112 no_aug_epochs 6 eval_interval 40 hsv_prob 0 ema_time_constant 500
+DEMO_RECIPE += --precision bf16
+DEMO_METHODS += bf16 openvino_bf16
 endif
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help env ipex demo test lint slow bench clean
+.PHONY: help env ipex demo test quick lint docs slow bench dist clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,7 +29,9 @@ $(VENV)/.ready: setup.py constraints.txt
 	$(PY) -c 'import torch' 2>/dev/null || \
 	  timeout 300 $(PY) -m pip install --quiet --timeout 5 --retries 0 --no-deps --index-url $(TORCH_CPU_INDEX) $(TORCH) 2>/dev/null || \
 	  $(PY) -m pip install --quiet -c constraints.txt $(TORCH)
-	$(PY) -m pip install --quiet -c constraints.txt -e '.[inference,ray,spark,dev]'
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[inference,ray,spark,serve,dev]'
+	@# It asks for another build of the OpenCV that is here.
+	$(PY) -m pip install --quiet -c constraints.txt --no-deps trackers
 	touch $@
 
 ipex: .venv-ipex/.ready  ## a second environment with Intel's extension and the PyTorch it needs (gigabytes)
@@ -51,13 +52,19 @@ demo: env  ## sample data, a training from scratch, evaluation, pictures, the in
 	  --plot $(DEMO_DIR)/inference.png --save $(DEMO_DIR)/deployed
 	@echo "look at: $(DEMO_DIR)/pictures  $(DEMO_DIR)/curves.png  $(DEMO_DIR)/inference.png"
 
-test: env lint  ## style, types and all tests but the slow ones
+test: env lint docs  ## style, types, the documentation site and all tests but the slow ones
 	@$(MAKE) --no-print-directory ipex || { \
 	  echo "**********************************************************************"; \
 	  echo "** .venv-ipex could not be built (see above): the IPEX tests will be  "; \
 	  echo "** skipped. Everything else is tested.                                "; \
 	  echo "**********************************************************************"; } >&2
 	$(PY) -m pytest -q --durations=15
+
+quick: env lint  ## style, types and the tests that need neither other processes nor converters
+	$(PY) -m pytest -q -m "not slow and not processes and not backends"
+
+docs: env  ## the documentation site in docs/_build, any warning being an error
+	$(PY) -m sphinx -q -W --keep-going -b html docs docs/_build
 
 lint: env
 	$(PY) -m ruff check .
@@ -73,6 +80,20 @@ bench: env  ## all benchmarks, under 30 minutes on two cores; results in benchma
 	$(PY) -m benchmarks.inference_methods
 	$(PY) -m benchmarks.scaling
 	$(PY) -m benchmarks.evaluation
+
+dist: env  ## a release in dist/: wheel and source, the same bytes every time, with hashes, licences and bill of materials
+	test -x .venv-dist/bin/python || $(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install --quiet -r requirements/dist.txt
+	rm -rf dist build
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) .venv-dist/bin/python -m build --outdir dist/unchecked .
+	@# Writes the manylinux tag that the libraries in the wheel satisfy; it bundles nothing, OpenMP stays PyTorch's.
+	.venv-dist/bin/python -m auditwheel repair --only-plat --exclude 'libgomp*' --wheel-dir dist dist/unchecked/*.whl || mv dist/unchecked/*.whl dist/
+	mv dist/unchecked/*.tar.gz dist/ && rm -r dist/unchecked
+	.venv-dist/bin/python -m cyclonedx_py environment --output-reproducible -o dist/sbom.cdx.json $(PY)
+	.venv-dist/bin/pip-licenses --python=$(PY) --format=markdown --with-urls > dist/licences.md
+	@.venv-dist/bin/pip-audit --path $$($(PY) -c 'import site; print(site.getsitepackages()[0])') > dist/audit.txt 2>&1 || \
+	  echo "pip-audit found something, or could not ask: see dist/audit.txt"
+	cd dist && sha256sum *.whl *.tar.gz *.json *.md > SHA256SUMS
 
 clean:  ## remove the environment and all outputs
 	rm -rf $(VENV) .venv-ipex build dist *.egg-info YOLOX_outputs

@@ -24,7 +24,19 @@ EXTRAS = {
     ],
     "ray": ["ray>=2.40"],
     "spark": ["pyspark>=4.0"],
-    "dev": ["pytest>=8", "mypy>=1.15", "ruff>=0.12", "types-PyYAML", "pycocotools>=2.0.11"],
+    "serve": ["fastapi>=0.115", "uvicorn>=0.30"],
+    "track": ["trackers>=2.6", "supervision>=0.31"],
+    "dev": [
+        "sphinx>=8.1",
+        "myst-parser>=4",
+        "furo>=2025.7",
+        "pytest>=8",
+        "mypy>=1.15",
+        "ruff>=0.12",
+        "types-PyYAML",
+        "pycocotools>=2.0.11",
+        "supervision>=0.31",
+    ],
 }
 
 setup(
@@ -39,8 +51,8 @@ setup(
     packages=find_packages(include=["yolox", "yolox.*"]),
     package_data={"yolox": ["py.typed", "kernels/csrc/*.[ch]*", "kernels/csrc/*/*.[ch]*"]},
     install_requires=[
-        "torch>=2.8",
-        "pytorch-lightning>=2.5,<3",
+        "torch>=2.10",  # earlier ones read damaged checkpoints past their end
+        "pytorch-lightning>=2.6.6,<2.7",
         "numpy>=1.26",
         "opencv-python-headless>=4.10",
         "faster-coco-eval>=1.6",
@@ -50,12 +62,19 @@ setup(
         "rich>=13",
         "PyYAML>=6",
         "pillow>=10",
+        "filelock>=3.12",
     ],
-    extras_require={**EXTRAS, "all": [need for name, needs in EXTRAS.items() if name != "dev" for need in needs]},
+    extras_require={
+        **EXTRAS,
+        "all": [need for name, needs in EXTRAS.items() if name not in ("dev", "track") for need in needs],
+    },
     entry_points={
         "console_scripts": [
-            f"yolox-{tool.replace('_', '-')}=yolox.tools.{tool}:main"
-            for tool in ("train", "eval", "demo", "inference_demo", "export")
+            "yolox=yolox.tools.command:main",
+            *(
+                f"yolox-{tool.replace('_', '-')}=yolox.tools.{tool}:main"
+                for tool in ("train", "eval", "demo", "inference_demo", "export", "doctor")
+            ),
         ]
     },
     classifiers=[

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,12 +17,16 @@ from yolox.experiments import EXPERIMENTS
 from yolox.files import atomic_path
 from yolox.models.detector import Detector, build_detector
 from yolox.published_weights import find_checkpoint
+from yolox.torch_files import read_torch_file
 
 __all__ = [
     "LoadReport",
     "LoadedModel",
+    "check_weights",
+    "class_names_of",
     "load_model",
     "load_weights_",
+    "own_experiment",
     "read_checkpoint",
     "recognise",
     "save_checkpoint",
@@ -34,18 +35,6 @@ __all__ = [
 
 NEWEST_FORMAT = 1
 _CLASS_KEY = "head.cls_preds.0.weight"
-_ZIP_START = b"PK\x03\x04"
-
-_build_scalar = np.float64(0).__reduce__()[0]
-_NUMPY_SCALARS: list[Any] = [
-    # official training stores best_ap as a NumPy scalar; these build numbers and nothing else
-    (_build_scalar, "numpy.core.multiarray.scalar"),
-    (_build_scalar, "numpy._core.multiarray.scalar"),
-    np.dtype,
-    type(np.dtype(np.float64)),
-    type(np.dtype(np.float32)),
-    type(np.dtype(np.int64)),
-]
 
 
 @dataclass(frozen=True)
@@ -104,10 +93,8 @@ class LoadedModel:
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Return the content of a checkpoint file; nothing in it is executed.
 
-    Tensors are mapped from the file where its format allows, so weights that are not used cost no memory.
-
     Raises:
-        ModelFileError: When the file is missing, truncated, holds code to execute, or is no checkpoint.
+        ModelFileError: When the file is missing, damaged, holds code to execute, or is no checkpoint.
     """
     file = find_checkpoint(path)
     if not file.is_file():
@@ -116,38 +103,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"checkpoint '{file}' {state}; expected a .pth file, or the name of published weights such as yolox_nano. "
             "Check the path."
         )
-    with file.open("rb") as handle:
-        zipped = handle.read(4) == _ZIP_START
-    if file.stat().st_size == 0 or (zipped and not zipfile.is_zipfile(file)):
-        raise ModelFileError(
-            f"checkpoint '{file}' is truncated ({file.stat().st_size} bytes). Copy or download it again, "
-            "or use an earlier checkpoint."
-        )
-    try:
-        with torch.serialization.safe_globals(_NUMPY_SCALARS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # remarks on foreign formats; what cannot be read is refused below
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:  # a damaged file can make the unpickler fail in any way
-        raise ModelFileError(_why_unreadable(file, error)) from error
+    content = read_torch_file(file)
     if not isinstance(content, dict):
         raise ModelFileError(
-            f"'{file}' holds {type(content).__name__}; expected a checkpoint, a dictionary with weights under 'model'."
+            f"'{path}' holds {type(content).__name__}; expected a checkpoint, a dictionary with weights under 'model'."
         )
     return content
-
-
-def _why_unreadable(file: Path, error: Exception) -> str:
-    text = str(error)
-    if "GLOBAL" in text.upper() and "weights" in text.lower():
-        refused = next((line.strip() for line in text.splitlines() if "GLOBAL" in line.upper()), "")
-        return (
-            f"checkpoint '{file}' holds code to execute, which is never run here ({refused[:160]}). "
-            "Save its plain weights with torch.save({'model': model.state_dict()}) where you trust it."
-        )
-    return (
-        f"'{file}' cannot be read as a checkpoint ({(text.splitlines() or [type(error).__name__])[0][:160]}). "
-        "It is truncated or no PyTorch file; copy it again or give another file."
-    )
 
 
 def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
@@ -164,19 +125,45 @@ def weights_of(content: Mapping[str, Any], path: str | Path) -> dict[str, Tensor
     """Return the weights to deploy: those under ``model`` (ours and official), or the content itself if it is weights.
 
     Raises:
-        ModelFileError: When there are none.
+        ModelFileError: When there are none, or they are not finite.
     """
     for candidate in (content.get("model"), content.get("state_dict"), content):
         if not isinstance(candidate, Mapping):
             continue
         weights = {str(key).removeprefix("module."): value for key, value in candidate.items()}
-        if _CLASS_KEY in weights and all(isinstance(value, Tensor) for value in weights.values()):
+        if getattr(weights.get(_CLASS_KEY), "ndim", 0) == 4 and all(
+            isinstance(value, Tensor) for value in weights.values()
+        ):
+            check_weights(weights, path)
             return weights
     keys = ", ".join(map(str, list(content)[:5])) or "nothing"
     raise ModelFileError(
         f"'{path}' holds no YOLOX weights (found: {keys}); expected official keys such as '{_CLASS_KEY}', plain or "
         "under 'model'. Give a YOLOX checkpoint."
     )
+
+
+def check_weights(weights: Mapping[str, Any], path: str | Path) -> None:
+    """Refuse tensors that are no weights, and NaN or infinite values: nothing computed with them is worth anything.
+
+    Raises:
+        ModelFileError: Naming the first such tensor.
+    """
+    for key, value in weights.items():
+        if not isinstance(value, Tensor):
+            continue
+        if (value.layout, value.device.type) != (torch.strided, "cpu") or value.is_quantized or value.is_complex():
+            kind = f"{value.dtype}, {value.layout}, {value.device}"
+            raise ModelFileError(f"'{path}' holds a tensor in '{key}' that is no weight ({kind}). Give plain weights.")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise ModelFileError(
+                f"'{path}' claims {value.numel()} values in '{key}' and holds fewer. It is damaged; copy it again."
+            )
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ModelFileError(
+                f"'{path}' holds values in '{key}' that are not finite (NaN or infinite): the training that wrote it "
+                "has diverged. Take an earlier checkpoint."
+            )
 
 
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -203,6 +190,18 @@ def recognise(weights: Mapping[str, Tensor], path: str | Path) -> Experiment:
     )
 
 
+def _compare(weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> LoadReport:
+    """Return how ``weights`` fit a network with tensors of these shapes."""
+    theirs = {key: tuple(value.shape) for key, value in weights.items()}
+    both = [key for key in theirs if key in shapes]
+    return LoadReport(
+        loaded=sum(theirs[key] == shapes[key] for key in both),
+        missing=tuple(key for key in shapes if key not in theirs),
+        unused=tuple(key for key in theirs if key not in shapes),
+        mismatched=tuple((key, theirs[key], shapes[key]) for key in both if theirs[key] != shapes[key]),
+    )
+
+
 def load_weights_(detector: Detector, weights: Mapping[str, Tensor], *, strict: bool = False) -> LoadReport:
     """Copy into ``detector`` every tensor of ``weights`` that agrees in name and shape, and report the rest.
 
@@ -214,18 +213,9 @@ def load_weights_(detector: Detector, weights: Mapping[str, Tensor], *, strict: 
     Raises:
         ModelFileError: When ``strict`` and something does not fit, or when nothing fits at all.
     """
-    own = detector.state_dict()
-    fitting = {key: value for key, value in weights.items() if key in own and value.shape == own[key].shape}
-    report = LoadReport(
-        loaded=len(fitting),
-        missing=tuple(key for key in own if key not in weights),
-        unused=tuple(key for key in weights if key not in own),
-        mismatched=tuple(
-            (key, tuple(value.shape), tuple(own[key].shape))
-            for key, value in weights.items()
-            if key in own and key not in fitting
-        ),
-    )
+    own = {key: tuple(value.shape) for key, value in detector.state_dict().items()}
+    fitting = {key: value for key, value in weights.items() if own.get(key) == tuple(value.shape)}
+    report = _compare(weights, own)
     if strict and not report.complete:
         raise ModelFileError(f"the weights do not fit the network: {report}\nGive the model that they belong to.")
     if not fitting:
@@ -255,7 +245,7 @@ def load_model(path: str | Path, experiment: Experiment | None = None, num_class
             f"'{path}' predicts {count} classes, {num_classes} were expected. "
             "Use a data set with the classes of the model, or fine-tune it: yolox.tools.train -c."
         )
-    own = _own_experiment(content, path)
+    own = own_experiment(content, path)
     if own is not None:
         source = f"'{path}': {own.exp_name}, {count} classes"
     else:
@@ -266,15 +256,15 @@ def load_model(path: str | Path, experiment: Experiment | None = None, num_class
     chosen = experiment or own
     assert chosen is not None
     chosen = replace(chosen, model=replace(chosen.model, num_classes=count))
+    report = _compare(weights, _shapes(chosen.model))
+    if not report.complete:  # refused before the network takes memory
+        raise ModelFileError(f"'{path}' does not fit {chosen.exp_name}: {report}\nGive the model that they belong to.")
     detector = build_detector(chosen.model)
-    try:
-        load_weights_(detector, weights, strict=True)
-    except ModelFileError as error:
-        raise ModelFileError(f"'{path}' does not fit {chosen.exp_name}: {error}") from error
-    return LoadedModel(chosen, _class_names(content, count, path), detector.eval(), source, "class_names" in content)
+    load_weights_(detector, weights, strict=True)
+    return LoadedModel(chosen, class_names_of(content, count, path), detector.eval(), source, "class_names" in content)
 
 
-def _own_experiment(content: Mapping[str, Any], path: str | Path) -> Experiment | None:
+def own_experiment(content: Mapping[str, Any], path: str | Path) -> Experiment | None:
     """Return the experiment that one of our checkpoints describes, or None for a foreign file.
 
     Where its run wrote its files is left out: what a file says never decides where files go.
@@ -293,12 +283,19 @@ def _own_experiment(content: Mapping[str, Any], path: str | Path) -> Experiment 
         raise ModelFileError(f"'{path}' describes an experiment that this version cannot read: {error}") from error
 
 
-def _class_names(content: Mapping[str, Any], count: int, path: str | Path) -> tuple[str, ...]:
+def class_names_of(content: Mapping[str, Any], count: int, path: str | Path) -> tuple[str, ...]:
+    """Return the names of a checkpoint's classes: its own, those of COCO for 80, or ``class 0``, ``class 1``, ...
+
+    Raises:
+        ModelFileError: When it names another number of classes than its weights have.
+    """
     names = content.get("class_names")
     if isinstance(names, (list, tuple)):
         if len(names) != count:
             raise ModelFileError(f"'{path}' has weights for {count} classes but names {len(names)}. Train it again.")
-        return tuple(str(name) for name in names)
+        if not all(isinstance(name, str) and 0 < len(name) <= 1000 for name in names):
+            raise ModelFileError(f"'{path}' names its classes by something else than text. It is damaged.")
+        return tuple(names)
     if count == len(COCO_NAMES):
         return COCO_NAMES
     return tuple(f"class {index}" for index in range(count))

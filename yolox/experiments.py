@@ -17,7 +17,7 @@ from yolox.structures import Size
 
 _MAX_BYTES = 1_000_000  # of an experiment file
 
-__all__ = ["EXPERIMENTS", "canonical_name", "experiment_from_file", "get_experiment"]
+__all__ = ["EXPERIMENTS", "canonical_name", "experiment_from_file", "get_experiment", "published_name"]
 
 
 def _csp(name: str, depth: float, width: float) -> Experiment:
@@ -68,6 +68,14 @@ def canonical_name(name: str) -> str:
 def get_experiment(name: str) -> Experiment:
     """Return a published experiment, for instance ``yolox_nano`` or ``yolox-nano``."""
     return EXPERIMENTS[canonical_name(name)]
+
+
+def published_name(model: ModelConfig) -> str:
+    """Return the name of the published experiment with that network; ``yolox`` where none has it."""
+    for name, experiment in EXPERIMENTS.items():
+        if replace(experiment.model, num_classes=model.num_classes) == model:
+            return name
+    return "yolox"
 
 
 def experiment_from_file(path: str | Path) -> Experiment:

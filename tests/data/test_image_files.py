@@ -209,6 +209,7 @@ def test_folders_are_listed_without_hidden_files_and_with_what_is_left_out(tmp_p
     for name in (*wanted, *other, *ignored):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
+    (tmp_path / "sub" / "deep" / "loop").symlink_to(tmp_path / "sub")
     images, others = list_images(tmp_path)
     assert [path.relative_to(tmp_path).as_posix() for path in images] == list(wanted)
     assert sorted(path.name for path in others) == ["x.gif", "y.HEIC"]

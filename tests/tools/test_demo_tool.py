@@ -163,7 +163,8 @@ def test_a_deployed_model_finds_the_same_and_imports_only_what_it_needs(
         "print('torch' in sys.modules, file=sys.stderr); sys.exit(code)"
     )
     shown = []
-    for model in (["--model", str(tmp_path / "fast")], ["-c", checkpoint]):
+    trust = ["--trust"] if accelerator == "jit" else []
+    for model in (["--model", str(tmp_path / "fast"), *trust], ["-c", checkpoint]):
         words = ["image", "--path", str(pictures), *model]
         done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

@@ -218,6 +218,10 @@ FAULTS: dict[str, tuple[str, str, str, Plant]] = {
     "image twice": ("coco", "note", "equal-images", twice_in_train),
     "blank image": ("coco", "warning", "blank-images", blank),
     "other shape": ("coco", "warning", "other-shape", resized(64, 80 * 2, "001.png")),
+    "width for height": (
+        *("coco", "warning", "other-shape"),
+        edit(lambda c: c["images"][0].update(width=64, height=80)),
+    ),
     "all of other shape": (
         *("coco", "error", "other-shape"),
         resized(100, 64, *(f"{i:03d}.png" for i in range(1, 13))),
@@ -359,7 +363,7 @@ def test_nothing_is_written_into_the_data(tmp_path: Path, capsys: pytest.Capture
     root = tmp_path / "data"
     clean_coco(root)
     assert main([str(root), option, str(label_file(root, "train2017"))]) == 2
-    assert "which stays as it is" in capsys.readouterr().err
+    assert "is an input of this command" in capsys.readouterr().err
 
 
 def test_a_folder_without_labels_and_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from yolox.checkpoint import save_checkpoint
+from yolox.checkpoint import load_model, save_checkpoint
 from yolox.config import apply_fields, experiment_to_dict
 from yolox.experiments import get_experiment
 from yolox.inference.methods import get_method
 from yolox.inference.optimizer import InferenceOptimizer
 from yolox.inference.search.latency import Latency
 from yolox.inference.search.results import MethodResult, OptimizationReport, Status
+from yolox.models.decoding import DecodedDetector
 from yolox.models.detector import build_detector
 from yolox.structures import Size
 from yolox.tools import demo
@@ -80,13 +81,13 @@ def test_table_files_artifact_and_demo(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = ["--json", "t.json", "--csv", "t.csv", "--markdown", "t.md", "--plot", "t.png", "--save", "best"]
-    code = main([*words, "--methods", "jit_fp32", "--max_drop", "0.5", *files])
+    code = main([*words, "--methods", "onnxruntime_fp32", "--max_drop", "0.5", *files])
     shown = capsys.readouterr()
     assert code in (0, NOTHING_BETTER)
-    assert "jit_fp32" in shown.err
+    assert "onnxruntime_fp32" in shown.err
     assert "no training images" in shown.out
     table = json.loads((tmp_path / "t.json").read_text())
-    assert [row["method"] for row in table["rows"]] == ["original", "jit_fp32"]
+    assert [row["method"] for row in table["rows"]] == ["original", "onnxruntime_fp32"]
     for row in table["rows"]:
         needed = {"status", "reason", "latency_ms", "images_per_second", "speedup", "AP", "AP50", "size_mb"}
         assert needed | {"peak_memory_mb", "int8_share", "drop"} <= row.keys()
@@ -95,9 +96,10 @@ def test_table_files_artifact_and_demo(
     assert table["batch_size"] == 2
     assert table["machine"]["torch"] == torch.__version__
     assert len(list(csv.reader((tmp_path / "t.csv").read_text().splitlines()))) == 3
-    assert "| jit_fp32 |" in (tmp_path / "t.md").read_text()
+    assert "| onnxruntime_fp32 |" in (tmp_path / "t.md").read_text()
     assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
-    model = InferenceOptimizer.load(tmp_path / "best")
+    best = DecodedDetector(load_model("model.pth").detector)  # its code, if the original is the best
+    model = InferenceOptimizer.load(tmp_path / "best", best)
     assert model.metadata["class_names"] == list(NAMES)
     assert model.metadata["input_size"] == [64, 64]
     picture = next((tmp_path / "data" / "val2017").iterdir())

@@ -6,17 +6,25 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from yolox.checkpoint import load_model
 from yolox.data.sample_dataset import draw_sample_set
+from yolox.data.sampling import SampleRequest
+from yolox.data.training_samples import TrainingSamples
+from yolox.recipe.module import YoloxModule
+from yolox.recipe.schedule import build_schedule, highest_learning_rate
+from yolox.structures import Batch, Sample
 from yolox.tools import eval as eval_tool
 from yolox.tools import train as train_tool
 
@@ -114,6 +122,105 @@ def test_two_processes(synchronised: bool, data: Path, tmp_path: Path, capsys: p
     report = json.loads((tmp_path / "yolox_nano" / "run.json").read_text())
     assert len(report["plan"]["slots"]) == 2
     assert rows(tmp_path)[3]["val/AP"] >= 0
+
+
+def spied(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, float, bool, bool]]:
+    """Return a list that gets epoch, rate, whether any image may be a mosaic, and whether L1 is on, of every step."""
+    seen: list[tuple[int, float, bool, bool]] = []
+    chances: list[bool] = []
+    sample, step = TrainingSamples.__getitem__, YoloxModule.training_step
+
+    def spy_sample(self: TrainingSamples, request: SampleRequest) -> Sample | None:
+        chances.append(request.mosaic)
+        return sample(self, request)
+
+    def spy_step(self: YoloxModule, batch: Batch, batch_idx: int) -> Tensor:
+        rate = float(self.trainer.optimizers[0].param_groups[0]["lr"])
+        seen.append((self.current_epoch + 1, rate, any(chances), self.in_final_phase))
+        chances.clear()
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(TrainingSamples, "__getitem__", spy_sample)
+    monkeypatch.setattr(YoloxModule, "training_step", spy_step)
+    return seen
+
+
+def test_resume_with_another_batch_computes_the_schedule_anew(
+    finished: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = str(finished / "yolox_nano" / "latest_ckpt.pth")  # 4 epochs of 3 steps
+    seen = spied(monkeypatch)
+    more = ["--resume", "-c", checkpoint, "-b", "5", "max_epoch", "6"]
+    assert train_tool.main([*words(data, tmp_path), *more]) == 0
+    recipe = replace(load_model(checkpoint).experiment.recipe, max_epoch=6)
+    factor = build_schedule(recipe, 5, 2)
+    rates = [factor(step) * highest_learning_rate(recipe, 5) for step in range(8, 12)]
+    assert [step[0] for step in seen] == [5, 5, 6, 6]
+    assert [step[1] for step in seen] == pytest.approx(rates)
+    assert [step[2:] for step in seen] == [(True, False)] * 2 + [(False, True)] * 2
+    told = capsys.readouterr().out
+    for part in ("recipe.max_epoch 4 -> 6", "batch 4 -> 5", "learning rate", "steps of an epoch 3 -> 2", "epoch 5"):
+        assert part in told
+
+
+def test_a_resumed_run_keeps_its_settings_without_being_told_again(
+    finished: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished / "yolox_nano", tmp_path / "mine")
+    assert train_tool.main(["--resume", "-c", str(tmp_path / "mine" / "latest_ckpt.pth"), "-l", "none"]) == 0
+    told = capsys.readouterr().out
+    assert "changed since" not in told
+    assert "batch 4" in told
+    assert f"written to {tmp_path / 'mine'}" in told
+    assert sorted(item.name for item in tmp_path.iterdir() if not item.name.startswith(".")) == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (("-n", "yolox_tiny"), r"another network (model.width 0.25 -> 0.375; model.depthwise True -> False)"),
+        (("swapped",), "the same class names in another order"),
+        (("more",), "other classes: 7 "),
+    ],
+)
+def test_resume_with_another_network_or_other_classes_is_refused(
+    finished: Path, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], extra: tuple[str, ...], message: str
+) -> None:
+    labels = {}
+    for split in ("train", "val"):
+        content = json.loads((data / "annotations" / f"instances_{split}2017.json").read_text())
+        names = [category["name"] for category in content["categories"]]
+        if extra == ("swapped",):
+            for category, name in zip(content["categories"], [names[1], names[0], *names[2:]], strict=True):
+                category["name"] = name
+        if extra == ("more",):
+            content["categories"].append({"id": 99, "name": "new"})
+        (tmp_path / f"{split}.json").write_text(json.dumps(content))
+        labels[split] = str(tmp_path / f"{split}.json")
+    checkpoint = str(finished / "yolox_nano" / "latest_ckpt.pth")
+    given = [
+        *words(data, tmp_path),
+        "--resume",
+        "-c",
+        checkpoint,
+        "train_ann",
+        labels["train"],
+        "val_ann",
+        labels["val"],
+    ]
+    given += ["train_images", "train2017", "val_images", "val2017", *(extra if len(extra) == 2 else ())]
+    assert train_tool.main(given) == 2
+    assert message in capfd.readouterr().err
+
+
+def test_weights_that_are_not_finite_are_refused(finished: Path, data: Path, tmp_path: Path) -> None:
+    content = torch.load(finished / "yolox_nano" / "latest_ckpt.pth", weights_only=True)
+    content["model"]["head.stems.0.conv.weight"][0, 0, 0, 0] = float("nan")
+    torch.save(content, tmp_path / "nan.pth")
+    for more in ((), ("--resume",)):
+        assert train_tool.main([*words(data, tmp_path, "-c", str(tmp_path / "nan.pth")), *more]) == 4
+    assert eval_tool.main(["-c", str(tmp_path / "nan.pth"), "--data_dir", str(data), "--num_workers", "0"]) == 4
+    assert [item.name for item in tmp_path.iterdir()] == ["nan.pth"]
 
 
 def test_start_epoch_moves_a_resumed_run(finished: Path, data: Path, tmp_path: Path) -> None:

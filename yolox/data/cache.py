@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from yolox.data.coco import CocoDataset
+from yolox.data.coco_dataset import CocoDataset
 from yolox.data.mapped_file import MappedFile
 from yolox.errors import DataError
 from yolox.files import cache_root
@@ -136,13 +136,15 @@ class ResizedImages:
         except OSError:
             return 0
         text = f"{path}|{state.st_mtime_ns}|{state.st_size}"
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") | 1
+        return (
+            int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little") | 1
+        )
 
 
 def _disk_file(dataset: CocoDataset, layout: _Layout, target: Size, reduced_decode: bool) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for part in (str(dataset.image_dir.absolute()), str(_VERSION), str(tuple(target)), str(reduced_decode)):
-        digest.update(part.encode() + b"\0")
+        digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
     digest.update(dataset.names)
     digest.update(dataset.sizes.tobytes())
     path = cache_root() / f"images-{target.height}x{target.width}-{digest.hexdigest()}.bin"

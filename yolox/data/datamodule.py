@@ -12,7 +12,7 @@ import torch
 from yolox.config import DataConfig
 from yolox.cpu.machine import read_machine
 from yolox.data.cache import open_cache
-from yolox.data.coco import CocoDataset
+from yolox.data.coco_dataset import CocoDataset
 from yolox.data.dataset_paths import DatasetPaths, default_data_dir, load_split, resolve_dataset
 from yolox.data.image_source import ImageSource
 from yolox.data.loader import TrainLoader, ValLoader, default_num_workers
@@ -21,7 +21,7 @@ from yolox.data.report import DatasetReport, report_dataset
 from yolox.data.sampling import RequestStream
 from yolox.data.training_samples import Augmentation, TrainingSamples
 from yolox.data.transforms import TrainTransform
-from yolox.errors import DataError
+from yolox.errors import DataError, printable
 from yolox.files import mark_inputs
 from yolox.structures import Size
 
@@ -49,7 +49,7 @@ def find_dataset(config: DataConfig) -> tuple[DatasetPaths, str]:
     for split in (paths.train, paths.val):
         if split is not None:  # a run's folder may lie in the data set's root, not among its images
             mark_inputs(split.labels, *(images for images in split.image_dirs if images != paths.root))
-    return paths, reason
+    return paths, printable(reason)
 
 
 def build_data_module(
@@ -83,7 +83,12 @@ def build_data_module(
 
 
 def build_val_loader(
-    config: DataConfig, *, batch_size: int, test_size: Size, class_names: Sequence[str] | None = None
+    config: DataConfig,
+    *,
+    batch_size: int,
+    test_size: Size,
+    class_names: Sequence[str] | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> ValLoader:
     """Return the evaluation images alone; ``.dataset`` is their ground truth. Training labels are not read.
 
@@ -92,6 +97,7 @@ def build_val_loader(
         batch_size: Images per batch.
         test_size: Size of the network's input.
         class_names: Names in the order of the model's classes; labels are matched to them by name.
+        share: This process and the number of processes, each of which gets every so many-th image.
 
     Raises:
         DataError: When the data is missing or malformed, or uses a class that the model does not know.
@@ -99,7 +105,9 @@ def build_val_loader(
     paths, _ = find_dataset(config)
     categories = None if class_names is None else tuple(enumerate(class_names, start=1))
     source = ImageSource(load_split(paths.require("val"), categories), test_size)
-    return ValLoader(source, batch_size, _num_workers(config, len(source)))
+    rank, world = share
+    num_workers = _num_workers(config, len(source) // world)
+    return ValLoader(source, batch_size, num_workers, rank=rank, world=world)
 
 
 def _num_workers(config: DataConfig, num_val_images: int | None = None) -> int:

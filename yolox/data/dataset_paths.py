@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from yolox.data.coco import CocoDataset
+from yolox.data.coco_dataset import CocoDataset
 from yolox.data.formats.checks import check_split
 from yolox.data.formats.coco_json import describe_coco, read_coco_json
 from yolox.data.formats.description import Categories, SplitDescription

@@ -20,7 +20,7 @@ __all__ = [
     "MAX_PIXELS",
     "OTHER_IMAGE_SUFFIXES",
     "decode",
-    "is_hidden",
+    "is_turned",
     "list_images",
     "read_file_size",
     "read_image",
@@ -49,17 +49,17 @@ _HEAD_BYTES = 1 << 18
 _BEHIND = 114.0  # grey level behind transparent pixels: that of the border around a letterboxed image
 
 
-def is_hidden(path: Path, root: Path) -> bool:
-    """Return whether a file below ``root`` is hidden: AppleDouble files, ``.ipynb_checkpoints``, ``__MACOSX``."""
-    parts = path.relative_to(root).parts
-    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
-
-
 def list_images(folder: Path) -> tuple[list[Path], list[Path]]:
     """Return the images below a folder, and the image files of formats that are not read; both sorted, none hidden."""
     images: list[Path] = []
     others: list[Path] = []
+    seen: set[str] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link to a folder above
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
         for name in files:
             suffix = os.path.splitext(name)[1].lower()
@@ -183,7 +183,7 @@ def _is_whole(data: bytes) -> bool:
     What lies behind the end mark (thumbnails, videos of a phone, padding) does not matter.
     """
     if data[:3] == _JPEG:
-        return _jpeg_ends(data)
+        return data.endswith(b"\xff\xd9") or _jpeg_ends(data)
     if data[:8] == _PNG:
         place = len(_PNG)
         while place + 12 <= len(data):
@@ -235,6 +235,15 @@ def read_file_size(path: Path) -> Size | None:
     if raw is None or orientation < 5 or head[:4] in _TIFF:  # Pillow gives the size of a turned TIFF as it is shown
         return raw
     return Size(raw.width, raw.height)
+
+
+def is_turned(path: Path) -> bool:
+    """Return whether an orientation tag swaps height and width of an image."""
+    try:
+        with path.open("rb") as handle:
+            return _header(handle)[1] >= 5
+    except (OSError, ValueError):
+        return False
 
 
 def why_unreadable(path: Path) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from yolox.data.coco import CocoDataset
+from yolox.data.coco_dataset import CocoDataset
 from yolox.data.image_files import read_image
 from yolox.data.image_ops import fit_ratio, fitted_size, resize
 from yolox.errors import DataError

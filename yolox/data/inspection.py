@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from yolox.data.coco import CocoDataset
+from yolox.data.coco_dataset import CocoDataset
 from yolox.data.formats.description import Finding, examples
 from yolox.data.image_files import IMAGE_SUFFIXES, read_image, why_unreadable
 from yolox.data.image_source import too_many_bad

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from yolox.cpu.allocator import keep_freed_memory
-from yolox.data.coco import CocoDataset
+from yolox.data.coco_dataset import CocoDataset
 from yolox.data.image_source import ImageHealth, ImageSource
 from yolox.data.sampling import RequestStream
 from yolox.data.shared_batches import PREFETCH, BatchPartMaker, BatchParts, collate_readable, collect

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from yolox.data.coco import CocoDataset
+from yolox.data.coco_dataset import CocoDataset
 from yolox.data.formats.description import Finding, examples
-from yolox.data.image_files import read_file_size
+from yolox.data.image_files import is_turned, read_file_size
 from yolox.data.image_source import too_many_bad
 from yolox.errors import DataError, printable
 from yolox.tables import text_table
@@ -139,8 +140,8 @@ def _sizes(split: str, data: CocoDataset, limit: int) -> list[Finding]:
         if size is None:
             continue
         num_read += 1
-        # the pixels are turned to fit the labels where an orientation tag allows it
-        if labelled in (size, (size.width, size.height)):
+        # the pixels are left unturned to fit the labels where an orientation tag allows it
+        if labelled == size or (labelled == (size.width, size.height) and is_turned(data.path(index))):
             continue
         ratio = (size.height / labelled.height) / (size.width / labelled.width)
         alike = abs(np.log(ratio)) <= _ASPECT_TOLERANCE
@@ -194,8 +195,8 @@ def _classes_without_boxes(train: CocoDataset, val: CocoDataset) -> list[Finding
 
 def _shared_images(train: CocoDataset, val: CocoDataset, limit: int | None) -> list[Finding]:
     """Tell images of the evaluation that are training images too: the same file, or a copy of it."""
-    paths = [{_real(data, i): i for i in range(len(data))} for data in (train, val)]
-    shared = [str(Path(path).name) for path in paths[1] if path in paths[0]]
+    paths = [_real_paths(data) for data in (train, val)]
+    shared = [name for path, name in paths[1].items() if path in paths[0]]
     if not shared and (limit is None or len(train) + len(val) <= limit):
         shared = _copies(list(paths[0]), list(paths[1]))
     if not shared:
@@ -204,11 +205,17 @@ def _shared_images(train: CocoDataset, val: CocoDataset, limit: int | None) -> l
     return [Finding("warning", "shared-images", text, len(shared), examples(shared))]
 
 
-def _real(data: CocoDataset, index: int) -> str:
-    try:
-        return str(data.path(index).resolve())
-    except (OSError, ValueError, RuntimeError):  # RuntimeError: a loop of links
-        return str(data.path(index))
+def _real_paths(data: CocoDataset) -> dict[str, str]:
+    """Return the paths of all images with links in their folders resolved, and their names."""
+    folders: dict[Path, str] = {}
+    found = {}
+    for index in range(len(data)):
+        path = data.path(index)
+        folder = folders.get(path.parent)
+        if folder is None:
+            folder = folders[path.parent] = os.path.realpath(path.parent)
+        found[os.path.join(folder, path.name)] = path.name
+    return found
 
 
 def _copies(train: Sequence[str], val: Sequence[str]) -> list[str]:

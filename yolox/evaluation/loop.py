@@ -16,7 +16,7 @@ from yolox.evaluation.coco_metric import CocoResult, coco_metric
 from yolox.evaluation.postprocess import postprocess, rescale
 from yolox.structures import Batch, Detections, Size
 
-__all__ = ["EvaluationResult", "Predict", "Share", "Times", "evaluate"]
+__all__ = ["EvaluationResult", "Predict", "Share", "Times", "evaluate", "merge_shares", "predict_share"]
 
 Predict = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Maps uint8 images ``[B, 3, H, W]`` to ``boxes_xyxy`` ``[B, A, 4]`` and ``scores`` ``[B, A, C]``."""
@@ -120,8 +120,16 @@ def evaluate(
     Raises:
         DataError: When no image came from the loader.
     """
-    share = _predict_all(predict, batches, confidence, nms_iou, on_batch)
-    shares = [share] if gather is None else gather(share)
+    share = predict_share(predict, batches, confidence=confidence, nms_iou=nms_iou, on_batch=on_batch)
+    return merge_shares([share] if gather is None else gather(share), ground_truth)
+
+
+def merge_shares(shares: Sequence[Share], ground_truth: Mapping[str, Any]) -> EvaluationResult:
+    """Return COCO AP and times of what all processes found; an image that several of them saw counts once.
+
+    Raises:
+        DataError: When none of them saw an image.
+    """
     detections: dict[int, Detections] = {}
     times = Times()
     for part in shares:
@@ -138,13 +146,15 @@ def evaluate(
     return EvaluationResult(coco_metric(seen, detections), times, detections, num_missing)
 
 
-def _predict_all(
+def predict_share(
     predict: Predict,
     batches: Iterable[Batch],
+    *,
     confidence: float,
     nms_iou: float,
-    on_batch: Callable[[int], None] | None,
+    on_batch: Callable[[int], None] | None = None,
 ) -> Share:
+    """Return what ``predict`` finds in this process's batches; the arguments are those of `evaluate`."""
     share = Share()
     times = share.times
     finished = time.perf_counter()

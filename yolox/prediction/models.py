@@ -67,13 +67,14 @@ class Predictor:
 
         batch = np.stack([letterbox(image, self.input_size)[0].transpose(2, 0, 1) for image in images])
         started = time.perf_counter()
-        boxes, scores = self._run(np.ascontiguousarray(batch))
+        boxes, scores = self.run_batch(np.ascontiguousarray(batch))
         found = postprocess(boxes, scores, confidence=confidence, nms_iou=nms_iou, class_agnostic=class_agnostic)
         elapsed_ms = 1000.0 * (time.perf_counter() - started)
         pairs = zip(found, images, strict=True)
         return [rescale(one, Size(*image.shape[:2]), self.input_size) for one, image in pairs], elapsed_ms
 
-    def _run(self, batch: NDArray[np.uint8]) -> tuple[Any, Any]:
+    def run_batch(self, batch: NDArray[np.uint8]) -> tuple[Any, Any]:
+        """Return boxes ``[B, A, 4]`` and scores ``[B, A, C]`` of letterboxed images ``[B, 3, H, W]``, any B."""
         if self.fixed_batch is None or self.fixed_batch == len(batch):
             return self.network(batch)
         parts = []

@@ -17,6 +17,7 @@ from yolox.models.detector import Detector, build_detector
 from yolox.recipe.ema import ModelEma
 from yolox.recipe.optim import build_optimizer
 from yolox.recipe.phases import final_phase_epoch, resize_batch, size_of_step
+from yolox.recipe.resume import move_to_epoch_, resumed_epoch, set_rates_
 from yolox.recipe.schedule import build_schedule, highest_learning_rate
 from yolox.structures import Batch, Decoded
 
@@ -34,6 +35,10 @@ class YoloxModule(pl.LightningModule):
         batch_size: Total batch over all processes; the learning rate follows it.
         steps_per_epoch: Steps of one epoch, for the schedule.
         start_epoch: Resume as if this 0-based epoch came next, whatever the checkpoint says; None believes it.
+
+    Attributes:
+        new_rates: Whether a resumed run takes the rates, momentum and weight decay of ``experiment`` instead of those
+            in the checkpoint.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class YoloxModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.start_epoch = start_epoch
+        self.new_rates = False
         self.experiment = experiment
         self.class_names = tuple(class_names)
         self.batch_size = batch_size
@@ -94,13 +100,16 @@ class YoloxModule(pl.LightningModule):
         if self.ema is not None:
             self.ema.update_(self.detector)
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Build the optimizer and a schedule that moves at every step."""
+    def _optimizer(self) -> torch.optim.SGD:
         recipe = self.experiment.recipe
         rate = highest_learning_rate(recipe, self.batch_size)
         fused = self.trainer.precision != "16-mixed"
-        optimizer = build_optimizer(self.detector, rate, recipe.momentum, recipe.weight_decay, fused=fused)
-        factor = build_schedule(recipe, self.batch_size, self.steps_per_epoch)
+        return build_optimizer(self.detector, rate, recipe.momentum, recipe.weight_decay, fused=fused)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Build the optimizer and a schedule that moves at every step."""
+        optimizer = self._optimizer()
+        factor = build_schedule(self.experiment.recipe, self.batch_size, self.steps_per_epoch)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -111,24 +120,20 @@ class YoloxModule(pl.LightningModule):
         checkpoint["ema_updates"] = self.ema.updates if self.ema is not None else 0
         checkpoint["experiment"] = experiment_to_dict(self.experiment)
         checkpoint["class_names"] = list(self.class_names)
+        checkpoint["batch_size"] = self.batch_size
+        checkpoint["steps_per_epoch"] = self.steps_per_epoch
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue the averages where the file left them."""
         if self.ema is not None:
             self.ema.load_(checkpoint["model"], int(checkpoint["ema_updates"]))
-        if self.start_epoch is not None:
-            _move_to_epoch_(checkpoint, self.start_epoch, self.steps_per_epoch)
-
-
-def _move_to_epoch_(checkpoint: dict[str, Any], epoch: int, steps_per_epoch: int) -> None:
-    """Rewrite the counters of a loaded checkpoint so that ``epoch`` (0-based) comes next."""
-    steps = epoch * steps_per_epoch
-    checkpoint["epoch"], checkpoint["global_step"] = epoch, steps
-    loop = checkpoint["loops"]["fit_loop"]
-    for progress in (loop["epoch_progress"]["current"], loop["epoch_progress"]["total"]):
-        progress.update({key: epoch for key in progress if not isinstance(progress[key], bool)})
-    loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"].update(
-        ready=steps, completed=steps
-    )
-    for schedule in checkpoint["lr_schedulers"]:
-        schedule.update(last_epoch=steps, _step_count=steps + 1)
+        if "optimizer_states" not in checkpoint:
+            return  # what rank 0 sends home after a fit: no run goes on from it
+        epoch = self.start_epoch
+        if epoch is None:
+            epoch = resumed_epoch(checkpoint, self.steps_per_epoch)
+        if epoch is not None:
+            move_to_epoch_(checkpoint, epoch, self.steps_per_epoch)
+        if epoch is not None or self.new_rates:
+            factor = build_schedule(self.experiment.recipe, self.batch_size, self.steps_per_epoch)
+            set_rates_(checkpoint, self._optimizer(), factor(int(checkpoint["global_step"])))

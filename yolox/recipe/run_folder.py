@@ -28,15 +28,16 @@ def holds_run(folder: Path) -> bool:
 
 
 @contextmanager
-def open_run_folder(folder: Path, *, keep: bool) -> Iterator[Path | None]:
-    """Hold ``folder`` for a run as long as the context lasts; give the place of the earlier run that was moved aside.
+def open_run_folder(folder: Path, resume_from: Path | None = None) -> Iterator[Path | None]:
+    """Hold ``folder`` for a run as long as the context lasts; give the place of the checkpoint to go on from.
 
     Enter it when nothing is left that could refuse the run. Files of an earlier run are moved to ``NAME.old1``, or the
-    next free number. When the run ends with an exception before it has written a checkpoint, they are moved back.
+    next free number, unless the run goes on from their ``latest``. When the run ends with an exception before it has
+    written a checkpoint, they are moved back. What dead writers left half written is removed.
 
     Args:
         folder: The folder; it is created where it is missing.
-        keep: Go on with the run in the folder instead of moving it aside; what dead writers left half done is removed.
+        resume_from: The checkpoint to go on from; it is found again where it is moved with an earlier run.
 
     Raises:
         UsageError: When another process holds the folder.
@@ -44,12 +45,16 @@ def open_run_folder(folder: Path, *, keep: bool) -> Iterator[Path | None]:
     """
     make_output_dir(folder.parent)
     with _lock(folder):
-        aside = None if keep or not holds_run(folder) else _set_aside(folder)
+        goes_on = resume_from is not None and resume_from.resolve() == (folder / LATEST).resolve()
+        aside = None if goes_on or not holds_run(folder) else _set_aside(folder)
         existed = folder.exists()
         try:
             make_output_dir(folder)
             remove_temporary_files(folder)
-            yield aside
+            if aside is not None and resume_from is not None and not resume_from.exists():
+                yield aside / resume_from.name
+            else:
+                yield resume_from
         except BaseException:
             if aside is not None and not (folder / LATEST).exists():
                 shutil.rmtree(folder, ignore_errors=True)

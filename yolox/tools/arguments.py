@@ -61,7 +61,7 @@ def add_model_arguments(parser: ToolParser, checkpoint_help: str) -> None:
 def add_data_arguments(parser: ToolParser, batch_size: int) -> None:
     """Add ``-b --data_dir --val_fraction --num_workers``."""
     parser.add_argument(
-        "-b", "--batch-size", type=positive_int, default=batch_size, help="images of a step in all (%(default)s)"
+        "-b", "--batch-size", type=positive_int, default=batch_size, help=f"images of a step in all ({batch_size})"
     )
     parser.add_argument("--data_dir", metavar="DIR", help="data set; default $YOLOX_DATADIR, datasets/COCO, samples")
     parser.add_argument(
@@ -148,15 +148,16 @@ def keep_stdout_for_json(wanted: bool) -> Iterator[TextIO]:
         yield machines
 
 
-def run_tool(body: Callable[[], int | None]) -> int:
-    """Run a tool's body and return the exit code of the process.
+def run_tool(body: Callable[[], object]) -> int:
+    """Run a tool's body and return the exit code of the process: what it returns if that is a number, else 0.
 
     Mistakes of the user become one message without a traceback and their own code (2 usage, 3 data, 4 model file,
     5 missing library); Ctrl-C becomes 130; anything else keeps its traceback and becomes 1.
     """
     _show_log()
     try:
-        return copy_context().run(body) or 0  # the inputs that a run announces are its own
+        code = copy_context().run(body)  # the inputs that a run announces are its own
+        return code if isinstance(code, int) else 0
     except YoloxError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

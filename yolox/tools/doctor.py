@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolox.errors import DataError, UsageError, printable
+from yolox.errors import DataError, printable
 from yolox.tools.arguments import ToolParser, probability, run_tool
 
 if TYPE_CHECKING:
@@ -39,7 +39,9 @@ def build_parser() -> ToolParser:
         parser.add_argument(f"--{name}", metavar="PATH", help="as the field of that name in a training")
     parser.add_argument("--val_fraction", type=probability, default=0.0, metavar="SHARE", help="as for a training")
     parser.add_argument("--max_labels", type=int, default=120, metavar="N", help="as for a training (%(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="also write the findings to FILE; '-' prints nothing else")
+    parser.add_argument(
+        "--json", nargs="?", const="-", metavar="FILE", help="also write the findings to FILE; bare: print nothing else"
+    )
     parser.add_argument(
         "--output_dir", default="YOLOX_outputs/doctor", metavar="DIR", help="the worst images, drawn (%(default)s)"
     )
@@ -51,12 +53,12 @@ def build_parser() -> ToolParser:
 
 def _run(args: argparse.Namespace) -> int:
     from yolox.data.dataset_paths import default_data_dir
+    from yolox.files import mark_inputs, refuse_inputs, write_text
 
     folder, reason = default_data_dir(args.data)
     to_stdout = args.json == "-"
-    inputs = [folder, *(Path(path) for name in _PATHS if (path := getattr(args, name)) is not None)]
-    _refuse_inside(inputs, "--json", None if to_stdout else args.json)
-    _refuse_inside(inputs, "--output_dir", args.output_dir)
+    mark_inputs(folder.parent if folder.is_file() else folder, *(getattr(args, name) for name in _PATHS))
+    refuse_inputs(None if to_stdout else args.json, args.output_dir)
     with _only_errors_logged():
         report, findings = _examine(args, folder)
     facts = _facts(folder, report, findings)
@@ -68,8 +70,6 @@ def _run(args: argparse.Namespace) -> int:
             print(report.summary())
         print(_table(findings))
         if args.json is not None:
-            from yolox.files import write_text
-
             write_text(Path(args.json), json.dumps(facts, indent=2) + "\n")
             print(f"written: {args.json}")
     drawn = _draw(args, report, findings)
@@ -77,16 +77,6 @@ def _run(args: argparse.Namespace) -> int:
         print(f"drawn: {drawn} images in {args.output_dir}")
     wanted = ("error", "warning") if args.strict else ("error",)
     return DataError.exit_code if any(finding.severity in wanted for finding in findings) else 0
-
-
-def _refuse_inside(inputs: Sequence[Path], option: str, path: str | None) -> None:
-    """Refuse to write into the data set or over its labels."""
-    for given in inputs:
-        root = (given.parent if given == inputs[0] and given.is_file() else given).resolve()
-        if path is not None and Path(path).resolve().is_relative_to(root):
-            raise UsageError(
-                f"{option} '{path}' lies in the data set '{root}', which stays as it is. Choose another place."
-            )
 
 
 @contextmanager

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from yolox.models.detector import Detector
 
-__all__ = ["build_parser", "main"]
+__all__ = ["build_parser", "main", "run"]
 
 _SUFFIXES = {".onnx": "onnx", ".pt": "torchscript", ".pth": "torchscript", ".ts": "torchscript"}
 _NEW_EXPORTER_FROM = 18
@@ -36,7 +36,7 @@ _NEW_EXPORTER_FROM = 18
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool and return its exit code."""
-    return run_tool(lambda: _run(build_parser().parse(argv)))
+    return run_tool(lambda: run(build_parser().parse(argv)))
 
 
 def build_parser() -> ToolParser:
@@ -63,7 +63,8 @@ def build_parser() -> ToolParser:
     return parser
 
 
-def _run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> Path:
+    """Write the file that the options ask for and return its path."""
     import torch
 
     from yolox.checkpoint import load_model
@@ -96,6 +97,7 @@ def _run(args: argparse.Namespace) -> None:
             _write_torchscript(model, sample, temporary, loaded.class_names)
     batch = "any batch" if args.dynamic else f"batch {args.batch_size}"
     print(f"model: {loaded.source}\nwritten: {target} ({kind}, {batch}, input {size.height}x{size.width})\n{layout}")
+    return target
 
 
 def _deployable(detector: Detector, args: argparse.Namespace) -> tuple[nn.Module, str]:

@@ -19,6 +19,7 @@ from yolox.tools.arguments import (
     add_overrides,
     apply_arguments,
     asked_experiment,
+    keep_stdout_for_json,
     positive_int,
     prepare_cpu,
     probability,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from yolox.inference.search.results import MethodResult, OptimizationReport
     from yolox.tools.inference_images import EvalImages
 
-__all__ = ["NOTHING_BETTER", "build_parser", "main"]
+__all__ = ["NOTHING_BETTER", "build_parser", "main", "run"]
 
 NOTHING_BETTER = 6
 """Exit code when no method is faster than the original within ``--max_drop``; the original is kept then."""
@@ -40,7 +41,7 @@ METRICS = ("AP", "AP50")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool and return its exit code."""
-    return run_tool(lambda: _run(build_parser().parse(argv)))
+    return run_tool(lambda: run(build_parser().parse(argv)))
 
 
 def build_parser() -> ToolParser:
@@ -63,13 +64,19 @@ def build_parser() -> ToolParser:
     parser.add_argument("--time_budget", type=float, default=660.0, metavar="S", help="seconds in all (%(default)s)")
     parser.add_argument("--num_images", type=positive_int, default=512, help="images for AP, at most (%(default)s)")
     parser.add_argument("--calib", metavar="DIR", help="pictures to calibrate int8 on (default: the training images)")
-    parser.add_argument("--json", metavar="FILE", help="write the table as JSON")
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write the table as JSON; bare: to stdout")
     parser.add_argument("--csv", metavar="FILE", help="write the table as CSV")
     parser.add_argument("--markdown", metavar="FILE", help="write the table as Markdown")
     parser.add_argument("--plot", metavar="FILE", help="draw latency against AP (.png, .svg, .pdf)")
     parser.add_argument("--save", metavar="DIR", help="folder for the best model (default: in the output folder)")
     add_overrides(parser)
     return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure what the options ask for, print and write it, and return the exit code."""
+    with keep_stdout_for_json(args.json == "-") as args.machines:
+        return _run(args)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -93,7 +100,7 @@ def _run(args: argparse.Namespace) -> int:
     print(prepare_cpu())
     checkpoint = _checkpoint_path(args, asked)
     mark_inputs(checkpoint, args.exp_file, args.calib)
-    refuse_inputs(args.json, args.csv, args.markdown, args.plot)
+    refuse_inputs(*(name for name in (args.json, args.csv, args.markdown, args.plot) if name != "-"))
     loaded = load_model(checkpoint, asked)
     experiment = _experiment(loaded.experiment, args)
     output = make_output_dir(Path(experiment.output_dir) / experiment.exp_name / f"inference_b{args.batch_size}")
@@ -192,7 +199,9 @@ def _write_files(args: argparse.Namespace, table: OptimizationReport, best: Meth
     from yolox.tools.inference_report import draw_plot, machine_facts
 
     facts = {"best": best.name, "max_drop": args.max_drop, "batch_size": args.batch_size, "machine": machine_facts()}
-    if args.json is not None:
+    if args.json == "-":
+        args.machines.write(table.to_json(**facts) + "\n")
+    elif args.json is not None:
         write_text(Path(args.json), table.to_json(**facts))
     if args.csv is not None:
         write_text(Path(args.csv), table.to_csv())
@@ -200,7 +209,7 @@ def _write_files(args: argparse.Namespace, table: OptimizationReport, best: Meth
         write_text(Path(args.markdown), table.to_markdown())
     if args.plot is not None:
         draw_plot(table, best, Path(args.plot))
-    written = [name for name in (args.json, args.csv, args.markdown, args.plot) if name is not None]
+    written = [name for name in (args.json, args.csv, args.markdown, args.plot) if name not in (None, "-")]
     if written:
         print(f"written: {', '.join(written)}")
 

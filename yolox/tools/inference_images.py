@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EvalImages", "InferenceImages", "calibration_images", "read_eval_images", "read_inference_images"]
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 CALIBRATION_BATCH = 32
 _SPLITS: tuple[Literal["val", "train"], ...] = ("val", "train")
 
@@ -182,13 +181,13 @@ def read_pictures(folder: Path, size: Size, limit: int) -> NDArray[np.uint8]:
     Raises:
         DataError: When there is none.
     """
-    from yolox.data.image_files import read_file_size, read_image
+    from yolox.data.image_files import IMAGE_SUFFIXES, list_images, read_file_size, read_image
     from yolox.data.image_ops import letterbox
 
     if not folder.is_dir():
         raise DataError(f"'{folder}' is not a folder; expected a folder of pictures to calibrate on. Check --calib.")
     images: list[NDArray[np.uint8]] = []
-    for file in sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES):
+    for file in list_images(folder)[0]:
         original = read_file_size(file)
         picture = None if original is None else read_image(file, original)
         if picture is not None:
@@ -196,7 +195,9 @@ def read_pictures(folder: Path, size: Size, limit: int) -> NDArray[np.uint8]:
         if len(images) == limit:
             break
     if not images:
-        raise DataError(f"'{folder}' holds no readable picture; expected files ending in {', '.join(PICTURES)}.")
+        raise DataError(
+            f"'{folder}' holds no readable picture; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}."
+        )
     return np.stack(images)
 
 

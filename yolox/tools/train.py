@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from yolox.config import Experiment, apply_fields
 from yolox.cpu.openmp import shorten_waits
 from yolox.errors import UsageError
+from yolox.experiments import published_name
 from yolox.tools.arguments import (
     ToolParser,
     add_data_arguments,
@@ -19,6 +21,7 @@ from yolox.tools.arguments import (
     add_overrides,
     apply_arguments,
     asked_experiment,
+    keep_stdout_for_json,
     positive_int,
     prepare_cpu,
     run_tool,
@@ -28,22 +31,25 @@ from yolox.tools.training import LOGGERS, STRATEGIES, build_trainer
 if TYPE_CHECKING:
     from yolox.data.datamodule import YoloxDataModule
     from yolox.recipe.module import YoloxModule
+    from yolox.tools.resuming import RunState
 
-__all__ = ["build_parser", "main"]
+__all__ = ["build_parser", "main", "run"]
 
+BATCH_SIZE = 64
 MIN_NORMALISED = 8  # images a process: 4 end 0.05 AP lower than one process (README), 8 within 0.03
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool and return its exit code."""
-    return run_tool(lambda: _run(build_parser().parse(argv), sys.argv[1:] if argv is None else argv))
+    return run_tool(lambda: run(build_parser().parse(argv), sys.argv[1:] if argv is None else argv))
 
 
 def build_parser() -> ToolParser:
     """Return the parser of the command line."""
     parser = ToolParser("train", "Train YOLOX on ordinary CPUs.")
     add_model_arguments(parser, "weights to start from, by name and shape; with --resume the checkpoint to go on from")
-    add_data_arguments(parser, batch_size=64)
+    add_data_arguments(parser, BATCH_SIZE)
+    parser.set_defaults(batch_size=None)  # a resumed run keeps its own
     parser.add_argument("--resume", action="store_true", help="go on from -c, or from latest_ckpt.pth of this run")
     parser.add_argument(
         "-e", "--start_epoch", type=positive_int, help="with --resume: the epoch (1-based) to go on with"
@@ -60,6 +66,8 @@ def build_parser() -> ToolParser:
         help="keep resized images (bare: ram; default: ram where small)",
     )
     parser.add_argument("-l", "--logger", choices=LOGGERS, default="tensorboard", help="(%(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="build everything, train nothing, write nothing")
+    parser.add_argument("--json", action="store_true", help="print the outcome as JSON on stdout, all else on stderr")
     _add_trainer_arguments(parser)
     add_overrides(parser)
     return parser
@@ -83,12 +91,16 @@ def _add_trainer_arguments(parser: ToolParser) -> None:
     group.add_argument("--accelerator", default="cpu", help="cpu, or cuda, xpu, hpu, npu where they exist (cpu)")
 
 
-def _run(args: argparse.Namespace, argv: Sequence[str]) -> int:
+def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Train what the options ask for and return the exit code; ``argv`` is for another interpreter, if it takes one."""
     if args.use_ipex and args.accelerator == "cpu":
         code = _find_ipex(args, argv)
         if code is not None:
             return code
-    _train(args)
+    with keep_stdout_for_json(args.json) as machines:
+        facts = _train(args)
+        if args.json:
+            print(json.dumps(facts), file=machines)
     return 0
 
 
@@ -104,20 +116,22 @@ def _find_ipex(args: argparse.Namespace, argv: Sequence[str]) -> int | None:
     return run_again(plan, replace=False)
 
 
-def _train(args: argparse.Namespace) -> None:
+def _train(args: argparse.Namespace) -> dict[str, Any]:
+    """Train and return the facts of the run for ``--json``."""
     shorten_waits()  # before PyTorch is imported
     from yolox.data.datamodule import build_data_module
     from yolox.recipe.module import YoloxModule
     from yolox.recipe.phases import final_phase_epoch
     from yolox.recipe.run_folder import open_run_folder
 
-    experiment, explicit_classes = _experiment(args)
+    state = _resumed(args)
+    experiment, explicit_classes = _experiment(args, state)
+    batch_size = args.batch_size or (state.batch_size if state is not None else None) or BATCH_SIZE
     print(prepare_cpu())
     folder = Path(experiment.output_dir) / experiment.exp_name
-    resume_from = _resume_file(args, folder)
     data = build_data_module(
         experiment.data,
-        batch_size=args.batch_size,
+        batch_size=batch_size,
         test_size=experiment.eval.test_size,
         seed=experiment.seed,
         final_phase_from_epoch=final_phase_epoch(experiment.recipe),
@@ -128,29 +142,30 @@ def _train(args: argparse.Namespace) -> None:
     report.check()
     experiment = _fit_classes(experiment, data, explicit_classes)
     start_epoch = None if args.start_epoch is None else args.start_epoch - 1
-    module = YoloxModule(experiment, data.class_names, args.batch_size, data.batches_per_epoch, start_epoch)
-    if args.ckpt is not None and not args.resume:
+    module = YoloxModule(experiment, data.class_names, batch_size, data.batches_per_epoch, start_epoch)
+    if state is not None:
+        state.compare(module)
+    elif args.ckpt is not None and not args.resume:
         _load_start(module, args.ckpt)
     trainer = build_trainer(experiment, folder, args)
     data.check(trainer.world_size)
     _describe(module, data, args)
-    with open_run_folder(folder, keep=args.resume and _is_latest(resume_from, folder)) as earlier:
-        _fit(trainer, module, data, _moved(resume_from, folder, earlier))
-    _finish(folder, trainer)
+    if args.dry_run:
+        print(f"dry run: everything is built; nothing was trained and nothing written to {folder}")
+        return {"folder": str(folder), "dry_run": True}
+    with open_run_folder(folder, None if state is None else state.path) as checkpoint:
+        _fit(trainer, module, data, checkpoint)
+    return _finish(folder, trainer)
 
 
-def _is_latest(file: Path | None, folder: Path) -> bool:
-    """Return whether to resume from ``file`` is to go on with the run in ``folder``, and not a new run beside it."""
-    from yolox.recipe.callbacks import LATEST
+def _resumed(args: argparse.Namespace) -> RunState | None:
+    """Return the state of the run that ``--resume`` goes on with, or None where a run begins."""
+    from yolox.tools.resuming import find_checkpoint, read_run_state
 
-    return file is None or file.resolve() == (folder / LATEST).resolve()
-
-
-def _moved(file: Path | None, folder: Path, earlier: Path | None) -> Path | None:
-    """Return where ``file`` lies after the run in ``folder`` was moved to ``earlier``."""
-    if file is None or earlier is None or not file.resolve().is_relative_to(folder.resolve()):
-        return file
-    return earlier / file.resolve().relative_to(folder.resolve())
+    asked = asked_experiment(args)
+    named = None if asked is None else _with_options(asked, args)
+    file = find_checkpoint(args, None if named is None else Path(named.output_dir) / named.exp_name)
+    return None if file is None else read_run_state(file)
 
 
 def _fit(trainer: Any, module: YoloxModule, data: YoloxDataModule, resume_from: Path | None) -> None:
@@ -166,20 +181,33 @@ def _fit(trainer: Any, module: YoloxModule, data: YoloxDataModule, resume_from: 
         raise
 
 
-def _experiment(args: argparse.Namespace) -> tuple[Experiment, bool]:
-    """Return the experiment asked for, and whether it names its number of classes."""
+def _experiment(args: argparse.Namespace, state: RunState | None) -> tuple[Experiment, bool]:
+    """Return the experiment asked for, and whether it names its number of classes.
+
+    A resumed run keeps the settings it had, unless they are given again; an experiment file gives all of them.
+    """
     experiment = asked_experiment(args)
     explicit = experiment is not None and experiment.model.num_classes != Experiment("").model.num_classes
-    if experiment is None and args.ckpt is not None:
+    if state is not None and args.exp_file is None:
+        if experiment is None:
+            experiment = state.in_its_place()
+        else:
+            experiment = replace(state.experiment, exp_name=experiment.exp_name, model=experiment.model)
+    elif experiment is None and args.ckpt is not None:
         from yolox.checkpoint import load_model
 
         experiment = load_model(args.ckpt).experiment
+        experiment = replace(experiment, exp_name=published_name(experiment.model))
     if experiment is None:
         raise UsageError("no model given; expected -n NAME (for instance -n yolox_nano), -f FILE or -c CHECKPOINT.")
-    experiment = apply_arguments(experiment, args)
-    given = {"seed": args.seed, "output_dir": args.output_dir, "eval_interval": args.eval_interval, "cache": args.cache}
-    experiment = apply_fields(experiment, {key: value for key, value in given.items() if value is not None})
+    experiment = _with_options(experiment, args)
     return experiment, explicit or any(word.split("=")[0].endswith("num_classes") for word in args.opts)
+
+
+def _with_options(experiment: Experiment, args: argparse.Namespace) -> Experiment:
+    given = {"seed": args.seed, "output_dir": args.output_dir, "eval_interval": args.eval_interval, "cache": args.cache}
+    experiment = apply_arguments(experiment, args)
+    return apply_fields(experiment, {key: value for key, value in given.items() if value is not None})
 
 
 def _fit_classes(experiment: Experiment, data: YoloxDataModule, explicit: bool) -> Experiment:
@@ -190,31 +218,6 @@ def _fit_classes(experiment: Experiment, data: YoloxDataModule, explicit: bool) 
             f"({', '.join(data.class_names[:5])}, ...). Leave num_classes out: the data decides."
         )
     return replace(experiment, model=replace(experiment.model, num_classes=data.num_classes))
-
-
-def _resume_file(args: argparse.Namespace, folder: Path) -> Path | None:
-    """Return the checkpoint to go on from, or None to begin."""
-    from yolox.recipe.callbacks import LATEST
-
-    if args.start_epoch is not None and not args.resume:
-        raise UsageError("--start_epoch moves a resumed run; give it together with --resume.")
-    if not args.resume:
-        return None
-    if args.ckpt is not None:
-        from yolox.checkpoint import read_checkpoint
-        from yolox.errors import ModelFileError
-
-        if "loops" not in read_checkpoint(args.ckpt):
-            raise ModelFileError(
-                f"'{args.ckpt}' holds weights but no state of a training run. Leave --resume out to start from them."
-            )
-        return Path(args.ckpt)
-    if (folder / LATEST).is_file():
-        return folder / LATEST
-    if not folder.is_dir():
-        raise UsageError(f"--resume: there is no run in '{folder}'. Check -expn and --output_dir, or leave it out.")
-    print(f"--resume: '{folder}' holds no checkpoint yet; the run starts from its beginning")
-    return None
 
 
 def _load_start(module: YoloxModule, path: str) -> None:
@@ -234,7 +237,7 @@ def _describe(module: YoloxModule, data: YoloxDataModule, args: argparse.Namespa
     recipe = experiment.recipe
     print(f"model: {experiment.exp_name}; {summarize(experiment.model, experiment.data.input_size)}")
     print(
-        f"run: {len(data.train_set)} images, {data.num_classes} classes, batch {args.batch_size}, "
+        f"run: {len(data.train_set)} images, {data.num_classes} classes, batch {module.batch_size}, "
         f"{data.batches_per_epoch} steps an epoch, {recipe.max_epoch} epochs, precision {args.precision}"
     )
     print(f"input sizes (height x width): {_sizes(experiment)}")
@@ -245,9 +248,9 @@ def _describe(module: YoloxModule, data: YoloxDataModule, args: argparse.Namespa
             "between; for short runs set 'warmup_epochs 1 no_aug_epochs 2' or the like"
         )
     processes = args.num_processes or 1
-    if processes > 1 and args.batch_size // processes < MIN_NORMALISED and not args.sync_bn:
+    if processes > 1 and module.batch_size // processes < MIN_NORMALISED and not args.sync_bn:
         print(
-            f"note: BatchNorm sees the {args.batch_size // processes} images of each process, which costs accuracy; "
+            f"note: BatchNorm sees the {module.batch_size // processes} images of each process, which costs accuracy; "
             "--sync_bn normalises over the whole batch"
         )
 
@@ -261,15 +264,20 @@ def _sizes(experiment: Experiment) -> str:
     return f"trained at {trained}, evaluated at {test.height} x {test.width}"
 
 
-def _finish(folder: Path, trainer: Any) -> None:
+def _finish(folder: Path, trainer: Any) -> dict[str, Any]:
+    """Print what the run came to and return it."""
     from yolox.recipe.callbacks import BEST, LATEST, Evaluation
 
     evaluation = next(item for item in trainer.callbacks if isinstance(item, Evaluation))
+    facts: dict[str, Any] = {"folder": str(folder), "best_epoch": evaluation.best_epoch or None}
     if evaluation.best_epoch:
         best = next(row for row in evaluation.history if row["epoch"] == evaluation.best_epoch)
         print(f"best: epoch {evaluation.best_epoch}, AP {best['val/AP']:.4f}, AP50 {best['val/AP50']:.4f}")
+        facts.update(AP=best["val/AP"], AP50=best["val/AP50"])
     names = (BEST, LATEST, "results.csv", "curves.png", "run.json")
-    print(f"written to {folder}: {', '.join(name for name in names if (folder / name).exists())}")
+    facts["files"] = [name for name in names if (folder / name).exists()]
+    print(f"written to {folder}: {', '.join(facts['files'])}")
+    return facts
 
 
 if __name__ == "__main__":

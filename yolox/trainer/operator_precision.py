@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from yolox.errors import UsageError, did_you_mean
+from yolox.text_files import read_lines
 from yolox.trainer.tensors import map_tensors
 
 __all__ = ["NO_OPERATORS", "OperatorLists", "OperatorPrecisionMode", "hold_in_fp32_", "read_operator_lists"]
@@ -132,10 +133,7 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 def _read(file: str | Path | None) -> frozenset[str]:
     if file is None:
         return frozenset()
-    try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UsageError(f"cannot read the list of operators '{file}': {error.strerror}.") from error
+    lines = (line for _, line in read_lines(Path(file), "a list of operators", UsageError))
     return frozenset(_SAME.get(name, name) for line in lines if (name := line.partition("#")[0].strip()))
 
 

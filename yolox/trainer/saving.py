@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import nn
 
 from yolox.errors import ModelFileError, UsageError
 from yolox.files import atomic_path, make_output_dir, write_text
+from yolox.torch_files import read_torch_file
 
 __all__ = ["load_module", "save_module"]
 
@@ -57,13 +57,12 @@ def load_module(path: str | Path, model: nn.Module | None, input_sample: Any, in
         raise UsageError("Trainer.load got no model; weights need the module that they belong to: load(path, model).")
     if input_sample is not None:
         _log.info("Trainer.load: input_sample is not needed for plain weights")
-    try:
-        state = torch.load(folder / _WEIGHTS, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ModelFileError(f"'{folder / _WEIGHTS}' is damaged, or holds more than weights: {error}") from error
+    state = read_torch_file(folder / _WEIGHTS)
+    if not isinstance(state, dict):
+        raise ModelFileError(f"'{folder / _WEIGHTS}' holds {type(state).__name__}; expected weights by name.")
     target = model if inplace else copy.deepcopy(model)
     try:
         target.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         raise ModelFileError(f"the weights in '{folder}' do not fit {type(model).__name__}: {error}") from error
     return target.to(device) if device is not None else target

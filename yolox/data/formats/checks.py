@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yolox.data.coco import CocoDataset, clipped_xyxy, ends
+from yolox.data.coco_dataset import CocoDataset, clipped_xyxy, ends
 from yolox.data.formats.description import Categories, Finding, SplitDescription, examples
 from yolox.errors import DataError, printable
 

@@ -14,9 +14,9 @@ from yolox.data.cache import available_memory
 from yolox.data.formats.checks import check_images
 from yolox.data.formats.description import Categories, Finding, SplitDescription
 from yolox.data.formats.image_names import locate_images
-from yolox.data.formats.text_files import decode_text, read_bytes
 from yolox.data.image_files import read_file_size
 from yolox.errors import DataError
+from yolox.text_files import read_text
 
 __all__ = ["describe_coco", "read_coco_json"]
 
@@ -34,9 +34,8 @@ def read_coco_json(path: Path) -> dict[str, Any]:
     """
     available = available_memory()
     limit = 1 << 40 if available is None else available // _MEMORY_PER_BYTE
-    data = read_bytes(path, "a COCO JSON that fits into memory", limit)
     try:
-        content = json.loads(decode_text(data, path, "valid JSON; this is not valid JSON, but a COCO JSON"))
+        content = json.loads(read_text(path, "a COCO JSON that fits into memory", limit))
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
         raise DataError(f"'{path}' is not valid JSON: {reason}. Is the file complete? Export it again.") from error

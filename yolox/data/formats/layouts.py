@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from yolox.data.formats.text_files import read_text
 from yolox.data.formats.voc import listed_stems
 from yolox.data.formats.yolo_labels import NAMES_FILES
 from yolox.data.formats.yolo_txt import YAML_SUFFIXES, split_entry
 from yolox.data.image_files import IMAGE_SUFFIXES
 from yolox.errors import DataError
+from yolox.text_files import read_text
 
 __all__ = ["SPLIT_NAMES", "Split", "SplitPaths", "find_split", "find_unsplit", "image_dirs_of", "other_names"]
 
+_LOG = logging.getLogger(__name__)
 Split = Literal["train", "val"]
 SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
     "train": ("train2017", "train", "training"),
@@ -172,7 +174,11 @@ def _describes_data(path: Path) -> bool:
 
 
 def _find_voc(root: Path, split: Split, given_dirs: tuple[Path, ...]) -> SplitPaths | None:
-    for base in (root, *sorted(root.glob("VOC*"), reverse=True)):
+    years = sorted(path for path in root.glob("VOC*") if (path / "ImageSets").is_dir())
+    if len(years) > 1 and split == "train":
+        others = ", ".join(path.name for path in years[:-1])
+        _LOG.warning("of several VOC folders in '%s', %s is read; %s is left out", root, years[-1].name, others)
+    for base in (root, *reversed(years)):
         lists = {name: path for name in ("train", "trainval", "val", "test") if (path := _voc_list(base, name))}
         val = lists.get("test") or lists.get("val")
         # trainval holds the images of val: where those judge, train alone trains

@@ -13,10 +13,10 @@ import numpy as np
 
 from yolox.data.formats.checks import as_arrays
 from yolox.data.formats.description import Finding, SplitDescription, examples
-from yolox.data.formats.text_files import read_bytes, read_lines
 from yolox.data.image_files import list_images, read_file_size
 from yolox.errors import DataError
 from yolox.structures import Size
+from yolox.text_files import read_bytes, read_lines
 
 __all__ = ["describe_voc", "listed_stems"]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from yolox.data.formats.text_files import read_lines
 from yolox.errors import DataError
 from yolox.structures import Size
+from yolox.text_files import read_lines
 
 __all__ = ["NAMES_FILES", "LabelFiles", "LabelLine", "pixel_box", "read_label_file"]
 

@@ -11,11 +11,11 @@ import numpy as np
 from yolox.data.formats.checks import as_arrays
 from yolox.data.formats.description import Finding, SplitDescription, examples
 from yolox.data.formats.image_names import locate_images
-from yolox.data.formats.text_files import read_lines, read_yaml
 from yolox.data.formats.yolo_labels import LabelFiles, pixel_box, read_label_file
 from yolox.data.image_files import list_images, read_file_size
 from yolox.errors import DataError
 from yolox.structures import Size
+from yolox.text_files import read_lines, read_yaml
 
 __all__ = ["YAML_SUFFIXES", "describe_yolo", "split_entry"]
 

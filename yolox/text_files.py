@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from yolox.errors import DataError
+from yolox.errors import DataError, YoloxError
 
-__all__ = ["MAX_TEXT_BYTES", "MAX_YAML_BYTES", "read_bytes", "read_lines", "read_text", "read_yaml"]
+__all__ = ["MAX_TEXT_BYTES", "MAX_YAML_BYTES", "decode_text", "read_bytes", "read_lines", "read_text", "read_yaml"]
 
 MAX_TEXT_BYTES = 64 << 20
 """A label file or list of images may not be larger."""
@@ -26,39 +26,41 @@ _MARKS = (  # UTF-32's little-endian mark begins like UTF-16's
 _LINE_END = re.compile(r"\r\n|\r|\n")  # str.splitlines also splits at characters that names may hold
 
 
-def read_bytes(path: Path, expected: str, limit: int = MAX_TEXT_BYTES) -> bytes:
+def read_bytes(path: Path, expected: str, limit: int = MAX_TEXT_BYTES, error: type[YoloxError] = DataError) -> bytes:
     """Return a file's bytes.
 
     Args:
         path: The file.
         expected: What it should be, for messages: ``a list of images``.
         limit: Most bytes it may have.
+        error: What to raise.
 
     Raises:
-        DataError: When it cannot be read or is larger.
+        YoloxError: Of the kind ``error``, when it cannot be read or is larger.
     """
     try:
         num_bytes = path.stat().st_size
         if num_bytes > limit:
-            raise DataError(
+            raise error(
                 f"'{path}' has {num_bytes / 1e6:.0f} MB; expected {expected} of at most {limit / 1e6:.0f} MB. "
                 "Is it the right file?"
             )
         return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read '{path}': {error.strerror}; expected {expected}. Check the path.") from error
+    except (OSError, ValueError) as failure:  # ValueError: a NUL in the path
+        reason = getattr(failure, "strerror", None) or failure
+        raise error(f"cannot read '{path}': {reason}; expected {expected}. Check the path.") from failure
 
 
-def read_text(path: Path, expected: str, limit: int = MAX_TEXT_BYTES) -> str:
+def read_text(path: Path, expected: str, limit: int = MAX_TEXT_BYTES, error: type[YoloxError] = DataError) -> str:
     """Return a file's text: UTF-8, or UTF-16 and UTF-32 with a byte order mark; see ``read_bytes``.
 
     Raises:
-        DataError: Also when it is in another encoding.
+        YoloxError: Also when it is in another encoding.
     """
-    return decode_text(read_bytes(path, expected, limit), path, expected)
+    return decode_text(read_bytes(path, expected, limit, error), path, expected, error)
 
 
-def decode_text(data: bytes, path: Path, expected: str) -> str:
+def decode_text(data: bytes, path: Path, expected: str, error: type[YoloxError] = DataError) -> str:
     """Return the text of a file's bytes; see ``read_text``."""
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), None)
     if encoding is None:
@@ -68,16 +70,16 @@ def decode_text(data: bytes, path: Path, expected: str) -> str:
         )
     try:
         return data.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"'{path}' is not {encoding.upper()} text (byte {error.start}); expected {expected} in UTF-8. "
+    except UnicodeDecodeError as failure:
+        raise error(
+            f"'{path}' is not {encoding.upper()} text (byte {failure.start}); expected {expected} in UTF-8. "
             "Save it as UTF-8."
-        ) from error
+        ) from failure
 
 
-def read_lines(path: Path, expected: str) -> Iterator[tuple[int, str]]:
+def read_lines(path: Path, expected: str, error: type[YoloxError] = DataError) -> Iterator[tuple[int, str]]:
     """Yield number (from 1) and text of each line that is not blank, without white space around it."""
-    for number, line in enumerate(_LINE_END.split(read_text(path, expected)), start=1):
+    for number, line in enumerate(_LINE_END.split(read_text(path, expected, error=error)), start=1):
         stripped = line.strip().strip("\0")
         if stripped:
             yield number, stripped

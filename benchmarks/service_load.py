@@ -1,0 +1,140 @@
+"""``python -m benchmarks.service_load MODEL IMAGE``: a running service under a bounded load, and right after it.
+
+The service is started on the loopback, asked by a number of clients for a number of seconds, at most so many times, and
+ended. What is printed: requests/s, answers by status, latency of the good ones, and of single requests afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+__all__ = ["main"]
+
+LARGEST_COUNT, LONGEST_S, MOST_CLIENTS = 100_000, 600.0, 64
+AFTERWARDS = 20
+
+
+class Load:
+    """Clients that ask as fast as they get answers, until the time or the number of requests is used up.
+
+    Args:
+        port: Of the service on the loopback.
+        data: The bytes of an image file.
+        seconds: How long.
+        count: Requests in all, at most.
+    """
+
+    def __init__(self, port: int, data: bytes, seconds: float, count: int) -> None:
+        self._port = port
+        self._data = data
+        self._until = time.monotonic() + seconds
+        self._left = count
+        self._lock = threading.Lock()
+        self.codes: Counter[int] = Counter()
+        self.latencies_ms: list[float] = []
+
+    def run(self, clients: int) -> float:
+        """Run the clients and return the seconds that it took."""
+        started = time.monotonic()
+        threads = [threading.Thread(target=self._ask_on, daemon=True) for _ in range(clients)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return time.monotonic() - started
+
+    def _ask_on(self) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+        while time.monotonic() < self._until:
+            with self._lock:
+                if self._left == 0:
+                    break
+                self._left -= 1
+            started = time.perf_counter()
+            try:
+                connection.request("POST", "/predict", self._data)
+                response = connection.getresponse()
+                response.read()
+                code = response.status
+            except (OSError, http.client.HTTPException):
+                connection.close()
+                code = 0
+            elapsed_ms = 1000.0 * (time.perf_counter() - started)
+            with self._lock:
+                self.codes[code] += 1
+                if code == 200:
+                    self.latencies_ms.append(elapsed_ms)
+        connection.close()
+
+
+def main() -> int:
+    """Run the load and print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("image", type=Path)
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--count", type=int, default=10_000)
+    args = parser.parse_args()
+    clients, seconds = min(args.clients, MOST_CLIENTS), min(args.seconds, LONGEST_S)
+    data = args.image.read_bytes()
+    words = [sys.executable, "-m", "yolox", "serve", args.model, "--port", "0"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            port = _port(process)
+            Load(port, data, 5.0, AFTERWARDS).run(1)  # warm-up
+            load = Load(port, data, seconds, min(args.count, LARGEST_COUNT))
+            elapsed = load.run(clients)
+            after = Load(port, data, 30.0, AFTERWARDS)
+            after.run(1)
+            memory_mb = _memory_mb(process.pid)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(30)
+    facts = {
+        "clients": clients,
+        "seconds": round(elapsed, 1),
+        "requests_per_s": round(sum(load.codes.values()) / elapsed, 1),
+        "answers": {str(code): number for code, number in sorted(load.codes.items())},
+        "latency_ms": _quantiles(load.latencies_ms),
+        "single_request_afterwards_ms": _quantiles(after.latencies_ms),
+        "peak_memory_mb": memory_mb,
+    }
+    print(json.dumps(facts, indent=2))
+    return 0 if load.codes[200] and after.codes[200] == AFTERWARDS else 1
+
+
+def _port(process: subprocess.Popen[str]) -> int:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("listening: "):
+            return int(line.split()[1].split(":")[2].split("/")[0])
+    raise SystemExit("the service did not start; what it printed says why")
+
+
+def _quantiles(values: list[float]) -> dict[str, float]:
+    if len(values) < 2:
+        return {}
+    cuts = statistics.quantiles(values, n=100)
+    return {"p50": round(cuts[49], 1), "p90": round(cuts[89], 1), "p99": round(cuts[98], 1)}
+
+
+def _memory_mb(pid: int) -> float | None:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return round(int(line.split()[1]) / 1000, 1)
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

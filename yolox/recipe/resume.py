@@ -1,0 +1,99 @@
+"""What a resumed run takes over from its checkpoint, and what follows from settings that have changed since."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from torch.optim import Optimizer
+
+from yolox.config import SECTIONS, Experiment
+from yolox.errors import UsageError
+
+__all__ = ["changed_fields", "check_same_network", "move_to_epoch_", "resumed_epoch", "set_rates_"]
+
+_PER_MACHINE = {"data.data_num_workers", "data.cache", "recipe.print_interval"}  # they change no result
+
+
+def check_same_network(before: Experiment, after: Experiment, names: tuple[Sequence[str], Sequence[str]]) -> None:
+    """Refuse to go on with another network or with other classes.
+
+    Args:
+        before: The experiment in the checkpoint.
+        after: The experiment of the resumed run.
+        names: The class names of both, in their order.
+
+    Raises:
+        UsageError: Naming what differs.
+    """
+    theirs, ours = names
+    if list(theirs) != list(ours):
+        what = "the same class names in another order" if sorted(theirs) == sorted(ours) else "other classes"
+        raise UsageError(
+            f"--resume: the data set has {what}: {_few(ours)} instead of {_few(theirs)}. Give the data set of the "
+            "run, or start a new run from its weights: -c without --resume."
+        )
+    model = replace(after.model, num_classes=before.model.num_classes)
+    if model != before.model:
+        differing = "; ".join(_differences("model", before.model, model))
+        raise UsageError(
+            f"--resume: the run has another network ({differing}). Leave these settings out, or start a new run."
+        )
+
+
+def changed_fields(before: Experiment, after: Experiment) -> list[str]:
+    """Return ``section.field old -> new`` for every setting that changes what a resumed run computes."""
+    changes = [f"seed {before.seed} -> {after.seed}"] if before.seed != after.seed else []
+    for section in SECTIONS:
+        changes += _differences(section, getattr(before, section), getattr(after, section))
+    return [change for change in changes if change.split(" ", 1)[0] not in _PER_MACHINE]
+
+
+def _differences(section: str, before: Any, after: Any) -> list[str]:
+    pairs = ((item.name, getattr(before, item.name), getattr(after, item.name)) for item in fields(before))
+    return [f"{section}.{name} {old} -> {new}" for name, old, new in pairs if old != new]
+
+
+def _few(names: Sequence[str]) -> str:
+    return f"{len(names)} ({', '.join(map(str, names[:5]))}{', ...' if len(names) > 5 else ''})"
+
+
+def resumed_epoch(checkpoint: Mapping[str, Any], steps_per_epoch: int) -> int | None:
+    """Return the 0-based epoch to go on with from its beginning, or None where the place in the checkpoint still holds.
+
+    With another number of steps in an epoch the place in the stream of images is another one; the run then goes on at
+    the beginning of the epoch in which it stood.
+    """
+    before = checkpoint.get("steps_per_epoch", steps_per_epoch)
+    return None if before == steps_per_epoch else int(checkpoint["global_step"]) // max(1, int(before))
+
+
+def move_to_epoch_(checkpoint: dict[str, Any], epoch: int, steps_per_epoch: int) -> None:
+    """Rewrite the counters of a loaded checkpoint so that ``epoch`` (0-based) comes next."""
+    steps = epoch * steps_per_epoch
+    checkpoint["epoch"], checkpoint["global_step"] = epoch, steps
+    loop = checkpoint["loops"]["fit_loop"]
+    for progress in (loop["epoch_progress"]["current"], loop["epoch_progress"]["total"]):
+        progress.update({key: epoch for key in progress if not isinstance(progress[key], bool)})
+    loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"].update(
+        ready=steps, completed=steps
+    )
+    for schedule in checkpoint["lr_schedulers"]:
+        schedule.update(last_epoch=steps, _step_count=steps + 1)
+
+
+def set_rates_(checkpoint: dict[str, Any], optimizer: Optimizer, factor: float) -> None:
+    """Give the stored optimizer and schedule the rates, momentum and weight decay of a fresh ``optimizer``.
+
+    Args:
+        checkpoint: Loaded; its optimizer has the groups of ``optimizer``.
+        optimizer: Built with the settings of the resumed run.
+        factor: Of the highest rate, at the step that comes next.
+    """
+    rates = [group["lr"] for group in optimizer.param_groups]
+    stored = checkpoint["optimizer_states"][0]["param_groups"]
+    for theirs, ours, rate in zip(stored, optimizer.param_groups, rates, strict=True):
+        theirs.update(momentum=ours["momentum"], weight_decay=ours["weight_decay"], initial_lr=rate, lr=rate * factor)
+    for schedule in checkpoint["lr_schedulers"]:
+        schedule.update(base_lrs=list(rates), _last_lr=[rate * factor for rate in rates])

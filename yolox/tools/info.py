@@ -1,0 +1,90 @@
+"""``yolox info``: versions, machine and optional libraries; with a model, what is in it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from yolox import __version__
+from yolox.tools.arguments import run_tool
+from yolox.tools.parser import ToolParser
+
+__all__ = ["build_parser", "main"]
+
+_LIBRARIES = (
+    *("torch", "pytorch-lightning", "numpy", "opencv-python-headless", "openvino", "onnx", "onnxruntime", "nncf"),
+    *("torchao", "neural-compressor", "intel-extension-for-pytorch", "ray", "pyspark", "fastapi", "uvicorn"),
+    *("supervision", "trackers"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool and return its exit code."""
+    return run_tool(lambda: _run(build_parser().parse(argv)))
+
+
+def build_parser() -> ToolParser:
+    """Return the parser of the command line."""
+    parser = ToolParser("info", "Show versions, the machine and optional libraries; with a model, what is in it.")
+    parser.add_argument("model", nargs="?", help="checkpoint, published name, deployed folder or ONNX file")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _run(args: argparse.Namespace) -> None:
+    facts = _installation() if args.model is None else _model(args.model)
+    if args.json:
+        print(json.dumps(facts, indent=2))
+        return
+    for name, value in facts.items():
+        shown = ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else value
+        print(f"{name}: {', '.join(map(str, value)) if isinstance(value, list) else shown}")
+
+
+def _installation() -> dict[str, Any]:
+    from yolox.cpu.machine import read_machine
+    from yolox.published_weights import weights_folder
+
+    installed, missing = {}, []
+    for library in _LIBRARIES:
+        try:
+            installed[library] = version(library)
+        except PackageNotFoundError:
+            missing.append(library)
+    folder = weights_folder()
+    return {
+        "yolox-cpu": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": str(read_machine()),
+        "libraries": installed,
+        "not installed": missing,
+        "weights": str(folder),
+        "downloaded": sorted(path.name for path in folder.glob("*.pth")),
+    }
+
+
+def _model(model: str) -> dict[str, Any]:
+    from yolox.prediction.models import is_deployed, load_predictor
+
+    if is_deployed(model):
+        predictor = load_predictor(model)
+        facts: dict[str, Any] = {"model": predictor.source, "method": predictor.method}
+        size, names = predictor.input_size, predictor.class_names
+    else:
+        from yolox.checkpoint import load_model
+        from yolox.models.detector import summarize
+
+        loaded = load_model(model)
+        size, names = loaded.experiment.eval.test_size, loaded.class_names
+        facts = {"model": loaded.source, "network": summarize(loaded.experiment.model, size)}
+    return {**facts, "input": f"{size.height}x{size.width}", "classes": len(names), "class names": list(names)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""``yolox serve MODEL``: answer predictions over HTTP, on this machine alone unless another address is given."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from yolox.tools.arguments import positive_int, prepare_cpu, run_tool
+from yolox.tools.parser import ToolParser
+
+__all__ = ["build_parser", "main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool and return its exit code."""
+    return run_tool(lambda: _run(build_parser().parse(argv)))
+
+
+def build_parser() -> ToolParser:
+    """Return the parser of the command line."""
+    parser = ToolParser(
+        "serve",
+        "Answer predictions over HTTP: POST the bytes of an image to /predict; /healthz and /metrics say how it goes.",
+    )
+    parser.add_argument("model", help="checkpoint, published name, deployed folder or ONNX file")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s: this machine alone)")
+    parser.add_argument("--port", type=int, default=8000, help="(%(default)s); 0 takes a free one")
+    parser.add_argument(
+        "-b", "--batch-size", type=positive_int, default=8, help="images at once, at most (%(default)s)"
+    )
+    parser.add_argument(
+        "--max_wait_ms", type=float, default=2.0, help="an image waits so long for others (%(default)s)"
+    )
+    parser.add_argument("--queue_size", type=positive_int, default=64, help="images that may wait (%(default)s)")
+    parser.add_argument("--max_mb", type=float, default=20.0, help="size of a request in MB (%(default)s)")
+    parser.add_argument("--precision", choices=("32", "bf16"), default="32", help="of a checkpoint (%(default)s)")
+    parser.add_argument("--tsize", type=positive_int, help="side of a checkpoint's square input (default: test_size)")
+    return parser
+
+
+def _run(args: argparse.Namespace) -> None:
+    from yolox.prediction.models import is_deployed, load_predictor
+    from yolox.serve.service import Limits, serve
+
+    print(prepare_cpu(with_torch=not is_deployed(args.model)), file=sys.stderr)
+    predictor = load_predictor(args.model, precision=args.precision, input_size=args.tsize)
+    limits = Limits(
+        batch_size=args.batch_size,
+        max_wait_ms=args.max_wait_ms,
+        queue_size=args.queue_size,
+        max_bytes=round(1e6 * args.max_mb),
+    )
+    print(f"model: {predictor.source}")
+
+    def ready(address: str) -> None:
+        print(f"listening: {address}/predict (try: curl --data-binary @IMAGE {address}/predict)", flush=True)
+
+    serve(predictor, args.host, args.port, limits, ready)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
