@@ -190,6 +190,7 @@ class Search:
             "more than 12 times as slow as the original" if stopped else str(message.get("note", "")),
             latency=Latency(tuple(message["samples"]), self._batch_size) if stopped else None,
             metrics=message.get("scores", {}),
+            leave_one_out=tuple(message.get("leave_one_out", ())),
             size_mb=message.get("size_mb"),
             peak_memory_mb=message["peak_memory_mb"],
             int8_share=message.get("int8_share"),

@@ -49,9 +49,9 @@ def export_graph(model: torch.nn.Module, context: PrepareContext) -> GraphModule
 def _separate_calls_(graph: GraphModule) -> None:
     """Note each further call of a module as a module of its own.
 
-    Quantizers find patterns such as convolution, addition, ReLU by the names of modules, and refuse one that has several
-    outputs: a ReLU that is used twice, as in each block of a ResNet. ``torch.export`` marks the second call ``name@1`` in
-    the keys of its notes, not in the names.
+    Quantizers find patterns such as convolution, addition, ReLU by the names of modules, and refuse a module that has
+    several outputs: a ReLU that is used twice, as in each block of a ResNet. ``torch.export`` marks the second call as
+    ``name@1`` in the keys of its notes, not in the names.
     """
     for node in graph.graph.nodes:
         stack = node.meta.get("nn_module_stack")
