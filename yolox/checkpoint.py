@@ -17,6 +17,7 @@ from yolox.experiments import EXPERIMENTS
 from yolox.files import atomic_path
 from yolox.models.detector import Detector, build_detector
 from yolox.published_weights import find_checkpoint
+from yolox.safe_weights import read_safetensors
 from yolox.torch_files import read_torch_file
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 NEWEST_FORMAT = 1
+_SAFE_TORCH = (2, 10)  # earlier ones can be made to write past the end of memory even with weights_only
 _CLASS_KEY = "head.cls_preds.0.weight"
 
 
@@ -90,8 +92,12 @@ class LoadedModel:
     has_own_names: bool
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, *, own_run: bool = False) -> dict[str, Any]:
     """Return the content of a checkpoint file; nothing in it is executed.
+
+    Args:
+        path: A ``.pth`` or ``.safetensors`` file, or the name of published weights.
+        own_run: Whether it is a file of the run that goes on, which a PyTorch before 2.10 (that of IPEX) may open too.
 
     Raises:
         ModelFileError: When the file is missing, damaged, holds code to execute, or is no checkpoint.
@@ -103,12 +109,21 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"checkpoint '{file}' {state}; expected a .pth file, or the name of published weights such as yolox_nano. "
             "Check the path."
         )
-    content = read_torch_file(file)
+    if file.suffix != ".safetensors" and not own_run and _torch_version() < _SAFE_TORCH:
+        raise ModelFileError(
+            f"PyTorch {torch.__version__} reads damaged files past their end; '{file}' is not opened. In the main "
+            "environment 'python -m yolox.tools.export -c FILE --output-name x.safetensors' writes its weights."
+        )
+    content = read_safetensors(file) if file.suffix == ".safetensors" else read_torch_file(file)
     if not isinstance(content, dict):
         raise ModelFileError(
             f"'{path}' holds {type(content).__name__}; expected a checkpoint, a dictionary with weights under 'model'."
         )
     return content
+
+
+def _torch_version() -> tuple[int, ...]:
+    return tuple(map(int, torch.__version__.split("+")[0].split(".")[:2]))
 
 
 def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:

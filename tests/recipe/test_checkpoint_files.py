@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from pytorch_lightning.callbacks import Callback
 
 from yolox.config import Experiment, apply_fields
 from yolox.data.datamodule import YoloxDataModule, build_data_module
 from yolox.data.sample_dataset import draw_sample_set
+from yolox.errors import YoloxError
 from yolox.experiments import EXPERIMENTS
 from yolox.recipe.callbacks import CheckpointFiles, Evaluation
 from yolox.recipe.epoch_log import EpochLog
@@ -60,9 +63,11 @@ def parts(experiment: Experiment) -> tuple[YoloxModule, YoloxDataModule]:
     return YoloxModule(experiment, data.class_names, 3, data.batches_per_epoch), data
 
 
-def fit(experiment: Experiment, files: CheckpointFiles, resume: Path | None = None) -> YoloxModule:
+def fit(
+    experiment: Experiment, files: CheckpointFiles, resume: Path | None = None, callbacks: Sequence[Callback] = ()
+) -> YoloxModule:
     module, data = parts(experiment)
-    callbacks = [Evaluation(experiment), EpochLog(files.folder), files]
+    callbacks = [*callbacks, Evaluation(experiment), EpochLog(files.folder), files]
     trainer = Trainer(
         max_epochs=experiment.recipe.max_epoch,
         callbacks=callbacks,
@@ -96,6 +101,26 @@ def test_history_keeps_the_newest_files(experiment: Experiment, tmp_path: Path) 
     fit(experiment, CheckpointFiles(tmp_path, history=2))
     assert sorted(file.name for file in tmp_path.glob("epoch_*")) == ["epoch_2_ckpt.pth", "epoch_3_ckpt.pth"]
     assert (tmp_path / "best_ckpt.pth").exists()
+
+
+class Diverge(Callback):
+    """Makes a weight NaN in the second epoch, as a rate that is too high does."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if trainer.global_step == 5:
+            with torch.no_grad():
+                pl_module.detector.head.stems[0].conv.weight[0, 0, 0, 0] = float("nan")
+
+
+def test_weights_that_are_not_finite_never_replace_a_checkpoint(experiment: Experiment, tmp_path: Path) -> None:
+    files = CheckpointFiles(tmp_path)
+    with pytest.raises(YoloxError, match=r"after step \d+ the weights in .* are not finite|not finite"):
+        fit(experiment, files, callbacks=[Diverge()])
+    for path in (files.latest, files.best):
+        content = torch.load(path, weights_only=True)
+        assert content["global_step"] == 3
+        assert all(bool(torch.isfinite(value).all()) for value in content["model"].values())
+    assert sorted(item.name for item in tmp_path.glob("*.pth")) == ["best_ckpt.pth", "latest_ckpt.pth"]
 
 
 def test_without_averages_the_raw_weights_are_deployed(experiment: Experiment, tmp_path: Path) -> None:

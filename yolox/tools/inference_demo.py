@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from yolox.checkpoint import load_model
-    from yolox.files import make_output_dir, mark_inputs, refuse_inputs
+    from yolox.files import check_outputs, make_output_dir, mark_inputs
     from yolox.inference.methods import MethodQuery, select_methods
 
     query = _query(args)
@@ -102,7 +102,8 @@ def _run(args: argparse.Namespace) -> int:
     print(prepare_cpu())
     checkpoint = _checkpoint_path(args, asked)
     mark_inputs(checkpoint, args.exp_file, args.calib)
-    refuse_inputs(*(name for name in (args.json, args.csv, args.markdown, args.plot) if name != "-"))
+    files = [name for name in (args.json, args.csv, args.markdown, args.plot) if name != "-"]
+    check_outputs(*files, folder=args.save)
     loaded = load_model(checkpoint, asked)
     experiment = _experiment(loaded.experiment, args)
     output = make_output_dir(Path(experiment.output_dir) / experiment.exp_name / f"inference_b{args.batch_size}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -113,7 +114,23 @@ def _find_ipex(args: argparse.Namespace, argv: Sequence[str]) -> int | None:
     if plan.command is None:
         return None  # the trainer says what that means
     print(plan.note)
-    return run_again(plan, replace=False)
+    _resumed(args)  # the checks of a resumed file are for this PyTorch, which is newer
+    with tempfile.TemporaryDirectory(prefix="yolox-weights-") as folder:
+        weights = _safe_start(args, Path(folder))
+        return run_again(replace(plan, command=(*plan.command, *weights)), replace=False)
+
+
+def _safe_start(args: argparse.Namespace, folder: Path) -> tuple[str, ...]:
+    """Return options that replace ``-c`` for an older PyTorch: it opens no file that it did not get from this one."""
+    if args.ckpt is None or args.resume:
+        return ()
+    from yolox.checkpoint import load_model
+    from yolox.safe_weights import write_safetensors
+
+    loaded = load_model(args.ckpt)
+    target = folder / f"{Path(args.ckpt).stem}.safetensors"
+    write_safetensors(target, loaded.detector.state_dict(), loaded.experiment, loaded.class_names)
+    return ("-c", str(target))
 
 
 def _train(args: argparse.Namespace) -> dict[str, Any]:

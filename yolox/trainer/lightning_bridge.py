@@ -33,7 +33,14 @@ from yolox.trainer.sharded_batch_sampler import shard_loader
 from yolox.trainer.state_transfer import StateTransfer
 from yolox.trainer.sync_batchnorm import SyncBatchNormLayers
 
-__all__ = ["LauncherStrategy", "StopSignals", "install_stop_signals", "stop_requested", "synchronise_batchnorm"]
+__all__ = [
+    "LauncherStrategy",
+    "StopSignals",
+    "alone",
+    "install_stop_signals",
+    "stop_requested",
+    "synchronise_batchnorm",
+]
 
 _log = logging.getLogger(__name__)
 _TIMEOUT = timedelta(minutes=30)  # of one collective; the supervisor notices a hang long before
@@ -313,6 +320,12 @@ class StopSignals(_SignalConnector):
         self.stop_signal = signum
         if not isinstance(self.trainer.strategy, LauncherStrategy):  # else the supervisor has said so
             _log.warning("%s", describe_stop(signum))
+
+
+def alone() -> SlotEnvironment:
+    """Return what tells Lightning that this process trains alone, whatever Slurm, LSF or another run left behind."""
+    vars(rank_zero_only)["rank"] = 0  # Lightning has read it from the variables when it was imported
+    return SlotEnvironment(1)
 
 
 def install_stop_signals(trainer: pl.Trainer) -> None:

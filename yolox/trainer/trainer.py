@@ -11,12 +11,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins import ClusterEnvironment
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from yolox.cpu.allocator import keep_freed_memory
 from yolox.cpu.ipex_location import locate_ipex
 from yolox.cpu.machine import read_machine
+from yolox.trainer.acceleration import TrainingKernels
 from yolox.trainer.arguments import (
     as_list,
     check_accelerator,
@@ -33,7 +35,7 @@ from yolox.trainer.graceful_stop import GracefulStop
 from yolox.trainer.ipex import IpexTraining, plan_ipex
 from yolox.trainer.launchers import build_launcher
 from yolox.trainer.launchers.heartbeat import HangLimits
-from yolox.trainer.lightning_bridge import LauncherStrategy, install_stop_signals, synchronise_batchnorm
+from yolox.trainer.lightning_bridge import LauncherStrategy, alone, install_stop_signals, synchronise_batchnorm
 from yolox.trainer.operator_precision import read_operator_lists
 from yolox.trainer.plain_module import compile_module
 from yolox.trainer.plan import CCL, IPEX, Request, make_plan
@@ -133,7 +135,7 @@ class Trainer(pl.Trainer):
         device = accelerator if isinstance(accelerator, str) and not on_cpu else "cpu"
         plugins = [build_precision(self.plan.precision, device, options), self._checkpoint_files]
         pl_arguments["plugins"] = [*as_list(pl_arguments.get("plugins")), *plugins]
-        callbacks = as_list(pl_arguments.get("callbacks"))
+        callbacks = [*as_list(pl_arguments.get("callbacks")), *([TrainingKernels()] if on_cpu else [])]
         callbacks += [ScaledLearningRate(warmup)] if auto_lr else []
         callbacks += [IpexTraining(self.plan.precision, bf16_weights=options.uniform)] if self.plan.ipex else []
         pl_arguments["callbacks"] = [*callbacks, GracefulStop(stop_checkpoint)]
@@ -157,7 +159,10 @@ class Trainer(pl.Trainer):
         _log.debug("%s", keep_freed_memory())
         if self.plan.launcher == "none":
             torch.set_num_threads(self.plan.slots[0].threads)
-            return {"accelerator": "cpu", "devices": 1}
+            plugins = as_list(given.get("plugins"))
+            if not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+                plugins = [*plugins, alone()]
+            return {"accelerator": "cpu", "devices": 1, "plugins": plugins}
         limits = None if hang_timeout is None else HangLimits(step=hang_timeout)
         launcher = build_launcher(self.plan.launcher, limits, self.cluster)
         return {

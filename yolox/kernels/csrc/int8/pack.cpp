@@ -133,9 +133,8 @@ template <class T> static void pack_rows(const Step& s, const T* input, uint8_t*
   }
 }
 
-void pack(const Step& s, const Image& image, Team team) {
-  Range rows = team.share(s.out.height);
-  uint8_t* out = image.arena + s.out.at + rows.first * s.out.row;
+void pack(const Step& s, const Image& image, Range rows) {
+  uint8_t* out = image.out + s.out.at + rows.first * s.out.row;
   if (image.is_byte[s.index]) pack_rows(s, (const uint8_t*)image.inputs[s.index], out, rows);
   else pack_rows(s, (const float*)image.inputs[s.index], out, rows);
 }
