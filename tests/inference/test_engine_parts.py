@@ -18,7 +18,7 @@ from yolox.inference.backends.base import Arrays, Settings, run_in_chunks
 from yolox.inference.methods import get_method
 from yolox.inference.search.jobs import Job
 from yolox.inference.search.latency import Latency
-from yolox.inference.search.method_process import MethodProcess, ProcessFailure
+from yolox.inference.search.method_process import MethodFailure, MethodProcess
 from yolox.inference.search.results import MethodResult, OptimizationReport, Status
 from yolox.inference.search.tuning import tune
 
@@ -154,11 +154,11 @@ def test_a_process_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     job = Job("original", str(tmp_path), str(tmp_path / "artifact"), str(tmp_path / "tmp"), threads=1)
     process = MethodProcess(get_method("original"), job, tmp_path / "log.txt")
     start = time.monotonic()
-    with pytest.raises(ProcessFailure, match="stopped after 0 s while starting") as caught:
-        process.wait(0.05)
+    with pytest.raises(MethodFailure, match="stopped after 0 s while starting") as caught:
+        process.await_prepared(0.05)
     assert caught.value.timed_out
     assert time.monotonic() - start < 10
-    assert process._process.returncode is not None
+    assert process.ended
     process.stop()
 
 
