@@ -88,6 +88,12 @@ def test_an_older_pytorch_gets_weights_only_as_safetensors(
     monkeypatch.setattr(ipex, "run_again", run_again)
     assert train_tool.main(["-n", "yolox_nano", "-c", str(checkpoint), "--use_ipex"]) == 7
     assert seen == [("-c", ".safetensors", ("a", "b"))]
+    other = replace(TINY.model, width=0.03125, num_classes=5)  # of no published network, and without description
+    save_checkpoint(tmp_path / "other.pth", {"model": build_detector(other).state_dict()})
+    monkeypatch.setattr(
+        ipex, "run_again", lambda plan, *, replace: len(read_safetensors(Path(plan.command[-1]))["model"])
+    )
+    assert train_tool.main(["-n", "yolox_nano", "-c", str(tmp_path / "other.pth"), "--use_ipex"]) > 100
     (tmp_path / "broken.pth").write_bytes(b"PK\x03\x04 broken")
     assert train_tool.main(["-n", "yolox_nano", "-c", str(tmp_path / "broken.pth"), "--use_ipex"]) == 4
     assert len(seen) == 1
@@ -102,3 +108,14 @@ def test_the_description_is_plain_json(checkpoint: Path, tmp_path: Path) -> None
         described = json.loads(file.metadata()["yolox"])
     assert described["class_names"] == ["a", "b"]
     assert described["experiment"]["model"]["width"] == TINY.model.width
+
+
+def test_an_older_pytorch_opens_safetensors_and_no_foreign_checkpoint(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "weights.safetensors"
+    assert export_tool.main(["-c", str(checkpoint), "--output-name", str(target)]) == 0
+    monkeypatch.setattr(torch, "__version__", "2.8.0+cpu")
+    assert load_model(target).class_names == ("a", "b")
+    with pytest.raises(ModelFileError, match=r"PyTorch 2\.8\.0.*safetensors"):
+        load_model(checkpoint)

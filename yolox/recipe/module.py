@@ -61,7 +61,10 @@ class YoloxModule(pl.LightningModule):
             torch.manual_seed(experiment.seed)  # PyTorch's layers draw their weights from the global generator
             self.detector = build_detector(experiment.model)
         recipe = experiment.recipe
-        self.ema = ModelEma(self.detector, recipe.ema_time_constant) if recipe.ema else None
+        for layer in self.detector.modules():
+            if isinstance(layer, torch.nn.BatchNorm2d):
+                layer.momentum = recipe.bn_momentum
+        self.ema = ModelEma(self.detector, recipe.ema_time_constant, recipe.ema_decay) if recipe.ema else None
 
     @property
     def in_final_phase(self) -> bool:

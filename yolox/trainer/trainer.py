@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from yolox.cpu.allocator import keep_freed_memory
 from yolox.cpu.ipex_location import locate_ipex
 from yolox.cpu.machine import read_machine
+from yolox.trainer.acceleration import TrainingKernels
 from yolox.trainer.arguments import (
     as_list,
     check_accelerator,
@@ -134,7 +135,7 @@ class Trainer(pl.Trainer):
         device = accelerator if isinstance(accelerator, str) and not on_cpu else "cpu"
         plugins = [build_precision(self.plan.precision, device, options), self._checkpoint_files]
         pl_arguments["plugins"] = [*as_list(pl_arguments.get("plugins")), *plugins]
-        callbacks = as_list(pl_arguments.get("callbacks"))
+        callbacks = [*as_list(pl_arguments.get("callbacks")), *([TrainingKernels()] if on_cpu else [])]
         callbacks += [ScaledLearningRate(warmup)] if auto_lr else []
         callbacks += [IpexTraining(self.plan.precision, bf16_weights=options.uniform)] if self.plan.ipex else []
         pl_arguments["callbacks"] = [*callbacks, GracefulStop(stop_checkpoint)]
