@@ -1,10 +1,24 @@
-"""Packaging metadata. Nothing heavy is imported here; PyTorch is a dependency, not a build requirement."""
+"""Packaging metadata. Nothing heavy is imported here; PyTorch is a dependency, not a build requirement.
 
+A wheel holds the kernels, compiled for every instruction set, where there is a compiler; it is then for this platform.
+``YOLOX_WHEEL_KERNELS=0`` leaves them out: such a wheel compiles what it needs on first use.
+"""
+
+import os
+import sys
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Distribution, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # an isolated build does not have it
+
+from yolox.kernels.build import SHIPPED, compile_library, compiler, library_name  # noqa: E402
+from yolox.kernels.variants import machine_variants  # noqa: E402
+
+WITH_KERNELS = compiler() is not None and os.environ.get("YOLOX_WHEEL_KERNELS") != "0"
 VERSION = next(
     line.split('"')[1]
     for line in (HERE / "yolox" / "__init__.py").read_text(encoding="utf-8").splitlines()
@@ -19,7 +33,6 @@ EXTRAS = {
         "openvino>=2025.2",
         "nncf>=3.0",
         "torchao>=0.15",
-        "safetensors>=0.5",
         "neural-compressor[pt]>=3.8; python_version >= '3.11'",
     ],
     "ray": ["ray>=2.40"],
@@ -39,6 +52,35 @@ EXTRAS = {
     ],
 }
 
+
+class BuildKernels(build_py):
+    """Compiles the kernels into the package that is being built; an editable one compiles on first use."""
+
+    def run(self):
+        """Copy the package and add the libraries."""
+        super().run()
+        folder = Path(self.build_lib) / SHIPPED.relative_to(HERE)
+        for variant in machine_variants() if WITH_KERNELS and not self.editable_mode else ():
+            if not (folder / library_name(variant)).exists():
+                compile_library(variant, folder / library_name(variant))
+
+
+class PlatformDistribution(Distribution):
+    """A distribution for one platform if it holds libraries."""
+
+    def has_ext_modules(self):
+        """Tell setuptools whether there is code for one platform."""
+        return WITH_KERNELS
+
+
+class PlatformWheel(bdist_wheel):
+    """A wheel for any Python 3."""
+
+    def get_tag(self):
+        """Return the tags of language, binary interface and platform."""
+        return "py3", "none", super().get_tag()[2]
+
+
 setup(
     name="yolox-cpu",
     version=VERSION,
@@ -49,6 +91,8 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["yolox", "yolox.*"]),
+    distclass=PlatformDistribution,
+    cmdclass={"build_py": BuildKernels, "bdist_wheel": PlatformWheel},
     package_data={"yolox": ["py.typed", "kernels/csrc/*.[ch]*", "kernels/csrc/*/*.[ch]*"]},
     install_requires=[
         "torch>=2.10",  # earlier ones read damaged checkpoints past their end
@@ -61,6 +105,7 @@ setup(
         "matplotlib>=3.8",
         "rich>=13",
         "PyYAML>=6",
+        "safetensors>=0.5",
         "pillow>=10",
         "filelock>=3.12",
     ],

@@ -14,7 +14,7 @@ from yolox.cpu.ipex_location import locate_ipex
 
 __all__ = ["main"]
 
-ABOUT = "Training steps, data in memory: ours (the trainer of yolox.tools.train) against a stock PyTorch loop and IPEX."
+ABOUT = "Training steps, data in memory: the trainer of yolox.tools.train against PyTorch, stock and tuned, and IPEX."
 COLUMNS = {
     "side": "{side}",
     "images/s": "{images_per_second[median]:.1f}",
@@ -22,6 +22,7 @@ COLUMNS = {
     "s/step": "{seconds_per_step[median]:.3f}",
     "peak MB": "{peak_memory_mb:.0f}",
     "times stock": "{times_stock:.2f}",
+    "times tuned": "{times_tuned}",
 }
 STOCK = "stock fp32"
 
@@ -66,6 +67,7 @@ def _sides(setting: Setting) -> list[Side]:
     common = {"model": setting.model, "size": setting.size, "batch_size": setting.batch_size}
     module = "benchmarks.training_sides"
     sides = [Side(STOCK, f"{module}:stock", common, our_allocator=False)]
+    sides += [Side(f"tuned {name}", f"{module}:tuned", {**common, "precision": name}) for name in native_precisions()]
     sides += [
         Side(f"ours {name}", f"{module}:ours", {**common, "precision": name, "as_tool": True})
         for name in native_precisions()
@@ -89,7 +91,16 @@ def _measure(setting: Setting, quick: bool) -> Part:
     rows = [_row(name, result, setting.batch_size) for name, result in found.items()]
     for row in rows:
         row["times_stock"] = row["images_per_second"]["median"] / rows[0]["images_per_second"]["median"]
+        row["times_tuned"] = _times_tuned(row, rows)
     return Part(rows, COLUMNS, vars(setting), [_where(row) for row in rows])
+
+
+def _times_tuned(row: Row, rows: list[Row]) -> str:
+    """Return how many times as fast as tuned PyTorch in its precision a side of ours is; nothing for other sides."""
+    kind, _, precision = row["side"].partition(" ")
+    medians = {other["side"]: other["images_per_second"]["median"] for other in rows}
+    other = medians.get(f"tuned {precision}") if kind == "ours" else None
+    return "" if other is None else f"{medians[row['side']] / other:.2f}"
 
 
 def _row(name: str, result: dict[str, Any], batch_size: int) -> Row:

@@ -23,7 +23,7 @@ from yolox.losses.detection_loss import detection_loss
 from yolox.models.detector import build_detector
 from yolox.structures import Batch, Size, Targets
 
-__all__ = ["experiment_of", "ipex", "ours", "random_batch", "stock"]
+__all__ = ["experiment_of", "ipex", "ours", "random_batch", "stock", "tuned"]
 
 OBJECTS_PER_IMAGE = 8
 """About what Mosaic images of COCO hold after cropping."""
@@ -81,6 +81,17 @@ def stock(settings: dict[str, Any], channel: CommandLine) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, nesterov=True, weight_decay=5e-4)
     batch = random_batch(settings["batch_size"], settings["size"])
     _loop(channel, model, optimizer, batch.images.float(), batch.targets, bf16=False)
+
+
+def tuned(settings: dict[str, Any], channel: CommandLine) -> None:
+    """Train as an expert does with PyTorch alone: channels_last, fused SGD, freed memory kept, autocast for bf16."""
+    keep_freed_memory()
+    experiment = experiment_of(settings)
+    model = _stock_model(experiment).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True)
+    batch = random_batch(settings["batch_size"], settings["size"])
+    images = batch.images.float().contiguous(memory_format=torch.channels_last)
+    _loop(channel, model, optimizer, images, batch.targets, bf16=settings["precision"] == "bf16")
 
 
 def ipex(settings: dict[str, Any], channel: CommandLine) -> None:

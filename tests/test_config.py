@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,48 @@ def test_hostile_yaml_is_refused_quickly(tmp_path: Path, text: str) -> None:
     with pytest.raises(UsageError) as refusal:
         experiment_from_file(tmp_path / "a.yaml")
     assert len(str(refusal.value)) < 2000
+
+
+@pytest.mark.parametrize("suffix", [".yaml", ".py"])
+@pytest.mark.parametrize("amount", [300, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_mutated_experiment_files_are_experiments_or_refused(tmp_path: Path, suffix: str, amount: int) -> None:
+    values = {key: value for key, value in flatten(experiment_to_dict(NANO)).items() if value is not None}
+    whole = {
+        ".yaml": "\n".join(
+            f"{key}: {list(value) if isinstance(value, tuple) else value}" for key, value in values.items()
+        ),
+        ".py": "class Exp:\n    def __init__(self):\n"
+        + "".join(f"        self.{key.rpartition('.')[2]} = {value!r}\n" for key, value in values.items()),
+    }[suffix]
+    file = tmp_path / f"a{suffix}"
+    file.write_text(whole)
+    assert experiment_from_file(file).data == NANO.data
+    chance = random.Random(11)
+    words = [
+        b"&a ",
+        b"*a",
+        b"!!python/name:os.system ",
+        b"<<: ",
+        b"[" * 50,
+        b"1e999",
+        b"-",
+        b"\x00",
+        b"\xff",
+        b"2001-1-1",
+        b"9" * 30,
+    ]
+    refused = 0
+    for _ in range(amount):
+        data = bytearray(whole.encode())
+        for _ in range(chance.choice((1, 2, 5))):
+            where = chance.randrange(len(data))
+            data[where : where + chance.randrange(3)] = chance.choice([*words, bytes([chance.randrange(256)])])
+        file.write_bytes(data)
+        try:
+            experiment_from_file(file)
+        except UsageError:
+            refused += 1
+    assert refused > amount // 4
 
 
 @pytest.mark.parametrize("value", ["1 / 0", "'a' * 1000000000", "[1] * 3", "-" * 10000 + "1", "{[]: 1}", "f'{x}'"])

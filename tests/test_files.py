@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 
 import pytest
 import torch
 
 from yolox.errors import YoloxError
-from yolox.files import atomic_path, make_output_dir, write_text
+from yolox.files import atomic_path, check_outputs, make_output_dir, write_text
 from yolox.tables import markdown_table, text_table
 
 
@@ -35,6 +37,32 @@ def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(YoloxError, match="Choose another output folder"):
         make_output_dir(tmp_path / "file" / "out")
+
+
+def test_outputs_that_cannot_be_written_are_told_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    check_outputs(tmp_path / "new" / "deep" / "a.json", tmp_path / "file", None, folder=tmp_path / "models")
+    assert [item.name for item in tmp_path.iterdir()] == ["file"]
+    for place in (tmp_path / "file" / "a.json", Path("/proc/none/a.json")):
+        with pytest.raises(YoloxError, match="Choose another output folder"):
+            check_outputs(place)
+        with pytest.raises(YoloxError, match="Choose another output folder"):
+            check_outputs(folder=place.parent)
+    with pytest.raises(YoloxError, match="is a folder; expected the name of a file"):
+        check_outputs(tmp_path)
+
+
+def test_a_write_flushes_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[bool] = []
+    flush = os.fsync
+
+    def spy(descriptor: int) -> None:
+        flushed.append(stat.S_ISDIR(os.fstat(descriptor).st_mode))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    write_text(tmp_path / "a.txt", "x")
+    assert flushed == [False, True]
 
 
 def test_tables() -> None:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 IMPORT_ALL = """
 import importlib, pkgutil, sys
 BLOCKED = {"openvino", "onnxruntime", "onnx", "nncf", "torchao", "neural_compressor", "ray", "pyspark", "wandb",
-           "intel_extension_for_pytorch", "pycocotools", "onnxscript", "safetensors"}
+           "intel_extension_for_pytorch", "pycocotools", "onnxscript"}
 finders = list(sys.meta_path)
 class Without:
     def find_spec(self, name, path=None, target=None):

@@ -17,6 +17,7 @@ from yolox.experiments import EXPERIMENTS
 from yolox.files import atomic_path
 from yolox.models.detector import Detector, build_detector
 from yolox.published_weights import find_checkpoint
+from yolox.safe_weights import read_safetensors
 from yolox.torch_files import read_torch_file
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "class_names_of",
     "load_model",
     "load_weights_",
+    "num_classes_of",
     "own_experiment",
     "read_checkpoint",
     "recognise",
@@ -34,6 +36,7 @@ __all__ = [
 ]
 
 NEWEST_FORMAT = 1
+_SAFE_TORCH = (2, 10)  # earlier ones can be made to write past the end of memory even with weights_only
 _CLASS_KEY = "head.cls_preds.0.weight"
 
 
@@ -90,8 +93,12 @@ class LoadedModel:
     has_own_names: bool
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, *, own_run: bool = False) -> dict[str, Any]:
     """Return the content of a checkpoint file; nothing in it is executed.
+
+    Args:
+        path: A ``.pth`` or ``.safetensors`` file, or the name of published weights.
+        own_run: Whether it is a file of the run that goes on, which a PyTorch before 2.10 (that of IPEX) may open too.
 
     Raises:
         ModelFileError: When the file is missing, damaged, holds code to execute, or is no checkpoint.
@@ -103,12 +110,21 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"checkpoint '{file}' {state}; expected a .pth file, or the name of published weights such as yolox_nano. "
             "Check the path."
         )
-    content = read_torch_file(file)
+    if file.suffix != ".safetensors" and not own_run and _torch_version() < _SAFE_TORCH:
+        raise ModelFileError(
+            f"PyTorch {torch.__version__} reads damaged files past their end; '{file}' is not opened. In the main "
+            "environment 'python -m yolox.tools.export -c FILE --output-name x.safetensors' writes its weights."
+        )
+    content = read_safetensors(file) if file.suffix == ".safetensors" else read_torch_file(file)
     if not isinstance(content, dict):
         raise ModelFileError(
             f"'{path}' holds {type(content).__name__}; expected a checkpoint, a dictionary with weights under 'model'."
         )
     return content
+
+
+def _torch_version() -> tuple[int, ...]:
+    return tuple(map(int, torch.__version__.split("+")[0].split(".")[:2]))
 
 
 def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
@@ -141,6 +157,11 @@ def weights_of(content: Mapping[str, Any], path: str | Path) -> dict[str, Tensor
         f"'{path}' holds no YOLOX weights (found: {keys}); expected official keys such as '{_CLASS_KEY}', plain or "
         "under 'model'. Give a YOLOX checkpoint."
     )
+
+
+def num_classes_of(weights: Mapping[str, Tensor]) -> int:
+    """Return how many classes the weights of a YOLOX predict."""
+    return int(weights[_CLASS_KEY].shape[0])
 
 
 def check_weights(weights: Mapping[str, Any], path: str | Path) -> None:
@@ -179,7 +200,7 @@ def recognise(weights: Mapping[str, Tensor], path: str | Path) -> Experiment:
         ModelFileError: When none of them fits.
     """
     shapes = {key: tuple(value.shape) for key, value in weights.items()}
-    num_classes = shapes[_CLASS_KEY][0]
+    num_classes = num_classes_of(weights)
     for experiment in EXPERIMENTS.values():
         config = replace(experiment.model, num_classes=num_classes)
         if _shapes(config) == shapes:
@@ -239,7 +260,7 @@ def load_model(path: str | Path, experiment: Experiment | None = None, num_class
     """
     content = read_checkpoint(path)
     weights = weights_of(content, path)
-    count = int(weights[_CLASS_KEY].shape[0])
+    count = num_classes_of(weights)
     if num_classes is not None and count != num_classes:
         raise ModelFileError(
             f"'{path}' predicts {count} classes, {num_classes} were expected. "

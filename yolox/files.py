@@ -5,8 +5,11 @@ What a command reads is never what it writes: inputs are announced with `mark_in
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,11 +20,14 @@ from yolox.errors import UsageError, YoloxError
 # torch.save reports a full disk as a RuntimeError of its zip writer
 _TORCH_WRITE_FAILURES = ("PytorchStreamWriter", "iostream error", "unexpected pos")
 
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # what `_temporary` makes
 
 __all__ = [
     "atomic_path",
     "cache_root",
+    "check_outputs",
+    "describe_failed_write",
     "make_output_dir",
     "mark_inputs",
     "refuse_inputs",
@@ -65,12 +71,66 @@ def refuse_inputs(*outputs: str | os.PathLike[str] | None) -> None:
             )
 
 
+def check_outputs(*files: str | os.PathLike[str] | None, folder: str | os.PathLike[str] | None = None) -> None:
+    """Check before any work is done that every output can be written and that none would replace an input.
+
+    Args:
+        files: Files to write later; None is ignored.
+        folder: A folder to write files into later, or None.
+
+    Raises:
+        UsageError: When an output is an input of this command, or a folder stands where a file is to be written.
+        YoloxError: When a place cannot be written.
+    """
+    refuse_inputs(*files, folder)
+    for file in files:
+        if file is not None:
+            if Path(file).is_dir():
+                raise UsageError(f"'{file}' is a folder; expected the name of a file to write.")
+            _check_writable(Path(file).parent)
+    if folder is not None:
+        _check_writable(Path(folder))
+
+
+def _check_writable(folder: Path) -> None:
+    """Prove that files can be written into ``folder``, or into what exists of the way to it."""
+    existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise YoloxError(
+            f"cannot write to folder '{folder}': {error.strerror}. Choose another output folder."
+        ) from error
+
+
 def cache_root() -> Path:
-    """Return the folder for things that can be made again: ``YOLOX_CACHE``, else the user's cache folder."""
+    """Return the folder for things that can be made again: ``YOLOX_CACHE``, else the user's cache folder.
+
+    A user without a home (a container's user id that has no entry) gets a private folder beside temporary files.
+
+    Raises:
+        YoloxError: When that folder belongs to somebody else.
+    """
     explicit, base = os.environ.get("YOLOX_CACHE"), os.environ.get("XDG_CACHE_HOME")
     if explicit:
         return Path(explicit).expanduser()
-    return (Path(base) if base else Path.home() / ".cache") / "yolox"
+    if base:
+        return Path(base) / "yolox"
+    try:
+        return Path.home() / ".cache" / "yolox"
+    except RuntimeError:
+        return _private_folder(Path(tempfile.gettempdir()) / f"yolox-{os.getuid()}")
+
+
+def _private_folder(path: Path) -> Path:
+    path.mkdir(mode=0o700, exist_ok=True)
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise YoloxError(
+            f"there is no home folder, and '{path}' can be written by others. Set YOLOX_CACHE to a folder of your own."
+        )
+    return path
 
 
 @contextmanager
@@ -120,6 +180,20 @@ def remove_temporary_files(folder: Path) -> None:
     for path in folder.iterdir():
         if _TEMPORARY.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
+
+
+def describe_failed_write(error: BaseException | None) -> str | None:
+    """Return what to tell of an error that a full or read-only disk has caused, or None where it is another one.
+
+    Args:
+        error: As it arrived, possibly raised from others that are looked at as well.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+            place = f" '{error.filename}'" if error.filename is not None else ""
+            return f"cannot write{place}: {error.strerror}. Free some space or choose another folder."
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -52,7 +52,9 @@ def test_help_names_the_parts(main: Main, name: str, capsys: pytest.CaptureFixtu
 @pytest.mark.processes
 def test_train_throughput(tmp_path: Path) -> None:
     rows = run(train_throughput.main, "train_throughput", "nano-b16", tmp_path)
-    assert [row["side"] for row in rows] == ["stock fp32", *(f"ours {name}" for name in native_precisions())]
+    each = [f"{kind} {name}" for kind in ("tuned", "ours") for name in native_precisions()]
+    assert [row["side"] for row in rows] == ["stock fp32", *each]
+    assert all(bool(row["times_tuned"]) == row["side"].startswith("ours") for row in rows)
     for row in rows:
         assert row["images_per_second"].keys() == row["seconds_per_step"].keys() == SUMMARY
         assert row["peak_memory_mb"] > 0

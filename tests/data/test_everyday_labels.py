@@ -15,9 +15,10 @@ import pytest
 
 from yolox.data.cache import open_cache
 from yolox.data.coco import CocoDataset, dataset_from_coco
-from yolox.data.dataset_paths import load_split, resolve_dataset
+from yolox.data.dataset_paths import default_data_dir, load_split, resolve_dataset
 from yolox.data.formats.checks import MAX_CLASSES
 from yolox.data.image_source import ImageSource
+from yolox.data.inspection import inspect_images
 from yolox.data.report import report_dataset
 from yolox.errors import DataError, UsageError, YoloxError, printable
 from yolox.structures import Size
@@ -186,6 +187,23 @@ def test_rows_that_repeat_count_once_but_crowd_regions_stay(tmp_path: Path) -> N
     assert (finding.code, finding.count) == ("repeated-boxes", 1)
 
 
+def test_an_image_under_two_ids_is_told(tmp_path: Path) -> None:
+    rows = [{"id": i, "file_name": "x.png", "width": 80, "height": 40} for i in (1, 2)]
+    assert codes(index(tmp_path, coco(images=rows))) == ["images-named-twice"]
+
+
+def test_the_yaml_file_itself_names_the_data(tmp_path: Path) -> None:
+    yolo(tmp_path)
+    (tmp_path / "data.yaml").rename(tmp_path / "mine.yml")
+    folder, _ = default_data_dir(str(tmp_path / "mine.yml"))
+    assert len(load_split(resolve_dataset(folder).require("val"))) == 2
+    (tmp_path / "other.yaml").write_text("train: nowhere\nnames: [a]\n")
+    with pytest.raises(DataError, match="no train labels found"):
+        resolve_dataset(tmp_path)
+    with pytest.raises(DataError, match=r"other\.yaml': train names 'nowhere'"):
+        resolve_dataset(tmp_path / "other.yaml")
+
+
 def test_too_many_classes_are_refused(tmp_path: Path) -> None:
     many = [{"id": i, "name": str(i)} for i in range(1, MAX_CLASSES + 2)]
     with pytest.raises(DataError, match="expected at most"):
@@ -307,6 +325,17 @@ def test_names_that_are_not_utf8_survive(tmp_path: Path, monkeypatch: pytest.Mon
         assert kept is not None
         assert kept.shape == (16, 32, 3)
     assert printable(data.file_name(0)).isprintable()
+
+
+def test_a_nul_in_a_listed_name_is_a_missing_image(tmp_path: Path) -> None:
+    yolo(tmp_path, yaml="train: list.txt\nval: list.txt\nnames: [a, b]\n")
+    (tmp_path / "list.txt").write_bytes(b"images/x.png\nim\0ages/y.png\nim\0ages/z.png\n")
+    data = train(tmp_path)
+    assert "missing-images" in codes(data)
+    assert [data.path(i).name for i in range(3)] == ["x.png", "y.png", "z.png"]
+    assert [data.path(i).exists() for i in range(3)] == [True, True, False]
+    assert "missing-images" in [finding.code for finding in report_dataset(data, data).findings]
+    assert all(finding.code != "unreadable-images" for finding in inspect_images({"train": data}, lambda *_: None))
 
 
 _SNIPPETS = (b"0", b"-", b"99999999999999999999", b'"', b"[", b"{", b"\n", b"nan", b"&", b":")

@@ -274,3 +274,18 @@ def test_workers_die_with_a_killed_parent(make_coco: MakeCoco, method: str) -> N
     while any(map(alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(alive, pids))
+
+
+DEAF = """
+import signal
+from yolox.data.loader import worker_context
+with worker_context("forkserver").Pool(1) as pool:
+    print(signal.SIGINT in pool.apply(signal.pthread_sigmask, (signal.SIG_BLOCK, ())))
+print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+"""
+
+
+@pytest.mark.processes
+def test_ctrl_c_of_a_terminal_is_for_the_process_that_trains_alone() -> None:
+    answer = subprocess.run([sys.executable, "-c", DEAF], capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == ["True", "False"]

@@ -12,7 +12,7 @@ from yolox.config import ModelConfig
 from yolox.errors import UsageError
 from yolox.experiments import EXPERIMENTS, get_experiment
 from yolox.models.detector import build_detector
-from yolox.models.layers import Focus, SppBottleneck
+from yolox.models.layers import SppBottleneck, space_to_depth
 from yolox.structures import Predictions, Size
 
 CLASSES = 7
@@ -96,24 +96,12 @@ def test_memory_layout_changes_nothing_but_the_layout(name: str) -> None:
             torch.testing.assert_close(value, wanted, rtol=1e-3, atol=1e-4)
 
 
-def test_focus_has_the_official_order_and_keeps_channels_last() -> None:
-    images = torch.arange(2.0 * 3 * 4 * 4).view(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
-    blocks = Focus.space_to_depth(images)
-    assert blocks.is_contiguous(memory_format=torch.channels_last)
-    for block, (row, column) in enumerate([(0, 0), (1, 0), (0, 1), (1, 1)]):
-        assert torch.equal(blocks[:, 3 * block : 3 * block + 3], images[:, :, row::2, column::2])
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_focus_as_one_convolution_equals_its_two_steps(layout: torch.memory_format) -> None:
-    focus = Focus(3, 8).double().to(memory_format=layout).eval()
-    images = _images().double().contiguous(memory_format=layout)
-    one, two = focus(images), focus.conv(Focus.space_to_depth(images))
-    torch.testing.assert_close(one, two)
-    weight = focus.conv.conv.weight
-    gradients = [torch.autograd.grad(value.square().sum(), weight)[0] for value in (one, two)]
-    torch.testing.assert_close(*gradients)
-    assert one.is_contiguous(memory_format=layout)
+def test_space_to_depth_has_the_official_order() -> None:
+    images = torch.arange(2.0 * 3 * 4 * 4).view(2, 3, 4, 4)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        blocks = space_to_depth(images.contiguous(memory_format=layout))
+        for block, (row, column) in enumerate([(0, 0), (1, 0), (0, 1), (1, 1)]):
+            assert torch.equal(blocks[:, 3 * block : 3 * block + 3], images[:, :, row::2, column::2])
 
 
 def test_cascaded_pooling_equals_windows_of_5_9_13() -> None:

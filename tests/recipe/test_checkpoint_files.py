@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from pytorch_lightning.callbacks import Callback
 
 from yolox.config import Experiment, apply_fields
 from yolox.data.datamodule import YoloxDataModule, build_data_module
 from yolox.data.sample_dataset import draw_sample_set
+from yolox.errors import YoloxError
 from yolox.experiments import EXPERIMENTS
 from yolox.recipe.callbacks import CheckpointFiles, Evaluation
 from yolox.recipe.epoch_log import EpochLog
 from yolox.recipe.module import YoloxModule
+from yolox.recipe.schedule import build_schedule, highest_learning_rate
 from yolox.trainer.trainer import Trainer
 
 pytestmark = pytest.mark.filterwarnings(
@@ -49,20 +53,26 @@ def experiment(data_dir: Path) -> Experiment:
     return apply_fields(EXPERIMENTS["yolox_nano"], {**short, **{key: str(value) for key, value in small.items()}})
 
 
-def parts(experiment: Experiment) -> tuple[YoloxModule, YoloxDataModule]:
+def parts(experiment: Experiment, batch_size: int = 3) -> tuple[YoloxModule, YoloxDataModule]:
     data = build_data_module(
         experiment.data,
-        batch_size=3,
+        batch_size=batch_size,
         test_size=experiment.eval.test_size,
         seed=experiment.seed,
         final_phase_from_epoch=2,
     )
-    return YoloxModule(experiment, data.class_names, 3, data.batches_per_epoch), data
+    return YoloxModule(experiment, data.class_names, batch_size, data.batches_per_epoch), data
 
 
-def fit(experiment: Experiment, files: CheckpointFiles, resume: Path | None = None) -> YoloxModule:
-    module, data = parts(experiment)
-    callbacks = [Evaluation(experiment), EpochLog(files.folder), files]
+def fit(
+    experiment: Experiment,
+    files: CheckpointFiles,
+    resume: Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    batch_size: int = 3,
+) -> YoloxModule:
+    module, data = parts(experiment, batch_size)
+    callbacks = [*callbacks, Evaluation(experiment), EpochLog(files.folder), files]
     trainer = Trainer(
         max_epochs=experiment.recipe.max_epoch,
         callbacks=callbacks,
@@ -92,10 +102,46 @@ def test_resume_from_the_middle_of_an_epoch(experiment: Experiment, tmp_path: Pa
     )
 
 
+def test_resume_from_the_middle_of_an_epoch_with_another_batch_begins_that_epoch_again(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    with pytest.raises(StopError):
+        fit(experiment, StopInside(tmp_path, every_minutes=0.0))
+    files = CheckpointFiles(tmp_path)
+    resumed = fit(experiment, files, files.latest, batch_size=9)
+    assert resumed.global_step == 3  # of one step an epoch: the first was done, the second begins again
+    recipe, rate = experiment.recipe, highest_learning_rate(experiment.recipe, 9)
+    content = torch.load(files.latest, weights_only=True)
+    assert content["optimizer_states"][0]["param_groups"][0]["initial_lr"] == pytest.approx(rate)
+    assert content["lr_schedulers"][0]["_last_lr"][0] == pytest.approx(rate * build_schedule(recipe, 9, 1)(3))
+    epochs = [line.split(",")[0] for line in (tmp_path / "results.csv").read_text().splitlines()[1:]]
+    assert epochs == ["1", "2", "3"]
+
+
 def test_history_keeps_the_newest_files(experiment: Experiment, tmp_path: Path) -> None:
     fit(experiment, CheckpointFiles(tmp_path, history=2))
     assert sorted(file.name for file in tmp_path.glob("epoch_*")) == ["epoch_2_ckpt.pth", "epoch_3_ckpt.pth"]
     assert (tmp_path / "best_ckpt.pth").exists()
+
+
+class Diverge(Callback):
+    """Makes a weight NaN in the second epoch, as a rate that is too high does."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if trainer.global_step == 5:
+            with torch.no_grad():
+                pl_module.detector.head.stems[0].conv.weight[0, 0, 0, 0] = float("nan")
+
+
+def test_weights_that_are_not_finite_never_replace_a_checkpoint(experiment: Experiment, tmp_path: Path) -> None:
+    files = CheckpointFiles(tmp_path)
+    with pytest.raises(YoloxError, match=r"after step \d+ the weights in .* are not finite|not finite"):
+        fit(experiment, files, callbacks=[Diverge()])
+    for path in (files.latest, files.best):
+        content = torch.load(path, weights_only=True)
+        assert content["global_step"] == 3
+        assert all(bool(torch.isfinite(value).all()) for value in content["model"].values())
+    assert sorted(item.name for item in tmp_path.glob("*.pth")) == ["best_ckpt.pth", "latest_ckpt.pth"]
 
 
 def test_without_averages_the_raw_weights_are_deployed(experiment: Experiment, tmp_path: Path) -> None:

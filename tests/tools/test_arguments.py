@@ -193,3 +193,16 @@ def test_the_log_goes_to_the_error_stream_once(capsys: pytest.CaptureFixture[str
 def test_numbers() -> None:
     assert positive_int("4") == 4
     assert probability("0.5") == 0.5
+
+
+def test_a_full_disk_is_no_crash(capsys: pytest.CaptureFixture[str]) -> None:
+    def body() -> None:
+        try:
+            raise OSError(28, "No space left on device", "/full/hparams.yaml")
+        except OSError as error:
+            raise RuntimeError("rank 0 raised") from error
+
+    assert run_tool(body) == 1
+    assert capsys.readouterr().err == (
+        "error: cannot write '/full/hparams.yaml': No space left on device. Free some space or choose another folder.\n"
+    )

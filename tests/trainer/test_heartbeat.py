@@ -16,7 +16,7 @@ from yolox.trainer.launchers.heartbeat import (
     read_heartbeat,
 )
 
-LIMITS = HangLimits(step=5, other=50, setup=500, lone_step=100)
+LIMITS = HangLimits(step=5, lone_step=100)
 
 
 def look_on(phases: list[Phase], busy: list[bool], seconds: int) -> float | None:
@@ -42,12 +42,13 @@ def test_a_beat_arrives(tmp_path: Path) -> None:
     ("phases", "expected"),
     [
         (["step", "step"], 5),
-        (["step", "data"], 5),
-        (["step", "other"], 50),
-        (["setup", "step"], 500),
+        (["step", "data"], None),
+        (["data", "data"], None),
+        (["step", "other"], None),
+        (["setup", "step"], None),
     ],
 )
-def test_idle_for_too_long_is_a_hang(phases: list[Phase], expected: int) -> None:
+def test_only_idle_steps_are_a_hang(phases: list[Phase], expected: int | None) -> None:
     assert look_on(phases, [False, False], 600) == expected
 
 

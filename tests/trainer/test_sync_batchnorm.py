@@ -99,35 +99,34 @@ def test_compiled_kernels_take_part(compiled: set[int]) -> None:
     def work(worker: Worker) -> Any:
         import torch.distributed as dist
 
-        from yolox.kernels.training.autograd import batchnorm_silu, fits_batchnorm_silu
+        from yolox.kernels.training.acceleration import accelerate, table
         from yolox.trainer.sync_batchnorm import SyncBatchNormLayers
 
         dist.init_process_group(
             "gloo", init_method=worker.rendezvous, rank=worker.slot.rank, world_size=worker.slot.world
         )
-        layer = SyncBatchNormLayers().apply(nn.Sequential(layer_of(shape, dtype, True)))[0]  # type: ignore[index]
+        layers = SyncBatchNormLayers().apply(nn.Sequential(layer_of(shape, dtype, True), nn.SiLU()))
         x, grad = batch(shape, dtype)
         part = slice(0, 2) if worker.slot.rank == 0 else slice(2, 6)
-        assert fits_batchnorm_silu(x, layer, nn.SiLU())
-        plain = layer.forward
         if worker.slot.rank in compiled:
-            layer.forward = lambda x: batchnorm_silu(x, layer)
-        else:
-            layer.forward = lambda x: nn.functional.silu(plain(x))
-        results = step(layer, x[part], grad[part]), dict(layer.named_buffers())
+            accelerate(layers)
+        results = step(layers, x[part], grad[part]), dict(layers.named_buffers())
+        assert [row.kernel for row in table(layers)] == ["normalisation and activation"] * (
+            worker.slot.rank in compiled
+        )
         dist.destroy_process_group()
         return results
 
     ranks = _run_two_ranks(work)
     plain = _layer(shape, dtype, True)
-    expected = _step(nn.Sequential(plain, nn.SiLU()), *_batch(shape, dtype))
-    expected = {name.replace("0.", ""): value for name, value in expected.items()}
+    plain = nn.Sequential(plain, nn.SiLU())
+    expected = _step(plain, *_batch(shape, dtype))
     _assert_as_one(expected, [ranks[0][0], ranks[1][0]], 1e-5)
     for name, value in plain.named_buffers():
         torch.testing.assert_close(ranks[0][1][name].double(), value.double(), rtol=1e-5, atol=1e-5, msg=name)
 
 
-def test_convolutions_share_the_normalisations_they_leave_pending() -> None:
+def test_convolutions_share_the_normalisations_they_leave_to_readers() -> None:
     if not has_pointwise():
         pytest.skip("this processor does not multiply bfloat16 (AVX512-BF16), so no block has kernels")
     shape, batch, step, block_of = (6, 16, 8, 4), _batch, _step, _separable
@@ -135,25 +134,27 @@ def test_convolutions_share_the_normalisations_they_leave_pending() -> None:
     def work(worker: Worker) -> Any:
         import torch.distributed as dist
 
-        from yolox.models.layers import pending
+        from yolox.kernels.training.acceleration import accelerate, table
         from yolox.trainer.sync_batchnorm import SyncBatchNormLayers
 
         dist.init_process_group(
             "gloo", init_method=worker.rendezvous, rank=worker.slot.rank, world_size=worker.slot.world
         )
-        block = SyncBatchNormLayers().apply(block_of())
+        block = accelerate(SyncBatchNormLayers().apply(block_of()))
         x, grad = batch(shape, torch.bfloat16)
         part = slice(0, 2) if worker.slot.rank == 0 else slice(2, 6)
-        tensors = step(block, x[part], grad[part])
+        with torch.autocast("cpu", torch.bfloat16):
+            tensors = step(block, x[part], grad[part])
         buffers = {name: value.clone() for name, value in block.named_buffers()}
-        results = tensors, buffers, type(pending(block, x).value.grad_fn).__name__
+        results = tensors, buffers, [row.kernel for row in table(block)]
         dist.destroy_process_group()
         return results
 
     first, second = _run_two_ranks(work)
-    assert first[2] == "_PointwiseBlockBackward"
+    assert first[2] == ["depthwise 3x3 convolution; readers normalise", "1x1 convolution"]
     plain = _separable()
-    expected = _step(plain, *_batch(shape, torch.bfloat16))
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = _step(plain, *_batch(shape, torch.bfloat16))
     for name, value in expected.items():
         joined = (
             torch.cat([first[0][name], second[0][name]]) if name in {"y", "dx"} else first[0][name] + second[0][name]

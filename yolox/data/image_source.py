@@ -6,12 +6,12 @@ import logging
 from typing import Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from yolox.data.coco_dataset import CocoDataset
 from yolox.data.image_files import read_image
 from yolox.data.image_ops import fit_ratio, fitted_size, resize
+from yolox.data.mapped_file import MappedFile
 from yolox.errors import DataError
 from yolox.structures import Image, Sample, Size
 
@@ -49,13 +49,16 @@ class ImageHealth:
 
     def __init__(self, dataset: CocoDataset) -> None:
         self._dataset = dataset
-        states: Tensor = torch.zeros(len(dataset), dtype=torch.uint8)
-        self._states: Tensor = states.share_memory_()  # type: ignore[no-untyped-call]
+        self._file = MappedFile(max(1, len(dataset)))
         self._num_named = 0
 
     def mark(self, index: int, *, good: bool) -> None:
         """Note that an image was read, or could not be."""
         self._states[index] = _GOOD if good else _BAD
+
+    @property
+    def _states(self) -> NDArray[np.uint8]:
+        return self._file.bytes[: len(self._dataset)]
 
     @property
     def num_bad(self) -> int:
@@ -72,7 +75,7 @@ class ImageHealth:
         num_bad = self.num_bad
         if num_bad == self._num_named:
             return
-        bad = torch.nonzero(self._states == _BAD).flatten().tolist()
+        bad = np.flatnonzero(self._states == _BAD).tolist()
         names = [str(self._dataset.path(index)) for index in bad]
         self._num_named = num_bad
         num_seen = int((self._states != _UNSEEN).sum())

@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from yolox.data.image_source import too_many_bad
 
 __all__ = ["inspect_images"]
 
+_AT_ONCE = 64  # images between two reports of progress
 _BLANK = 1.0  # standard deviation of grey levels below which an image shows nothing
 _TINY = 2.0  # side of a box in pixels below which a detector has nothing to see
 
@@ -44,12 +46,12 @@ def inspect_images(splits: Mapping[str, CocoDataset], on_progress: Callable[[int
     digests: dict[str, list[bytes]] = {}
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for name, data in splits.items():
-            inspected = []
-            # bound to this split: the pool is read to its end before the next
-            for item in pool.map(lambda index, data=data: _inspect(data, index), range(len(data))):  # type: ignore[misc]
-                inspected.append(item)
-                done += 1
-                on_progress(done, total)
+            inspected: list[_Inspected] = []
+            for start in range(0, len(data), _AT_ONCE):
+                part = range(start, min(start + _AT_ONCE, len(data)))
+                inspected += pool.map(_inspect, repeat(data), part)
+                on_progress(done + len(inspected), total)
+            done += len(inspected)
             findings += _unreadable(name, data, inspected)
             findings += _blank(name, data, inspected)
             findings += _tiny_boxes(name, data)
@@ -130,7 +132,7 @@ def _unlisted(splits: Mapping[str, CocoDataset]) -> list[Finding]:
         try:
             with os.scandir(folder) as entries:
                 found = {entry.name for entry in entries if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES}
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a NUL in the name
             continue
         beside += sorted(name for name in found - names if not name.startswith("."))
     if not beside:

@@ -10,6 +10,7 @@ import threading
 import types
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -24,6 +25,7 @@ from yolox.data.sampling import RequestStream
 from yolox.data.shared_batches import PREFETCH, BatchPartMaker, BatchParts, collate_readable, collect
 from yolox.data.training_samples import TrainingSamples
 from yolox.data.transforms import letterbox_sample
+from yolox.processes.sockets import keep_socket_paths_short
 from yolox.structures import Batch, Sample, Size
 
 __all__ = ["TrainLoader", "ValLoader", "default_num_workers"]
@@ -56,7 +58,27 @@ def worker_context(start_method: str | None) -> Any:
     if context.get_start_method() == "forkserver":
         # torch and cv2 also by name: some Python versions look for preloaded modules in site-packages only
         context.set_forkserver_preload(["torch", "cv2", __name__])
+        _start_fork_server()
     return context
+
+
+def _start_fork_server() -> None:
+    """Start the fork server deaf to Ctrl-C, which a terminal sends to it as well, in the middle of its imports."""
+    resource_tracker.ensure_running()  # started below, it would lift the block
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the new process inherits what is blocked
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_workers(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Return the loader's iterator; a signal to stop waits until the workers run, since half-started ones complain."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
@@ -76,6 +98,7 @@ def _without_main() -> Iterator[None]:
 
 def init_worker(_worker: int) -> None:
     """Prepare a worker: one thread, behind the computation in the queue for cores, gone when its parent is gone."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # blocked while workers start
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which still needs batches to stop in order
     keep_freed_memory()
     cv2.setNumThreads(0)
@@ -129,8 +152,9 @@ class _Batches:
 
     def __iter__(self) -> Iterator[Batch | None]:
         if self._maker is not None:
+            keep_socket_paths_short()
             with _without_main():
-                return collect(iter(self._loader), self._maker)
+                return collect(_start_workers(self._loader), self._maker)
         made = ([self._samples[request] for request in requests] for requests in self._requests)
         return (collate_readable(samples) for samples in made)
 

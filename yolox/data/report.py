@@ -213,7 +213,11 @@ def _real_paths(data: CocoDataset) -> dict[str, str]:
         path = data.path(index)
         folder = folders.get(path.parent)
         if folder is None:
-            folder = folders[path.parent] = os.path.realpath(path.parent)
+            try:
+                folder = os.path.realpath(path.parent)
+            except (OSError, ValueError):  # ValueError: a NUL in the name
+                folder = str(path.parent)
+            folders[path.parent] = folder
         found[os.path.join(folder, path.name)] = path.name
     return found
 
@@ -241,5 +245,5 @@ def _by_size(paths: Sequence[str]) -> dict[int, list[str]]:
 def _digest(path: str) -> bytes:
     try:
         return hashlib.blake2b(Path(path).read_bytes()).digest()
-    except OSError:
+    except (OSError, ValueError):
         return path.encode("utf-8", "surrogatepass")

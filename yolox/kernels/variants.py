@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Collection
 from dataclasses import dataclass
 
-__all__ = ["VARIANTS", "Variant", "supported_variants"]
+__all__ = ["VARIANTS", "Variant", "machine_variants", "supported_variants"]
 
 
 @dataclass(frozen=True)
@@ -47,3 +48,10 @@ VARIANTS = (
 def supported_variants(flags: Collection[str]) -> tuple[Variant, ...]:
     """Return the variants that a processor with these flags can run, the fastest first; there is at least one."""
     return tuple(variant for variant in VARIANTS if variant.flags <= set(flags))
+
+
+def machine_variants() -> tuple[Variant, ...]:
+    """Return the variants that processors with this one's architecture may have; a wheel holds all of them."""
+    if platform.machine() in {"x86_64", "AMD64"}:
+        return VARIANTS
+    return tuple(variant for variant in VARIANTS if not variant.flags)

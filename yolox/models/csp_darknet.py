@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from yolox.kernels.training.deferred import Features
-from yolox.models.layers import Block, CspLayer, Focus, SppBottleneck, conv_block, pending
+from yolox.models.layers import CspLayer, Focus, SppBottleneck, conv_block
 
 __all__ = ["CspDarknet"]
 
 
-class CspDarknet(Block):
+class CspDarknet(nn.Module):
     """Turns an image into feature maps of strides 8, 16 and 32.
 
     Args:
@@ -38,8 +37,8 @@ class CspDarknet(Block):
         self.dark4 = nn.Sequential(*stage(8, 3 * repeats))
         self.dark5 = nn.Sequential(*stage(16, repeats))
 
-    def pending(self, images: Tensor) -> tuple[Features, Features, Features]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the feature maps of strides 8, 16 and 32."""
-        stride8 = pending(self.dark3, pending(self.dark2, pending(self.stem, images)))
-        stride16 = pending(self.dark4, stride8)
-        return stride8, stride16, pending(self.dark5, stride16)
+        stride8 = self.dark3(self.dark2(self.stem(images)))
+        stride16 = self.dark4(stride8)
+        return stride8, stride16, self.dark5(stride16)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from yolox.boxes import anchor_grid, cxcywh_to_xyxy, decode_cxcywh
 from yolox.models.detector import Detector
-from yolox.structures import Decoded, Predictions
+from yolox.structures import Decoded, Predictions, Size
 
 __all__ = ["DecodedDetector", "OfficialDetector", "decode", "official_output"]
 
@@ -15,8 +18,17 @@ __all__ = ["DecodedDetector", "OfficialDetector", "decode", "official_output"]
 def _boxes_cxcywh(predictions: Predictions) -> Tensor:
     """Return boxes in pixels; bf16 would round a coordinate of 600 to a multiple of 4."""
     raw = predictions.boxes.float()
-    grid, stride = anchor_grid(predictions.level_sizes, predictions.strides, raw)
+    grid, stride = anchor_grid(_constant(predictions.level_sizes), predictions.strides, raw)
     return decode_cxcywh(raw, grid, stride)
+
+
+def _constant(sizes: Sequence[Size]) -> tuple[Size, ...]:
+    """Return sizes as plain numbers, so that grids are constants: ``torch.jit.trace`` makes tensors of them."""
+    if not any(isinstance(side, Tensor) for size in sizes for side in size):
+        return tuple(sizes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        return tuple(Size(*(int(side) if isinstance(side, Tensor) else side for side in size)) for size in sizes)
 
 
 def decode(predictions: Predictions) -> Decoded:

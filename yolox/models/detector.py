@@ -8,9 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from yolox.config import ModelConfig
-from yolox.kernels.training.autograd import watched
 from yolox.models.head import DetectionHead
-from yolox.models.layers import pending
 from yolox.models.necks import PaFpn, YoloFpn
 from yolox.structures import Predictions, Size
 
@@ -41,8 +39,7 @@ class Detector(nn.Module):
         Args:
             images: ``[B, 3, H, W]`` BGR 0...255, float or uint8; H and W multiples of 32.
         """
-        features = self.backbone(images) if watched(self.head) else pending(self.backbone, images)
-        predictions: Predictions = self.head(features)
+        predictions: Predictions = self.head(self.backbone(images))
         return predictions
 
 

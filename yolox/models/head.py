@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from yolox.kernels.training.deferred import Features, activated, in_memory
-from yolox.models.layers import ConvBnAct, conv_block, pending
-from yolox.models.shortcuts import joined_conv
+from yolox.models.layers import ConvBnAct, conv_block
 from yolox.structures import Predictions, Size
 
 __all__ = ["DetectionHead"]
@@ -19,28 +16,9 @@ __all__ = ["DetectionHead"]
 PRIOR_PROBABILITY = 0.01  # of an object and of a class before training (RetinaNet, section 4.1)
 
 
-def _static_size(feature: Tensor) -> Size:
-    """Return height and width as plain numbers, so that a trace is for the traced size and its grids are constants."""
-    height, width = feature.shape[-2], feature.shape[-1]
-    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
-            return Size(int(height), int(width))
-    return Size(height, width)
-
-
 def _rows(feature: Tensor) -> Tensor:
     """Turn ``[B, C, H, W]`` into ``[B, H * W, C]``, without a copy where memory is channels_last."""
     return feature.permute(0, 2, 3, 1).flatten(1, 2)
-
-
-def _predictions(x: Features, *convs: nn.Module) -> list[Tensor]:
-    """Return ``[B, H * W, out]`` of each convolution."""
-    together = joined_conv(x, *convs)
-    if together is None:
-        feature = activated(x)
-        return [_rows(conv(feature)) for conv in convs]
-    return list(torch.split(_rows(together), [len(conv.weight) for conv in convs], dim=-1))  # type: ignore[arg-type]
 
 
 class DetectionHead(nn.Module):
@@ -92,23 +70,21 @@ class DetectionHead(nn.Module):
         for conv in (*self.cls_preds, *self.obj_preds):
             nn.init.constant_(conv.bias, bias)
 
-    def forward(self, features: Sequence[Features]) -> Predictions:
+    def forward(self, features: Sequence[Tensor]) -> Predictions:
         """Map one feature map per stride to raw predictions for all their cells."""
         boxes: list[Tensor] = []
         objectness: list[Tensor] = []
         classes: list[Tensor] = []
         for level, feature in enumerate(features):
-            x = pending(self.stems[level], feature)
-            class_feature, box_feature = pending(self.cls_convs[level], x), pending(self.reg_convs[level], x)
-            (scores,) = _predictions(class_feature, self.cls_preds[level])
-            box, certainty = _predictions(box_feature, self.reg_preds[level], self.obj_preds[level])
-            classes.append(scores)
-            boxes.append(box)
-            objectness.append(certainty)
+            x = self.stems[level](feature)
+            class_feature, box_feature = self.cls_convs[level](x), self.reg_convs[level](x)
+            classes.append(_rows(self.cls_preds[level](class_feature)))
+            boxes.append(_rows(self.reg_preds[level](box_feature)))
+            objectness.append(_rows(self.obj_preds[level](box_feature)))
         return Predictions(
             torch.cat(boxes, dim=1),
             torch.cat(objectness, dim=1),
             torch.cat(classes, dim=1),
-            tuple(_static_size(in_memory(feature)) for feature in features),
+            tuple(Size(feature.shape[-2], feature.shape[-1]) for feature in features),
             self.strides,
         )

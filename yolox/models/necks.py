@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from yolox.kernels.training.deferred import Features, activated
 from yolox.models.csp_darknet import CspDarknet
 from yolox.models.darknet53 import Darknet53
-from yolox.models.layers import Block, ConvBnAct, CspLayer, conv_block, pending
-from yolox.models.shortcuts import side_by_side
+from yolox.models.layers import ConvBnAct, CspLayer, conv_block
 
 __all__ = ["PaFpn", "YoloFpn"]
 
 
-def _upsample(x: Features) -> Tensor:
-    return F.interpolate(activated(x), scale_factor=2.0, mode="nearest")
+def _beside(top: Tensor, side: Tensor) -> Tensor:
+    """Return ``top`` at twice its size, and the channels of ``side`` after its own."""
+    return torch.cat((F.interpolate(top, scale_factor=2.0, mode="nearest"), side), dim=1)
 
 
-class PaFpn(Block):
+class PaFpn(nn.Module):
     """Path aggregation network on CSPDarknet: top-down, then bottom-up. Arguments as for `CspDarknet`."""
 
     def __init__(self, depth: float, width: float, *, depthwise: bool = False, act: str = "silu") -> None:
@@ -43,14 +43,14 @@ class PaFpn(Block):
         self.bu_conv1 = down(medium)
         self.C3_n4 = csp(2 * medium, large)
 
-    def pending(self, images: Tensor) -> tuple[Features, Features, Features]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return mixed feature maps of strides 8, 16 and 32."""
-        stride8, stride16, stride32 = pending(self.backbone, images)
-        top = pending(self.lateral_conv0, stride32)
-        middle = pending(self.reduce_conv1, pending(self.C3_p4, _upsample(top), stride16))
-        out8 = pending(self.C3_p3, _upsample(middle), stride8)
-        out16 = pending(self.C3_n3, pending(self.bu_conv2, out8), middle)
-        out32 = pending(self.C3_n4, pending(self.bu_conv1, out16), top)
+        stride8, stride16, stride32 = self.backbone(images)
+        top = self.lateral_conv0(stride32)
+        middle = self.reduce_conv1(self.C3_p4(_beside(top, stride16)))
+        out8 = self.C3_p3(_beside(middle, stride8))
+        out16 = self.C3_n3(torch.cat((self.bu_conv2(out8), middle), dim=1))
+        out32 = self.C3_n4(torch.cat((self.bu_conv1(out16), top), dim=1))
         return out8, out16, out32
 
 
@@ -83,6 +83,6 @@ class YoloFpn(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return mixed feature maps of strides 8, 16 and 32."""
         stride8, stride16, out32 = self.backbone(images)
-        out16 = self.out1(side_by_side(_upsample(self.out1_cbl(out32)), stride16))
-        out8 = self.out2(side_by_side(_upsample(self.out2_cbl(out16)), stride8))
+        out16 = self.out1(_beside(self.out1_cbl(out32), stride16))
+        out8 = self.out2(_beside(self.out2_cbl(out16), stride8))
         return out8, out16, out32

@@ -11,6 +11,7 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from yolox.config import Experiment, experiment_to_dict
+from yolox.errors import YoloxError
 from yolox.losses.detection_loss import detection_loss
 from yolox.models.decoding import decode
 from yolox.models.detector import Detector, build_detector
@@ -60,7 +61,10 @@ class YoloxModule(pl.LightningModule):
             torch.manual_seed(experiment.seed)  # PyTorch's layers draw their weights from the global generator
             self.detector = build_detector(experiment.model)
         recipe = experiment.recipe
-        self.ema = ModelEma(self.detector, recipe.ema_time_constant) if recipe.ema else None
+        for layer in self.detector.modules():
+            if isinstance(layer, torch.nn.BatchNorm2d):
+                layer.momentum = recipe.bn_momentum
+        self.ema = ModelEma(self.detector, recipe.ema_time_constant, recipe.ema_decay) if recipe.ema else None
 
     @property
     def in_final_phase(self) -> bool:
@@ -114,7 +118,12 @@ class YoloxModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what makes the file describe itself; ``model`` holds the weights to deploy under official keys."""
+        """Add what makes the file describe itself; ``model`` holds the weights to deploy under official keys.
+
+        Raises:
+            YoloxError: When a weight is not finite: the files keep what they hold.
+        """
+        self._check_weights()
         checkpoint["format"] = CHECKPOINT_FORMAT
         checkpoint["model"] = {key: value.detach() for key, value in self.deployed_detector.state_dict().items()}
         checkpoint["ema_updates"] = self.ema.updates if self.ema is not None else 0
@@ -122,6 +131,15 @@ class YoloxModule(pl.LightningModule):
         checkpoint["class_names"] = list(self.class_names)
         checkpoint["batch_size"] = self.batch_size
         checkpoint["steps_per_epoch"] = self.steps_per_epoch
+
+    def _check_weights(self) -> None:
+        for key, value in self.detector.state_dict().items():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise YoloxError(
+                    f"after step {self.global_step} the weights in '{key}' are not finite (NaN, inf): the training "
+                    "has diverged. Nothing is written over the earlier checkpoints. Go on from one with --resume and a "
+                    "lower basic_lr_per_img, or begin with one."
+                )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue the averages where the file left them."""

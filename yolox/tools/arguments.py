@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -15,6 +16,7 @@ from typing import TextIO
 from yolox.config import DATA_PATHS, DataConfig, Experiment, apply_fields, parse_overrides
 from yolox.errors import YoloxError, printable
 from yolox.experiments import experiment_from_file, get_experiment
+from yolox.files import describe_failed_write
 from yolox.tools.parser import ToolParser
 
 __all__ = [
@@ -152,9 +154,11 @@ def run_tool(body: Callable[[], object]) -> int:
     """Run a tool's body and return the exit code of the process: what it returns if that is a number, else 0.
 
     Mistakes of the user become one message without a traceback and their own code (2 usage, 3 data, 4 model file,
-    5 missing library); Ctrl-C becomes 130; anything else keeps its traceback and becomes 1.
+    5 missing library), so does a full disk; Ctrl-C becomes 130; anything else keeps its traceback and becomes 1.
     """
     _show_log()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may lack letters that a message has
     try:
         code = copy_context().run(body)  # the inputs that a run announces are its own
         return code if isinstance(code, int) else 0
@@ -166,8 +170,12 @@ def run_tool(body: Callable[[], object]) -> int:
         return INTERRUPTED
     except SystemExit as stop:  # argparse leaves this way after --help
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except Exception:  # noqa: BLE001 - the outermost frame: a crash is reported whole, and never as success
-        traceback.print_exc()
+    except Exception as error:  # noqa: BLE001 - the outermost frame: a crash is reported whole, and never as success
+        failed_write = describe_failed_write(error)  # by a library: our own writers raise a YoloxError
+        if failed_write is None:
+            traceback.print_exc()
+        else:
+            print(f"error: {failed_write}", file=sys.stderr)
         return 1
 
 

@@ -53,12 +53,12 @@ def build_parser() -> ToolParser:
 
 def _run(args: argparse.Namespace) -> int:
     from yolox.data.dataset_paths import default_data_dir
-    from yolox.files import mark_inputs, refuse_inputs, write_text
+    from yolox.files import check_outputs, mark_inputs, write_text
 
     folder, reason = default_data_dir(args.data)
     to_stdout = args.json == "-"
     mark_inputs(folder.parent if folder.is_file() else folder, *(getattr(args, name) for name in _PATHS))
-    refuse_inputs(None if to_stdout else args.json, args.output_dir)
+    check_outputs(None if to_stdout else args.json, folder=args.output_dir)
     with _only_errors_logged():
         report, findings = _examine(args, folder)
     facts = _facts(folder, report, findings)

@@ -96,15 +96,16 @@ def _evaluate(args: argparse.Namespace, words: Sequence[str], machines: TextIO) 
     from yolox.data.report import report_dataset
     from yolox.evaluation.loop import merge_shares, predict_share
     from yolox.evaluation.summary import summary
-    from yolox.files import refuse_inputs, write_text
+    from yolox.files import check_outputs, refuse_inputs, write_text
     from yolox.tools.eval_processes import predict_in_processes
 
     print(prepare_cpu())
+    target = None if args.json in (None, "-") else Path(args.json)
+    check_outputs(target)
     subject = load_subject(args)
     settings = subject.experiment.eval
     loader = open_loader(subject, args.batch_size)
-    target = None if args.json in (None, "-") else Path(args.json)
-    refuse_inputs(target)
+    refuse_inputs(target)  # the data set is known now
     print(f"model: {subject.source}")
     print(
         f"data: {loader.dataset.source}, {len(loader.dataset)} images; confidence {settings.test_conf:g}, "

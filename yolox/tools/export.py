@@ -29,7 +29,13 @@ if TYPE_CHECKING:
 
 __all__ = ["build_parser", "main", "run"]
 
-_SUFFIXES = {".onnx": "onnx", ".pt": "torchscript", ".pth": "torchscript", ".ts": "torchscript"}
+_SUFFIXES = {
+    ".onnx": "onnx",
+    ".pt": "torchscript",
+    ".pth": "torchscript",
+    ".ts": "torchscript",
+    ".safetensors": "weights",
+}
 _NEW_EXPORTER_FROM = 18
 """The exporter built on torch.export writes this opset and later ones; older ones need the tracing exporter."""
 
@@ -47,7 +53,9 @@ def build_parser() -> ToolParser:
         "For the fastest method on this machine see yolox.tools.inference_demo.",
     )
     add_model_arguments(parser, "checkpoint; alone it is enough")
-    parser.add_argument("--output-name", default="yolox.onnx", help="file to write; .onnx or .pt (%(default)s)")
+    parser.add_argument(
+        "--output-name", default="yolox.onnx", help=".onnx, .pt or .safetensors file to write (%(default)s)"
+    )
     parser.add_argument("--input", default="images", help="name of the ONNX input (%(default)s)")
     parser.add_argument("--output", default="output", help="name of the ONNX output (%(default)s)")
     parser.add_argument("-o", "--opset", type=positive_int, default=18, help="ONNX opset (%(default)s)")
@@ -69,7 +77,8 @@ def run(args: argparse.Namespace) -> Path:
 
     from yolox.checkpoint import load_model
     from yolox.evaluation.predictor import fold_normalisation
-    from yolox.files import atomic_path, make_output_dir, mark_inputs, refuse_inputs
+    from yolox.files import atomic_path, check_outputs, make_output_dir, mark_inputs
+    from yolox.safe_weights import write_safetensors
 
     target = Path(args.output_name)
     kind = _SUFFIXES.get(target.suffix)
@@ -80,8 +89,13 @@ def run(args: argparse.Namespace) -> Path:
     if args.ckpt is None:
         raise UsageError("no checkpoint given; expected -c FILE.")
     mark_inputs(args.ckpt, args.exp_file)
-    refuse_inputs(target)
+    check_outputs(target)
     loaded = load_model(args.ckpt, asked_experiment(args))
+    if kind == "weights":
+        make_output_dir(target.parent)
+        write_safetensors(target, loaded.detector.state_dict(), loaded.experiment, loaded.class_names)
+        print(f"model: {loaded.source}\nwritten: {target} (weights by official keys; every -c takes it)")
+        return target
     experiment = apply_arguments(loaded.experiment, args)
     if args.tsize is not None:
         experiment = apply_fields(experiment, {"eval.test_size": str(args.tsize)})

@@ -129,7 +129,7 @@ def read_run_state(path: Path) -> RunState:
     """
     from yolox.checkpoint import check_weights, class_names_of, own_experiment, read_checkpoint
 
-    content = read_checkpoint(path)
+    content = read_checkpoint(path, own_run=True)
     experiment = own_experiment(content, path)
     if experiment is None or "loops" not in content:
         raise ModelFileError(

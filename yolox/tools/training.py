@@ -27,7 +27,8 @@ def build_trainer(experiment: Experiment, folder: Path, args: argparse.Namespace
     recipe = experiment.recipe
     history = recipe.max_history_ckpt if recipe.save_history_ckpt else 0
     progress = LiveProgress(recipe.print_interval, ("train/total", "train/iou", "train/objectness", "train/classes"))
-    callbacks = [Throughput(), progress, Evaluation(experiment), EpochLog(folder), CheckpointFiles(folder, history)]
+    evaluation = Evaluation(experiment, before_training=args.ckpt is not None and not args.resume)
+    callbacks = [Throughput(), progress, evaluation, EpochLog(folder), CheckpointFiles(folder, history)]
     callbacks.append(RunReport(folder / "run.json", {"experiment": experiment_to_dict(experiment)}))
     if args.profile:
         callbacks.append(TraceProfile(folder / "trace.json"))

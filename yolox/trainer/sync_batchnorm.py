@@ -10,6 +10,7 @@ from pytorch_lightning.plugins.layer_sync import LayerSync
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from yolox.kernels.training.sync import SharedNormalisation
 from yolox.trainer.shared_memory_allreduce import sum_over_ranks
 
 __all__ = ["CpuSyncBatchNorm", "SyncBatchNormLayers"]
@@ -50,7 +51,7 @@ class _Normalise(torch.autograd.Function):
         return inner, products, plain, None, None, None
 
 
-class CpuSyncBatchNorm(_BatchNorm):
+class CpuSyncBatchNorm(_BatchNorm, SharedNormalisation):
     """Batch normalisation whose statistics in training are those of all ranks together; same parameters and keys.
 
     Arguments are those of ``torch.nn.BatchNorm2d``; any number of spatial dimensions is accepted.
@@ -61,12 +62,7 @@ class CpuSyncBatchNorm(_BatchNorm):
             raise ValueError(f"expected at least 2 dimensions, got {input.dim()}")
 
     def sum_over_ranks(self, sums: Tensor) -> None:
-        """Add up, in place, what the ranks hold.
-
-        Whatever computes the passes over the samples sends the same: float64 ``[2 * C + 1]`` forwards (the sums of the
-        samples, of their squares, and how many there are), ``[2 * C]`` backwards (the sums of the gradient, and of the
-        gradient times the sample's distance to the mean). Ranks whose kernels differ so still understand each other.
-        """
+        """Add up, in place, what the ranks hold."""
         if _several_ranks():
             sum_over_ranks(sums)
 

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-from contextlib import nullcontext
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
 from near import assert_near, channels_last
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import nn
 
 from yolox.kernels.library import SWITCH, host_variants, kernels
-from yolox.kernels.training.autograd import batchnorm_silu, depthwise_conv, fits, fits_batchnorm_silu
-from yolox.models.head import DetectionHead
-from yolox.models.layers import ConvBnAct, CspLayer
-from yolox.models.shortcuts import dense_gradient, joined_conv
+from yolox.kernels.training.autograd import batchnorm_act, dense_gradient, depthwise_conv, strided_depthwise_conv
+from yolox.kernels.training.norms import IDENTITY, RELU, RELU6, SILU, Activation, NormAct
 
 SHAPES = [(2, 16, 20, 12), (3, 24, 13, 7), (1, 128, 3, 5), (2, 1, 3, 3), (5, 33, 1, 1)]
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1.2e-2}
@@ -34,17 +27,38 @@ def _variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_batchnorm_silu_equals_float64(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    _compare_batchnorm(shape, dtype, SILU, nn.SiLU())
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("shape", SHAPES[:2], ids=str)
+@pytest.mark.parametrize(
+    ("ours", "plain"),
+    [
+        (RELU, nn.ReLU()),
+        (RELU6, nn.ReLU6()),
+        (IDENTITY, nn.Identity()),
+        (Activation(False, below=0.1), nn.LeakyReLU(0.1)),
+    ],
+    ids=["relu", "relu6", "identity", "leaky relu"],
+)
+def test_other_activations_equal_float64(
+    ours: Activation, plain: nn.Module, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    _compare_batchnorm(shape, dtype, ours, plain)
+
+
+def _compare_batchnorm(shape: tuple[int, ...], dtype: torch.dtype, activation: Activation, plain: nn.Module) -> None:
     torch.manual_seed(0)
     x = channels_last(*shape, dtype=dtype) * 3 + 20 * torch.randn(shape[1])[:, None, None].to(dtype)
     dy = channels_last(*shape, dtype=dtype)
     ours, exact = nn.BatchNorm2d(shape[1], eps=1e-3, momentum=0.03), nn.BatchNorm2d(shape[1], eps=1e-3, momentum=0.03)
-    nn.init.normal_(ours.weight)
+    nn.init.normal_(ours.weight, std=3)
     nn.init.normal_(ours.bias)
     exact.load_state_dict(ours.state_dict())
     exact.double()
     x_ours, x_exact = x.clone().requires_grad_(), x.double().requires_grad_()
-    assert fits_batchnorm_silu(x_ours, ours, nn.SiLU())
-    y, wanted = batchnorm_silu(x_ours, ours), F.silu(exact(x_exact))
+    y, wanted = batchnorm_act(x_ours, NormAct(ours, activation)), plain(exact(x_exact))
     y.backward(dy)
     wanted.backward(dy.double())
     assert y.dtype == x_ours.grad.dtype == dtype
@@ -58,70 +72,27 @@ def test_batchnorm_silu_equals_float64(shape: tuple[int, ...], dtype: torch.dtyp
     assert int(ours.num_batches_tracked) == 1
 
 
-def _trained(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """Return gradients and statistics after one step, in bf16 unless the module is in float64."""
-    x = x.clone().requires_grad_()
-    torch.manual_seed(1)
-    with torch.autocast("cpu", torch.bfloat16, enabled=x.dtype == torch.float32):
-        y = module(x)
-    tensors = (y,) if isinstance(y, Tensor) else y[:3]
-    sum((value.to(x.dtype) * torch.randn(value.shape)).sum() for value in tensors).backward()
-    found = {name: parameter.grad for name, parameter in module.named_parameters()}
-    return {**found, **dict(module.named_buffers()), "x": x.grad}
+@pytest.mark.parametrize("activation", [SILU, RELU, RELU6, IDENTITY], ids=str)
+def test_infinite_and_undefined_numbers_stay_visible(activation: Activation) -> None:
+    x = channels_last(2, 16, 4, 4)
+    x[0, 3, 1, 1] = float("nan")
+    y = batchnorm_act(x, NormAct(nn.BatchNorm2d(16), activation))
+    assert y[:, 3].isnan().all(), "a network that diverges must show it"
+    assert not y[:, 4].isnan().any()
 
 
-def _mean_error(found: dict[str, Tensor], exact: dict[str, Tensor]) -> float:
-    errors = []
-    for name, value in exact.items():
-        assert_near(found[name], value, 6e-2)
-        errors.append(float((found[name].double() - value).abs().max() / value.abs().max().clamp(min=1e-3)))
-    return sum(errors) / len(errors)
-
-
-@pytest.mark.parametrize("part", ["csp", "head"])
-def test_layers_together_are_as_exact_as_those_apart(part: str) -> None:
-    torch.manual_seed(0)
-    if part == "csp":
-        together: nn.Module = CspLayer(32, 32, depth=1, depthwise=True)
-        x: Any = channels_last(4, 32, 12, 8)
-    else:
-        head = DetectionHead(7, (16,), width=0.125, strides=(8,), depthwise=True)
-        together, x = nn.Sequential(_List(), head), channels_last(4, 16, 12, 8)
-    together = together.to(memory_format=torch.channels_last).train()
-    apart = copy.deepcopy(together)
-    for layer in apart.modules():  # a hook may look at each layer, so that none is skipped
-        if type(layer) is nn.Conv2d:
-            layer.register_forward_hook(lambda *_: None)
-    exact = _trained(copy.deepcopy(together).double(), x.double())
-    assert _mean_error(_trained(together, x), exact) < 1.2 * _mean_error(_trained(apart, x), exact)
-
-
-class _List(nn.Module):
-    def forward(self, x: Tensor) -> list[Tensor]:
-        return [x]
-
-
-def test_joined_only_where_rounding_is_free() -> None:
-    left, right, x = nn.Conv2d(16, 4, 1), nn.Conv2d(16, 1, 1), channels_last(2, 16, 4, 4)
-    assert joined_conv(x, left, right) is None, "fp32 keeps the official order of sums"
-    with torch.autocast("cpu", torch.bfloat16):
-        both = joined_conv(x, left, right)
-        assert both is not None
-        torch.testing.assert_close(both, torch.cat((left(x), right(x)), dim=1), rtol=1e-2, atol=1e-2)
-        assert joined_conv(x, left.eval(), right) is None, "conversions see the plain layers"
-        left.train().register_forward_hook(lambda *_: None)
-        assert joined_conv(x, left, right) is None
-        with _Watch():
-            assert joined_conv(x, right) is None
+def test_a_single_value_a_channel_is_refused_as_pytorch_does() -> None:
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        batchnorm_act(channels_last(1, 16, 1, 1), NormAct(nn.BatchNorm2d(16)))
 
 
 def test_silu_at_its_ends() -> None:
     x = torch.tensor([-1e4, -200.0, -90.0, -20.0, 0.0, 20.0, 90.0, 200.0, 1e4, float("nan")])
     x = x.repeat(16).reshape(1, 1, 16, 10).repeat(1, 16, 1, 1).contiguous(memory_format=torch.channels_last)
     norm = nn.BatchNorm2d(16)
-    y = batchnorm_silu(x.nan_to_num(0).requires_grad_(), norm)
+    y = batchnorm_act(x.nan_to_num(0).requires_grad_(), NormAct(norm))
     torch.testing.assert_close(y, F.silu(nn.BatchNorm2d(16)(x.nan_to_num(0))))
-    assert batchnorm_silu(x, norm).isnan().all(), "a network that diverges must show it"
+    assert batchnorm_act(x, NormAct(norm)).isnan().all(), "a network that diverges must show it"
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -143,25 +114,31 @@ def test_depthwise_equals_float64(size: tuple[int, int], stride: int, dtype: tor
         assert_near(found, right, TOLERANCE[dtype])
 
 
-class _Watch(TorchFunctionMode):
-    """Sees every operator and changes none, so that layers compute with PyTorch's own."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*args, **(kwargs or {}))
+@pytest.mark.parametrize("size", [(8, 12), (7, 9)])
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_strided_depthwise_equals_float64(size: tuple[int, int], kernel: int) -> None:
+    torch.manual_seed(0)
+    x, weight = channels_last(2, 6, *size, dtype=torch.bfloat16), torch.randn(6, 1, kernel, kernel).bfloat16().float()
+    x_ours, x_exact = x.clone().requires_grad_(), x.double().requires_grad_()
+    w_ours, w_exact = weight.clone().requires_grad_(), weight.double().requires_grad_()
+    y = strided_depthwise_conv(x_ours, w_ours, (kernel // 2, kernel // 2))
+    wanted = F.conv2d(x_exact, w_exact, stride=2, padding=kernel // 2, groups=6)
+    dy = channels_last(*wanted.shape, dtype=torch.bfloat16)
+    y.backward(dy)
+    wanted.backward(dy.double())
+    for found, right in ((y, wanted), (x_ours.grad, x_exact.grad), (w_ours.grad, w_exact.grad)):
+        assert_near(found, right, 1.2e-2)
 
 
 def test_gradient_of_a_slice() -> None:
     """Concatenation hands back gradients that are parts of a larger tensor."""
     torch.manual_seed(0)
-    block = ConvBnAct(16, 16, 3, groups=16).to(memory_format=torch.channels_last)
+    norm, exact = nn.BatchNorm2d(16), nn.BatchNorm2d(16).double()
     factor, data = channels_last(2, 32, 6, 6), channels_last(2, 16, 6, 6)
-    gradients = []
-    for mode in (nullcontext(), _Watch()):
-        x = data.clone().requires_grad_()
-        with mode:
-            (torch.cat((block(x), block(x)), dim=1) * factor).sum().backward()
-        gradients.append(x.grad)
-    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+    x, x_exact = data.clone().requires_grad_(), data.double().requires_grad_()
+    (torch.cat([batchnorm_act(x, NormAct(norm)) for _ in range(2)], dim=1) * factor).sum().backward()
+    (torch.cat([F.silu(exact(x_exact)) for _ in range(2)], dim=1) * factor.double()).sum().backward()
+    assert_near(x.grad, x_exact.grad, 1e-5)
 
 
 def test_dense_gradient() -> None:
@@ -171,20 +148,3 @@ def test_dense_gradient() -> None:
     (torch.cat((y, x), dim=1) * channels_last(2, 32, 6, 6)).sum().backward()
     assert strides == [x.stride()]
     assert dense_gradient(y.detach()).grad_fn is None
-
-
-def test_stands_aside() -> None:
-    x, norm, act = channels_last(2, 16, 4, 4), nn.BatchNorm2d(16), nn.SiLU()
-    assert fits_batchnorm_silu(x, norm, act)
-    assert not fits_batchnorm_silu(x, norm, nn.ReLU())
-    assert not fits_batchnorm_silu(x, nn.BatchNorm2d(16, momentum=None), act)
-    assert not fits_batchnorm_silu(x[:1, :, :1, :1], norm, act), "PyTorch refuses a single value a channel"
-    assert not fits(x.contiguous())
-    assert not fits(x.double())
-    with _Watch():
-        assert not fits(x), "lists of operators with a precision of their own must see them"
-    with torch.no_grad():
-        assert not fits(x)
-    norm.register_forward_hook(lambda *_: None)
-    assert not fits_batchnorm_silu(x, norm, act)
-    assert not fits_batchnorm_silu(x, nn.BatchNorm2d(16).eval(), act)

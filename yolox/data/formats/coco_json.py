@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from yolox.data.cache import available_memory
 from yolox.data.formats.checks import check_images
-from yolox.data.formats.description import Categories, Finding, SplitDescription
+from yolox.data.formats.description import Categories, Finding, SplitDescription, examples
 from yolox.data.formats.image_names import locate_images
 from yolox.data.image_files import read_file_size
 from yolox.errors import DataError
@@ -79,6 +80,10 @@ def describe_coco(
     boxes = _read_boxes(rows, source)
     folder, names, located = locate_images(names, image_dirs, source, avoid)
     findings += located
+    repeated = [name for name, times in Counter(names).items() if times > 1]
+    if repeated:
+        text = f"{source}: {len(repeated)} image files are listed under several ids, each with boxes of its own"
+        findings.append(Finding("warning", "images-named-twice", text, len(repeated), examples(repeated)))
     return SplitDescription(
         source=source,
         image_dir=folder,

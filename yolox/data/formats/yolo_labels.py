@@ -75,7 +75,7 @@ class LabelFiles:
             try:
                 with os.scandir(folder) as entries:
                     names = sorted(entry.name for entry in entries if entry.name.lower().endswith(".txt"))
-            except OSError:
+            except (OSError, ValueError):  # ValueError: a NUL in the name
                 names = []
             self._listings[folder] = {
                 unicodedata.normalize("NFC", name[:-4]): folder / name

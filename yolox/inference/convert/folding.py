@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
 from yolox.inference.artifacts.structure import flatten
 
-__all__ = ["as_for_conversion", "fold_normalisations"]
+__all__ = ["fold_normalisations"]
 
 TOLERANCE = 1e-3
-
-
-@contextmanager
-def as_for_conversion() -> Iterator[None]:
-    """Have models show the form they keep for conversions, as ``torch.export`` does; tracing shows it by itself."""
-    with mock.patch.object(torch.compiler, "_is_compiling_flag", True):
-        yield
 
 
 def fold_normalisations(model: nn.Module, sample: tuple[Tensor, ...]) -> nn.Module:
@@ -36,13 +26,12 @@ def fold_normalisations(model: nn.Module, sample: tuple[Tensor, ...]) -> nn.Modu
         sample: Inputs for a run.
     """
     folded = copy.deepcopy(model)
-    with as_for_conversion():
-        expected = _run(folded, sample)
-        _fold_(folded, sample)
-        same = all(
-            torch.allclose(one, two, TOLERANCE, TOLERANCE * _scale(two))
-            for one, two in zip(_run(folded, sample), expected, strict=True)
-        )
+    expected = _run(folded, sample)
+    _fold_(folded, sample)
+    same = all(
+        torch.allclose(one, two, TOLERANCE, TOLERANCE * _scale(two))
+        for one, two in zip(_run(folded, sample), expected, strict=True)
+    )
     return folded if same else copy.deepcopy(model)
 
 

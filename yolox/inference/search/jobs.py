@@ -5,7 +5,6 @@ The same user writes them on the same machine moments before; they are no artifa
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from yolox.errors import UsageError
+from yolox.processes.pickling import dumps
 
 __all__ = ["Job", "Payload"]
 
@@ -103,11 +102,4 @@ class Payload:
         Raises:
             UsageError: When it cannot be pickled.
         """
-        import cloudpickle
-
-        try:
-            (self.folder / f"{name}.pkl").write_bytes(cloudpickle.dumps(value))
-        except (TypeError, AttributeError, ValueError, RuntimeError, pickle.PicklingError) as error:
-            raise UsageError(
-                f"the {name} cannot be sent to another process: {error}. Give one without open files, locks or handles."
-            ) from error
+        (self.folder / f"{name}.pkl").write_bytes(dumps(value, f"the {name}"))

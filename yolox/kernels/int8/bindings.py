@@ -90,7 +90,7 @@ class CBatch(ctypes.Structure):
 
     _fields_ = (
         *((name, _NUMBER) for name in ("images", "inputs", "outputs")),
-        *((name, _ADDRESS) for name in ("input", "input_bytes", "is_byte", "output", "output_floats", "arena")),
-        *((name, _NUMBER) for name in ("arena_bytes", "streams", "team")),
+        *((name, _ADDRESS) for name in ("input", "input_bytes", "is_byte", "output", "output_floats")),
+        *((name, _NUMBER) for name in ("streams", "team")),
         ("seconds", _ADDRESS),
     )

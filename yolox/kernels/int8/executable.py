@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from yolox.errors import UsageError
+from yolox.errors import ModelFileError, UsageError
 from yolox.kernels.int8.bindings import CBatch, CStep, Instructions, Kind
-from yolox.kernels.int8.checks import check
+from yolox.kernels.int8.checks import LARGEST_ARENA, check
 from yolox.kernels.int8.int8_ir import Floats, Matrix, Program
 from yolox.kernels.int8.lowering import lower
 from yolox.kernels.int8.memory import Memory
@@ -29,6 +31,21 @@ def instructions() -> Instructions:
     return Instructions(required_kernels().native_instructions())
 
 
+@cache
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    """Return the library with the parameters of its functions told."""
+    library.native_create.restype = ctypes.c_void_p
+    library.native_create.argtypes = (ctypes.c_void_p, *(ctypes.c_long,) * 3, ctypes.c_int64)
+    library.native_destroy.restype, library.native_destroy.argtypes = None, (ctypes.c_void_p,)
+    library.native_run.restype, library.native_run.argtypes = ctypes.c_long, (ctypes.c_void_p, ctypes.c_void_p)
+    return library
+
+
+def _destroy(library: ctypes.CDLL, network: int, _alive: object) -> None:
+    """Free a network of the kernels; what its steps point at lives until then."""
+    library.native_destroy(network)
+
+
 class Executable:
     """A program with its memory planned and its weights packed; may be run by several threads at once.
 
@@ -43,10 +60,19 @@ class Executable:
     def __init__(self, program: Program) -> None:
         check(program)
         self.program = program
-        self._library = required_kernels()
+        self._library = _declared(required_kernels())
         self._memory = Memory(program)
+        if self._memory.size > LARGEST_ARENA:
+            raise ModelFileError(
+                f"the 8-bit program needs {self._memory.size / 2**30:.1f} GiB for one image, 2 GiB are possible"
+            )
         self._steps, self._alive = lower(program, self._memory, Instructions(self._library.native_instructions()))
-        self._arenas: list[NDArray[np.uint8]] = []
+        self._network = self._library.native_create(
+            self._steps, len(self._steps), len(program.inputs), len(program.outputs), self._memory.size
+        )
+        if not self._network:
+            raise MemoryError("no memory for the kernels' plan of the network")
+        weakref.finalize(self, _destroy, self._library, self._network, (self._steps, self._alive, self._memory))
 
     def run(self, inputs: tuple[NDArray[Any], ...], streams: int = 1, team: int = 1) -> tuple[Floats, ...]:
         """Run a batch of any size.
@@ -65,10 +91,14 @@ class Executable:
         return self._run(inputs, streams, team, None)
 
     def step_seconds(self, inputs: tuple[NDArray[Any], ...], streams: int, team: int) -> list[tuple[str, float]]:
-        """Run a batch and return what each step is, with the seconds that the first thread spent in it."""
+        """Run a batch and return what each step is, with the seconds that the first thread spent in it.
+
+        Borders count as part of the step before which they stand.
+        """
         seconds = np.zeros(len(self._steps))
         self._run(inputs, streams, team, seconds)
-        return [(_name(step), float(second)) for step, second in zip(self._steps, seconds, strict=True)]
+        timed = zip(self._steps, seconds, strict=True)
+        return [(_name(step), float(second)) for step, second in timed if step.kind != Kind.BORDER]
 
     def _run(
         self, inputs: tuple[NDArray[Any], ...], streams: int, team: int, seconds: NDArray[np.float64] | None
@@ -77,7 +107,6 @@ class Executable:
         arrays = [np.ascontiguousarray(array) for array in inputs]
         outputs = [np.empty((images, matrix.rows, matrix.columns), np.float32) for matrix in self.program.outputs]
         streams = max(1, min(streams, images))
-        arena = self._arena(streams * self._memory.size)
         input_at, output_at = _addresses(arrays), _addresses(outputs)
         input_bytes = np.array([array[0].nbytes if images else 0 for array in arrays], np.int64)
         is_byte = np.array([array.dtype == np.uint8 for array in arrays], np.int64)
@@ -91,14 +120,12 @@ class Executable:
             is_byte=is_byte.ctypes.data,
             output=output_at.ctypes.data,
             output_floats=output_floats.ctypes.data,
-            arena=arena.ctypes.data + -arena.ctypes.data % 64,
-            arena_bytes=self._memory.size,
             streams=streams,
             team=max(1, team),
             seconds=None if seconds is None else seconds.ctypes.data,
         )
-        self._library.native_run(ctypes.byref(self._steps), ctypes.c_long(len(self._steps)), ctypes.byref(batch))
-        self._arenas.append(arena)
+        if self._library.native_run(self._network, ctypes.byref(batch)):
+            raise MemoryError(f"no memory for {streams} images at a time, {self._memory.size / 2**20:.0f} MiB each")
         return tuple(self._result(matrix, outputs, images) for matrix in self.program.outputs)
 
     def _result(self, matrix: Matrix, outputs: Sequence[Floats], images: int) -> Floats:
@@ -106,14 +133,6 @@ class Executable:
         if index is not None:
             return outputs[index]
         return np.repeat(np.asarray(matrix.constant, np.float32)[None], images, 0)
-
-    def _arena(self, size: int) -> NDArray[np.uint8]:
-        """Return memory that no other thread uses, from an earlier run if there is any large enough."""
-        try:
-            arena = self._arenas.pop()
-        except IndexError:
-            arena = np.empty(0, np.uint8)
-        return arena if len(arena) >= size + 64 else np.zeros(size + 64, np.uint8)
 
     def _checked(self, inputs: Sequence[NDArray[Any]]) -> int:
         """Return the number of images."""

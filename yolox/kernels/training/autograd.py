@@ -1,4 +1,4 @@
-"""The compiled kernels as functions that autograd knows, and the cases in which they may stand in for plain layers.
+"""The kernels as functions that autograd knows and that take and return plain tensors.
 
 Nothing is kept for the backward pass but what the next layer keeps anyway and the input; the rest is computed again.
 """
@@ -8,73 +8,32 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
-from torch.overrides import has_torch_function_unary
 
-from yolox.kernels.library import kernels
 from yolox.kernels.training import ops
-from yolox.kernels.training.bindings import TYPES
-from yolox.kernels.training.ops import BatchNorm
+from yolox.kernels.training.norms import BatchNorm, NormAct
+from yolox.kernels.training.sync import SharedNormalisation
 
 __all__ = [
-    "batchnorm_silu",
+    "batchnorm_act",
+    "dense_gradient",
     "depthwise_conv",
-    "fits",
-    "fits_batchnorm_silu",
-    "knows",
     "normalised",
     "parameter_gradients",
-    "recording",
     "share_",
-    "watched",
+    "strided_depthwise_conv",
 ]
 
 
-def recording() -> bool:
-    """Whether a graph is being recorded, which shall consist of PyTorch's operators."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+def batchnorm_act(x: Tensor, norm: NormAct) -> Tensor:
+    """Return ``x`` ``[B, C, H, W]`` normalised over the batch and activated, and move the running statistics.
 
-
-def fits(x: Tensor) -> bool:
-    """Whether ``x`` ``[B, C, H, W]`` is being trained on in a way the kernels know.
-
-    Not while a graph is being recorded, nor where a mode or subclass wants to see PyTorch's operators.
+    Args:
+        x: float32 or bfloat16 in channels_last memory, more than one value a channel.
+        norm: With parameters in float32.
     """
-    if recording() or not torch.is_grad_enabled() or has_torch_function_unary(x):
-        return False
-    plain = x.device.type == "cpu" and x.dtype in TYPES and x.numel() > 0
-    return plain and x.is_contiguous(memory_format=torch.channels_last) and kernels() is not None
-
-
-def watched(module: nn.Module) -> bool:
-    """Whether nothing may stand in for a module: a hook wants to see it being called, or it was given a `forward`."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or "forward" in vars(module) or bool(_has_any_global_hook())  # type: ignore[no-untyped-call]
-
-
-def fits_batchnorm_silu(x: Tensor, norm: nn.Module, act: nn.Module) -> bool:
-    """Whether `batchnorm_silu` does what ``act(norm(x))`` does.
-
-    A normalisation over several processes takes part by a method ``sum_over_ranks(sums)``, which adds up float64 sums
-    in place: ``[2 * C + 1]`` forwards (of x, of its squares, and the number of pixels), ``[2 * C]`` backwards (of the
-    gradient, and of the gradient times x minus the mean).
-    """
-    return knows(norm, act) and x.shape[0] * x.shape[2] * x.shape[3] > 1 and fits(x)
-
-
-def knows(norm: nn.Module, act: nn.Module) -> bool:
-    """Whether the kernels know this normalisation over a batch and this activation."""
-    known = type(norm) is nn.BatchNorm2d or hasattr(norm, "sum_over_ranks")
-    if not known or type(act) is not nn.SiLU or not norm.training:
-        return False
-    usual = bool(norm.affine and norm.track_running_stats) and norm.momentum is not None
-    return usual and norm.weight.dtype == torch.float32 and not (watched(norm) or watched(act))
-
-
-def batchnorm_silu(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
-    """Return ``silu(norm(x))`` in training, and move the running statistics."""
-    y: Tensor = _BatchNormSilu.apply(x, norm.weight, norm.bias, norm)  # type: ignore[no-untyped-call]
+    y: Tensor = _BatchNormAct.apply(x, norm.layer.weight, norm.layer.bias, norm)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -82,7 +41,7 @@ def depthwise_conv(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     """Return the 3x3 convolution of each channel with padding 1.
 
     Args:
-        x: ``[B, C, H, W]``, C a multiple of 16.
+        x: ``[B, C, H, W]`` in channels_last memory, C a multiple of `ops.CHANNEL_BLOCK`.
         weight: ``[C, 1, 3, 3]``, rounded to the precision of ``x``.
         stride: 1 or 2.
     """
@@ -90,24 +49,54 @@ def depthwise_conv(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     return y
 
 
-def share_(sums: Tensor, norm: nn.BatchNorm2d) -> None:
+def strided_depthwise_conv(x: Tensor, weight: Tensor, padding: tuple[int, ...]) -> Tensor:
+    """Return the convolution of each channel at stride 2.
+
+    oneDNN's bf16 gradients of it are 2 to 12 times slower than those of the same convolution at stride 1 over a
+    gradient with zeros in between, which are equal.
+
+    Args:
+        x: ``[B, C, H, W]``, bfloat16.
+        weight: ``[C, 1, kernel, kernel]``, rounded to the precision of ``x``.
+        padding: Of height and width.
+    """
+    with torch.autocast("cpu", enabled=False):
+        y: Tensor = _StridedDepthwise.apply(x, weight.to(x.dtype), padding)  # type: ignore[no-untyped-call]
+    return y
+
+
+def dense_gradient(x: Tensor) -> Tensor:
+    """Return ``x``; its gradient comes back without gaps in memory.
+
+    From a concatenation PyTorch hands back parts of one tensor with gaps from pixel to pixel. To add those up, or to
+    take them through an upsampling, takes three to eight times as long as a copy without gaps. `batchnorm_act` reads
+    them as they are.
+    """
+    if not x.requires_grad:
+        return x
+    y: Tensor = _DenseGradient.apply(x)  # type: ignore[no-untyped-call]
+    return y
+
+
+def share_(sums: Tensor, norm: nn.Module) -> None:
     """Add up sums over the processes that normalise together, if there are any."""
-    share = getattr(norm, "sum_over_ranks", None)
-    if share is not None:
-        share(sums)
+    if isinstance(norm, SharedNormalisation):
+        norm.sum_over_ranks(sums)
 
 
-def normalised(x: Tensor, sums: Tensor, norm: nn.BatchNorm2d) -> tuple[BatchNorm, float]:
+def normalised(x: Tensor, sums: Tensor, norm: NormAct) -> tuple[BatchNorm, float]:
     """Return the normalisation of ``x``, whose `ops.statistics` those are, and the number of pixels it is over.
 
     Moves the running statistics.
     """
     count = float(x.shape[0] * x.shape[2] * x.shape[3])
-    if hasattr(norm, "sum_over_ranks"):
+    if count <= 1 and not isinstance(norm.layer, SharedNormalisation):
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
+    if isinstance(norm.layer, SharedNormalisation):
         shared = torch.cat((sums.flatten(), torch.tensor([count], dtype=sums.dtype)))
-        share_(shared, norm)
+        share_(shared, norm.layer)
         sums, count = shared[:-1], float(shared[-1])
-    return ops.normalise(sums, count, norm), count
+    return ops.normalise(sums, count, norm.layer, norm.activation), count
 
 
 def parameter_gradients(sums: Tensor, norm: BatchNorm) -> tuple[Tensor, Tensor]:
@@ -115,11 +104,11 @@ def parameter_gradients(sums: Tensor, norm: BatchNorm) -> tuple[Tensor, Tensor]:
     return (sums[1] * norm.moments[1]).to(norm.weight.dtype), sums[0].to(norm.bias.dtype)
 
 
-class _BatchNormSilu(torch.autograd.Function):
+class _BatchNormAct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: NormAct) -> Tensor:
         batch, ctx.count = normalised(x, ops.statistics(x), norm)
-        ctx.save_for_backward(x, *batch)
+        ctx.save_for_backward(x, batch.weight, batch.bias, batch.moments)
         ctx.norm = norm
         return ops.activate(x, batch)
 
@@ -127,10 +116,11 @@ class _BatchNormSilu(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, *values = ctx.saved_tensors
-        norm = BatchNorm(*values)
+        weight, bias, moments = values
+        norm = BatchNorm(weight, bias, moments, ctx.norm.activation)
         dz, sums = ops.gradient_sums(grads[0], x, norm)
         own = parameter_gradients(sums, norm)  # of this rank; the trainer adds those up
-        share_(sums, ctx.norm)
+        share_(sums, ctx.norm.layer)
         return ops.normalise_backward_(dz, sums, ctx.count, x, norm), *own, None
 
 
@@ -148,3 +138,34 @@ class _Depthwise(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         found = ops.depthwise_backward(grads[0], x, weight, ctx.stride, wants_input=ctx.needs_input_grad[0])
         return (found.inputs or (None,))[0], found.weight, None
+
+
+class _StridedDepthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, padding: tuple[int, ...]) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.padding = padding
+        return F.conv2d(x, weight, stride=2, padding=padding, groups=x.shape[1])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        spread = torch.zeros_like(x)
+        spread[..., ::2, ::2] = grads[0]
+        wanted = [*ctx.needs_input_grad[:2], False]
+        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+            spread, x, weight, None, [1, 1], ctx.padding, [1, 1], False, [0, 0], x.shape[1], wanted
+        )
+        return grad_x, grad_weight, None
+
+
+class _DenseGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0].contiguous(memory_format=torch.channels_last)

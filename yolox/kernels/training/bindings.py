@@ -16,6 +16,7 @@ __all__ = [
     "DOUBLE",
     "POINTER",
     "TYPES",
+    "Activation",
     "Added",
     "Following",
     "Gradient",
@@ -33,10 +34,16 @@ TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 POINTER, LONG, DOUBLE = ctypes.c_void_p, ctypes.c_long, ctypes.c_double
 
 
-class Norm(ctypes.Structure):
-    """Of each channel: parameters, and what forwards hands to backwards."""
+class Activation(ctypes.Structure):
+    """SiLU, or pieces of straight lines: see `yolox.kernels.training.ops.Activation`."""
 
-    _fields_ = tuple((name, POINTER) for name in ("weight", "bias", "mean", "rstd"))
+    _fields_ = (("silu", LONG), ("below", ctypes.c_float), ("most", ctypes.c_float))
+
+
+class Norm(ctypes.Structure):
+    """Of each channel: parameters, and what forwards hands to backwards; and the activation after it."""
+
+    _fields_ = (*((name, POINTER) for name in ("weight", "bias", "mean", "rstd")), ("activation", Activation))
 
 
 class Running(ctypes.Structure):
@@ -125,6 +132,6 @@ def call(name: str, dtype: torch.dtype | None, *arguments: Any) -> None:
     _kernel(library, name, dtype)(*[value.data_ptr() if isinstance(value, Tensor) else value for value in arguments])
 
 
-def has_pointwise() -> bool:
-    """Whether this processor multiplies matrices of bfloat16, which `pointwise` is for."""
-    return hasattr(kernels(), "pointwise_forward_bfloat16")
+def has_pointwise(dtype: torch.dtype = torch.bfloat16) -> bool:
+    """Return whether there are kernels for products of this type; those of bfloat16 want a processor that has them."""
+    return dtype in TYPES and hasattr(kernels(), f"pointwise_forward_{TYPES[dtype]}")

@@ -1,7 +1,7 @@
-"""Convolutions whose batch normalisation and SiLU are left to whoever reads what they return.
+"""Convolutions whose batch normalisation and activation are left to whoever reads what they return.
 
 What is between a convolution and the next one is then in memory once, as the first one left it, and nobody writes the
-activated values or reads them back. In bfloat16, with kernels for 1x1 and depthwise 3x3 convolutions.
+activated values or reads them back. Tensors are float32 or bfloat16 in channels_last memory, all of one type.
 """
 
 from __future__ import annotations
@@ -10,54 +10,54 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from yolox.kernels.training import ops
 from yolox.kernels.training.autograd import normalised, parameter_gradients, share_
-from yolox.kernels.training.ops import BatchNorm, Following
+from yolox.kernels.training.norms import BatchNorm, Following, NormAct
 
 __all__ = [
+    "Deferred",
     "Features",
-    "Pending",
     "Shortcut",
-    "activated",
     "add_shortcut",
+    "defer_norm",
     "depthwise_block",
-    "in_memory",
-    "left_pending",
+    "materialize",
     "pointwise_block",
     "pointwise_prediction",
     "pointwise_with_shortcut",
+    "raw",
     "stem_block",
 ]
 
 
-class Pending:
-    """What a convolution returned, and the normalisation that its readers take it through, followed by SiLU.
+class Deferred:
+    """What a convolution returned, and the normalisation and activation that its readers take it through.
 
     Autograd sees two tensors whose gradients mean something of their own, and add up over all readers: that of
     ``value`` is the one before the activation, that of ``moments`` are the sums `ops.gradient_sums` of it.
 
     Args:
-        value: ``[B, C, H, W]``, bfloat16.
+        value: ``[B, C, H, W]``.
         moments: ``[2, C]``: the batch's mean, and 1 / its deviation.
-        norm: Its weight and bias.
+        norm: The layer, with its weight and bias, and the activation.
     """
 
-    def __init__(self, value: Tensor, moments: Tensor, norm: nn.BatchNorm2d) -> None:
+    def __init__(self, value: Tensor, moments: Tensor, norm: NormAct) -> None:
         self.value = value
         self.moments = moments
-        self.norm = BatchNorm(norm.weight, norm.bias, moments)
+        self.norm = BatchNorm(norm.layer.weight, norm.layer.bias, moments, norm.activation)
         self._activated: Tensor | None = None
 
-    def activated(self) -> Tensor:
-        """Return ``silu(norm(value))``, computed once however often it is asked for."""
+    def materialize(self) -> Tensor:
+        """Return the normalised and activated values, computed once however often they are asked for."""
         if self._activated is None:
             self._activated = _Activate.apply(self.value, self.moments, self.norm, None, None)  # type: ignore[no-untyped-call]
         return self._activated
 
 
-Features = Tensor | Pending
+Features = Tensor | Deferred
 """Feature maps, or what they will be made of."""
 
 
@@ -65,35 +65,35 @@ class Shortcut(NamedTuple):
     """The input of a convolution, once more: `add_shortcut` takes it around that convolution.
 
     Attributes:
-        value: Whose gradient is that of the input after what was pending: the convolution's own one is added to it.
-        norm: What was pending.
+        value: Whose gradient is that of the input after what was deferred: the convolution's own one is added to it.
+        norm: What was deferred.
     """
 
     value: Tensor
     norm: BatchNorm | None
 
 
-def activated(x: Features) -> Tensor:
+def materialize(x: Features) -> Tensor:
     """Return feature maps that anybody can read."""
-    return x.activated() if isinstance(x, Pending) else x
+    return x.materialize() if isinstance(x, Deferred) else x
 
 
-def in_memory(x: Features) -> Tensor:
-    """Return the tensor that is there, with nothing done that may be pending."""
-    return x.value if isinstance(x, Pending) else x
+def raw(x: Features) -> Tensor:
+    """Return the tensor that is there, with nothing done that may be deferred."""
+    return x.value if isinstance(x, Deferred) else x
 
 
-def left_pending(x: Tensor, norm: nn.BatchNorm2d) -> Pending:
-    """Leave ``silu(norm(x))`` to the readers, and move the running statistics."""
-    value, moments = _LeavePending.apply(x, norm.weight, norm.bias, norm)  # type: ignore[no-untyped-call]
-    return Pending(value, moments, norm)
+def defer_norm(x: Tensor, norm: NormAct) -> Deferred:
+    """Leave normalisation and activation to the readers, and move the running statistics."""
+    value, moments = _DeferNorm.apply(x, norm.layer.weight, norm.layer.bias, norm)  # type: ignore[no-untyped-call]
+    return Deferred(value, moments, norm)
 
 
-def pointwise_block(parts: Sequence[Features], weight: Tensor, norms: Sequence[nn.BatchNorm2d]) -> tuple[Pending, ...]:
+def pointwise_block(parts: Sequence[Features], weight: Tensor, norms: Sequence[NormAct]) -> tuple[Deferred, ...]:
     """Return a 1x1 convolution of all channels of the parts, for each normalisation its own channels.
 
     Args:
-        parts: One or two ``[B, C, H, W]`` in bfloat16, which need not lie side by side.
+        parts: One or two ``[B, C, H, W]``, which need not lie side by side.
         weight: ``[out, in, 1, 1]``, float32, rounded on the way.
         norms: One or two, whose channels together are those of the output.
 
@@ -102,13 +102,13 @@ def pointwise_block(parts: Sequence[Features], weight: Tensor, norms: Sequence[n
     return _pointwise(parts, weight, norms, again=False)[0]
 
 
-def pointwise_with_shortcut(x: Features, weight: Tensor, norm: nn.BatchNorm2d) -> tuple[Pending, Shortcut]:
+def pointwise_with_shortcut(x: Features, weight: Tensor, norm: NormAct) -> tuple[Deferred, Shortcut]:
     """Return the `pointwise_block` of ``x``, and ``x`` for `add_shortcut`."""
     (y,), value = _pointwise((x,), weight, (norm,), again=True)
     return y, Shortcut(value, _norm_of(x))
 
 
-def stem_block(images: Tensor, weight: Tensor, norm: nn.BatchNorm2d) -> Pending:
+def stem_block(images: Tensor, weight: Tensor, norm: NormAct) -> Deferred:
     """Return the 6x6 convolution of stride 2 and padding 2; images get no gradient.
 
     Args:
@@ -117,29 +117,29 @@ def stem_block(images: Tensor, weight: Tensor, norm: nn.BatchNorm2d) -> Pending:
         norm: Over the output.
     """
     images = images.contiguous(memory_format=torch.channels_last)
-    value, moments = _StemBlock.apply(weight, norm.weight, norm.bias, norm, images)  # type: ignore[no-untyped-call]
-    return Pending(value, moments, norm)
+    value, moments = _StemBlock.apply(weight, norm.layer.weight, norm.layer.bias, norm, images)  # type: ignore[no-untyped-call]
+    return Deferred(value, moments, norm)
 
 
-def depthwise_block(x: Features, weight: Tensor, stride: int, norm: nn.BatchNorm2d) -> Pending:
+def depthwise_block(x: Features, weight: Tensor, stride: int, norm: NormAct) -> Deferred:
     """Return a 3x3 convolution of each channel with padding 1.
 
     Args:
-        x: ``[B, C, H, W]``, bfloat16, C a multiple of `ops.CHANNEL_BLOCK`.
+        x: ``[B, C, H, W]``, C a multiple of `ops.CHANNEL_BLOCK`.
         weight: ``[C, 1, 3, 3]``, rounded on the way.
         stride: 1 or 2.
         norm: Over the output.
     """
-    own = (weight, norm.weight, norm.bias, norm, stride)
+    own = (weight, norm.layer.weight, norm.layer.bias, norm, stride)
     value, moments = _DepthwiseBlock.apply(*own, _norm_of(x), *_tensors_of(x))  # type: ignore[no-untyped-call]
-    return Pending(value, moments, norm)
+    return Deferred(value, moments, norm)
 
 
 def pointwise_prediction(x: Features, weight: Tensor, bias: Tensor) -> Tensor:
     """Return the 1x1 convolution with a bias that nothing follows.
 
     Args:
-        x: ``[B, C, H, W]``, bfloat16, C a multiple of `ops.CHANNEL_BLOCK`.
+        x: ``[B, C, H, W]``, C a multiple of `ops.CHANNEL_BLOCK`.
         weight: ``[out, C, 1, 1]``, float32, rounded on the way; any number of outputs.
         bias: ``[out]``, float32.
     """
@@ -147,49 +147,50 @@ def pointwise_prediction(x: Features, weight: Tensor, bias: Tensor) -> Tensor:
     return y
 
 
-def add_shortcut(x: Pending, shortcut: Shortcut) -> Tensor:
+def add_shortcut(x: Deferred, shortcut: Shortcut) -> Tensor:
     """Return the activated ``x`` and the shortcut, activated if need be, added up."""
     y: Tensor = _Activate.apply(x.value, x.moments, x.norm, *shortcut)  # type: ignore[no-untyped-call]
     return y
 
 
 def _norm_of(x: Features) -> BatchNorm | None:
-    return x.norm if isinstance(x, Pending) else None
+    return x.norm if isinstance(x, Deferred) else None
 
 
 def _tensors_of(x: Features) -> tuple[Tensor, Tensor | None]:
-    return (x.value, x.moments) if isinstance(x, Pending) else (x, None)
+    return (x.value, x.moments) if isinstance(x, Deferred) else (x, None)
 
 
 def _pointwise(
-    parts: Sequence[Features], weight: Tensor, norms: Sequence[nn.BatchNorm2d], *, again: bool
-) -> tuple[tuple[Pending, ...], Tensor]:
-    tensors = [tensor for norm in norms for tensor in (norm.weight, norm.bias)]
+    parts: Sequence[Features], weight: Tensor, norms: Sequence[NormAct], *, again: bool
+) -> tuple[tuple[Deferred, ...], Tensor]:
+    tensors = [tensor for norm in norms for tensor in (norm.layer.weight, norm.layer.bias)]
     tensors += [tensor for part in parts for tensor in _tensors_of(part)]  # type: ignore[misc]
-    pending = [_norm_of(part) for part in parts]
-    found = _PointwiseBlock.apply(weight, norms, pending, again, *tensors)  # type: ignore[no-untyped-call]
-    return tuple(Pending(found[2 * i], found[2 * i + 1], norm) for i, norm in enumerate(norms)), found[-1]
+    deferred = [_norm_of(part) for part in parts]
+    found = _PointwiseBlock.apply(weight, norms, deferred, again, *tensors)  # type: ignore[no-untyped-call]
+    return tuple(Deferred(found[2 * i], found[2 * i + 1], norm) for i, norm in enumerate(norms)), found[-1]
 
 
 class _After:
     """The normalisation after a convolution, as the convolution's autograd function keeps it."""
 
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
-        self.layer = norm
+    def __init__(self, norm: NormAct) -> None:
+        self.norm = norm
         self.count = 0.0
 
     def moments(self, value: Tensor, sums: Tensor) -> Tensor:
-        batch, self.count = normalised(value, sums, self.layer)
+        batch, self.count = normalised(value, sums, self.norm)
         return batch.moments  # not kept here: an output that its own function holds is never freed
 
     def backward(
         self, dz: Tensor | None, sums: Tensor | None, value: Tensor, moments: Tensor
     ) -> tuple[Following, tuple[Tensor, Tensor]]:
         """Return what the convolution has to know, and the gradients of weight and bias."""
-        norm = BatchNorm(self.layer.weight, self.layer.bias, moments)
+        layer = self.norm.layer
+        norm = BatchNorm(layer.weight, layer.bias, moments, self.norm.activation)
         total = torch.zeros(moments.shape, dtype=torch.float64) if sums is None else sums.double().contiguous()
         own = parameter_gradients(total, norm)  # of this rank; the trainer adds those up
-        share_(total, self.layer)
+        share_(total, layer)
         return Following(torch.zeros_like(value) if dz is None else dz, total, self.count, value, norm), own
 
 
@@ -209,9 +210,9 @@ class _Activate(torch.autograd.Function):
         return dz, sums.float(), None, grads[0] if ctx.adds else None, None
 
 
-class _LeavePending(torch.autograd.Function):
+class _DeferNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: NormAct) -> tuple[Tensor, Tensor]:
         ctx.after = _After(norm)
         moments = ctx.after.moments(x, ops.statistics(x))
         ctx.save_for_backward(x, moments)
@@ -246,9 +247,9 @@ class _StemBlock(torch.autograd.Function):
 class _DepthwiseBlock(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-        _, _, norm, ctx.stride, ctx.pending, x, _ = rest
+        _, _, norm, ctx.stride, ctx.deferred, x, _ = rest
         rounded = weight.to(x.dtype).float().contiguous()
-        y, sums = ops.depthwise(x, rounded, ctx.stride, ctx.pending, wants_sums=True)
+        y, sums = ops.depthwise(x, rounded, ctx.stride, ctx.deferred, wants_sums=True)
         assert sums is not None
         ctx.after = _After(norm)
         moments = ctx.after.moments(y, sums)
@@ -260,9 +261,9 @@ class _DepthwiseBlock(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         weight, x, y, moments = ctx.saved_tensors
         after, own = ctx.after.backward(*grads, y, moments)
-        found = ops.depthwise_backward(after, x, weight, ctx.stride, ctx.pending, wants_input=ctx.needs_input_grad[6])
+        found = ops.depthwise_backward(after, x, weight, ctx.stride, ctx.deferred, wants_input=ctx.needs_input_grad[6])
         dx = found.inputs[0] if found.inputs else None
-        sums = None if ctx.pending is None else found.sums[0].float()
+        sums = None if ctx.deferred is None else found.sums[0].float()
         return found.weight, *own, None, None, None, dx, sums
 
 
@@ -271,15 +272,15 @@ class _PointwiseBlock(torch.autograd.Function):
     def forward(
         ctx: Any,
         weight: Tensor,
-        norms: Sequence[nn.BatchNorm2d],
-        pending: Sequence[BatchNorm | None],
+        norms: Sequence[NormAct],
+        deferred: Sequence[BatchNorm | None],
         again: bool,
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
         parts, weight = tensors[2 * len(norms) :: 2], weight.contiguous()
-        channels = [norm.num_features for norm in norms]
-        values, sums = ops.pointwise(parts, pending, weight, channels)
-        ctx.after, ctx.pending = [_After(norm) for norm in norms], pending
+        channels = [norm.layer.num_features for norm in norms]
+        values, sums = ops.pointwise(parts, deferred, weight, channels)
+        ctx.after, ctx.deferred = [_After(norm) for norm in norms], deferred
         each = zip(ctx.after, values, torch.split(sums, channels, dim=1), strict=True)
         moments = [after.moments(value, own.contiguous()) for after, value, own in each]
         ctx.save_for_backward(weight, *parts, *values, *moments)
@@ -290,7 +291,7 @@ class _PointwiseBlock(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        num, num_parts = len(ctx.after), len(ctx.pending)
+        num, num_parts = len(ctx.after), len(ctx.deferred)
         weight, *tensors = ctx.saved_tensors
         parts, values, moments = tensors[:num_parts], tensors[num_parts:-num], tensors[-num:]
         found = [
@@ -300,27 +301,27 @@ class _PointwiseBlock(torch.autograd.Function):
         own = ops.pointwise_backward(
             [after for after, _ in found],
             parts,
-            ctx.pending,
+            ctx.deferred,
             weight,
             wants_input=any(ctx.needs_input_grad[first_part:]),
             added=grads[2 * num] if len(grads) > 2 * num else None,
         )
         inputs: list[Tensor | None] = []
-        for i, pending in enumerate(ctx.pending):
-            inputs += [own.inputs[i] if own.inputs else None, None if pending is None else own.sums[i].float()]
+        for i, deferred in enumerate(ctx.deferred):
+            inputs += [own.inputs[i] if own.inputs else None, None if deferred is None else own.sums[i].float()]
         return own.weight, None, None, None, *[tensor for _, pair in found for tensor in pair], *inputs
 
 
 class _Prediction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, bias: Tensor, pending: BatchNorm | None, *x: Tensor) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, bias: Tensor, deferred: BatchNorm | None, *x: Tensor) -> Tensor:
         num_out = len(weight)
         surplus = -num_out % ops.CHANNEL_BLOCK  # outputs of zeros that nobody sees
         whole = torch.cat((weight, weight.new_zeros(surplus, *weight.shape[1:]))).contiguous()
         biases = torch.cat((bias, bias.new_zeros(surplus)))
-        ctx.pending, ctx.num_out = pending, num_out
+        ctx.deferred, ctx.num_out = deferred, num_out
         ctx.save_for_backward(whole, x[0])
-        (y,), _ = ops.pointwise(x[:1], (pending,), whole, (len(whole),), biases)
+        (y,), _ = ops.pointwise(x[:1], (deferred,), whole, (len(whole),), biases)
         return y[:, :num_out]
 
     @staticmethod
@@ -333,7 +334,7 @@ class _Prediction(torch.autograd.Function):
             whole[:, : ctx.num_out] = dy
             dy = whole
         dy = dy.contiguous(memory_format=torch.channels_last)
-        own = ops.pointwise_backward(dy, (x,), (ctx.pending,), weight, wants_input=ctx.needs_input_grad[3])
-        sums = None if ctx.pending is None else own.sums[0].float()
+        own = ops.pointwise_backward(dy, (x,), (ctx.deferred,), weight, wants_input=ctx.needs_input_grad[3])
+        sums = None if ctx.deferred is None else own.sums[0].float()
         dbias = ops.statistics(dy)[0, : ctx.num_out].float()
         return own.weight[: ctx.num_out], dbias, None, own.inputs[0] if own.inputs else None, sums

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from yolox.kernels.training import bindings
+from yolox.kernels.training.norms import Activation, BatchNorm, Following
 
 __all__ = [
     "CHANNEL_BLOCK",
     "MOST_CHANNELS",
-    "BatchNorm",
-    "Following",
     "Gradients",
     "activate",
     "depthwise",
@@ -40,51 +39,13 @@ MOST_CHANNELS = 1024
 """Of input and output of `pointwise` together; wider matrices outgrow its blocks, and oneDNN is as fast or faster."""
 
 
-class BatchNorm(NamedTuple):
-    """A normalisation over a batch.
-
-    Attributes:
-        weight: ``[C]``.
-        bias: ``[C]``.
-        moments: ``[2, C]``: the batch's mean, and 1 / its deviation.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    moments: Tensor
-
-    def __call__(self) -> bindings.Norm:
-        """Return what the kernels take."""
-        mean = self.moments.data_ptr()
-        distance = self.moments.stride(0) * self.moments.itemsize
-        return bindings.Norm(self.weight.data_ptr(), self.bias.data_ptr(), mean, mean + distance)
-
-
-class Following(NamedTuple):
-    """A normalisation and SiLU that read what a convolution returned, as its gradients need them.
-
-    Attributes:
-        dz: The gradient after the normalisation and before its activation.
-        sums: Of it, as of `gradient_sums`.
-        pixels: Their number in those sums.
-        value: What was normalised.
-        norm: The normalisation.
-    """
-
-    dz: Tensor
-    sums: Tensor
-    pixels: float
-    value: Tensor
-    norm: BatchNorm
-
-
 class Gradients(NamedTuple):
     """Of a convolution.
 
     Attributes:
-        inputs: The gradients of its inputs, or where a normalisation and SiLU were pending those before the activation;
-            none if not wanted.
-        sums: Of each of them, as of `gradient_sums`; without a meaning where nothing was pending.
+        inputs: The gradients of its inputs, or where a normalisation and activation were deferred those before the
+            activation; none if not wanted.
+        sums: Of each of them, as of `gradient_sums`; without a meaning where nothing was deferred.
         weight: Like the weight.
     """
 
@@ -139,12 +100,13 @@ def statistics(x: Tensor) -> Tensor:
     return sums
 
 
-def normalise(sums: Tensor, count: float, norm: nn.BatchNorm2d) -> BatchNorm:
+def normalise(sums: Tensor, count: float, norm: nn.BatchNorm2d, activation: Activation) -> BatchNorm:
     """Return the normalisation of a batch of ``count`` pixels with those statistics, and move the running ones."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     assert norm.num_batches_tracked is not None
-    result = BatchNorm(norm.weight, norm.bias, torch.empty(2, norm.num_features, dtype=torch.float32))
+    moments = torch.empty(2, norm.num_features, dtype=torch.float32)
+    result = BatchNorm(norm.weight, norm.bias, moments, activation)
     moving = bindings.Running(norm.running_mean.data_ptr(), norm.running_var.data_ptr(), norm.momentum or 0.0)
     bindings.call("batchnorm_silu_moments", None, sums, count, norm.eps, norm.num_features, result(), moving)
     norm.num_batches_tracked.add_(1)
@@ -152,7 +114,7 @@ def normalise(sums: Tensor, count: float, norm: nn.BatchNorm2d) -> BatchNorm:
 
 
 def activate(x: Tensor, norm: BatchNorm, added: Tensor | None = None, added_norm: BatchNorm | None = None) -> Tensor:
-    """Return ``silu(norm(x))``, with ``added`` or ``silu(added_norm(added))`` added."""
+    """Return ``norm(x)``, activated, with ``added`` or the activated ``added_norm(added)`` added."""
     y = torch.empty_like(x)
     more = bindings.Added() if added is None else bindings.Added(added.data_ptr(), _norm(added_norm))
     bindings.call("batchnorm_silu_forward", x.dtype, x, y, _pixels(x), x.shape[1], norm(), more)
@@ -160,7 +122,7 @@ def activate(x: Tensor, norm: BatchNorm, added: Tensor | None = None, added_norm
 
 
 def gradient_sums(grad: Tensor, x: Tensor, norm: BatchNorm) -> tuple[Tensor, Tensor]:
-    """Return what the gradient of ``silu(norm(x))`` is before the activation.
+    """Return what the gradient of the activated ``norm(x)`` is before the activation.
 
     Returns:
         The gradient dz, like ``x``; and its sums ``[2, C]``, its own and of its product with x minus the mean.
@@ -183,22 +145,22 @@ def _images(x: Tensor, stride: int) -> bindings.Images:
 
 
 def depthwise(
-    x: Tensor, weight: Tensor, stride: int, pending: BatchNorm | None = None, *, wants_sums: bool = False
+    x: Tensor, weight: Tensor, stride: int, deferred: BatchNorm | None = None, *, wants_sums: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the 3x3 convolution of each channel of ``x``, or of ``silu(pending(x))``.
+    """Return the 3x3 convolution of each channel of ``x``, or of what ``deferred`` makes of it.
 
     Args:
         x: ``[B, C, H, W]``.
         weight: Float32 ``[C, 1, 3, 3]``.
         stride: 1 or 2.
-        pending: What ``x`` still has to go through.
+        deferred: What ``x`` still has to go through.
         wants_sums: Whether to return the sums of `statistics`, too.
     """
     count, channels, height, width = x.shape
     shape = (count, channels, (height - 1) // stride + 1, (width - 1) // stride + 1)
     y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
     sums = _sums(channels) if wants_sums else None
-    bindings.call("depthwise_forward", x.dtype, x, _norm(pending), y, _images(x, stride), weight, sums)
+    bindings.call("depthwise_forward", x.dtype, x, _norm(deferred), y, _images(x, stride), weight, sums)
     return y, sums
 
 
@@ -207,7 +169,7 @@ def depthwise_backward(
     x: Tensor,
     weight: Tensor,
     stride: int,
-    pending: BatchNorm | None = None,
+    deferred: BatchNorm | None = None,
     *,
     wants_input: bool,
 ) -> Gradients:
@@ -221,7 +183,7 @@ def depthwise_backward(
     inputs = (torch.empty_like(x),) if wants_input else ()
     result = Gradients(inputs, (_sums(x.shape[1]),), torch.empty_like(weight))
     bindings.call(
-        *("depthwise_backward", x.dtype, gradient, *after, x, _norm(pending), inputs[0] if inputs else None),
+        *("depthwise_backward", x.dtype, gradient, *after, x, _norm(deferred), inputs[0] if inputs else None),
         *(_images(x, stride), weight, result.weight, result.sums[0]),
     )
     return result
@@ -237,7 +199,7 @@ def _pair(norms: Sequence[BatchNorm | None]) -> Any:
 
 def pointwise(
     parts: Sequence[Tensor],
-    pending: Sequence[BatchNorm | None],
+    deferred: Sequence[BatchNorm | None],
     weight: Tensor,
     channels: Sequence[int],
     bias: Tensor | None = None,
@@ -245,8 +207,8 @@ def pointwise(
     """Return the 1x1 convolution of ``x``.
 
     Args:
-        parts: One or two tensors in bfloat16 whose channels are those of ``x``, side by side.
-        pending: What each part still has to go through, and SiLU.
+        parts: One or two tensors whose channels are those of ``x``, side by side.
+        deferred: What each part still has to go through.
         weight: Float32 ``[out, in, 1, 1]`` without gaps, rounded on the way.
         channels: So many of the output are a tensor of their own: one number or two.
         bias: Float32 ``[out]``.
@@ -258,14 +220,14 @@ def pointwise(
     """
     y, sums = tuple(_empty(parts[0], number) for number in channels), _sums(weight.shape[0])
     shape = _shape(parts[0], weight)
-    bindings.call("pointwise_forward", y[0].dtype, _dense(parts), _pair(pending), shape, weight, bias, _dense(y), sums)
+    bindings.call("pointwise_forward", y[0].dtype, _dense(parts), _pair(deferred), shape, weight, bias, _dense(y), sums)
     return y, sums
 
 
 def pointwise_backward(
     after: Sequence[Following] | Tensor,
     parts: Sequence[Tensor],
-    pending: Sequence[BatchNorm | None],
+    deferred: Sequence[BatchNorm | None],
     weight: Tensor,
     *,
     wants_input: bool,
@@ -275,11 +237,11 @@ def pointwise_backward(
 
     Args:
         after: The normalisations that read each of the tensors it returned; or where nothing follows, the gradient.
-        parts: What `pointwise` was given, as are ``pending`` and ``weight``.
-        pending: See there.
+        parts: What `pointwise` was given, as are ``deferred`` and ``weight``.
+        deferred: See there.
         weight: See there.
         wants_input: Whether to compute the gradients of the parts.
-        added: A gradient of the first part after what was pending, to be added before that is gone through.
+        added: A gradient of the first part after what was deferred, to be added before that is gone through.
     """
     inputs = tuple(torch.empty_like(part) for part in parts) if wants_input else ()
     sums, dweight = _sums(weight.shape[1]), torch.empty_like(weight)
@@ -295,7 +257,7 @@ def pointwise_backward(
     more = () if added is None else (_strided(added),)
     bindings.call(
         *("pointwise_backward", gradients[0][0].dtype, _places(*gradients), _dense(values)),
-        *(ctypes.byref(following), _dense(parts), _pair(pending), _places(*more), _dense(inputs)),
+        *(ctypes.byref(following), _dense(parts), _pair(deferred), _places(*more), _dense(inputs)),
         *(_shape(parts[0], weight), weight, dweight, sums),
     )
     return Gradients(inputs, torch.split(sums, [part.shape[1] for part in parts], dim=1), dweight)

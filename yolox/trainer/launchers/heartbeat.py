@@ -1,8 +1,10 @@
 """Signs of life of the ranks, and the decision that a run hangs.
 
 A rank writes what it does next into a few bytes that it shares with its parent. Slow is not stuck: as long as any
-process of the run computes or waits for the disk, the run is left alone. It hangs when nobody does anything for a
-while, or when one rank stays in a single step far longer than ever before and the others can only wait for it.
+process of the run computes or waits for the disk, the run is left alone, and a rank that waits for its next batch, for
+a file or for an evaluation may wait for ever (a file server that is slow leaves no trace in the process table). A run
+hangs when all its ranks are in a step and nobody does anything for minutes, or when one rank stays in a single step far
+longer than ever before and the others can only wait for it.
 """
 
 from __future__ import annotations
@@ -38,15 +40,11 @@ class HangLimits:
     """Seconds after which a run that does nothing is taken to hang.
 
     Args:
-        step: While every rank computes or fetches a batch.
-        other: Between them: evaluation, files, callbacks, network.
-        setup: Before the first batch.
+        step: While every rank computes a batch.
         lone_step: Longest step of a busy rank that all others wait for, at least; or 20 times the longest so far.
     """
 
-    step: float = 7.0
-    other: float = 60.0
-    setup: float = 300.0
+    step: float = 180.0
     lone_step: float = 120.0
 
 
@@ -122,18 +120,12 @@ class HangWatch:
                 self._longest = max(self._longest, now - self._beat_at[rank.rank])
             self._beats[rank.rank], self._beat_at[rank.rank] = rank.beats, now
         busy = [rank for rank in ranks if rank.busy]
-        if moved or busy or not ranks:
+        if moved or busy or any(rank.phase != "step" for rank in ranks) or not ranks:
             self._idle_since = now
             return None if moved else self._lone_step(now, ranks, busy)
         idle = now - (self._idle_since if self._idle_since is not None else now)
         self._idle_since = now - idle
-        limit = max(self._limit(rank.phase) for rank in ranks)
-        return f"no process has done anything for {idle:.0f} s" if idle >= limit else None
-
-    def _limit(self, phase: Phase) -> float:
-        return {"step": self.limits.step, "data": self.limits.step, "other": self.limits.other}.get(
-            phase, self.limits.setup
-        )
+        return f"no process has done anything for {idle:.0f} s" if idle >= self.limits.step else None
 
     def _lone_step(self, now: float, ranks: Sequence[RankActivity], busy: Sequence[RankActivity]) -> str | None:
         if len(busy) != 1 or len(ranks) < 2 or busy[0].phase != "step":

@@ -90,7 +90,8 @@ def worker_environment(slot: Slot, network: Mapping[str, str] | None = None) -> 
     environment.update(local_network(environment) if network is None else network)
     # a rank that is stopped leaves semaphores of its loaders behind; Python removes them, and need not say so
     filters = filter(None, [environment.get("PYTHONWARNINGS"), "ignore:resource_tracker:UserWarning"])
-    return {**environment, "PYTHONWARNINGS": ",".join(filters)}
+    # a terminal may lack letters that a message has: those are replaced
+    return {"PYTHONIOENCODING": ":replace", **environment, "PYTHONWARNINGS": ",".join(filters)}
 
 
 def package_path(environment: dict[str, str]) -> str:

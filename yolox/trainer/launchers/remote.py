@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import cloudpickle
-
 from yolox.cpu.cores import share_cores
+from yolox.processes.pickling import dumps
 from yolox.tables import text_table
 from yolox.trainer.launchers.agent import machine_identity
 from yolox.trainer.launchers.agent_server import AgentConnection, AgentServer
@@ -102,10 +101,10 @@ def run_remote(
     """Run ``function`` once per slot on the machines of an engine; see `Launcher`.
 
     Raises:
-        UsageError: When the cluster has no place for all ranks.
+        UsageError: When the cluster has no place for all ranks, or the function holds what cannot be pickled.
         RankError: When a rank failed or its machine is gone.
     """
-    payload = cloudpickle.dumps(function)
+    payload = dumps(function, "the run")
     directory = RunDirectory(Path(tempfile.mkdtemp(prefix="yolox-run-")))
     try:
         with AgentServer(engine.host, directory) as server, _store(engine.host) as rendezvous:

@@ -49,7 +49,7 @@ class SpawnLauncher:
             context = multiprocessing.get_context("spawn")
             for slot in slots:
                 process = context.Process(target=_enter, args=(str(directory.path), slot.rank, os.getpid()))
-                with _environment(slot):
+                with _environment(slot), _importable_main():
                     process.start()
                 members.append(_Spawned(process))
             return supervise(directory, group, self.limits)
@@ -84,6 +84,21 @@ def _enter(path: str, rank: int, parent: int) -> None:
         os.dup2(output, 1)
         os.dup2(output, 2)
     sys.exit(serve(path, rank))
+
+
+@contextmanager
+def _importable_main() -> Iterator[None]:
+    """Hide the name of a main script that is no file (``python - < script``): nobody could import it again."""
+    main = vars(sys.modules["__main__"])
+    file = main.get("__file__")
+    if file is None or Path(file).exists():
+        yield
+        return
+    del main["__file__"]
+    try:
+        yield
+    finally:
+        main["__file__"] = file
 
 
 @contextmanager

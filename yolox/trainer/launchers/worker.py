@@ -23,6 +23,7 @@ import cloudpickle
 from yolox.cpu.affinity import bind_process
 from yolox.cpu.allocator import keep_freed_memory
 from yolox.processes.messages import from_json, to_json
+from yolox.processes.pickling import dumps
 from yolox.trainer.launchers.base import Failure, FailureKind, Phase, Slot, Worker
 from yolox.trainer.launchers.heartbeat import Heartbeat
 
@@ -97,9 +98,9 @@ class RunDirectory:
         """Write what workers of this machine need.
 
         Raises:
-            pickle.PicklingError: When the function holds something that cannot be sent.
+            UsageError: When the function holds something that cannot be pickled.
         """
-        self.payload.write_bytes(cloudpickle.dumps(function))
+        self.payload.write_bytes(dumps(function, "the run"))
         self.write_setup(Setup(tuple(slots), self.rendezvous))
 
     def write_setup(self, setup: Setup) -> None:

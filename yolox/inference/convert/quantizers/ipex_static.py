@@ -16,7 +16,6 @@ from yolox.errors import UsageError
 from yolox.inference.artifacts.structure import flatten
 from yolox.inference.backends.base import Array, Arrays, PrepareContext, as_numpy, like_inputs
 from yolox.inference.backends.torch_runner import torch_sample
-from yolox.inference.convert.folding import as_for_conversion
 from yolox.inference.convert.quantizers.mixed_precision import first_accurate
 
 __all__ = ["quantize_static"]
@@ -66,7 +65,7 @@ def count_work(model: nn.Module, sample: tuple[Tensor, ...]) -> dict[str, int]:
     kinds = (nn.Conv2d, nn.Linear)
     hooks = [p.register_forward_hook(count(name)) for name, p in model.named_modules() if isinstance(p, kinds)]
     try:
-        with torch.no_grad(), as_for_conversion():
+        with torch.no_grad():
             model(*sample)
     finally:
         for hook in hooks:
@@ -110,7 +109,7 @@ def _is_last(part: nn.Module, names: list[str], parts: dict[str, nn.Module]) -> 
 def _calibrated(ipex: Any, model: nn.Module, context: PrepareContext) -> Any:
     sample = torch_sample(context, 1 if context.dynamic_batch else None)
     mapping = ipex.quantization.default_static_qconfig_mapping
-    with torch.no_grad(), as_for_conversion():
+    with torch.no_grad():
         prepared = ipex.quantization.prepare(model, mapping, example_inputs=sample, inplace=True, bn_folding=False)
         context.progress("calibrating")
         if context.dynamic_batch:

@@ -146,13 +146,13 @@ inline void finish(const Step& s, const Image& image, const __m256i* sum, long y
   }
   if (s.to_matrix) {
     long row = s.first_row + y * s.out.width + x;
-    float* to = floats(s.result, image) + row * s.result.columns + s.first_column + c;
+    float* to = image.result + row * s.result.columns + s.first_column + c;
     put(to, half[0], s.out.channels - c);
     put(to + 8, half[1], s.out.channels - c - 8);
   } else {
     for (long i = 0; i < 2; ++i)
       half[i] = _mm256_fmadd_ps(half[i], eight(s.inverse + c + 8 * i), eight(s.zero + c + 8 * i));
-    put(image.arena + s.out.at + y * s.out.row + x * s.out.pixel + c, rounded(half[0], half[1]), s.out.room - c);
+    put(image.out + s.out.at + y * s.out.row + x * s.out.pixel + c, rounded(half[0], half[1]), s.out.room - c);
   }
 }
 

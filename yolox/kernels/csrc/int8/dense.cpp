@@ -97,14 +97,13 @@ template <int N, bool CURVED> static void block(const Step& s, const Image& imag
     for (long x = 0, left = (width + most - 1) / most; x < width; --left) {
       long m = ((width - x + left - 1) / left + P - 1) / P * P;  // tiles of about the same size
       Tile t{in + y * s.stride * s.in.row + x * in_pixel, in_pixel, s.in.row,
-             image.arena + s.out.at + y * s.out.row + x * s.out.pixel + c, std::min(m, width - x), y, x};
+             image.out + s.out.at + y * s.out.row + x * s.out.pixel + c, std::min(m, width - x), y, x};
       tile_of<N, CURVED>(int(m), s, image, curves, t, c);
       x += m;
     }
 }
 
-void dense(const Step& s, const Image& image, Team team) {
-  Range rows = team.share(s.out.height);
+void dense(const Step& s, const Image& image, Range rows) {
   for (long c = 0, n; c < s.out.channels; c += n * V) {
     n = vectors_from(s, c);
     if (n == 4) s.curve ? block<4, true>(s, image, rows, c) : block<4, false>(s, image, rows, c);
@@ -115,8 +114,7 @@ void dense(const Step& s, const Image& image, Team team) {
 
 #elif !defined(NATIVE_AVX2)
 
-void dense(const Step& s, const Image& image, Team team) {
-  Range rows = team.share(s.out.height);
+void dense(const Step& s, const Image& image, Range rows) {
   for (long c = 0, N; c < s.out.channels; c += N * V) {
     N = vectors_from(s, c);
     for (long n = 0; n < N; ++n) dense_plainly(s, image, rows, c, n, N);

@@ -83,7 +83,7 @@ template <bool CURVED> static void rows_of(const Step& s, const Image& image, Ra
   const int32_t *first = s.order, *at = s.order + blocks + 1;
   for (long y = rows.first; y < rows.last; ++y) {
     const uint8_t* in = image.arena + s.in.at + (y * s.stride - s.padding) * s.in.row - s.padding * s.in.pixel;
-    uint8_t* out = image.arena + s.out.at + y * s.out.row;
+    uint8_t* out = image.out + s.out.at + y * s.out.row;
     for (long i = 0; i < blocks; ++i) {
       Block b{s.weight + first[i] * 64, at + first[i], first[i + 1] - first[i], i * V, {}};
       if (CURVED) b.channels.take_ordered(*s.curve, b.c);
@@ -96,8 +96,7 @@ template <bool CURVED> static void rows_of(const Step& s, const Image& image, Ra
   }
 }
 
-void dense(const Step& s, const Image& image, Team team) {
-  Range rows = team.share(s.out.height);
+void dense(const Step& s, const Image& image, Range rows) {
   s.curve ? rows_of<true>(s, image, rows) : rows_of<false>(s, image, rows);
 }
 

@@ -61,7 +61,7 @@ template <int P> static void block(const Step& s, const Image& image, Range rows
   const uint8_t* in = image.arena + s.in.at - s.padding * (s.in.row + s.in.pixel) + c;
   for (long y = rows.first; y < rows.last; ++y) {
     const uint8_t* from = in + y * s.stride * s.in.row;
-    uint8_t* to = image.arena + s.out.at + y * s.out.row + c;
+    uint8_t* to = image.out + s.out.at + y * s.out.row + c;
     for (long x = 0; x < s.out.width; x += P) {
       __m512i bytes = kernel.at(from + x * s.stride * s.in.pixel, s.in.row, s.in.pixel, s.stride * s.in.pixel);
       put_pixels<P>(to + x * s.out.pixel, s.out.pixel, bytes, s.out.room - c, s.out.width - x);
@@ -73,8 +73,7 @@ template <int P> static void block(const Step& s, const Image& image, Range rows
 
 #ifndef NATIVE_AVX2
 
-void depthwise(const Step& s, const Image& image, Team team) {
-  Range rows = team.share(s.out.height);
+void depthwise(const Step& s, const Image& image, Range rows) {
   long c = 0;
 #ifdef NATIVE_AVX512
   if (s.curve && s.size == 3) {

@@ -59,7 +59,7 @@ template <int P> static void block(const Step& s, const Image& image, const Cubi
   const long to_pixel = s.stride * s.in.pixel;
   for (long y = rows.first; y < rows.last; ++y) {
     const uint8_t* from = in + y * s.stride * s.in.row;
-    uint8_t* to = image.arena + s.out.at + y * s.out.row + c;
+    uint8_t* to = image.out + s.out.at + y * s.out.row + c;
     for (long x = 0; x < s.out.width; x += 2 * P) {
       __m256i sum[8], bytes[2];
       unrolled<2>([&](auto i) INLINE {
@@ -72,8 +72,7 @@ template <int P> static void block(const Step& s, const Image& image, const Cubi
   }
 }
 
-void depthwise(const Step& s, const Image& image, Team team) {
-  Range rows = team.share(s.out.height);
+void depthwise(const Step& s, const Image& image, Range rows) {
   long c = 0;
   if (s.curve && s.size == 3) {
     Cubics cubics;

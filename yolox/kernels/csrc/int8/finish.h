@@ -94,8 +94,8 @@ inline vi narrowed(vi v) {  // to 16 bits, with saturation
 
 inline vb on_curve(const Curve& curve, vi sum, long c) {
   vf at = floats(sum) * load(curve.multiplier + c) + load(curve.offset + c);
-  at = at < -32768.0f ? vf{} - 32768.0f : at;
-  at = at > 32767.0f ? vf{} + 32767.0f : at;
+  at = at > -32768.0f ? at : vf{} - 32768.0f;  // so written, NaN is in range afterwards
+  at = at < 32767.0f ? at : vf{} + 32767.0f;
   vi result;
   for (int i = 0; i < V; ++i) {
     int z = int(std::nearbyint(at[i])), size = std::min(std::abs(z), (64 << int(curve.bits)) - 1);
@@ -116,16 +116,16 @@ inline vb on_curve(const Curve& curve, vi sum, long c) {
 // Finishes channels c ... c + 16 of output pixel (y, x).
 inline void finish(const Step& s, const Image& image, vi sum, long y, long x, long c) {
   if (s.curve) {
-    uint8_t* to = image.arena + s.out.at + y * s.out.row + x * s.out.pixel + c;
+    uint8_t* to = image.out + s.out.at + y * s.out.row + x * s.out.pixel + c;
     return put(to, on_curve(*s.curve, sum, c), s.out.room - c);
   }
   vf z = activated(floats(sum) * load(s.multiplier + c) + load(s.offset + c), s.choice);
   if (s.to_matrix) {
     long row = s.first_row + y * s.out.width + x;
-    put(native::floats(s.result, image) + row * s.result.columns + s.first_column + c, z, s.out.channels - c);
+    put(image.result + row * s.result.columns + s.first_column + c, z, s.out.channels - c);
   } else {
     vb bytes = rounded(z * load(s.inverse + c) + load(s.zero + c));
-    put(image.arena + s.out.at + y * s.out.row + x * s.out.pixel + c, bytes, s.out.room - c);
+    put(image.out + s.out.at + y * s.out.row + x * s.out.pixel + c, bytes, s.out.room - c);
   }
 }
 

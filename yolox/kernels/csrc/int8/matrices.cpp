@@ -10,10 +10,10 @@ static vf exponential(vf x) {
   return load(v);
 }
 
-void unary(const Step& s, const Image& image, Team team) {
+void unary(const Step& s, const Image& image, Range rows) {
   const float* in = floats(s.left, image);
-  float* out = floats(s.result, image);
-  Range part = team.share(s.left.rows * s.left.columns);
+  float* out = image.result;
+  Range part{rows.first * s.left.columns, rows.last * s.left.columns};
   for (long i = part.first; i < part.last; i += V) {
     vf x = {};
     long count = std::min(V, part.last - i);
@@ -22,11 +22,10 @@ void unary(const Step& s, const Image& image, Team team) {
   }
 }
 
-template <class F> static void each(const Step& s, const Image& image, Team team, F operation) {
+template <class F> static void each(const Step& s, const Image& image, Range rows, F operation) {
   const float *left = floats(s.left, image) + s.left_column, *right = floats(s.right, image) + s.right_column;
-  float* out = floats(s.result, image) + s.first_column;
+  float* out = image.result + s.first_column;
   long left_row = s.left.rows > 1 ? s.left.columns : 0, right_row = s.right.rows > 1 ? s.right.columns : 0;
-  Range rows = team.share(s.result.rows);
   for (long y = rows.first; y < rows.last; ++y) {
     const float *a = left + y * left_row, *b = right + y * right_row;
     float* to = out + y * s.result.columns;
@@ -41,19 +40,18 @@ template <class F> static void each(const Step& s, const Image& image, Team team
   }
 }
 
-void arithmetic(const Step& s, const Image& image, Team team) {
+void arithmetic(const Step& s, const Image& image, Range rows) {
   switch (s.choice) {
-    case 0: return each(s, image, team, [](float a, float b) { return a + b; });
-    case 1: return each(s, image, team, [](float a, float b) { return a - b; });
-    case 2: return each(s, image, team, [](float a, float b) { return a * b; });
-    default: return each(s, image, team, [](float a, float b) { return a / b; });
+    case 0: return each(s, image, rows, [](float a, float b) { return a + b; });
+    case 1: return each(s, image, rows, [](float a, float b) { return a - b; });
+    case 2: return each(s, image, rows, [](float a, float b) { return a * b; });
+    default: return each(s, image, rows, [](float a, float b) { return a / b; });
   }
 }
 
-void copy(const Step& s, const Image& image, Team team) {
-  Range rows = team.share(s.left.rows);
+void copy(const Step& s, const Image& image, Range rows) {
   for (long y = rows.first; y < rows.last; ++y)
-    std::memcpy(floats(s.result, image) + (s.first_row + y) * s.result.columns + s.first_column,
+    std::memcpy(image.result + (s.first_row + y) * s.result.columns + s.first_column,
                 floats(s.left, image) + y * s.left.columns, s.left.columns * sizeof(float));
 }
 

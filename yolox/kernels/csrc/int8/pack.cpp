@@ -16,7 +16,7 @@ template <class T> static void plainly(const Step& s, const T* input, uint8_t* o
     const T* from = source(s, input, y, i);
     for (long x = 0; x < s.out.width; ++x) {
       float v = float(from[x * s.size]) * s.inverse[i] + s.zero[i];
-      out[x * s.out.pixel + i] = uint8_t(std::nearbyint(std::min(std::max(v, 0.0f), 255.0f)));
+      out[x * s.out.pixel + i] = uint8_t(std::nearbyint(std::min(255.0f, std::max(0.0f, v))));
     }
   }
 }
@@ -133,9 +133,8 @@ template <class T> static void pack_rows(const Step& s, const T* input, uint8_t*
   }
 }
 
-void pack(const Step& s, const Image& image, Team team) {
-  Range rows = team.share(s.out.height);
-  uint8_t* out = image.arena + s.out.at + rows.first * s.out.row;
+void pack(const Step& s, const Image& image, Range rows) {
+  uint8_t* out = image.out + s.out.at + rows.first * s.out.row;
   if (image.is_byte[s.index]) pack_rows(s, (const uint8_t*)image.inputs[s.index], out, rows);
   else pack_rows(s, (const float*)image.inputs[s.index], out, rows);
 }

@@ -68,19 +68,23 @@ struct Step {
   const int32_t* order;
 };
 
+struct Range {
+  long first, last;
+};
+
+// One image being computed. `out` and `result` are what is written, as the arena's and the result's first byte: rows may
+// be written to another place, see team.h.
 struct Image {
   uint8_t* arena;
   const void* const* inputs;
   const int64_t* is_byte;  // of each input: uint8, not float32
   float* const* outputs;
+  uint8_t* out;
+  float* result;
 };
 
-struct Team {
-  long member, size;
-  Range share(long count) const { return {count * member / size, count * (member + 1) / size}; }
-};
-
-typedef void Work(const Step&, const Image&, Team);
+// Computes some rows: of the output, or of the matrix that is read if that is one.
+typedef void Work(const Step&, const Image&, Range rows);
 Work border, pack, dense, depthwise, pool, upsample, add, unary, arithmetic, copy;
 
 inline float* floats(const Matrix& m, const Image& image) {

@@ -1,4 +1,4 @@
-// Batch normalisation followed by SiLU, forwards and backwards, over rows of channels (N, H and W are rows).
+// Batch normalisation followed by an activation, forwards and backwards, over rows of channels (N, H and W are rows).
 // Forwards reads x twice and writes y; nothing but x is kept, and backwards computes the rest again while it reads x.
 // Each direction is two passes over memory, because the sums over all pixels of the first are needed in the second; each
 // pass is a function of its own, so that several processes can add up their sums in between.
@@ -133,41 +133,40 @@ void forward(const T* x, T* y, long pixels, long channels, Norm norm, Added<T> a
   Pending pending(added.norm, channels);
   std::vector<float> scales = s.repeat(affine.scale), offsets = s.repeat(affine.offset), more_scales, more_offsets;
   if (pending.any) more_scales = s.repeat(pending.affine.scale), more_offsets = s.repeat(pending.affine.offset);
-  auto each = [=](auto more) {
+  auto single = [&](long i) {  // what is added to number i
+    vf more = vf{} + (added.x ? get(added.x + i) : 0.0f);
+    if (pending.any)
+      with_activation<T>(added.norm.activation, [&](auto f) {
+        more = f(more * pending.affine.scale[i % channels] + pending.affine.offset[i % channels]);
+      });
+    return more[0];
+  };
+  auto each = [&](auto shared, auto more) {
 #pragma omp parallel
     {
+      const auto f = shared;
       const float *scale = scales.data(), *offset = offsets.data();
       const long width = s.width;
       Range mine = my_share(s.rows);
       for (long i = mine.first; i < mine.last; ++i)
-        for (long j = 0; j < width; j += V) {
-          vf z = load(x + i * width + j) * load(scale + j) + load(offset + j);
-          store(y + i * width + j, z * sigmoid<T>(z) + more(i * width + j, j));
-        }
+        for (long j = 0; j < width; j += V)
+          store(y + i * width + j, f(load(x + i * width + j) * load(scale + j) + load(offset + j)) + more(i * width + j, j));
     }
+    for (long i = s.done; i < pixels * channels; ++i)
+      put(y + i, shared(vf{} + (get(x + i) * affine.scale[i % channels] + affine.offset[i % channels]))[0] + single(i));
   };
-  if (!added.x) {
-    each([](long, long) { return vf{}; });
-  } else if (!pending.any) {
-    each([=](long i, long) { return load(added.x + i); });
-  } else {
-    const float *scale = more_scales.data(), *offset = more_offsets.data();
-    each([=](long i, long j) {
-      vf z = load(added.x + i) * load(scale + j) + load(offset + j);
-      return z * sigmoid<T>(z);
-    });
-  }
-  for (long i = s.done; i < pixels * channels; ++i) {
-    long c = i % channels;
-    vf z = vf{} + (get(x + i) * affine.scale[c] + affine.offset[c]);
-    float value = (z * sigmoid<T>(z))[0];
-    if (added.x) {
-      vf more = vf{} + get(added.x + i);
-      if (pending.any) more = more * pending.affine.scale[c] + pending.affine.offset[c], more *= sigmoid<T>(more);
-      value += more[0];
+  with_activation<T>(norm.activation, [&](auto f) {
+    if (!added.x) {
+      each(f, [](long, long) { return vf{}; });
+    } else if (!pending.any) {
+      each(f, [=](long i, long) { return load(added.x + i); });
+    } else {
+      const float *scale = more_scales.data(), *offset = more_offsets.data();
+      with_activation<T>(added.norm.activation, [=](auto g) {
+        each(f, [=](long i, long j) { return g(load(added.x + i) * load(scale + j) + load(offset + j)); });
+      });
     }
-    put(y + i, value);
-  }
+  });
 }
 
 template <class T>
@@ -176,16 +175,17 @@ struct Gradient {  // of the activated values, and what the input was
   long stride;  // numbers from pixel to pixel of dy
   const T* x;
   long pixels, channels;
-  float single(long i, const Affine& affine) const {
+  template <class F>
+  float single(long i, const Affine& affine, F f) const {
     long c = i % channels;
     vf z = vf{} + (get(x + i) * affine.scale[c] + affine.offset[c]);
-    return get(dy + i / channels * stride + c) * silu_slope<T>(z)[0];
+    return get(dy + i / channels * stride + c) * f.slope(z)[0];
   }
 };
 
 // First pass: the gradient dz before the activation into `dx`, its sum and that of dz * (x - mean) into `sums`.
-template <class T>
-void gradient_sums(Gradient<T> g, T* dx, Norm norm, double* sums) {
+template <class T, class F>
+void gradient_sums(Gradient<T> g, T* dx, Norm norm, double* sums, F f) {
   long channels = g.channels, threads = omp_get_max_threads();
   Slots s(g.pixels, channels);
   Vectors<const T> dy(g.dy, g.stride, channels, s);
@@ -198,14 +198,14 @@ void gradient_sums(Gradient<T> g, T* dx, Norm norm, double* sums) {
   const long width = s.width;
   std::vector<double> found = two_sums(s, threads, [=](long row, long slot, vf& sum, vf& product) {
     vf value = load(x + row * width + slot);
-    vf dz = load(from.at(row, slot)) * silu_slope<T>(value * load(scale + slot) + load(offset + slot));
+    vf dz = load(from.at(row, slot)) * f.slope(value * load(scale + slot) + load(offset + slot));
     store(dx + row * width + slot, dz);  // for the second pass, which so needs neither dy nor a sigmoid
     sum += dz;
     product += dz * (value - load(mean + slot));
   });
   add_up(found, s, threads, channels, sums, sums + channels);
   for (long i = s.done; i < g.pixels * channels; ++i) {
-    float dz = g.single(i, affine);
+    float dz = g.single(i, affine, f);
     put(dx + i, dz);
     sums[i % channels] += dz;
     sums[channels + i % channels] += dz * (get(g.x + i) - norm.mean[i % channels]);
@@ -252,7 +252,7 @@ extern "C" void batchnorm_silu_moments(const double* sums, double count, double 
     forward(x, y, pixels, channels, norm, added);                                                                     \
   }                                                                                                                   \
   extern "C" void batchnorm_silu_gradient_sums_##NAME(Gradient<T> g, T* dx, Norm norm, double* sums) {                \
-    gradient_sums(g, dx, norm, sums);                                                                                 \
+    with_activation<T>(norm.activation, [=](auto f) { gradient_sums(g, dx, norm, sums, f); });                        \
   }                                                                                                                   \
   extern "C" void batchnorm_silu_backward_##NAME(const T* x, T* dx, long pixels, long channels, Norm norm,            \
                                                  const double* sums, double count) {                                  \

@@ -4,14 +4,23 @@
 
 namespace {
 
-struct Norm {  // of each channel: parameters, and what forwards hands to backwards
+// What follows a normalisation: SiLU, or pieces of straight lines: z from 0 to `most`, `below` * z under 0, `most` beyond.
+// The identity, ReLU, ReLU6 and LeakyReLU are of that kind.
+struct Activation {
+  long silu;
+  float below, most;
+};
+
+struct Norm {  // of each channel: parameters, and what forwards hands to backwards; and the activation after it
   const float *weight, *bias;
   float *mean, *rstd;
+  Activation activation;
 };
 
 struct Affine {  // normalisation with its parameters is x * scale + offset
   std::vector<float> scale, offset;
-  Affine(const Norm& norm, long channels) : scale(channels), offset(channels) {
+  Activation activation;
+  Affine(const Norm& norm, long channels) : scale(channels), offset(channels), activation(norm.activation) {
     for (long c = 0; c < channels; ++c) {
       scale[c] = norm.weight[c] * norm.rstd[c];
       offset[c] = norm.bias[c] - norm.mean[c] * scale[c];
@@ -43,8 +52,36 @@ struct Pending {
 inline vf silu_slope(vf z, vf sigmoid_of_z) { return sigmoid_of_z * (1.0f + z * (1.0f - sigmoid_of_z)); }
 
 template <class T>
-inline vf silu_slope(vf z) {
-  return silu_slope(z, sigmoid<T>(z));
+struct Silu {
+  explicit Silu(const Activation&) {}
+  vf operator()(vf z) const { return z * sigmoid<T>(z); }
+  vf slope(vf z) const { return silu_slope(z, sigmoid<T>(z)); }
+  vf operator()(vf z, vf* slope) const {
+    vf s = sigmoid<T>(z);
+    *slope = silu_slope(z, s);
+    return z * s;
+  }
+};
+
+struct Pieces {
+  vf below, most;
+  explicit Pieces(const Activation& activation) : below(vf{} + activation.below), most(vf{} + activation.most) {}
+  vf operator()(vf z) const { return smaller(most, z > 0.0f ? z : below * z); }  // NaN stays
+  vf slope(vf z) const { return z > 0.0f ? (z < most ? vf{} + 1.0f : vf{}) : below; }
+  vf operator()(vf z, vf* gradient) const {
+    *gradient = slope(z);
+    return (*this)(z);
+  }
+};
+
+// Calls use(f), where f(z) is the activation, and f.slope(z) its slope: a loop of its own for each kind.
+template <class T, class F>
+inline void with_activation(const Activation& activation, F use) {
+  if (activation.silu) {
+    use(Silu<T>(activation));
+  } else {
+    use(Pieces(activation));
+  }
 }
 
 // Asks for numbers that will be read some microseconds later, while there are others to compute: the processor's own guesses
@@ -58,11 +95,17 @@ inline void fetch(const T* from, long count) {
 template <class T>
 inline void activate(const T* from, long channels, const Affine& affine, T* to, float* slope) {
   const float *scale = affine.scale.data(), *offset = affine.offset.data();
-  for (long c = 0; c < channels; c += V) {
-    vf z = load(from + c) * load(scale + c) + load(offset + c), s = sigmoid<T>(z);
-    store(to + c, z * s);
-    if (slope) store(slope + c, silu_slope(z, s));
-  }
+  with_activation<T>(affine.activation, [=](auto f) {
+    for (long c = 0; c < channels; c += V) {
+      vf z = load(from + c) * load(scale + c) + load(offset + c), rise;
+      if (slope) {
+        store(to + c, f(z, &rise));
+        store(slope + c, rise);
+      } else {
+        store(to + c, f(z));
+      }
+    }
+  });
 }
 
 // The gradient of what was normalised, from that of a pixel before the activation; asks for those `ahead` numbers further on.

@@ -1,10 +1,34 @@
 // What convolutions by products of matrices share: panels of 32 pixels, and what becomes of the products.
 #pragma once
 #include "normalisation.h"
-#include "tiles.h"
+#include <cstdlib>
+#include <memory>
+#include <new>
 
-#ifdef __AVX512BF16__
 namespace {
+
+constexpr long SIDE = 32;  // pixels of a panel; matrices are padded to multiples of it
+
+inline long padded(long count) { return (count + SIDE - 1) / SIDE * SIDE; }
+
+// Numbers that begin where a line of the cache does: rows of 64 bytes in two lines each take twice as long.
+template <class T>
+class Aligned {
+  struct Free {
+    void operator()(T* p) const { std::free(p); }
+  };
+  std::unique_ptr<T, Free> memory;
+
+ public:
+  long size;
+  explicit Aligned(long count, bool cleared = true) : memory((T*)std::aligned_alloc(64, (count * sizeof(T) / 64 + 1) * 64)), size(count) {
+    if (!memory) throw std::bad_alloc();
+    if (cleared) std::fill(begin(), end(), T{});
+  }
+  T* begin() const { return memory.get(); }
+  T* end() const { return begin() + size; }
+  T& operator[](long i) const { return begin()[i]; }
+};
 
 constexpr long AHEAD = 4 * SIDE;  // pixels that are asked for before they are needed
 
@@ -35,17 +59,18 @@ struct Rows {
   void clear(long first, long last) const { std::fill(at(first, 0), at(last, 0), T{}); }
 };
 
-inline Left left_of(const Rows<bf16>& rows, long panel) {
-  return {rows.at(panel * SIDE, 0), rows.at(panel * SIDE + 16, 0), rows.width, SIDE};
-}
+// How a type's matrices are multiplied: see tiles.h and float_products.h.
+template <class T>
+struct Products;
 
 // Stores a product as a panel of y, and adds up what was stored.
-inline void keep(const Rows<float>& product, const float* bias, long first, long count, const Places<bf16>& y,
-                 long outputs, Sums& sums) {
+template <class T>
+inline void keep(const Rows<float>& product, const float* bias, long first, long count, const Places<T>& y, long outputs,
+                 Sums& sums) {
   const long width = product.width;
   for (long c = 0; c < outputs; c += V) {
     vf more = bias ? load(bias + c) : vf{};
-    StoreAndSum<bf16> done{y.at(first, c), y.step(c)};
+    StoreAndSum<T> done{y.at(first, c), y.step(c)};
     const float* value = product.at(0, c);
     for (long r = 0; r < count; ++r) done(r, load(value + r * width) + more);
     done.end(sums, c);
@@ -65,4 +90,3 @@ inline void add_up(const Aligned<float>& threads, long num_threads, long outputs
 }
 
 }  // namespace
-#endif

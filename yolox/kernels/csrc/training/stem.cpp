@@ -3,7 +3,7 @@
 //
 // Six pixels of a row are 18 numbers side by side, and those of the next output begin 6 numbers later. So rows of a left matrix
 // lie in memory as the image does, 12 bytes apart, each 32 numbers of which the last 14 meet weights of zero.
-#include "panels.h"
+#include "tiles.h"
 
 #ifdef __AVX512BF16__
 namespace {

@@ -4,10 +4,7 @@
 // The left matrix lies in rows. The right one lies in tiles in which row r holds, side by side for each of 16 columns, the
 // two numbers 2r and 2r + 1 of that column.
 #pragma once
-#include "vectors.h"
-#include <cstdlib>
-#include <memory>
-#include <new>
+#include "panels.h"
 
 #ifdef __AMX_BF16__
 #define MATRIX_UNIT
@@ -21,7 +18,7 @@
 
 namespace {
 
-constexpr long SIDE = 32, TILE = 16 * 32;  // numbers in a row of a tile, and in a tile
+constexpr long TILE = 16 * 32;  // numbers in a tile, 16 rows of 32
 
 #ifdef MATRIX_UNIT
 // Linux gives a process the unit's registers when it asks for them (arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA).
@@ -57,25 +54,6 @@ struct Tiles {
   Tiles() {}
 };
 #endif
-
-// Numbers that begin where a line of the cache does: rows of 64 bytes in two lines each take twice as long.
-template <class T>
-class Aligned {
-  struct Free {
-    void operator()(T* p) const { std::free(p); }
-  };
-  std::unique_ptr<T, Free> memory;
-
- public:
-  long size;
-  explicit Aligned(long count, bool cleared = true) : memory((T*)std::aligned_alloc(64, (count * sizeof(T) / 64 + 1) * 64)), size(count) {
-    if (!memory) throw std::bad_alloc();
-    if (cleared) std::fill(begin(), end(), T{});
-  }
-  T* begin() const { return memory.get(); }
-  T* end() const { return begin() + size; }
-  T& operator[](long i) const { return begin()[i]; }
-};
 
 struct Left {
   const bf16 *top, *bottom;  // 16 rows each; bottom is null where there are no more
@@ -215,8 +193,6 @@ inline void pack_left(const bf16* rows, long row, bf16* tile) {
   }
 }
 
-inline long padded(long count) { return (count + SIDE - 1) / SIDE * SIDE; }
-
 // A right matrix of `depth` rows and `columns` columns, both padded with zeros to whole tiles, rounded to bfloat16.
 class Packed {
   long depth, columns, used;
@@ -249,6 +225,51 @@ class Packed {
     return {tile(0, column), column + 16 < used ? tile(0, column + 16) : nullptr, TILE};
   }
   long steps() const { return depth / 32; }
+};
+
+inline Left left_of(const Rows<bf16>& rows, long panel) {
+  return {rows.at(panel * SIDE, 0), rows.at(panel * SIDE + 16, 0), rows.width, SIDE};
+}
+
+// What `pointwise.cpp` does with matrices of bfloat16.
+template <>
+struct Products<bf16> {
+  using Session = Tiles;
+  using Weights = Packed;
+
+  // The product of a panel of rows, `stride` numbers apart, with all columns.
+  static void multiply_panel(const bf16* rows, long stride, const Packed& weights, Rows<float>& product) {
+    const Left left{rows, rows + 16 * stride, stride, SIDE};
+    for (long n = 0; n < product.width; n += SIDE)
+      multiply(left, weights.at(n), weights.steps(), product.at(0, n), product.width, false);
+  }
+
+  // Panels of inputs and of the output's gradients, until their share in the weights' gradient is added up at once.
+  class Operands {
+    static constexpr long COLUMN = 16 * TILE;
+    long inputs, outputs;
+    Aligned<bf16> left, right;  // tiles of all panels, by columns
+
+   public:
+    static constexpr long PANELS = 16;
+    Rows<bf16> x, dy;
+    Operands(long num_inputs, long num_outputs)
+        : inputs(num_inputs), outputs(num_outputs), left(PANELS * SIDE * padded(num_outputs), false),
+          right(PANELS * SIDE * padded(num_inputs), false), x(num_inputs), dy(num_outputs) {}
+    long row(long) const { return 0; }
+    void keep(long step) {
+      for (long c = 0; c < dy.width; c += 16) pack_left(dy.at(0, c), dy.width, &left[(c / 16 * PANELS + step) * TILE]);
+      for (long c = 0; c < x.width; c += 16) pack_right(x.at(0, c), x.width, &right[(c / 16 * PANELS + step) * TILE]);
+    }
+    void add_products(long steps, float* dweight) const {
+      for (long n = 0; n < dy.width; n += SIDE)
+        for (long k = 0; k < x.width; k += SIDE) {
+          Left a{&left[n / 16 * COLUMN], n + 16 < outputs ? &left[(n / 16 + 1) * COLUMN] : nullptr, SIDE, TILE};
+          Right b{&right[k / 16 * COLUMN], k + 16 < inputs ? &right[(k / 16 + 1) * COLUMN] : nullptr, TILE};
+          multiply(a, b, steps, dweight + n * x.width + k, x.width, true);
+        }
+    }
+  };
 };
 
 }  // namespace

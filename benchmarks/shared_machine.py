@@ -1,0 +1,158 @@
+"""``python -m benchmarks.shared_machine``: the int8 engine beside processes that want the same cores."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from benchmarks.protocol import ROOT, Part, run_benchmark
+
+__all__ = ["main"]
+
+ABOUT = "native_int8, one image at a time, alone and beside busy processes, as on a machine that is shared."
+NEIGHBOURS = (0, 1, 2)
+ROUNDS, SECONDS = 4, 2.0
+BUSY = "while True: pass"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark and return its exit code; one of its own processes with ``--serve``."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--serve", type=Path)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--against", type=Path, help="a checkout of another state, measured by turns with this one")
+    known, rest = parser.parse_known_args(argv)
+    if known.serve is not None:
+        return _serve(known.serve, known.threads)
+    return run_benchmark("shared_machine", ABOUT, {"nano-b1": partial(_measure, known.against)}, rest)
+
+
+def _measure(against: Path | None, quick: bool) -> Part:
+    threads = len(os.sched_getaffinity(0))
+    size, rounds, seconds = (64, 1, 0.1) if quick else (416, ROUNDS, SECONDS)
+    sides = {f"{count} threads": (ROOT, count) for count in (threads, 1)}
+    if against is not None:
+        sides[f"{threads} threads, {against.name}"] = (against.resolve(), threads)
+    found: dict[tuple[str, int], list[float]] = {}
+    with tempfile.TemporaryDirectory(prefix="benchmark-shared-") as folder, ExitStack() as stack:
+        _save_program(Path(folder), size)
+        living = {name: stack.enter_context(_side(Path(folder), *side)) for name, side in sides.items()}
+        for turn in range(rounds):
+            for neighbours in NEIGHBOURS:
+                with _busy(neighbours):
+                    for name in list(living)[:: -1 if turn % 2 else 1]:
+                        found.setdefault((name, neighbours), []).extend(_latencies(living[name], seconds))
+    rows = [_row(name, {count: found[name, count] for count in NEIGHBOURS}) for name in sides]
+    columns = {"side": "{side}"}
+    for count in NEIGHBOURS:
+        title = "quiet" if count == 0 else f"beside {count}"
+        columns |= {f"{title}, p50 ms": f"{{p50_{count}:.2f}}", f"{title}, p99 ms": f"{{p99_{count}:.2f}}"}
+        columns |= {f"{title}, times quiet": f"{{times_{count}:.2f}}"} if count else {}
+    note = f"YOLOX-Nano with random weights, {size} pixels; busy processes compute without a pause and are not bound."
+    return Part(rows, columns, {"rounds": rounds, "seconds": seconds}, [note])
+
+
+def _row(side: str, latencies: dict[int, list[float]]) -> dict[str, float | str]:
+    row: dict[str, float | str] = {"side": side}
+    for count, samples in latencies.items():
+        row |= {f"p50_{count}": float(np.median(samples)), f"p99_{count}": float(np.percentile(samples, 99))}
+        row[f"times_{count}"] = float(np.median(samples) / np.median(latencies[0]))
+    return row
+
+
+def _save_program(folder: Path, size: int) -> None:
+    """Write an 8-bit YOLOX-Nano with random weights."""
+    import torch
+
+    from yolox.experiments import get_experiment
+    from yolox.inference.backends import get_backend
+    from yolox.inference.backends.base import PrepareContext
+    from yolox.inference.convert.flat import FlatModule
+    from yolox.inference.methods import get_method
+    from yolox.models.decoding import DecodedDetector
+    from yolox.models.detector import build_detector
+
+    torch.manual_seed(0)
+    module = FlatModule(DecodedDetector(build_detector(get_experiment("yolox_nano").model))).eval()
+    images = torch.randint(0, 256, (4, 3, size, size)).float().numpy()
+    context = PrepareContext((images[:1],), ((images,),), 1, folder)
+    get_backend("native").prepare(module, get_method("native_int8"), context).save(folder)
+
+
+def _serve(folder: Path, threads: int) -> int:
+    """Answer each number of seconds on the standard input with the milliseconds of so many runs."""
+    from yolox.kernels.int8.executable import Executable
+    from yolox.kernels.int8.storage import load_program
+
+    program = load_program(folder)
+    executable = Executable(program)
+    images = tuple(np.random.default_rng(0).integers(0, 256, (1, *size), np.uint8) for size in program.inputs)
+    for _ in range(20):
+        executable.run(images, 1, threads)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        end, found = time.perf_counter() + float(line), []
+        while time.perf_counter() < end:
+            start = time.perf_counter()
+            executable.run(images, 1, threads)
+            found.append(1e3 * (time.perf_counter() - start))
+        print(json.dumps(found), flush=True)
+    return 0
+
+
+@contextmanager
+def _side(folder: Path, source: Path, threads: int) -> Iterator[subprocess.Popen[str]]:
+    """Keep a process that runs the program of ``folder`` with the package of ``source``."""
+    command = [sys.executable, "-m", "benchmarks.shared_machine", "--serve", str(folder), "--threads", str(threads)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(source), str(ROOT)))}
+    process = subprocess.Popen(
+        command, cwd=source, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        try:
+            _output(process).readline()
+            yield process
+        finally:
+            process.terminate()
+
+
+def _latencies(process: subprocess.Popen[str], seconds: float) -> list[float]:
+    assert process.stdin is not None
+    process.stdin.write(f"{seconds}\n")
+    process.stdin.flush()
+    found: list[float] = json.loads(_output(process).readline())
+    return found
+
+
+def _output(process: subprocess.Popen[str]) -> IO[str]:
+    assert process.stdout is not None
+    return process.stdout
+
+
+@contextmanager
+def _busy(count: int) -> Iterator[None]:
+    """Keep so many processes busy."""
+    processes = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(count)]
+    try:
+        time.sleep(0.3)
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

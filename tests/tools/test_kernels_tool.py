@@ -1,0 +1,34 @@
+"""The table of the kernels of a network on the command line."""
+
+from __future__ import annotations
+
+import pytest
+
+from yolox.kernels.library import kernels
+from yolox.kernels.training.bindings import has_pointwise
+from yolox.tools.kernels import main
+
+
+def test_the_table_says_what_computes_each_layer(capsys: pytest.CaptureFixture[str]) -> None:
+    if kernels() is None or not has_pointwise():
+        pytest.skip("no kernels for products of bfloat16 here")
+    assert main(["-n", "yolox_nano", "--precision", "bf16", "-b", "2"]) == 0
+    text = capsys.readouterr().out
+    (stem,) = [line for line in text.splitlines() if line.startswith("backbone.backbone.stem.conv.conv + bn ")]
+    assert "space-to-depth and 3x3 as one 6x6 convolution" in stem
+    assert "113 of 113 lines by kernels" in text
+    assert main(["-n", "yolox_nano"]) == 0
+    assert "no kernel for the stem in this precision" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ([], "no network named"),
+        (["-n", "yolox_nano", "--precision", "64"], "there are no kernels for it"),
+        (["-n", "yolox_nano", "--tsize", "50"], "multiple of 32"),
+    ],
+)
+def test_bad_input_is_answered(words: list[str], part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert part in capsys.readouterr().err

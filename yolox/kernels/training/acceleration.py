@@ -1,0 +1,165 @@
+"""Training acceleration as a pass over a module: `accelerate` and `restore`."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from yolox.kernels.library import kernels
+from yolox.kernels.training import eligibility
+from yolox.kernels.training.bindings import TYPES, has_pointwise
+from yolox.kernels.training.capture import CaptureError, capture, has_own_code, tensors_in
+from yolox.kernels.training.choose import Precision, Row
+from yolox.kernels.training.eligibility import StandIn, has_hooks, has_own_forward
+from yolox.kernels.training.plan import Plan
+
+__all__ = ["accelerate", "restore", "table"]
+
+_log = logging.getLogger(__name__)
+_MOST_PLANS = 64
+"""So often is one module planned; one that changes at each step is left to PyTorch after that."""
+
+
+def accelerate(module: nn.Module) -> nn.Module:
+    """Have the convolutions and normalisations of ``module`` computed by the kernels in training, wherever they can.
+
+    The module stays the same object, with its parameters, buffers, keys and hooks; each part that has code of its own
+    gets a forward method that captures and plans that code at its first call in training, in milliseconds, and runs the
+    plan. What contains the other parts is asked first, so that usually the whole network is one plan. In evaluation,
+    without gradients, while a graph is recorded, and where the code cannot be captured, PyTorch's layers run as ever.
+
+    Returns:
+        ``module``.
+    """
+    for part in module.modules():
+        if _may_be_planned(part):
+            part.forward = _PlannedForward(part)
+    return module
+
+
+def restore(module: nn.Module) -> nn.Module:
+    """Undo `accelerate`, and return ``module``."""
+    for part in module.modules():
+        if isinstance(vars(part).get("forward"), _PlannedForward):
+            del part.forward
+    return module
+
+
+def table(module: nn.Module) -> list[Row]:
+    """Return what computes each layer of an accelerated module after a step of training, and the reasons."""
+    rows: list[Row] = []
+    for name, part in module.named_modules():
+        forward = vars(part).get("forward")
+        if isinstance(forward, _PlannedForward):
+            prefix = f"{name}." if name else ""
+            rows += [Row(prefix + row.layer, row.kernel, row.reason) for row in forward.rows()]
+    return rows
+
+
+def _may_be_planned(module: nn.Module) -> bool:
+    if type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential):
+        return False
+    known = any(isinstance(part, nn.Conv2d | _BatchNorm) for part in module.modules())
+    return known and has_own_code(module) and "forward" not in vars(module)
+
+
+class _Planned(NamedTuple):
+    """A plan, or the reason why there is none; and how the modules were when it was made."""
+
+    plan: Plan | None
+    reason: str
+    modules: list[tuple[Any, ...]]
+
+    def is_current(self, modules: list[tuple[Any, ...]]) -> bool:
+        return self.modules == modules and (self.plan is None or self.plan.capture.is_current())
+
+
+class _PlannedForward(StandIn):
+    """The forward method of one module, by plan where there is one.
+
+    Args:
+        module: The module; its class has the forward method that is meant.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self._plans: dict[Any, _Planned] = {}
+        self._made = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.module,)  # a copy of the module makes its own plans
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Do what the module's class does."""
+        if self.module.training and torch.is_grad_enabled() and not _is_recorded():
+            tensors = list(tensors_in((args, kwargs)))
+            if tensors and all(map(eligibility.is_plain_tensor, tensors)) and not eligibility.has_global_hooks():
+                plan = self._plan(args, kwargs)
+                if plan is not None:
+                    return plan.run(tensors)
+        return type(self.module).forward(self.module, *args, **kwargs)
+
+    def rows(self) -> list[Row]:
+        """Return the rows of the plan that was made last."""
+        if not self._plans:
+            return []
+        plan, reason, _ = list(self._plans.values())[-1]
+        return list(plan.rows) if plan is not None else [Row("(all)", "its parts on their own", reason)]
+
+    def _plan(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan | None:
+        key = _signature((args, kwargs)), _products(self.module)
+        modules = [_state(part) for part in self.module.modules()]
+        known = self._plans.get(key)
+        if known is None or not known.is_current(modules):
+            if self._made == _MOST_PLANS:
+                return None
+            self._made += 1
+            if self._made == _MOST_PLANS:
+                _log.warning(
+                    "%s changes so often that PyTorch's layers train it from here on", type(self.module).__name__
+                )
+            known = self._plans[key] = self._make(args, kwargs, key[1], modules)
+        return known.plan
+
+    def _make(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], products: torch.dtype, modules: list[tuple[Any, ...]]
+    ) -> _Planned:
+        if kernels() is None:
+            return _Planned(None, "there are no compiled kernels", modules)
+        if products not in TYPES:
+            return _Planned(None, f"there are no kernels for {products}", modules)
+        precision = Precision(products, has_pointwise(products))
+        try:
+            return _Planned(Plan(capture(self.module, args, kwargs), precision), "", modules)
+        except CaptureError as error:
+            _log.debug("%s is not planned as a whole: %s", type(self.module).__name__, error)
+            return _Planned(None, str(error), modules)
+
+
+def _is_recorded() -> bool:
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+
+
+def _products(module: nn.Module) -> torch.dtype:
+    if torch.is_autocast_enabled("cpu"):
+        return torch.get_autocast_dtype("cpu")
+    return next(parameter.dtype for parameter in module.parameters())
+
+
+def _signature(value: Any) -> Any:
+    """Return what a plan depends on: types and kinds of tensors, and all other values."""
+    if isinstance(value, Tensor):
+        return value.dtype, value.ndim, value.requires_grad
+    if isinstance(value, tuple | list):
+        return type(value), tuple(map(_signature, value))
+    if isinstance(value, dict):
+        return dict, tuple((key, _signature(item)) for key, item in value.items())
+    return type(value), value if isinstance(value, bool | int | float | str) else None
+
+
+def _state(module: nn.Module) -> tuple[Any, ...]:
+    return module, type(module), module.training, has_hooks(module), has_own_forward(module)

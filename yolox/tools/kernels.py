@@ -1,0 +1,71 @@
+"""``python -m yolox.tools.kernels``: what computes each layer of a network in training, and why."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from yolox.errors import UsageError
+from yolox.tables import text_table
+from yolox.tools.arguments import ToolParser, add_model_arguments, asked_experiment, positive_int, run_tool
+
+if TYPE_CHECKING:
+    from yolox.kernels.training.choose import Row
+
+__all__ = ["build_parser", "main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool and return its exit code."""
+    return run_tool(lambda: _run(build_parser().parse(argv)))
+
+
+def build_parser() -> ToolParser:
+    """Return the parser of the command line."""
+    parser = ToolParser("kernels", "Print what computes each layer of a network in training on this machine, and why.")
+    add_model_arguments(parser, "checkpoint, instead of -n or -f")
+    parser.add_argument("--precision", default="32", metavar="P", help="32 or bf16, as for a training (%(default)s)")
+    parser.add_argument("-b", "--batch-size", type=positive_int, default=2, help="images of the step (%(default)s)")
+    parser.add_argument("--tsize", type=positive_int, default=64, help="side of the images (%(default)s)")
+    return parser
+
+
+def _run(args: argparse.Namespace) -> None:
+    from yolox.trainer.precision_names import canonical_precision
+
+    precision = canonical_precision(args.precision)
+    if precision not in {"32", "bf16"}:
+        raise UsageError(f"--precision {args.precision}: there are no kernels for it; expected 32 or bf16.")
+    if args.tsize % 32:
+        raise UsageError(f"--tsize {args.tsize}; expected a multiple of 32.")
+    rows = _rows(args, in_bf16=precision == "bf16")
+    print(text_table(("layer", "kernel", "reason"), rows, left=(0, 1, 2)))
+    ours = sum(row.kernel != "PyTorch" for row in rows)
+    print(
+        f"{ours} of {len(rows)} lines with kernels, {sum('readers normalise' in row.kernel for row in rows)} deferred"
+    )
+
+
+def _rows(args: argparse.Namespace, *, in_bf16: bool) -> list[Row]:
+    import torch
+
+    from yolox.checkpoint import load_model
+    from yolox.kernels.library import SWITCH, kernels
+    from yolox.kernels.training.acceleration import accelerate, table
+    from yolox.models.detector import build_detector
+
+    if kernels() is None:
+        raise UsageError(f"there are no compiled kernels here, so PyTorch computes every layer. Unset {SWITCH}=0.")
+    asked = asked_experiment(args)
+    if args.ckpt is not None:
+        detector = load_model(args.ckpt, asked).detector
+    elif asked is not None:
+        detector = build_detector(asked.model)
+    else:
+        raise UsageError("no network named; expected -n NAME, -f FILE or -c FILE.")
+    network = accelerate(detector.train().to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+    images = torch.zeros(args.batch_size, 3, args.tsize, args.tsize, dtype=torch.uint8)
+    with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
+        network(images.contiguous(memory_format=torch.channels_last))
+    return table(network)
