@@ -133,7 +133,7 @@ def _run(job: Job, payload: Payload, parent: Parent) -> tuple[AcceleratedModel, 
     with parent.stage(Stage.SCORING):
         scorer = payload.load("scorer")
         if scorer is not None:
-            result["scores"] = _score(scorer, model)
+            result["scores"], result["leave_one_out"] = _score(scorer, model)
     return model, {**result, **_finish(job, model, parent)}
 
 
@@ -163,9 +163,9 @@ def _prepare(job: Job, payload: Payload, parent: Parent) -> AcceleratedModel:
     return prepare_model(payload.load("model").eval(), get_method(job.method), context, outputs, job.metadata)
 
 
-def _score(scorer: Scorer, model: AcceleratedModel) -> dict[str, float]:
+def _score(scorer: Scorer, model: AcceleratedModel) -> tuple[dict[str, float], tuple[float, ...]]:
     try:
-        return scorer.score(model)
+        return scorer.score_and_blocks(model)
     except Exception as error:
         reason = f"the metric failed: {type(error).__name__}: {error}"
         raise UsageError(reason) from error

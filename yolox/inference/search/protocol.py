@@ -43,6 +43,7 @@ class Ready:
         max_difference: Largest absolute difference from the original's outputs.
         slow_ms: Times of a method that is too slow to go on with; empty for others.
         scores: What the metric said, by name.
+        leave_one_out: The decisive score without each block of the validation data.
         size_mb: Size of the artifact; None when it could not be saved.
         note: What to know about the row.
     """
@@ -54,6 +55,7 @@ class Ready:
     max_difference: float | None = None
     slow_ms: tuple[float, ...] = ()
     scores: Mapping[str, float] = field(default_factory=dict)
+    leave_one_out: tuple[float, ...] = ()
     size_mb: float | None = None
     note: str = ""
 

@@ -189,6 +189,7 @@ class Search:
             "more than 12 times as slow as the original" if ready.slow_ms else ready.note,
             latency=Latency(ready.slow_ms, self._batch_size) if ready.slow_ms else None,
             metrics=ready.scores,
+            leave_one_out=ready.leave_one_out,
             size_mb=ready.size_mb,
             peak_memory_mb=ready.peak_memory_mb,
             int8_share=ready.int8_share,
