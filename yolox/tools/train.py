@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,11 +100,21 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
         code = _find_ipex(args, argv)
         if code is not None:
             return code
-    with keep_stdout_for_json(args.json) as machines:
-        facts = _train(args)
-        if args.json:
+    follower = _is_follower()
+    with keep_stdout_for_json(args.json) as machines, Path(os.devnull).open("w", encoding="utf-8") as nothing:
+        with redirect_stdout(nothing) if follower else nullcontext():
+            facts = _train(args, follower)
+        if args.json and not follower:
             print(json.dumps(facts), file=machines)
     return 0
+
+
+def _is_follower() -> bool:
+    """Whether torchrun or srun has started this process as another rank than 0, which alone prints and writes."""
+    from yolox.trainer.launchers.joined import joined_rank
+
+    joined = joined_rank(os.environ)
+    return joined is not None and joined.rank > 0
 
 
 def _find_ipex(args: argparse.Namespace, argv: Sequence[str]) -> int | None:
@@ -135,7 +147,7 @@ def _safe_start(args: argparse.Namespace, folder: Path) -> tuple[str, ...]:
     return ("-c", str(target))
 
 
-def _train(args: argparse.Namespace) -> dict[str, Any]:
+def _train(args: argparse.Namespace, follower: bool) -> dict[str, Any]:
     """Train and return the facts of the run for ``--json``."""
     shorten_waits()  # before PyTorch is imported
     from yolox.data.datamodule import build_data_module
@@ -175,9 +187,10 @@ def _train(args: argparse.Namespace) -> dict[str, Any]:
     if args.dry_run:
         print(f"dry run: everything is built; nothing was trained and nothing written to {folder}")
         return {"folder": str(folder), "dry_run": True}
-    with open_run_folder(folder, None if state is None else state.path) as checkpoint:
+    resumed = None if state is None else state.path
+    with nullcontext(resumed) if follower else open_run_folder(folder, resumed) as checkpoint:
         _fit(trainer, module, data, checkpoint)
-    return _finish(folder, trainer)
+    return {} if follower else _finish(folder, trainer)
 
 
 def _resumed(args: argparse.Namespace) -> RunState | None:
