@@ -296,6 +296,19 @@ def test_worse_weights_never_replace_those_of_the_start(
     assert [row["epoch"] for row in rows(tmp_path)] == [0, 1, 2, 3, 4]
 
 
+def test_a_loss_that_is_not_finite_stops_the_run(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """At its step, with the images named, and without a file of useless weights."""
+    ruinous = ("basic_lr_per_img", "100000", "warmup_epochs", "0", "eval_interval", "9")
+    assert train_tool.main([*words(data, tmp_path), *ruinous]) == 1
+    error = capfd.readouterr().err
+    assert "training stopped at step" in error
+    assert "of process 0 (images" in error or "the gradients" in error
+    assert "Traceback" not in error
+    written = tmp_path / "yolox_nano" / "latest_ckpt.pth"
+    weights = torch.load(written, weights_only=True)["model"] if written.exists() else {}
+    assert all(bool(value.isfinite().all()) for value in weights.values())
+
+
 def test_recipe_of_a_fine_tuning_is_chosen_and_printed(
     finished: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,7 +23,7 @@ from pytorch_lightning.strategies.launchers.launcher import _Launcher
 from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
 from pytorch_lightning.trainer.states import TrainerFn
 
-from yolox.trainer.arguments import silence_advertisements
+from yolox.trainer.arguments import ignore_foreign_warnings, silence_advertisements
 from yolox.trainer.launchers.base import Launcher, Slot, Worker
 from yolox.trainer.launchers.supervise import describe_stop
 from yolox.trainer.log_settings import LogSettings, WarningFilters
@@ -170,6 +170,7 @@ class _Task:
         assert isinstance(strategy, LauncherStrategy)
         strategy.environment.worker = worker
         self.warnings.apply()
+        ignore_foreign_warnings()
         silence_advertisements()
         for log in self.logs:
             log.apply()

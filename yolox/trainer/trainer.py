@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +25,7 @@ from yolox.trainer.arguments import (
     check_accelerator,
     check_arguments,
     count_processes,
+    ignore_foreign_warnings,
     refuse,
     silence_advertisements,
     unknown_operators,
@@ -209,10 +211,30 @@ class Trainer(pl.Trainer):
         def fit(path: str | Path | None) -> None:
             begin(model, train_dataloaders, val_dataloaders, datamodule, path, weights_only)
 
-        if self.max_restarts:
-            run_with_restarts(fit, self._checkpoint_files, ckpt_path, self.max_restarts)
-        else:
-            fit(ckpt_path)
+        with warnings.catch_warnings():
+            ignore_foreign_warnings()
+            if self.max_restarts:
+                run_with_restarts(fit, self._checkpoint_files, ckpt_path, self.max_restarts)
+            else:
+                fit(ckpt_path)
+
+    def validate(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate on the validation data; arguments are those of ``pytorch_lightning.Trainer.validate``."""
+        with warnings.catch_warnings():
+            ignore_foreign_warnings()
+            return super().validate(*args, **kwargs)
+
+    def test(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate on the test data; arguments are those of ``pytorch_lightning.Trainer.test``."""
+        with warnings.catch_warnings():
+            ignore_foreign_warnings()
+            return super().test(*args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return predictions; arguments are those of ``pytorch_lightning.Trainer.predict``."""
+        with warnings.catch_warnings():
+            ignore_foreign_warnings()
+            return super().predict(*args, **kwargs)
 
     @staticmethod
     def compile(
