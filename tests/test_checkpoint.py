@@ -13,7 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from yolox.checkpoint import load_model, load_weights_, read_checkpoint, recognise, save_checkpoint, weights_of
+from yolox.checkpoint import (
+    load_model,
+    load_weights_,
+    read_checkpoint,
+    recognise,
+    save_checkpoint,
+    weights_of,
+)
 from yolox.class_names import COCO_NAMES
 from yolox.config import experiment_to_dict
 from yolox.errors import ModelFileError, YoloxError

@@ -88,6 +88,12 @@ def test_an_older_pytorch_gets_weights_only_as_safetensors(
     monkeypatch.setattr(ipex, "run_again", run_again)
     assert train_tool.main(["-n", "yolox_nano", "-c", str(checkpoint), "--use_ipex"]) == 7
     assert seen == [("-c", ".safetensors", ("a", "b"))]
+    other = replace(TINY.model, width=0.03125, num_classes=5)  # of no published network, and without description
+    save_checkpoint(tmp_path / "other.pth", {"model": build_detector(other).state_dict()})
+    monkeypatch.setattr(
+        ipex, "run_again", lambda plan, *, replace: len(read_safetensors(Path(plan.command[-1]))["model"])
+    )
+    assert train_tool.main(["-n", "yolox_nano", "-c", str(tmp_path / "other.pth"), "--use_ipex"]) > 100
     (tmp_path / "broken.pth").write_bytes(b"PK\x03\x04 broken")
     assert train_tool.main(["-n", "yolox_nano", "-c", str(tmp_path / "broken.pth"), "--use_ipex"]) == 4
     assert len(seen) == 1

@@ -35,6 +35,7 @@ class YOLOX:
             an ONNX file. It is read when it is first needed.
         precision: ``32`` or ``bf16``: what a checkpoint is predicted and validated in.
         input_size: Side, or height and width, of the network's input, multiples of 32; None takes the model's own.
+        trust: Load a deployed model that is a program (TorchScript, Inductor, IPEX): it can do whatever you may.
 
     Example:
         >>> from yolox import YOLOX
@@ -50,8 +51,10 @@ class YOLOX:
         *,
         precision: Literal["32", "bf16"] = "32",
         input_size: int | tuple[int, int] | None = None,
+        trust: bool = False,
     ) -> None:
         self.model = str(model)
+        self._trust = trust
         self._precision = precision
         self._input_size = input_size
 
@@ -65,7 +68,12 @@ class YOLOX:
         Raises:
             ModelFileError: When it cannot be read.
         """
-        return load_predictor(self.model, precision=self._precision, input_size=self._input_size)  # type: ignore[arg-type]
+        return load_predictor(
+            self.model,
+            precision=self._precision,  # type: ignore[arg-type]
+            input_size=self._input_size,
+            trust=self._trust,
+        )
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -146,7 +154,7 @@ class YOLOX:
         from yolox.tools import eval as tool
 
         size = self._input_size
-        given = {"data": data, "precision": self._precision, **options}
+        given = {"data": data, "precision": self._precision, "trust": self._trust, **options}
         if size is not None:
             given["test_size"] = size if isinstance(size, int) else f"{size[0]},{size[1]}"
         words = ["-c", self.model, *option_words(tool.build_parser(), given)]
@@ -169,7 +177,7 @@ class YOLOX:
         parser = tool.build_parser()
         words = ["-c", self.model, *option_words(parser, {"data": data, "save": folder, **options})]
         copy_context().run(tool.run, tool.build_parser().parse(words))
-        return YOLOX(folder)
+        return YOLOX(folder, trust=True)  # it was made just now, from this model
 
     def export(self, path: str | Path = "yolox.onnx", **options: Any) -> Path:
         """Write the model as ONNX or TorchScript, by the ending of ``path``, and return the path.

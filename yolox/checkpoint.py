@@ -27,6 +27,7 @@ __all__ = [
     "class_names_of",
     "load_model",
     "load_weights_",
+    "num_classes_of",
     "own_experiment",
     "read_checkpoint",
     "recognise",
@@ -158,6 +159,11 @@ def weights_of(content: Mapping[str, Any], path: str | Path) -> dict[str, Tensor
     )
 
 
+def num_classes_of(weights: Mapping[str, Tensor]) -> int:
+    """Return how many classes the weights of a YOLOX predict."""
+    return int(weights[_CLASS_KEY].shape[0])
+
+
 def check_weights(weights: Mapping[str, Any], path: str | Path) -> None:
     """Refuse tensors that are no weights, and NaN or infinite values: nothing computed with them is worth anything.
 
@@ -194,7 +200,7 @@ def recognise(weights: Mapping[str, Tensor], path: str | Path) -> Experiment:
         ModelFileError: When none of them fits.
     """
     shapes = {key: tuple(value.shape) for key, value in weights.items()}
-    num_classes = shapes[_CLASS_KEY][0]
+    num_classes = num_classes_of(weights)
     for experiment in EXPERIMENTS.values():
         config = replace(experiment.model, num_classes=num_classes)
         if _shapes(config) == shapes:
@@ -254,7 +260,7 @@ def load_model(path: str | Path, experiment: Experiment | None = None, num_class
     """
     content = read_checkpoint(path)
     weights = weights_of(content, path)
-    count = int(weights[_CLASS_KEY].shape[0])
+    count = num_classes_of(weights)
     if num_classes is not None and count != num_classes:
         raise ModelFileError(
             f"'{path}' predicts {count} classes, {num_classes} were expected. "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["COCO_NAMES"]
+__all__ = ["COCO_NAMES", "plain_name"]
 
 COCO_NAMES: tuple[str, ...] = (
     "person",
@@ -86,3 +86,8 @@ COCO_NAMES: tuple[str, ...] = (
     "hair drier",
     "toothbrush",
 )
+
+
+def plain_name(name: str) -> str:
+    """Return a class name without capitals, dashes, underscores and extra spaces, as names are compared."""
+    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())

@@ -101,7 +101,7 @@ class RecipeConfig:
     """How the network learns."""
 
     max_epoch: Count = 300
-    warmup_epochs: Epochs = 5
+    warmup_epochs: Annotated[float, Range(0, what="a number of epochs")] = 5
     no_aug_epochs: Epochs = 15
     warmup_lr: Annotated[float, Range(0, 1_000_000)] = 0.0
     min_lr_ratio: Share = 0.05
@@ -110,10 +110,12 @@ class RecipeConfig:
     milestones: Annotated[tuple[int, ...], Range(0), Ascending()] = ()
     gamma: Annotated[float, Range(0, 1, above=True)] = 0.1
     ema: bool = True
+    ema_decay: Share = 0.9998  # the highest decay of the averages; 1 - 1/N averages over N steps
     # steps; less suits runs of few steps, see `recipe.ema`
     ema_time_constant: Annotated[float, Range(1, what="a number of steps")] = 2000.0
     weight_decay: Annotated[float, Range(0, 1_000_000)] = 5e-4
     momentum: Annotated[float, Range(0, 1, above=True)] = 0.9
+    bn_momentum: Share = 0.03  # share of a step in the running statistics of BatchNorm
     eval_interval: Count = 10
     print_interval: Count = 10
     save_history_ckpt: bool = False
@@ -131,7 +133,10 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class Experiment:
-    """All that defines a run, apart from the machine it runs on."""
+    """All that defines a run, apart from the machine it runs on.
+
+    ``given`` holds the fields that somebody set, as ``section.field``; `recipe.choice` may choose the others.
+    """
 
     exp_name: Annotated[str, FileName()]
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -140,6 +145,7 @@ class Experiment:
     eval: EvalConfig = field(default_factory=EvalConfig)
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     output_dir: Annotated[str, Text()] = "./YOLOX_outputs"
+    given: frozenset[str] = field(default=frozenset(), compare=False)
 
 
 SECTIONS: Mapping[str, type] = {"model": ModelConfig, "data": DataConfig, "recipe": RecipeConfig, "eval": EvalConfig}
@@ -188,7 +194,8 @@ def apply_fields(experiment: Experiment, values: Mapping[str, object]) -> Experi
     if "input_size" in data and not data.keys() & {"random_size", "multiscale_range"}:
         data["random_size"] = _scaled(experiment.data, data["input_size"].height)
     parts = {section: replace(getattr(experiment, section), **fields) for section, fields in changed.items() if section}
-    return replace(experiment, **changed.get("", {}), **parts)
+    given = {f"{section}.{name}".lstrip(".") for section, fields in changed.items() for name in fields}
+    return replace(experiment, **changed.get("", {}), **parts, given=experiment.given | given)
 
 
 @functools.cache

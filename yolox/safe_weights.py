@@ -21,18 +21,21 @@ _KEY, _FORMAT = "yolox", 1
 
 
 def write_safetensors(
-    path: Path, weights: Mapping[str, Tensor], experiment: Experiment, class_names: Sequence[str]
+    path: Path,
+    weights: Mapping[str, Tensor],
+    experiment: Experiment | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> None:
-    """Write weights by official keys, with their experiment and class names.
+    """Write weights by official keys, with their experiment and class names where they are known.
 
     Raises:
         YoloxError: When the file cannot be written.
     """
-    described = {
-        "format": _FORMAT,
-        "experiment": experiment_to_dict(experiment),
-        "class_names": list(class_names),
-    }
+    described: dict[str, Any] = {"format": _FORMAT}
+    if experiment is not None:
+        described["experiment"] = experiment_to_dict(experiment)
+    if class_names is not None:
+        described["class_names"] = list(class_names)
     tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt", _KEY: json.dumps(described)})

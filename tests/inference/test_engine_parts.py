@@ -18,7 +18,7 @@ from yolox.inference.backends.base import Arrays, Settings, run_in_chunks
 from yolox.inference.methods import get_method
 from yolox.inference.search.jobs import Job
 from yolox.inference.search.latency import Latency
-from yolox.inference.search.method_process import MethodProcess, ProcessFailure
+from yolox.inference.search.method_process import MethodFailure, MethodProcess
 from yolox.inference.search.results import MethodResult, OptimizationReport, Status
 from yolox.inference.search.tuning import tune
 
@@ -154,9 +154,31 @@ def test_a_process_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     job = Job("original", str(tmp_path), str(tmp_path / "artifact"), str(tmp_path / "tmp"), threads=1)
     process = MethodProcess(get_method("original"), job, tmp_path / "log.txt")
     start = time.monotonic()
-    with pytest.raises(ProcessFailure, match="stopped after 0 s while starting") as caught:
-        process.wait(0.05)
+    with pytest.raises(MethodFailure, match="stopped after 0 s while starting") as caught:
+        process.await_prepared(0.05)
     assert caught.value.timed_out
     assert time.monotonic() - start < 10
-    assert process._process.returncode is not None
+    assert process.ended
     process.stop()
+
+
+def test_a_drop_carries_the_interval_of_the_block_jackknife() -> None:
+    without = (0.40, 0.42, 0.41, 0.43)
+    original = replace(row("original", 100, 0.41), leave_one_out=without)
+    shifted = replace(row("bf16", 50, 0.40), leave_one_out=tuple(value - 0.01 for value in without))
+    noisy = replace(row("openvino_int8", 20, 0.40), leave_one_out=(0.40, 0.40, 0.41, 0.41))
+    report = OptimizationReport((original, shifted, noisy, row("jit_fp32", 90, 0.41)), ("AP",))
+    assert report.drop_margin(shifted) == pytest.approx(0.0, abs=1e-12), "what all blocks lose alike is sure"
+    drops = np.array(without) - np.array(noisy.leave_one_out)
+    error = np.sqrt(3 / 4 * np.square(drops - drops.mean()).sum())
+    assert report.drop_margin(noisy) == pytest.approx((1.96 + 2.72 / 3) * error)
+    assert report.drop_margin(report["jit_fp32"]) is None
+    assert "±0.0" in report.to_text()
+    assert report.rows()[2]["drop_margin"] == pytest.approx(report.drop_margin(noisy), abs=1e-5)
+
+
+def test_rows_beyond_the_drop_are_no_ties() -> None:
+    rows = (row("original", 100, 0.4), row("bf16", 50, 0.4, 5), row("openvino_int8", 51, 0.1, 5))
+    report = OptimizationReport(rows, ("AP",))
+    assert report.ties(rows[1]) == (rows[2],)
+    assert report.ties(rows[1], 0.01) == ()

@@ -107,3 +107,14 @@ def test_gather_takes_the_first_batch_as_sample_and_stops_at_the_limit() -> None
     assert only.calibration == ()
     with pytest.raises(UsageError, match="a loader"):
         gather_inputs(3, None, 1, 6)
+
+
+def test_averaged_metrics_tell_themselves_without_each_batch() -> None:
+    def error(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return (prediction - target).abs().mean()
+
+    data = [(torch.zeros(2, 1), torch.ones(2, 1)), (torch.zeros(1, 1), torch.full((1, 1), 4.0))]
+    values, blocks = Scorer(error, data).score_and_blocks(lambda x: x)
+    assert values == {"error": pytest.approx(2.0)}
+    assert blocks == (pytest.approx(4.0), pytest.approx(1.0))
+    assert Scorer(lambda model: 3.0).score_and_blocks(abs) == ({"<lambda>": 3.0}, ())

@@ -212,6 +212,8 @@ def test_wrong_options_are_told_before_any_work() -> None:
         optimizer.optimize(SmallClassifier(), sample, thread_num=0)
     with pytest.raises(UsageError, match=r"no training_data"):
         optimizer.optimize(SmallClassifier())
+    with pytest.raises(UsageError, match=r"shape \(2, 3, 24, 24\)"):
+        optimizer.optimize(SmallClassifier(), torch.rand(2, 3, 24, 24), input_sample=sample)
     with pytest.raises(UsageError, match=r"there are no results yet"):
         optimizer.summary()
 

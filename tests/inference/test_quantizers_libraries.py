@@ -178,3 +178,32 @@ def test_sums_of_large_bytes_and_weights_do_not_overflow(name: str, tmp_path: Pa
         (expected,) = module(torch.from_numpy(bright))
     assert runner.int8_share == 1.0
     np.testing.assert_allclose(runner(bright)[0], expected.numpy(), rtol=0.02)
+
+
+class TwiceActivated(nn.Module):
+    """A block of a ResNet: one ReLU module at two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one, self.two = (
+            nn.Conv2d(3, 16, 3, 2, 1),
+            nn.Conv2d(16, 16, 3, 1, 1),
+            nn.Conv2d(16, 16, 3, 1, 1),
+        )
+        self.activation = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x / 255)
+        return self.activation(self.two(self.activation(self.one(x))) + x)
+
+
+@pytest.mark.parametrize("name", ["jit_int8", "onnxruntime_int8_qlinear"])
+def test_an_activation_may_be_used_twice(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = FlatModule(TwiceActivated()).eval()
+    runner = prepare(module, name, tmp_path)
+    with torch.inference_mode():
+        (expected,) = module(torch.from_numpy(SAMPLE))
+    assert signal_to_noise_db(runner(SAMPLE)[0], expected.numpy()) > 25
+    assert runner.int8_share is not None
+    assert runner.int8_share > 0.9

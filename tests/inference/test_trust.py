@@ -14,13 +14,14 @@ import torch
 from small_models import SmallClassifier
 from torch import Tensor
 
+from yolox import YOLOX
 from yolox.errors import ModelFileError
 from yolox.inference.artifacts.manifest import Manifest, file_entries, read_manifest, write_manifest
 from yolox.inference.artifacts.model import load_model, save_model
 from yolox.inference.artifacts.trust import FORMATS
 from yolox.inference.backends.base import Settings
 from yolox.inference.optimizer import InferenceOptimizer
-from yolox.tools import demo
+from yolox.tools import demo, info
 
 SAMPLE = np.random.default_rng(0).random((2, 3, 16, 16), np.float32)
 
@@ -104,6 +105,22 @@ def test_torchscript_needs_the_word(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not marker.exists()
     InferenceOptimizer.load(folder, trust=True).run(np.zeros((1, 3, 32, 32), np.float32))
     assert marker.exists(), "with the word it runs, so the word is what protects"
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_every_way_to_load_a_folder_knows_the_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class TwoOutputs(torch.nn.Module):
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            return images.new_zeros(len(images), 2, 4), images.new_zeros(len(images), 2, 3)
+
+    torch.jit.save(torch.jit.script(TwoOutputs()), str(tmp_path / "script"))
+    folder = artifact(tmp_path / "artifact", "jit", {"model.torchscript": (tmp_path / "script").read_bytes()})
+    assert info.main([str(folder)]) == 4
+    assert "--trust" in capsys.readouterr().err
+    assert info.main([str(folder), "--trust"]) == 0
+    with pytest.raises(ModelFileError, match="trust=True"):
+        assert YOLOX(folder).predictor
+    assert YOLOX(folder, trust=True).predictor.input_size == (32, 32)
 
 
 @pytest.fixture

@@ -72,6 +72,20 @@ def test_several_processes_make_the_step_of_one() -> None:
         torch.testing.assert_close(one.grad, several.grad)
 
 
+def test_ranks_without_objects_take_the_step_of_one_process() -> None:
+    """The mean of no positives counts as one positive in all, not as one in each process."""
+    targets = make_targets(51)
+    targets = targets._replace(valid=torch.zeros_like(targets.valid))
+    predictions, parts = (_with_gradients(make_predictions(51, make_targets(51))) for _ in range(2))
+    detection_loss(predictions, targets, use_l1=True).total.backward()
+    for half in (slice(0, 1), slice(1, None)):
+        part = Predictions(*(value[half] for value in parts[:3]), *parts[3:])
+        part_targets = Targets(*(value[half] for value in targets))
+        terms = detection_loss(part, part_targets, use_l1=True, mean_over_ranks=lambda mean: mean, num_ranks=2)
+        (terms.total / 2).backward()
+    torch.testing.assert_close(predictions.objectness.grad, parts.objectness.grad)
+
+
 @pytest.mark.parametrize("num_boxes", [0, 3])
 def test_without_objects_only_objectness_is_learned(num_boxes: int) -> None:
     targets = make_targets(51, num_boxes=num_boxes)

@@ -18,6 +18,7 @@ from yolox.experiments import EXPERIMENTS
 from yolox.recipe.callbacks import CheckpointFiles, Evaluation
 from yolox.recipe.epoch_log import EpochLog
 from yolox.recipe.module import YoloxModule
+from yolox.recipe.schedule import build_schedule, highest_learning_rate
 from yolox.trainer.trainer import Trainer
 
 pytestmark = pytest.mark.filterwarnings(
@@ -52,21 +53,25 @@ def experiment(data_dir: Path) -> Experiment:
     return apply_fields(EXPERIMENTS["yolox_nano"], {**short, **{key: str(value) for key, value in small.items()}})
 
 
-def parts(experiment: Experiment) -> tuple[YoloxModule, YoloxDataModule]:
+def parts(experiment: Experiment, batch_size: int = 3) -> tuple[YoloxModule, YoloxDataModule]:
     data = build_data_module(
         experiment.data,
-        batch_size=3,
+        batch_size=batch_size,
         test_size=experiment.eval.test_size,
         seed=experiment.seed,
         final_phase_from_epoch=2,
     )
-    return YoloxModule(experiment, data.class_names, 3, data.batches_per_epoch), data
+    return YoloxModule(experiment, data.class_names, batch_size, data.batches_per_epoch), data
 
 
 def fit(
-    experiment: Experiment, files: CheckpointFiles, resume: Path | None = None, callbacks: Sequence[Callback] = ()
+    experiment: Experiment,
+    files: CheckpointFiles,
+    resume: Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    batch_size: int = 3,
 ) -> YoloxModule:
-    module, data = parts(experiment)
+    module, data = parts(experiment, batch_size)
     callbacks = [*callbacks, Evaluation(experiment), EpochLog(files.folder), files]
     trainer = Trainer(
         max_epochs=experiment.recipe.max_epoch,
@@ -95,6 +100,22 @@ def test_resume_from_the_middle_of_an_epoch(experiment: Experiment, tmp_path: Pa
     torch.testing.assert_close(
         resumed.deployed_detector.state_dict(), whole.deployed_detector.state_dict(), rtol=1e-6, atol=1e-7
     )
+
+
+def test_resume_from_the_middle_of_an_epoch_with_another_batch_begins_that_epoch_again(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    with pytest.raises(StopError):
+        fit(experiment, StopInside(tmp_path, every_minutes=0.0))
+    files = CheckpointFiles(tmp_path)
+    resumed = fit(experiment, files, files.latest, batch_size=9)
+    assert resumed.global_step == 3  # of one step an epoch: the first was done, the second begins again
+    recipe, rate = experiment.recipe, highest_learning_rate(experiment.recipe, 9)
+    content = torch.load(files.latest, weights_only=True)
+    assert content["optimizer_states"][0]["param_groups"][0]["initial_lr"] == pytest.approx(rate)
+    assert content["lr_schedulers"][0]["_last_lr"][0] == pytest.approx(rate * build_schedule(recipe, 9, 1)(3))
+    epochs = [line.split(",")[0] for line in (tmp_path / "results.csv").read_text().splitlines()[1:]]
+    assert epochs == ["1", "2", "3"]
 
 
 def test_history_keeps_the_newest_files(experiment: Experiment, tmp_path: Path) -> None:

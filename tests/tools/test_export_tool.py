@@ -105,3 +105,40 @@ def test_bad_input(checkpoint: str, words: list[str], code: int, part: str, caps
     error = capsys.readouterr().err
     assert part in error
     assert "Traceback" not in error
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize("opset", ["11", "17", "18", "23"])
+def test_the_file_says_what_it_needs_at_every_opset(checkpoint: str, tmp_path: Path, opset: str) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    path = tmp_path / "a.onnx"
+    assert main(["-c", checkpoint, "--output-name", str(path), "--tsize", "64", "-o", opset]) == 0
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    found = session.get_modelmeta().custom_metadata_map
+    assert json.loads(found["class_names"]) == ["class 0", "class 1", "class 2"]
+    assert json.loads(found["input_size"]) == [64, 64]
+    assert json.loads(found["preprocessing"])["channels"] == "BGR"
+    assert "grid" in found["outputs"]
+
+
+@pytest.mark.parametrize("opset", ["99", "10"])
+def test_an_opset_that_does_not_exist_is_refused(
+    checkpoint: str, tmp_path: Path, opset: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.onnx"
+    assert main(["-c", checkpoint, "--output-name", str(path), "-o", opset]) == 2
+    assert "expected 11 to 23" in capsys.readouterr().err
+    assert not path.exists()
+
+
+def test_a_program_of_torch_export(checkpoint: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.pt2"
+    words = ["-c", checkpoint, "--output-name", str(path), "--tsize", "64", "--two_outputs", "--dynamic"]
+    assert main(words) == 0
+    notes = {"class_names": ""}
+    program = torch.export.load(path, extra_files=notes)
+    assert json.loads(notes["class_names"]) == ["class 0", "class 1", "class 2"]
+    given = torch.from_numpy(images(3))
+    expected = DecodedDetector(load_model(checkpoint).detector).eval()(given)
+    for ours, theirs in zip(program.module()(given), expected, strict=True):
+        torch.testing.assert_close(ours, theirs.detach(), rtol=1e-3, atol=1e-2)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 import time
@@ -24,8 +25,9 @@ from yolox.models.decoding import DecodedDetector
 from yolox.models.detector import build_detector
 from yolox.structures import Size
 from yolox.tools import demo
+from yolox.tools.detection_metric import DetectionMetric
 from yolox.tools.inference_demo import NOTHING_BETTER, main
-from yolox.tools.inference_images import read_pictures
+from yolox.tools.inference_images import EvalImages, read_pictures
 from yolox.tools.inference_report import draw_plot
 
 NAMES = ("apple", "bolt", "crab")
@@ -86,6 +88,7 @@ def test_table_files_artifact_and_demo(
     assert code in (0, NOTHING_BETTER)
     assert "onnxruntime_fp32" in shown.err
     assert "no training images" in shown.out
+    assert "AP of 3 images proves little" in shown.out
     table = json.loads((tmp_path / "t.json").read_text())
     assert [row["method"] for row in table["rows"]] == ["original", "onnxruntime_fp32"]
     for row in table["rows"]:
@@ -204,3 +207,45 @@ def test_the_plot_takes_rows_without_accuracy(tmp_path: Path) -> None:
     failed = replace(row, method=get_method("bf16"), status=Status.FAIL_TO_CONVERT, latency=None)
     draw_plot(OptimizationReport((row, failed), ("AP",)), row, tmp_path / "plot.svg")
     assert "<svg" in (tmp_path / "plot.svg").read_text()
+
+
+def test_the_plot_turns_no_noise_into_mountains(tmp_path: Path) -> None:
+    rows = [
+        MethodResult(get_method(name), Status.SUCCESSFUL, latency=Latency((ms,), 1), metrics={"AP": ap})
+        for name, ms, ap in (("original", 9.0, 0.34), ("bf16", 5.0, 0.341), ("jit_fp32", 4.0, 0.339))
+    ]
+    draw_plot(OptimizationReport(tuple(rows), ("AP",)), rows[0], tmp_path / "plot.svg")
+    heights = [
+        float(y) for y in re.findall(r'<use xlink:href="#m\w+" x="[\d.]+" y="([\d.]+)" style="fill', text_of(tmp_path))
+    ]
+    assert max(heights[:3]) - min(heights[:3]) < 12
+
+
+def text_of(folder: Path) -> str:
+    return (folder / "plot.svg").read_text()
+
+
+def test_ap_of_blocks_is_ap_without_their_images(tmp_path: Path) -> None:
+    images = np.zeros((3, 3, 64, 64), np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    truth = {
+        "images": [{"id": number} for number in (1, 2, 3)],
+        "categories": [{"id": 1, "name": "apple"}],
+        "annotations": [
+            {"id": n, "image_id": n, "category_id": 1, "bbox": [8, 8, 32, 32], "area": 1024, "iscrowd": 0}
+            for n in (1, 2, 3)
+        ],
+    }
+    sizes = np.full((3, 2), 64)
+    evaluated = EvalImages(tmp_path / "images.npy", np.array([1, 2, 3]), sizes, truth, "")
+
+    def finds_all_but_the_last(batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        boxes = torch.tensor([[[8.0, 8.0, 40.0, 40.0]]]).repeat(len(batch), 1, 1)
+        boxes[-1] = 0
+        return boxes, torch.full((len(batch), 1, 1), 0.9)
+
+    score = DetectionMetric(evaluated, 3, 0.01, 0.65)(finds_all_but_the_last)
+    blocks = list(score.leave_one_out())
+    assert len(blocks) == 3
+    assert blocks[2] == pytest.approx(1.0), "without the image that is missed"
+    assert blocks[0] == blocks[1] < 0.6

@@ -55,7 +55,7 @@ def test_the_same_command_gives_the_same_weights(
     precision: str, more: tuple[str, ...], data: Path, tmp_path: Path
 ) -> None:
     """Bit for bit, whatever the number of loader processes."""
-    for name, workers in (("a", "0"), ("b", "2")):
+    for name, workers in (("a", "0"), ("b", "1")):
         given = [*words(data, tmp_path / name, *more, "--precision", precision, "--num_workers", workers)]
         assert train_tool.main([*given, "max_epoch", "1", "warmup_epochs", "0"]) == 0
     assert differing(weights(tmp_path / "a"), weights(tmp_path / "b")) == []

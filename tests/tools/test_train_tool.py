@@ -272,6 +272,64 @@ def test_the_best_weights_of_a_run_start_the_next_one_of_its_name(data: Path, tm
     assert (tmp_path / "yolox_nano.old1" / "best_ckpt.pth").exists()
 
 
+def test_worse_weights_never_replace_those_of_the_start(
+    finished: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A rate that destroys the weights: the best checkpoint stays what the run started from, and can be resumed."""
+    start = str(finished / "yolox_nano" / "best_ckpt.pth")
+    ruinous = ("basic_lr_per_img", "0.5", "eval_interval", "1")
+    assert train_tool.main([*words(data, tmp_path, "-c", start), *ruinous]) == 0
+    best, latest = (
+        torch.load(tmp_path / "yolox_nano" / name, weights_only=True)["model"]
+        for name in ("best_ckpt.pth", "latest_ckpt.pth")
+    )
+    torch.testing.assert_close(best, torch.load(start, weights_only=True)["model"])
+    assert not torch.equal(best["head.stems.0.conv.weight"], latest["head.stems.0.conv.weight"])
+    history = rows(tmp_path)
+    assert [row["epoch"] for row in history] == [0, 1, 2, 3, 4]
+    assert max(row["val/AP"] for row in history) == history[0]["val/AP"]
+    said = capsys.readouterr().out
+    assert "best: the weights of the start" in said
+    assert "classes known to the weights: 6 of 6" in said
+    resumed = ("--resume", "-c", str(tmp_path / "yolox_nano" / "best_ckpt.pth"))
+    assert train_tool.main([*words(data, tmp_path, *resumed), *ruinous]) == 0
+    assert [row["epoch"] for row in rows(tmp_path)] == [0, 1, 2, 3, 4]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """At its step, with the images named, and without a file of useless weights."""
+    ruinous = ("basic_lr_per_img", "100000", "warmup_epochs", "0", "eval_interval", "9")
+    assert train_tool.main([*words(data, tmp_path), *ruinous]) == 1
+    error = capfd.readouterr().err
+    assert "training stopped at step" in error
+    assert "of process 0 (images" in error or "the gradients" in error
+    assert "Traceback" not in error
+    written = tmp_path / "yolox_nano" / "latest_ckpt.pth"
+    weights = torch.load(written, weights_only=True)["model"] if written.exists() else {}
+    assert all(bool(value.isfinite().all()) for value in weights.values())
+
+
+def test_recipe_of_a_fine_tuning_is_chosen_and_printed(
+    finished: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without -n the network comes from the file and the recipe from the length of the run; a resumed run keeps it."""
+    start = str(finished / "yolox_nano" / "best_ckpt.pth")
+    command = ["-c", start, "-b", "5", "--data_dir", str(data), "--output_dir", str(tmp_path), "--num_workers", "0"]
+    command += ["--logger", "none", "random_size", "2,2", "eval_interval", "9", "max_epoch", "2", "ema_decay", "0.5"]
+    assert train_tool.main([*command, "--seed", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "recipe for a fine-tuning of known classes, 2 epochs of 2 steps" in said
+    assert "  basic_lr_per_img 9.77e-06: 0.062 of the official rate" in said
+    assert "  ema_decay" not in said
+    recipe = load_model(tmp_path / "yolox_nano" / "latest_ckpt.pth").experiment.recipe
+    assert (recipe.ema_decay, recipe.no_aug_epochs, recipe.scheduler) == (0.5, 2, "warmcos")
+    assert recipe.basic_lr_per_img == pytest.approx(0.01 / 64 * 10 / 80 / 2)
+    assert train_tool.main([*words(data, tmp_path, "--resume"), "max_epoch", "3"]) == 0
+    assert "recipe for" not in capsys.readouterr().out
+    resumed = load_model(tmp_path / "yolox_nano" / "latest_ckpt.pth").experiment.recipe
+    assert (resumed.basic_lr_per_img, resumed.scheduler) == (recipe.basic_lr_per_img, "warmcos")
+
+
 @pytest.mark.parametrize(
     ("extra", "code", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -288,3 +289,12 @@ def test_dampening_cannot_skip_steps(tmp_path: Path) -> None:
     module.configure_optimizers = lambda: optimizer  # type: ignore[assignment, method-assign, return-value]
     with pytest.raises(UsageError, match="Use fused=False"):
         make_trainer(tmp_path, precision=16, max_epochs=1).fit(module, make_loader())
+
+
+def test_the_filters_of_the_caller_are_left_alone(tmp_path: Path) -> None:
+    before = list(warnings.filters)
+    trainer = make_trainer(tmp_path, max_epochs=1)
+    assert warnings.filters == before
+    trainer.fit(make_module(), make_loader())
+    trainer.validate(trainer.lightning_module, make_loader(), verbose=False)
+    assert warnings.filters == before

@@ -73,14 +73,12 @@ def _start_fork_server() -> None:
 
 
 def _start_workers(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Return the loader's iterator; where that is interrupted, no half-started worker is left to complain."""
-    before = set(multiprocessing.active_children())
+    """Return the loader's iterator; a signal to stop waits until the workers run, since half-started ones complain."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         return iter(loader)
-    except BaseException:
-        for worker in set(multiprocessing.active_children()) - before:
-            worker.kill()
-        raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
@@ -100,6 +98,7 @@ def _without_main() -> Iterator[None]:
 
 def init_worker(_worker: int) -> None:
     """Prepare a worker: one thread, behind the computation in the queue for cores, gone when its parent is gone."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # blocked while workers start
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which still needs batches to stop in order
     keep_freed_memory()
     cv2.setNumThreads(0)

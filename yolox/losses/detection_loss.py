@@ -24,6 +24,7 @@ def detection_loss(
     *,
     use_l1: bool,
     mean_over_ranks: Callable[[Tensor], Tensor] | None = None,
+    num_ranks: int = 1,
 ) -> LossTerms:
     """Return the loss terms of a batch, each a sum divided by the number of positive anchor points (at least 1).
 
@@ -33,13 +34,14 @@ def detection_loss(
         use_l1: Whether to add the L1 distance of raw box outputs, as in the final phase of training.
         mean_over_ranks: Maps the number of positives of this process to the mean over all processes, so that several
             processes take the step that one would.
+        num_ranks: How many processes there are: their mean of positives counts as at least one positive in all.
     """
     with torch.autocast(predictions.boxes.device.type, enabled=False):
         assignment = assign(predictions, targets)
         num_positives = torch.tensor(float(assignment.gt_index.numel()), device=predictions.boxes.device)
         shared = num_positives if mean_over_ranks is None else mean_over_ranks(num_positives)
         iou, objectness, classes, l1 = _sums(predictions, targets, assignment, use_l1=use_l1)
-        scale = 1.0 / shared.clamp(min=1.0)
+        scale = 1.0 / shared.clamp(min=1.0 / num_ranks)
         iou, objectness, classes, l1 = IOU_WEIGHT * iou * scale, objectness * scale, classes * scale, l1 * scale
         num_foreground = num_positives / targets.valid.sum().clamp(min=1)
         return LossTerms(iou + objectness + classes + l1, iou, objectness, classes, l1, num_foreground)

@@ -26,14 +26,18 @@ _log = logging.getLogger(__name__)
 class Evaluation(Callback):
     """Evaluates the averaged weights every ``eval_interval`` epochs, in every epoch of the final phase, and at the end.
 
+    ``history`` has a row for each evaluation, with the epoch counted from 1; epoch 0 are the weights of the start.
+
     Args:
         experiment: Gives the interval, the phases and the thresholds.
+        before_training: Also evaluate the weights that the run starts from, so that worse ones never replace them.
     """
 
-    def __init__(self, experiment: Experiment) -> None:
+    def __init__(self, experiment: Experiment, before_training: bool = False) -> None:
         self.recipe = experiment.recipe
         self.settings = experiment.eval
-        self.best_epoch = 0
+        self.before_training = before_training
+        self.best_epoch: int | None = None
         self.history: list[dict[str, float]] = []
 
     def due(self, epoch: int) -> bool:
@@ -41,23 +45,32 @@ class Evaluation(Callback):
         return (
             (epoch + 1) % self.recipe.eval_interval == 0
             or epoch + 1 == self.recipe.max_epoch
-            or epoch >= final_phase_epoch(self.recipe)
+            or epoch >= final_phase_epoch(self.recipe) > 0
         )
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Evaluate the weights of the start, unless the run goes on from a checkpoint."""
+        if self.before_training and trainer.global_step == 0 and isinstance(pl_module, YoloxModule):
+            self._record(self._evaluate(trainer, pl_module), 0, trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate where it is due and log ``val/AP`` and its kin."""
         epoch = trainer.current_epoch
         if not self.due(epoch) or not isinstance(pl_module, YoloxModule):
             return
-        metrics = self._evaluate(trainer, pl_module).metrics
-        values = {f"val/{key}": float(metrics[key]) for key in ("AP", "AP50", "AP75")}
+        values = self._record(self._evaluate(trainer, pl_module), epoch + 1, trainer)
         pl_module.log_dict(values, sync_dist=trainer.world_size > 1)
+
+    def _record(self, result: EvaluationResult, epoch: int, trainer: pl.Trainer) -> dict[str, float]:
+        """Add an evaluation to the history, note whether it is the best one, and return its values."""
+        values = {f"val/{key}": float(result.metrics[key]) for key in ("AP", "AP50", "AP75")}
         if values["val/AP"] > max((past["val/AP"] for past in self.history), default=-1.0):
-            self.best_epoch = epoch + 1
-        self.history.append({"epoch": float(epoch + 1), **values})
+            self.best_epoch = epoch
+        self.history.append({"epoch": float(epoch), **values})
         if trainer.is_global_zero:
             shown = "  ".join(f"{key} {value:.4f}" for key, value in values.items())
-            _log.info("epoch %d: %s", epoch + 1, shown)
+            _log.info("%s: %s", f"epoch {epoch}" if epoch else "before training", shown)
+        return values
 
     def _evaluate(self, trainer: pl.Trainer, module: YoloxModule) -> EvaluationResult:
         loader = trainer.datamodule.evaluation_loader()  # type: ignore[attr-defined]
@@ -76,7 +89,8 @@ class Evaluation(Callback):
 
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
         """Continue from a checkpoint."""
-        self.best_epoch = int(state_dict["best_epoch"])  # type: ignore[call-overload]
+        best = state_dict["best_epoch"]
+        self.best_epoch = None if best is None else int(best)  # type: ignore[call-overload]
         self.history = list(state_dict["history"])  # type: ignore[call-overload]
 
 
@@ -84,6 +98,10 @@ def _gather(share: Share) -> list[Share]:
     shares: list[Share] = [share] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(shares, share)
     return shares
+
+
+def _evaluation(trainer: pl.Trainer) -> Evaluation | None:
+    return next((item for item in trainer.callbacks if isinstance(item, Evaluation)), None)  # type: ignore[attr-defined]
 
 
 class CheckpointFiles(Checkpoint):
@@ -111,6 +129,12 @@ class CheckpointFiles(Checkpoint):
         """The file with the best AP."""
         return self.folder / BEST
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the weights of the start as the best ones so far, where they were evaluated."""
+        evaluation = _evaluation(trainer)
+        if evaluation is not None and evaluation.best_epoch == 0 and trainer.global_step == 0:
+            trainer.save_checkpoint(self.best, weights_only=False)
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
@@ -125,7 +149,7 @@ class CheckpointFiles(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write ``latest``, and the same as ``best`` and for the history where this epoch was evaluated."""
-        evaluation = next((item for item in trainer.callbacks if isinstance(item, Evaluation)), None)  # type: ignore[attr-defined]
+        evaluation = _evaluation(trainer)
         epoch = trainer.current_epoch + 1
         copies = []
         if evaluation is not None and evaluation.due(epoch - 1):

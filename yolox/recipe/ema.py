@@ -32,11 +32,13 @@ class ModelEma(Generic[Model]):
     Args:
         model: The model to follow.
         time_constant: See `ema_decay`.
+        limit: The highest decay.
     """
 
-    def __init__(self, model: Model, time_constant: float = 2000.0) -> None:
+    def __init__(self, model: Model, time_constant: float = 2000.0, limit: float = 0.9998) -> None:
         self.updates = 0
         self.time_constant = time_constant
+        self.limit = limit
         self.model: Model = copy.deepcopy(model).eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -52,7 +54,7 @@ class ModelEma(Generic[Model]):
                 currents.append(state[key].to(average.dtype))
             else:
                 average.copy_(state[key])
-        torch._foreach_lerp_(averages, currents, 1.0 - ema_decay(self.updates, self.time_constant))
+        torch._foreach_lerp_(averages, currents, 1.0 - ema_decay(self.updates, self.time_constant, self.limit))
 
     def load_(self, weights: dict[str, Tensor], updates: int) -> None:
         """Continue from saved averages."""

@@ -30,6 +30,11 @@ class EpochLog(Callback):
         self._sums: dict[str, float] = {}
         self._steps = 0
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin with the evaluation of the start weights, where there was one."""
+        if not self.rows:
+            self.rows = [past for past in self._evaluations(trainer) if past["epoch"] == 0]
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
@@ -45,13 +50,16 @@ class EpochLog(Callback):
         epoch = float(trainer.current_epoch + 1)
         row = {"epoch": epoch, **{f"train/{name}": total / self._steps for name, total in self._sums.items()}}
         row["lr"] = float(trainer.callback_metrics.get("lr", float("nan")))
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Evaluation):
-                row.update(next((past for past in callback.history if past["epoch"] == epoch), {}))
+        row.update(next((past for past in self._evaluations(trainer) if past["epoch"] == epoch), {}))
         self.rows = [past for past in self.rows if past["epoch"] < epoch] + [row]
         self._sums, self._steps = {}, 0
         if trainer.is_global_zero:
             write_text(self.folder / "results.csv", _as_csv(self.rows))
+
+    @staticmethod
+    def _evaluations(trainer: pl.Trainer) -> list[dict[str, float]]:
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        return [row for callback in callbacks if isinstance(callback, Evaluation) for row in callback.history]
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the curves."""

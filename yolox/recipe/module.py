@@ -20,7 +20,7 @@ from yolox.recipe.optim import build_optimizer
 from yolox.recipe.phases import final_phase_epoch, resize_batch, size_of_step
 from yolox.recipe.resume import move_to_epoch_, resumed_epoch, set_rates_
 from yolox.recipe.schedule import build_schedule, highest_learning_rate
-from yolox.structures import Batch, Decoded
+from yolox.structures import Batch, Decoded, LossTerms
 
 __all__ = ["CHECKPOINT_FORMAT", "YoloxModule"]
 
@@ -40,6 +40,8 @@ class YoloxModule(pl.LightningModule):
     Attributes:
         new_rates: Whether a resumed run takes the rates, momentum and weight decay of ``experiment`` instead of those
             in the checkpoint.
+        terms: The loss terms of this process's last batch.
+        image_ids: The images of that batch, [B].
     """
 
     def __init__(
@@ -55,13 +57,18 @@ class YoloxModule(pl.LightningModule):
         self.new_rates = False
         self.experiment = experiment
         self.class_names = tuple(class_names)
+        self.terms: LossTerms | None = None
+        self.image_ids: Tensor | None = None
         self.batch_size = batch_size
         self.steps_per_epoch = steps_per_epoch
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(experiment.seed)  # PyTorch's layers draw their weights from the global generator
             self.detector = build_detector(experiment.model)
         recipe = experiment.recipe
-        self.ema = ModelEma(self.detector, recipe.ema_time_constant) if recipe.ema else None
+        for layer in self.detector.modules():
+            if isinstance(layer, torch.nn.BatchNorm2d):
+                layer.momentum = recipe.bn_momentum
+        self.ema = ModelEma(self.detector, recipe.ema_time_constant, recipe.ema_decay) if recipe.ema else None
 
     @property
     def in_final_phase(self) -> bool:
@@ -85,9 +92,15 @@ class YoloxModule(pl.LightningModule):
         images = batch.images if self.dtype == torch.float32 else batch.images.to(self.dtype)
         images, targets = resize_batch(images, batch.targets, size)
         predictions = self.detector(images)
-        reduce = self._mean_over_ranks if self.trainer.world_size > 1 else None
-        terms = detection_loss(predictions, targets, use_l1=self.in_final_phase, mean_over_ranks=reduce)
-        self.log_dict(terms.as_log(), batch_size=len(images))
+        world = self.trainer.world_size
+        reduce = self._mean_over_ranks if world > 1 else None
+        terms = detection_loss(
+            predictions, targets, use_l1=self.in_final_phase, mean_over_ranks=reduce, num_ranks=world
+        )
+        self.terms, self.image_ids = LossTerms(*(term.detach() for term in terms)), batch.image_ids
+        # what is logged is the loss of the whole batch
+        logged = terms if world == 1 else LossTerms(*self._mean_over_ranks(torch.stack(terms)))
+        self.log_dict(logged.as_log(), batch_size=len(images))
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=len(images))
         return terms.total
 

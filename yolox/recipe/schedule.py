@@ -26,7 +26,7 @@ def build_schedule(recipe: RecipeConfig, batch_size: int, steps_per_epoch: int) 
     final = min(recipe.no_aug_epochs, recipe.max_epoch) * steps_per_epoch
     start = recipe.warmup_lr / highest_learning_rate(recipe, batch_size)
 
-    def cosine(step: int, begin: int, end: int, lowest: float) -> float:
+    def cosine(step: int, begin: float, end: int, lowest: float) -> float:
         share = min(max(step - begin, 0) / max(end - begin, 1), 1.0)
         return lowest + 0.5 * (1.0 - lowest) * (1.0 + math.cos(math.pi * share))
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from yolox.inference.search.scorer import Score
+from yolox.structures import Detections
 from yolox.tools.inference_images import EvalImages
 
 __all__ = ["DetectionMetric"]
+
+BLOCKS = 10
+"""Blocks of images for the interval of a drop; AP is computed once more for each."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +34,8 @@ class DetectionMetric:
     confidence: float
     nms_iou: float
 
-    def __call__(self, model: Callable[..., Any]) -> dict[str, float]:
-        """Return ``AP`` (0.50:0.95) and ``AP50``, 0...1."""
+    def __call__(self, model: Callable[..., Any]) -> Score:
+        """Return ``AP`` (0.50:0.95) and ``AP50``, 0...1, and AP without each of up to ten blocks of the images."""
         import torch
 
         from yolox.evaluation.loop import evaluate
@@ -44,4 +51,24 @@ class DetectionMetric:
             confidence=self.confidence,
             nms_iou=self.nms_iou,
         )
-        return {name: result.metrics[name] for name in ("AP", "AP50")}
+        values = {name: result.metrics[name] for name in ("AP", "AP50")}
+        return Score(values, partial(_without_each_block, self.images.ground_truth, result.detections))
+
+
+def _without_each_block(truth: Mapping[str, Any], detections: Mapping[int, Detections]) -> list[float]:
+    """Return AP without each block of images, or nothing where too few images have labels."""
+    from yolox.evaluation.coco_metric import coco_metric
+
+    ids = sorted(image["id"] for image in truth["images"])
+    count = min(BLOCKS, len(ids))
+    found = []
+    for block in range(count):
+        left = {number for position, number in enumerate(ids) if position % count != block}
+        part = {
+            **truth,
+            "images": [image for image in truth["images"] if image["id"] in left],
+            "annotations": [row for row in truth["annotations"] if row["image_id"] in left],
+        }
+        seen = {number: boxes for number, boxes in detections.items() if number in left}
+        found.append(coco_metric(part, seen).metrics["AP"] if left else math.nan)
+    return [] if any(math.isnan(value) for value in found) else found

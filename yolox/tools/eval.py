@@ -66,6 +66,7 @@ def build_parser() -> ToolParser:
     add_model_arguments(parser, what)
     add_data_arguments(parser, batch_size=16)
     parser.add_argument("--num_processes", type=positive_int, default=1, metavar="N", help="share the images (1)")
+    parser.add_argument("--trust", action="store_true", help="load a deployed model even if it is a program")
     parser.add_argument("--conf", type=probability, help="lowest score (default: test_conf, 0.01)")
     parser.add_argument("--nms", type=probability, help="IoU of non-maximum suppression (default: nmsthre, 0.65)")
     parser.add_argument("--tsize", type=positive_int, help="side of the square input (default: test_size)")
@@ -169,7 +170,7 @@ def _deployed(path: Path, args: argparse.Namespace, asked: Experiment | None) ->
 
     if args.tsize is not None:
         raise UsageError("--tsize cannot change a deployed model, whose input size is fixed. Leave it out.")
-    predictor = load_predictor(path)
+    predictor = load_predictor(path, trust=args.trust)
     experiment = _experiment(asked or Experiment(predictor.name), args)
     experiment = replace(experiment, eval=replace(experiment.eval, test_size=predictor.input_size))
 

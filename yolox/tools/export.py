@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from yolox.models.detector import Detector
+    from yolox.structures import Size
 
 __all__ = ["build_parser", "main", "run"]
 
@@ -34,8 +35,10 @@ _SUFFIXES = {
     ".pt": "torchscript",
     ".pth": "torchscript",
     ".ts": "torchscript",
+    ".pt2": "torch.export",
     ".safetensors": "weights",
 }
+_OPSETS = range(11, 24)
 _NEW_EXPORTER_FROM = 18
 """The exporter built on torch.export writes this opset and later ones; older ones need the tracing exporter."""
 
@@ -86,6 +89,10 @@ def run(args: argparse.Namespace) -> Path:
         raise UsageError(f"--output-name '{target}' ends in '{target.suffix}'; expected {', '.join(_SUFFIXES)}.")
     if args.two_outputs and args.decode_in_inference:
         raise UsageError("--two_outputs is decoded already; expected it or --decode_in_inference. Leave one out.")
+    if args.opset not in _OPSETS:
+        raise UsageError(
+            f"--opset {args.opset} is not supported; expected {_OPSETS[0]} to {_OPSETS[-1]} (18 is usual)."
+        )
     if args.ckpt is None:
         raise UsageError("no checkpoint given; expected -c FILE.")
     mark_inputs(args.ckpt, args.exp_file)
@@ -103,15 +110,29 @@ def run(args: argparse.Namespace) -> Path:
     size = experiment.eval.test_size
     # torch.export would take a free axis of length one for a fixed one
     sample = torch.zeros(max(2, args.batch_size) if args.dynamic else args.batch_size, 3, *size)
+    described = _description(loaded.class_names, size, layout)
     make_output_dir(target.parent)
     with atomic_path(target) as temporary:
         if kind == "onnx":
-            _write_onnx(model, sample, temporary, args, loaded.class_names)
+            _write_onnx(model, sample, temporary, args, described)
+        elif kind == "torch.export":
+            _write_program(model, sample, temporary, args, described)
         else:
-            _write_torchscript(model, sample, temporary, loaded.class_names)
+            _write_torchscript(model, sample, temporary, described)
     batch = "any batch" if args.dynamic else f"batch {args.batch_size}"
     print(f"model: {loaded.source}\nwritten: {target} ({kind}, {batch}, input {size.height}x{size.width})\n{layout}")
     return target
+
+
+def _description(class_names: Sequence[str], size: Size, layout: str) -> dict[str, str]:
+    """Return what whoever runs the file has to know, as text by name: it is stored in the file."""
+    preprocessing = {"layout": "NCHW", "channels": "BGR", "range": [0, 255], "resize": "letterbox", "fill": 114}
+    return {
+        "class_names": json.dumps(list(class_names)),
+        "input_size": json.dumps(list(size)),
+        "preprocessing": json.dumps(preprocessing),
+        "outputs": layout,
+    }
 
 
 def _deployable(detector: Detector, args: argparse.Namespace) -> tuple[nn.Module, str]:
@@ -143,12 +164,14 @@ def _deployable(detector: Detector, args: argparse.Namespace) -> tuple[nn.Module
 
 
 def _write_onnx(
-    model: nn.Module, sample: Tensor, path: Path, args: argparse.Namespace, class_names: Sequence[str]
+    model: nn.Module, sample: Tensor, path: Path, args: argparse.Namespace, described: dict[str, str]
 ) -> None:
     import logging
     import warnings
 
     import torch
+
+    from yolox.inference.convert.onnx_export import add_metadata
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of torchvision, which is not needed
     outputs = ["boxes", "scores"] if args.two_outputs else [args.output]
@@ -162,28 +185,42 @@ def _write_onnx(
             if args.opset < _NEW_EXPORTER_FROM:
                 axes = {name: {0: "batch"} for name in (args.input, *outputs)} if args.dynamic else None
                 torch.onnx.export(model, (sample,), str(path), dynamo=False, dynamic_axes=axes, **names)
+                add_metadata(path, described)
                 return
             shapes = ({0: torch.export.Dim.DYNAMIC},) if args.dynamic else None
             program = torch.onnx.export(
                 model, (sample,), dynamo=True, dynamic_shapes=shapes, verbose=False, external_data=False, **names
             )
             assert program is not None
-            program.model.metadata_props["class_names"] = json.dumps(list(class_names))
+            program.model.metadata_props.update(described)
             program.save(str(path), external_data=False)
     except (torch.onnx.OnnxExporterError, RuntimeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise YoloxError(f"the ONNX export failed: {reason}. Try another --opset (18 is the default).") from error
 
 
-def _write_torchscript(model: nn.Module, sample: Tensor, path: Path, class_names: Sequence[str]) -> None:
+def _write_program(
+    model: nn.Module, sample: Tensor, path: Path, args: argparse.Namespace, described: dict[str, str]
+) -> None:
+    """Write a program of ``torch.export``; ``torch.export.load(path, extra_files=...)`` reads the description."""
+    import torch
+
+    shapes = ({0: torch.export.Dim.DYNAMIC},) if args.dynamic else None
+    with torch.no_grad():
+        program = torch.export.export(model, (sample,), dynamic_shapes=shapes)
+    torch.export.save(program, path, extra_files=dict(described))
+
+
+def _write_torchscript(model: nn.Module, sample: Tensor, path: Path, described: dict[str, str]) -> None:
     import warnings
 
     import torch
 
+    files = {f"{name}.json" if name != "outputs" else "outputs.txt": text for name, text in described.items()}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # tracing warns of shapes, which are fixed here on purpose
         traced = torch.jit.trace(model, (sample,))  # type: ignore[no-untyped-call]
-        torch.jit.save(traced, str(path), _extra_files={"class_names.json": json.dumps(list(class_names))})
+        torch.jit.save(traced, str(path), _extra_files=files)
 
 
 if __name__ == "__main__":

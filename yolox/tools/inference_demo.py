@@ -30,13 +30,15 @@ if TYPE_CHECKING:
     from yolox.checkpoint import LoadedModel
     from yolox.inference.optimizer import InferenceOptimizer
     from yolox.inference.search.results import MethodResult, OptimizationReport
-    from yolox.tools.inference_images import EvalImages
+    from yolox.tools.inference_images import EvalImages, InferenceImages
 
 __all__ = ["NOTHING_BETTER", "build_parser", "main", "run"]
 
 NOTHING_BETTER = 6
 """Exit code when no method is faster than the original within ``--max_drop``; the original is kept then."""
 METRICS = ("AP", "AP50")
+FEW_IMAGES, MANY_IMAGES, FEW_CALIBRATION = 50, 500, 32
+"""Fewer prove little: with 50 images one object that is found or not moves AP by about a hundredth."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -148,25 +150,27 @@ def _measure(args: argparse.Namespace, loaded: LoadedModel, experiment: Experime
     except KeyboardInterrupt:
         progress.close()
         print("stopped by the user; the finished rows:")
-        _show(args, optimizer, images)
+        _show(args, optimizer, found)
         raise
     progress.close()
-    return _show(args, optimizer, images)
+    return _show(args, optimizer, found)
 
 
-def _show(args: argparse.Namespace, optimizer: InferenceOptimizer, images: EvalImages) -> int:
+def _show(args: argparse.Namespace, optimizer: InferenceOptimizer, found: InferenceImages) -> int:
     """Print and write the table, name and save the best row, and return the exit code."""
     from yolox.inference.artifacts.manifest import read_manifest
     from yolox.inference.artifacts.model import copy_artifact
     from yolox.inference.artifacts.trust import needs_trust
 
-    report = optimizer.report
+    report, images = optimizer.report, found.evaluation
     if report.original is None or not report.original.successful:
         return 0
     best = report.best(args.max_drop if images.has_labels else None) or report.original
     table = replace(report, metric_names=METRICS)
     print(table.to_text())
     print(f"batch {args.batch_size}, {images.source}, {report.seconds:.0f} s in all")
+    for line in _doubts(report, images, sum(map(len, found.calibration))):
+        print(line)
     better = best.name != "original"
     if better:
         print(_praise(report, best, args.max_drop))
@@ -185,14 +189,37 @@ def _show(args: argparse.Namespace, optimizer: InferenceOptimizer, images: EvalI
 
 def _praise(report: OptimizationReport, best: MethodResult, max_drop: float) -> str:
     assert best.latency is not None
-    drop = report.drop(best)
-    ties = [other.name for other in report.ties(best)]
-    within = f", AP drop {drop:.4f} (allowed {max_drop:g})" if drop is not None else "; its AP was not measured"
-    level = f"; not to be told from it: {', '.join(ties)}" if ties else ""
+    drop, margin = report.drop(best), report.drop_margin(best)
+    level = [other.name for other in report.ties(best, None if drop is None else max_drop)]
+    accuracy = "its AP was not measured"
+    if drop is not None:
+        accuracy = f"AP drop {drop:.4f}{'' if margin is None else f' ± {margin:.4f}'} (allowed {max_drop:g})"
+        if margin is not None and drop + margin > max_drop:
+            accuracy += f": up to {drop + margin:.4f} is possible, more images would tell"
     return (
         f"best: {best.name}, {best.latency.median_ms:.1f} ms, {best.latency.images_per_second:.1f} images/s, "
-        f"{report.speedup(best):.2f} times as fast as the original{within}{level}"
+        f"{report.speedup(best):.2f} times as fast as the original; {accuracy}"
+        + (f"; not to be told from it: {', '.join(level)}" if level else "")
     )
+
+
+def _doubts(report: OptimizationReport, images: EvalImages, num_calibration: int) -> list[str]:
+    """Return a line for each reason why the accuracies prove little."""
+    lines = []
+    original = report.original
+    if images.has_labels:
+        if original is not None and original.metrics.get(METRICS[0]) == 0:
+            lines.append(
+                "the original's AP is 0, so no row can lose any: the drops prove nothing. Give a trained checkpoint "
+                "and data of its classes."
+            )
+        if len(images) < FEW_IMAGES:
+            lines.append(f"AP of {len(images)} images proves little; give {FEW_IMAGES} or more, best {MANY_IMAGES}.")
+        if len({row["category_id"] for row in images.ground_truth["annotations"]}) == 1:
+            lines.append("one class alone is labelled in these images: AP says nothing about the others.")
+    if num_calibration < FEW_CALIBRATION and any(row.int8_share is not None for row in report):
+        lines.append(f"int8 rows were calibrated on {num_calibration} images; give {FEW_CALIBRATION} or more.")
+    return lines
 
 
 def _write_files(args: argparse.Namespace, table: OptimizationReport, best: MethodResult) -> None:

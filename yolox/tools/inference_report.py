@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from yolox.inference.search.run import Listener
 __all__ = ["LiveProgress", "draw_plot", "machine_facts"]
 
 WIDTH = 110
+SMALLEST_SPAN = 0.1
+"""Of the plot's axis of AP: a drop of 0.01 is then a tenth of its height."""
 
 
 class LiveProgress:
@@ -66,11 +69,15 @@ def draw_plot(report: OptimizationReport, best: MethodResult, path: Path) -> Non
     name = report.metric_names[0]
     rows = sorted((row for row in report if row.latency), key=lambda row: row.latency.median_ms if row.latency else 0)
     points = {row.name: (row.latency.median_ms, row.metrics.get(name, 0.0)) for row in rows if row.latency is not None}
+    _scale_axis(axes, [value for _, value in points.values()])
     for row in rows:
+        margin = report.drop_margin(row)
+        if margin:
+            axes.errorbar(*points[row.name], yerr=margin, color="0.75", linewidth=0.8, zorder=1)
         colour = "tab:red" if row is best else "tab:grey" if row.name == "original" else "tab:blue"
         axes.plot(*points[row.name], "o", color=colour)
     axes.set_xscale("log")
-    axes.margins(0.08, 0.15)
+    axes.margins(x=0.08)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -81,6 +88,14 @@ def draw_plot(report: OptimizationReport, best: MethodResult, path: Path) -> Non
     _write_names(axes, points)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:], dpi=130)
+
+
+def _scale_axis(axes: Any, values: Sequence[float]) -> None:
+    """Let the axis of the metric span `SMALLEST_SPAN` at least: rows that differ by noise lie on one level."""
+    if values:
+        low, high = min(values), max(values)
+        span = max(SMALLEST_SPAN, 1.3 * (high - low))
+        axes.set_ylim((low + high - span) / 2, (low + high + span) / 2)
 
 
 def _write_names(axes: Any, points: dict[str, tuple[float, float]]) -> None:

@@ -32,12 +32,13 @@ def build_parser() -> ToolParser:
     """Return the parser of the command line."""
     parser = ToolParser("info", "Show versions, the machine and optional libraries; with a model, what is in it.")
     parser.add_argument("model", nargs="?", help="checkpoint, published name, deployed folder or ONNX file")
+    parser.add_argument("--trust", action="store_true", help="load a deployed model even if it is a program")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
 def _run(args: argparse.Namespace) -> None:
-    facts = _installation() if args.model is None else _model(args.model)
+    facts = _installation() if args.model is None else _model(args.model, args.trust)
     if args.json:
         print(json.dumps(facts, indent=2))
         return
@@ -69,11 +70,11 @@ def _installation() -> dict[str, Any]:
     }
 
 
-def _model(model: str) -> dict[str, Any]:
+def _model(model: str, trust: bool) -> dict[str, Any]:
     from yolox.prediction.models import is_deployed, load_predictor
 
     if is_deployed(model):
-        predictor = load_predictor(model)
+        predictor = load_predictor(model, trust=trust)
         facts: dict[str, Any] = {"model": predictor.source, "method": predictor.method}
         size, names = predictor.input_size, predictor.class_names
     else:

@@ -13,11 +13,11 @@ from typing import Any, NoReturn
 from yolox.config import field_names
 from yolox.errors import UsageError, did_you_mean
 
-__all__ = ["ToolParser", "called_as"]
+__all__ = ["ELSEWHERE", "ToolParser", "called_as"]
 
 _GPU = "This package runs on CPUs; leave it out."
 _RATE = "Write 'basic_lr_per_img RATE' at the end: the rate of one image, which is {value} divided by the batch."
-_ELSEWHERE = {
+ELSEWHERE = {
     "-d": _GPU,
     "--devices": _GPU,
     "--device": _GPU,
@@ -34,6 +34,15 @@ _ELSEWHERE = {
     "--hpu": _GPU,
     "--hmp": "Use '--precision bf16', and '--hmp_bf16 FILE', '--hmp_fp32 FILE' for lists of operators.",
     "--hmp_opt_level": "Use '--precision bf16', and '--hmp_bf16 FILE', '--hmp_fp32 FILE' for lists of operators.",
+    "--num_machines": "Use '--strategy ray --cluster ADDRESS'; docs/trainer.md says how.",
+    "--machine_rank": "Use '--strategy ray --cluster ADDRESS'; docs/trainer.md says how.",
+    "--dist_url": "Use '--strategy ray --cluster ADDRESS'; docs/trainer.md says how.",
+    "--dist_backend": "Use '--process_group_backend gloo'.",
+    "--speed": "Times are always printed; leave it out.",
+    "--test": "A split without labels has no AP; leave it out.",
+    "--pth_path": "Use '-c {value}'.",
+    "--save_txt": "Use '--formats yolo'.",
+    "--save_crop": "Use '--formats crops'.",
     "--nproc_per_node": "Use '--num_processes {value}'.",
     "--weights": "Use '-c {value}'.",
     "--model": "Use '-n {value}' for a published model or '-c {value}' for a file.",
@@ -53,7 +62,7 @@ _ELSEWHERE = {
     "--noresize": "Write 'multiscale_range 0' at the end, without dashes.",
     "--save_period": "Write 'save_history_ckpt true' at the end, without dashes.",
     "--iou": "Use '--nms {value}'.",
-    "--source": "Use '--path {value}'.",
+    "--source": "Use 'yolox predict {value}'.",
 }
 """Options of other implementations that have another name or no place here, and what to write instead."""
 _SIMILAR_TO_PROCESSES = ("-d", "--devices", "--gpus")
@@ -191,8 +200,8 @@ class ToolParser(argparse.ArgumentParser):
         elif "opts" in self._words and plain.lstrip("-") in field_names():
             field = plain.lstrip("-")
             advice = f" It is a field of the experiment: write '{field} {given}' or '{field}={given}', without dashes."
-        elif plain in _ELSEWHERE:
-            advice = " " + _ELSEWHERE[plain].format(value=given)
+        elif plain in ELSEWHERE:
+            advice = " " + ELSEWHERE[plain].format(value=given)
         else:
             advice = did_you_mean(name, [own for own in self.spellings if len(own) > 2])
         raise UsageError(f"unknown option '{name}'.{advice} See '{self.prog} --help'.")

@@ -24,6 +24,7 @@ def build_parser() -> ToolParser:
         "Answer predictions over HTTP: POST the bytes of an image to /predict; /healthz and /metrics say how it goes.",
     )
     parser.add_argument("model", help="checkpoint, published name, deployed folder or ONNX file")
+    parser.add_argument("--trust", action="store_true", help="load a deployed model even if it is a program")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s: this machine alone)")
     parser.add_argument("--port", type=int, default=8000, help="(%(default)s); 0 takes a free one")
     parser.add_argument(
@@ -44,7 +45,7 @@ def _run(args: argparse.Namespace) -> None:
     from yolox.serve.service import Limits, serve
 
     print(prepare_cpu(with_torch=not is_deployed(args.model)), file=sys.stderr)
-    predictor = load_predictor(args.model, precision=args.precision, input_size=args.tsize)
+    predictor = load_predictor(args.model, precision=args.precision, input_size=args.tsize, trust=args.trust)
     limits = Limits(
         batch_size=args.batch_size,
         max_wait_ms=args.max_wait_ms,

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolox.config import Experiment, apply_fields
+from yolox.config import Experiment, RecipeConfig, apply_fields
 from yolox.cpu.openmp import shorten_waits
 from yolox.errors import UsageError
 from yolox.experiments import published_name
@@ -98,11 +100,21 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
         code = _find_ipex(args, argv)
         if code is not None:
             return code
-    with keep_stdout_for_json(args.json) as machines:
-        facts = _train(args)
-        if args.json:
+    follower = _is_follower()
+    with keep_stdout_for_json(args.json) as machines, Path(os.devnull).open("w", encoding="utf-8") as nothing:
+        with redirect_stdout(nothing) if follower else nullcontext():
+            facts = _train(args, follower)
+        if args.json and not follower:
             print(json.dumps(facts), file=machines)
     return 0
+
+
+def _is_follower() -> bool:
+    """Whether torchrun or srun has started this process as another rank than 0, which alone prints and writes."""
+    from yolox.trainer.launchers.joined import joined_rank
+
+    joined = joined_rank(os.environ)
+    return joined is not None and joined.rank > 0
 
 
 def _find_ipex(args: argparse.Namespace, argv: Sequence[str]) -> int | None:
@@ -124,22 +136,25 @@ def _safe_start(args: argparse.Namespace, folder: Path) -> tuple[str, ...]:
     """Return options that replace ``-c`` for an older PyTorch: it opens no file that it did not get from this one."""
     if args.ckpt is None or args.resume:
         return ()
-    from yolox.checkpoint import load_model
+    from yolox.checkpoint import class_names_of, num_classes_of, own_experiment, read_checkpoint, weights_of
     from yolox.safe_weights import write_safetensors
 
-    loaded = load_model(args.ckpt)
+    content = read_checkpoint(args.ckpt)
+    weights = weights_of(content, args.ckpt)
+    names = class_names_of(content, num_classes_of(weights), args.ckpt) if "class_names" in content else None
     target = folder / f"{Path(args.ckpt).stem}.safetensors"
-    write_safetensors(target, loaded.detector.state_dict(), loaded.experiment, loaded.class_names)
+    write_safetensors(target, weights, own_experiment(content, args.ckpt), names)
     return ("-c", str(target))
 
 
-def _train(args: argparse.Namespace) -> dict[str, Any]:
+def _train(args: argparse.Namespace, follower: bool) -> dict[str, Any]:
     """Train and return the facts of the run for ``--json``."""
     shorten_waits()  # before PyTorch is imported
     from yolox.data.datamodule import build_data_module
     from yolox.recipe.module import YoloxModule
     from yolox.recipe.phases import final_phase_epoch
     from yolox.recipe.run_folder import open_run_folder
+    from yolox.tools.start import StartWeights, fit_recipe, keep_choices
 
     state = _resumed(args)
     experiment, explicit_classes = _experiment(args, state)
@@ -151,28 +166,31 @@ def _train(args: argparse.Namespace) -> dict[str, Any]:
         batch_size=batch_size,
         test_size=experiment.eval.test_size,
         seed=experiment.seed,
-        final_phase_from_epoch=final_phase_epoch(experiment.recipe),
     )
     print(data.reason)
     report = data.report()
     print(report.summary())
     report.check()
     experiment = _fit_classes(experiment, data, explicit_classes)
+    start = None if args.ckpt is None or args.resume else StartWeights(args.ckpt)
+    experiment = keep_choices(experiment, state.experiment) if state else fit_recipe(experiment, data, start)
+    data.final_phase_from_epoch = final_phase_epoch(experiment.recipe)
     start_epoch = None if args.start_epoch is None else args.start_epoch - 1
     module = YoloxModule(experiment, data.class_names, batch_size, data.batches_per_epoch, start_epoch)
     if state is not None:
         state.compare(module)
-    elif args.ckpt is not None and not args.resume:
-        _load_start(module, args.ckpt)
+    if start is not None:
+        start.load_into_(module)
     trainer = build_trainer(experiment, folder, args)
     data.check(trainer.world_size)
     _describe(module, data, args)
     if args.dry_run:
         print(f"dry run: everything is built; nothing was trained and nothing written to {folder}")
         return {"folder": str(folder), "dry_run": True}
-    with open_run_folder(folder, None if state is None else state.path) as checkpoint:
+    resumed = None if state is None else state.path
+    with nullcontext(resumed) if follower else open_run_folder(folder, resumed) as checkpoint:
         _fit(trainer, module, data, checkpoint)
-    return _finish(folder, trainer)
+    return {} if follower else _finish(folder, trainer)
 
 
 def _resumed(args: argparse.Namespace) -> RunState | None:
@@ -214,7 +232,10 @@ def _experiment(args: argparse.Namespace, state: RunState | None) -> tuple[Exper
         from yolox.checkpoint import load_model
 
         experiment = load_model(args.ckpt).experiment
-        experiment = replace(experiment, exp_name=published_name(experiment.model))
+        # the recipe that made these weights is not the one of a run that starts from them
+        experiment = replace(
+            experiment, exp_name=published_name(experiment.model), recipe=RecipeConfig(), given=frozenset()
+        )
     if experiment is None:
         raise UsageError("no model given; expected -n NAME (for instance -n yolox_nano), -f FILE or -c CHECKPOINT.")
     experiment = _with_options(experiment, args)
@@ -237,15 +258,6 @@ def _fit_classes(experiment: Experiment, data: YoloxDataModule, explicit: bool) 
     return replace(experiment, model=replace(experiment.model, num_classes=data.num_classes))
 
 
-def _load_start(module: YoloxModule, path: str) -> None:
-    from yolox.checkpoint import load_weights_, read_checkpoint, weights_of
-
-    report = load_weights_(module.detector, weights_of(read_checkpoint(path), path))
-    print(f"start weights: {path}: {report}")
-    if module.ema is not None:
-        module.ema.load_(module.detector.state_dict(), updates=0)
-
-
 def _describe(module: YoloxModule, data: YoloxDataModule, args: argparse.Namespace) -> None:
     from yolox.models.detector import summarize
     from yolox.recipe.phases import final_phase_epoch
@@ -259,10 +271,10 @@ def _describe(module: YoloxModule, data: YoloxDataModule, args: argparse.Namespa
     )
     print(f"input sizes (height x width): {_sizes(experiment)}")
     final = final_phase_epoch(recipe)
-    if recipe.warmup_epochs >= final:
+    if recipe.scheduler == "yoloxwarmcos" and recipe.warmup_epochs >= final:
         print(
-            f"note: warm-up ({recipe.warmup_epochs} epochs) and final phase (from epoch {final + 1}) leave no epoch in "
-            "between; for short runs set 'warmup_epochs 1 no_aug_epochs 2' or the like"
+            f"note: warm-up ({recipe.warmup_epochs:g} epochs) and final phase (from epoch {final + 1}) leave no epoch "
+            "in between; for short runs set 'warmup_epochs 1 no_aug_epochs 2' or the like"
         )
     processes = args.num_processes or 1
     if processes > 1 and module.batch_size // processes < MIN_NORMALISED and not args.sync_bn:
@@ -286,10 +298,11 @@ def _finish(folder: Path, trainer: Any) -> dict[str, Any]:
     from yolox.recipe.callbacks import BEST, LATEST, Evaluation
 
     evaluation = next(item for item in trainer.callbacks if isinstance(item, Evaluation))
-    facts: dict[str, Any] = {"folder": str(folder), "best_epoch": evaluation.best_epoch or None}
-    if evaluation.best_epoch:
+    facts: dict[str, Any] = {"folder": str(folder), "best_epoch": evaluation.best_epoch}
+    if evaluation.best_epoch is not None:
         best = next(row for row in evaluation.history if row["epoch"] == evaluation.best_epoch)
-        print(f"best: epoch {evaluation.best_epoch}, AP {best['val/AP']:.4f}, AP50 {best['val/AP50']:.4f}")
+        which = f"epoch {evaluation.best_epoch}" if evaluation.best_epoch else "the weights of the start"
+        print(f"best: {which}, AP {best['val/AP']:.4f}, AP50 {best['val/AP50']:.4f}")
         facts.update(AP=best["val/AP"], AP50=best["val/AP50"])
     names = (BEST, LATEST, "results.csv", "curves.png", "run.json")
     facts["files"] = [name for name in names if (folder / name).exists()]

@@ -19,6 +19,7 @@ def build_trainer(experiment: Experiment, folder: Path, args: argparse.Namespace
     """Return the trainer of a run with its callbacks, loggers and files in ``folder``."""
     from yolox.recipe.callbacks import LATEST, CheckpointFiles, Evaluation
     from yolox.recipe.epoch_log import EpochLog
+    from yolox.recipe.finite import FiniteValues
     from yolox.trainer.callbacks import LiveProgress, Throughput, TraceProfile
     from yolox.trainer.run_report import RunReport
     from yolox.trainer.trainer import Trainer
@@ -27,7 +28,8 @@ def build_trainer(experiment: Experiment, folder: Path, args: argparse.Namespace
     recipe = experiment.recipe
     history = recipe.max_history_ckpt if recipe.save_history_ckpt else 0
     progress = LiveProgress(recipe.print_interval, ("train/total", "train/iou", "train/objectness", "train/classes"))
-    callbacks = [Throughput(), progress, Evaluation(experiment), EpochLog(folder), CheckpointFiles(folder, history)]
+    evaluation = Evaluation(experiment, before_training=args.ckpt is not None and not args.resume)
+    callbacks = [FiniteValues(), Throughput(), progress, evaluation, EpochLog(folder), CheckpointFiles(folder, history)]
     callbacks.append(RunReport(folder / "run.json", {"experiment": experiment_to_dict(experiment)}))
     if args.profile:
         callbacks.append(TraceProfile(folder / "trace.json"))

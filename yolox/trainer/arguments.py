@@ -22,6 +22,7 @@ __all__ = [
     "check_accelerator",
     "check_arguments",
     "count_processes",
+    "ignore_foreign_warnings",
     "refuse",
     "silence_advertisements",
     "unknown_operators",
@@ -160,11 +161,15 @@ def unknown_operators(options: PrecisionOptions) -> list[str]:
 
 
 def silence_advertisements() -> None:
-    """Keep Lightning from recommending other products of its makers, and libraries from warning of what is theirs."""
+    """Keep Lightning from recommending other products of its makers."""
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_is_news)  # adding it twice changes nothing
+
+
+def ignore_foreign_warnings() -> None:
+    """Ignore what libraries warn of although it is theirs; for a worker, or inside ``warnings.catch_warnings``."""
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     # oneDNN lays out the gradients of depthwise convolutions its own way; nobody can do anything about it
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_is_news)  # adding it twice changes nothing
 
 
 def _is_news(record: logging.LogRecord) -> bool:

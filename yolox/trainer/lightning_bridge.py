@@ -15,7 +15,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-from lightning_fabric.plugins import ClusterEnvironment
 from lightning_fabric.utilities.seed import _collect_rng_states, _set_rng_states, reset_seed
 from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.loops.loop import _Loop
@@ -24,12 +23,13 @@ from pytorch_lightning.strategies.launchers.launcher import _Launcher
 from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
 from pytorch_lightning.trainer.states import TrainerFn
 
-from yolox.trainer.arguments import silence_advertisements
+from yolox.trainer.arguments import ignore_foreign_warnings, silence_advertisements
 from yolox.trainer.launchers.base import Launcher, Slot, Worker
 from yolox.trainer.launchers.supervise import describe_stop
 from yolox.trainer.log_settings import LogSettings, WarningFilters
 from yolox.trainer.run_callbacks import HeartbeatCallback
 from yolox.trainer.sharded_batch_sampler import shard_loader
+from yolox.trainer.slot_environment import SlotEnvironment
 from yolox.trainer.state_transfer import StateTransfer
 from yolox.trainer.sync_batchnorm import SyncBatchNormLayers
 
@@ -46,73 +46,28 @@ _log = logging.getLogger(__name__)
 _TIMEOUT = timedelta(minutes=30)  # of one collective; the supervisor notices a hang long before
 
 
-class SlotEnvironment(ClusterEnvironment):
-    """Tells Lightning which rank this process is; here, before launching, it is rank 0.
-
-    Args:
-        world: Number of processes.
-    """
-
-    def __init__(self, world: int) -> None:
-        self._world = world
-        self.worker: Worker | None = None
-
-    @property
-    def creates_processes_externally(self) -> bool:
-        """The launcher does, not Lightning."""
-        return True
-
-    @property
-    def main_address(self) -> str:
-        """Not used: ranks meet at the worker's rendezvous."""
-        return "127.0.0.1"
-
-    @property
-    def main_port(self) -> int:
-        """Not used."""
-        return 0
-
-    @staticmethod
-    def detect() -> bool:
-        """Never chosen by itself."""
-        return False
-
-    def world_size(self) -> int:
-        """Return the number of processes."""
-        return self._world
-
-    def set_world_size(self, size: int) -> None:
-        """Ignore it: the plan decides."""
-
-    def global_rank(self) -> int:
-        """Return this process's number."""
-        return self.worker.slot.rank if self.worker else 0
-
-    def set_global_rank(self, rank: int) -> None:
-        """Ignore it: the plan decides."""
-
-    def local_rank(self) -> int:
-        """Return this process's number on its machine."""
-        return self.worker.local_rank if self.worker else 0
-
-    def node_rank(self) -> int:
-        """Return the machine's number."""
-        return self.worker.node_rank if self.worker else 0
-
-
 class LauncherStrategy(DDPStrategy):
     """Data-parallel training on CPUs in the processes of one of our launchers.
 
     Args:
-        launcher: Starts the processes.
+        launcher: Starts the processes; None where this process is one of them already.
         slots: One for each process.
         process_group: ``gloo``, ``ccl`` or ``mpi``.
+        worker: The place of this process, if it is one of them.
         ddp_arguments: For ``DistributedDataParallel``.
     """
 
-    def __init__(self, launcher: Launcher, slots: Sequence[Slot], process_group: str, **ddp_arguments: Any) -> None:
+    def __init__(
+        self,
+        launcher: Launcher | None,
+        slots: Sequence[Slot],
+        process_group: str,
+        worker: Worker | None = None,
+        **ddp_arguments: Any,
+    ) -> None:
         self.slots = tuple(slots)
         self.environment = SlotEnvironment(len(self.slots))
+        self.environment.worker = worker
         super().__init__(
             cluster_environment=self.environment, process_group_backend=process_group, timeout=_TIMEOUT, **ddp_arguments
         )
@@ -139,7 +94,7 @@ class LauncherStrategy(DDPStrategy):
         vars(rank_zero_only)["rank"] = self.global_rank  # Lightning keeps it as an attribute of the function
 
     def _configure_launcher(self) -> None:
-        self._launcher = _Bridge(self)
+        self._launcher = None if self.process_launcher is None else _Bridge(self, self.process_launcher)
 
     def setup_distributed(self) -> None:
         """Join the other ranks."""
@@ -173,8 +128,9 @@ class LauncherStrategy(DDPStrategy):
 class _Bridge(_Launcher):
     """Lightning's side of a launcher."""
 
-    def __init__(self, strategy: LauncherStrategy) -> None:
+    def __init__(self, strategy: LauncherStrategy, launcher: Launcher) -> None:
         self.strategy = strategy
+        self.launcher = launcher
 
     @property
     def is_interactive_compatible(self) -> bool:
@@ -187,7 +143,7 @@ class _Bridge(_Launcher):
             _ = logger.version  # chosen here, so that this process and the workers write to the same place
         self.strategy.shard_seed = int(torch.randint(2**31, ()).item())
         task = _Task(trainer, function, args, kwargs, _collect_rng_states(include_cuda=False))
-        transfer = self.strategy.process_launcher.run(task, self.strategy.slots)[0]
+        transfer = self.launcher.run(task, self.strategy.slots)[0]
         return _put_back(trainer, transfer)
 
     def kill(self, signum: Any) -> None:
@@ -214,6 +170,7 @@ class _Task:
         assert isinstance(strategy, LauncherStrategy)
         strategy.environment.worker = worker
         self.warnings.apply()
+        ignore_foreign_warnings()
         silence_advertisements()
         for log in self.logs:
             log.apply()

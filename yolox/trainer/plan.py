@@ -11,6 +11,7 @@ from yolox.cpu.machine import Machine
 from yolox.errors import MissingDependencyError, UsageError, did_you_mean
 from yolox.tables import text_table
 from yolox.trainer.launchers.base import Slot
+from yolox.trainer.launchers.joined import JoinedRank
 from yolox.trainer.precision_names import PrecisionName, canonical_precision
 
 __all__ = ["BACKENDS", "ExecutionPlan", "Request", "make_plan"]
@@ -47,6 +48,7 @@ class Request:
         supervised: Whether even a single process runs as a watched worker (to start it again after a crash).
         omp_num_threads: The user's OMP_NUM_THREADS, if any.
         importable: Names of optional modules that can be imported.
+        joined: The place of this process where torchrun or srun has started the run.
     """
 
     num_processes: int | None = None
@@ -62,6 +64,7 @@ class Request:
     supervised: bool = False
     omp_num_threads: int | None = None
     importable: frozenset[str] = frozenset()
+    joined: JoinedRank | None = None
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,13 @@ class ExecutionPlan:
 
     Args:
         slots: One place for each process.
-        launcher: How processes start; ``none`` trains in this process.
+        launcher: How processes start; ``none`` trains in this process, ``torchrun`` and ``srun`` have started it.
         precision: The canonical name of the precision.
         notes: What the user should know of it, one sentence each.
         machine: The machine it is made for, in one line.
         process_group: How the ranks talk.
         ipex: Whether Intel's extension prepares the module.
+        joined: As in `Request`.
     """
 
     slots: tuple[Slot, ...]
@@ -85,6 +89,7 @@ class ExecutionPlan:
     machine: str = ""
     process_group: str = "gloo"
     ipex: bool = False
+    joined: JoinedRank | None = None
 
     @property
     def world(self) -> int:
@@ -129,7 +134,10 @@ def make_plan(request: Request, machine: Machine) -> ExecutionPlan:
     _check_backend(request)
     notes: list[str] = []
     in_process = world == 1 and not request.supervised and request.cpu_for_each_process is None
-    if request.cpu_for_each_process is not None:
+    if request.joined is not None:
+        shares = share_cores(request.joined.local_world, machine, notes)
+        slots = tuple(Slot(rank, world, (), shares[request.joined.local_rank].threads) for rank in range(world))
+    elif request.cpu_for_each_process is not None:
         slots = _slots(chosen_shares(request.cpu_for_each_process, machine, notes))
     elif in_process or request.distributed_backend in _LOCAL:
         slots = _slots(share_cores(world, machine, notes))
@@ -143,13 +151,20 @@ def make_plan(request: Request, machine: Machine) -> ExecutionPlan:
     notes += _other_notes(request, precision, machine, world)
     return ExecutionPlan(
         slots=slots,
-        launcher="none" if in_process else request.distributed_backend,
+        launcher=_launcher(request, in_process),
         precision=precision,
         notes=tuple(notes),
         machine=str(machine),
         process_group=_GROUPS[request.process_group_backend],
         ipex=request.use_ipex and IPEX in request.importable and precision in _IPEX_PRECISIONS,
+        joined=request.joined,
     )
+
+
+def _launcher(request: Request, in_process: bool) -> str:
+    if request.joined is not None:
+        return request.joined.starter
+    return "none" if in_process else request.distributed_backend
 
 
 def _slots(shares: Sequence[CoreShare]) -> tuple[Slot, ...]:
@@ -157,7 +172,14 @@ def _slots(shares: Sequence[CoreShare]) -> tuple[Slot, ...]:
 
 
 def _num_processes(request: Request) -> int:
-    given, lists = request.num_processes, request.cpu_for_each_process
+    given, lists, joined = request.num_processes, request.cpu_for_each_process, request.joined
+    if joined is not None:
+        if given not in (None, joined.world) or lists is not None:
+            raise UsageError(
+                f"{joined.starter} has started {joined.world} processes, which contradicts num_processes={given} and "
+                f"cpu_for_each_process={lists}. Leave both out, or start the command without {joined.starter}."
+            )
+        return joined.world
     if given is not None and (isinstance(given, bool) or not isinstance(given, int) or given < 1):
         raise UsageError(f"num_processes is {given!r}; expected a whole number of at least 1, or None for one process.")
     if lists is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +25,7 @@ from yolox.trainer.arguments import (
     check_accelerator,
     check_arguments,
     count_processes,
+    ignore_foreign_warnings,
     refuse,
     silence_advertisements,
     unknown_operators,
@@ -34,7 +36,9 @@ from yolox.trainer.checkpoint_io import AtomicCheckpointIO
 from yolox.trainer.graceful_stop import GracefulStop
 from yolox.trainer.ipex import IpexTraining, plan_ipex
 from yolox.trainer.launchers import build_launcher
+from yolox.trainer.launchers.base import Worker
 from yolox.trainer.launchers.heartbeat import HangLimits
+from yolox.trainer.launchers.joined import joined_rank
 from yolox.trainer.lightning_bridge import LauncherStrategy, alone, install_stop_signals, synchronise_batchnorm
 from yolox.trainer.operator_precision import read_operator_lists
 from yolox.trainer.plain_module import compile_module
@@ -124,6 +128,7 @@ class Trainer(pl.Trainer):
                 supervised=max_restarts > 0 and on_cpu,
                 omp_num_threads=_omp_num_threads(),
                 importable=frozenset(name for name in _OPTIONAL if find_spec(name) is not None),
+                joined=joined_rank(os.environ) if on_cpu else None,
             ),
             read_machine(),
         )
@@ -149,9 +154,13 @@ class Trainer(pl.Trainer):
         install_stop_signals(self)
         if sync_batchnorm:
             synchronise_batchnorm(self)
-        if self.plan.launcher != "none":
+        self._tell(unknown_operators(options))
+
+    def _tell(self, notes: Sequence[str]) -> None:
+        """Log the plan and what the user should know of it."""
+        if self.plan.launcher != "none" and self.is_global_zero:
             _log.info("%s", self.plan.summary)
-        for note in (*self.plan.notes, *unknown_operators(options)):
+        for note in (*self.plan.notes, *notes) if self.is_global_zero else ():
             _log.warning("%s", note)
 
     def _cpu_arguments(self, hang_timeout: float | None, given: dict[str, Any]) -> dict[str, Any]:
@@ -163,14 +172,24 @@ class Trainer(pl.Trainer):
             if not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
                 plugins = [*plugins, alone()]
             return {"accelerator": "cpu", "devices": 1, "plugins": plugins}
-        limits = None if hang_timeout is None else HangLimits(step=hang_timeout)
-        launcher = build_launcher(self.plan.launcher, limits, self.cluster)
         return {
             "accelerator": "cpu",
             "devices": self.plan.world,
-            "strategy": LauncherStrategy(launcher, self.plan.slots, self.plan.process_group),
+            "strategy": self._strategy(hang_timeout),
             "use_distributed_sampler": given.get("use_distributed_sampler", False),
         }
+
+    def _strategy(self, hang_timeout: float | None) -> LauncherStrategy:
+        """Return how the processes of the plan work together: those to be started, or those of torchrun or srun."""
+        joined = self.plan.joined
+        if joined is not None:
+            slot = self.plan.slots[joined.rank]
+            torch.set_num_threads(slot.threads)
+            worker = Worker(slot, joined.rendezvous, local_rank=joined.local_rank, node_rank=joined.node_rank)
+            return LauncherStrategy(None, self.plan.slots, self.plan.process_group, worker)
+        limits = None if hang_timeout is None else HangLimits(step=hang_timeout)
+        launcher = build_launcher(self.plan.launcher, limits, self.cluster)
+        return LauncherStrategy(launcher, self.plan.slots, self.plan.process_group)
 
     def fit(
         self,
@@ -192,10 +211,30 @@ class Trainer(pl.Trainer):
         def fit(path: str | Path | None) -> None:
             begin(model, train_dataloaders, val_dataloaders, datamodule, path, weights_only)
 
-        if self.max_restarts:
-            run_with_restarts(fit, self._checkpoint_files, ckpt_path, self.max_restarts)
-        else:
-            fit(ckpt_path)
+        with warnings.catch_warnings():
+            ignore_foreign_warnings()
+            if self.max_restarts:
+                run_with_restarts(fit, self._checkpoint_files, ckpt_path, self.max_restarts)
+            else:
+                fit(ckpt_path)
+
+    def validate(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate on the validation data; arguments are those of ``pytorch_lightning.Trainer.validate``."""
+        with warnings.catch_warnings():
+            ignore_foreign_warnings()
+            return super().validate(*args, **kwargs)
+
+    def test(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate on the test data; arguments are those of ``pytorch_lightning.Trainer.test``."""
+        with warnings.catch_warnings():
+            ignore_foreign_warnings()
+            return super().test(*args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return predictions; arguments are those of ``pytorch_lightning.Trainer.predict``."""
+        with warnings.catch_warnings():
+            ignore_foreign_warnings()
+            return super().predict(*args, **kwargs)
 
     @staticmethod
     def compile(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from programs import conv, feature, pack, part, random, small_network
 from reference import interpret
 
 from yolox.errors import ModelFileError, UsageError
@@ -24,7 +25,6 @@ from yolox.kernels.int8.int8_ir import (
     Matrix,
     MaxPool,
     Operation,
-    Pack,
     Program,
     Step,
     Unary,
@@ -40,41 +40,6 @@ def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv(SWITCH, request.param.name)
     chosen: Variant = request.param
     return chosen
-
-
-def random(seed: int = 0) -> np.random.Generator:
-    return np.random.default_rng(seed)
-
-
-def feature(height: int, width: int, channels: int, seed: int = 0, spread: float = 0.5) -> Feature:
-    """A feature each of whose channels has a scale and a zero of its own."""
-    source = random(seed)
-    scale = 0.02 * (1 + spread * source.random(channels))
-    return Feature(height, width, scale.astype(np.float32), source.integers(0, 90, channels).astype(np.uint8))
-
-
-def part(whole: Feature, first: int, channels: int) -> Feature:
-    chosen = slice(first, first + channels)
-    return Feature(whole.height, whole.width, whole.scale[chosen], whole.zero[chosen], whole, first)
-
-
-def pack(output: Feature, block: int = 1, index: int = 0) -> Pack:
-    order = random(5).permutation(output.channels) if block > 1 else range(output.channels)
-    return Pack(index, output, block, tuple(int(one) for one in order))
-
-
-def conv(source: Feature, target: Feature | Matrix, size: int = 1, outs: int | None = None, **options: Any) -> Conv:
-    """A convolution of random weights whose results fill the range of the output."""
-    outs = target.channels if isinstance(target, Feature) else outs or target.columns
-    shape = (outs, 1 if options.get("depthwise") else source.channels, size, size)
-    weight = random(2).integers(-127, 128, shape).astype(np.int8)
-    inputs = weight[0].size
-    multiplier = (1 + random(3).random(outs)) * 2.0 / (inputs**0.5 * 73 * 73)
-    offset = random(4).normal(0, 1, outs) - multiplier * weight.reshape(outs, -1).sum(1) * 100.0
-    return Conv(
-        source, target, weight, multiplier.astype(np.float32), offset.astype(np.float32),
-        padding=options.pop("padding", size // 2), **options,
-    )  # fmt: skip
 
 
 def seen(output: Feature) -> tuple[list[Step], Matrix]:
@@ -254,16 +219,6 @@ def test_matrices() -> None:
     steps += [Concatenate(Matrix(5, 8, np.ones((5, 8), np.float32)), joined, 0, 0)]
     steps += [Concatenate(Matrix(25, 2, np.ones((25, 2), np.float32)), joined, 5, 0)]
     check(Program(((6, 5, 5),), tuple(steps), (*results, joined)), 1e-4, team=2)
-
-
-def small_network() -> Program:
-    x, y, z = feature(10, 10, 12), feature(10, 10, 32, 1), feature(5, 5, 32, 2)
-    whole = feature(5, 5, 80, 3)
-    steps: list[Step] = [pack(x, 2), conv(x, y, 3, activation=Activation.SILU)]
-    steps += [conv(y, z, 3, stride=2, depthwise=True, activation=Activation.SILU)]
-    steps += [conv(z, part(whole, 0, 48), activation=Activation.SILU), conv(z, part(whole, 48, 32))]
-    scores = Matrix(25, 20)
-    return Program(((3, 20, 20),), (*steps, conv(whole, scores, 3, activation=Activation.SIGMOID)), (scores,))
 
 
 @pytest.mark.parametrize(("images", "streams", "team"), [(1, 1, 2), (1, 2, 1), (5, 2, 1), (3, 2, 2), (2, 4, 1)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from yolox.cpu.machine import read_machine
 from yolox.inference.artifacts.manifest import Manifest
 from yolox.inference.backends.base import (
     Array,
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["BACKEND", "NativeBackend", "NativeRunner"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,12 @@ class NativeBackend:
             ModelFileError: When the files are absent or damaged.
             MissingDependencyError: Where there is no C++ compiler.
         """
-        return NativeRunner(Executable(load_program(folder)), manifest.settings)
+        runner, cores = NativeRunner(Executable(load_program(folder)), manifest.settings), read_machine().num_threads
+        if manifest.settings.threads <= cores:
+            return runner
+        chosen = runner.candidates(manifest.input_shapes[0][0], cores)[0]
+        _log.warning("saved for %d threads, this machine gives %d: %s", manifest.settings.threads, cores, chosen)
+        return runner.configured(chosen)
 
 
 BACKEND = NativeBackend()

@@ -93,7 +93,24 @@ def gather_inputs(
         if len(sample[0]) < batch_size:
             raise UsageError(f"the sample has {len(sample[0])} rows, a batch of {batch_size} is asked for. Give more.")
         sample = tuple(array[:batch_size] for array in sample)
+    _check_alike(sample, calibration)
     return ModelInputs(sample, tuple(calibration))
+
+
+def _check_alike(sample: NumpyArrays, calibration: Sequence[NumpyArrays]) -> None:
+    """Refuse calibration data that the prepared model could not take: its sizes are those of the sample.
+
+    Raises:
+        UsageError: With both shapes.
+    """
+    for arrays in calibration:
+        for index, (ours, theirs) in enumerate(zip(arrays, sample, strict=True)):
+            if ours.shape[1:] != theirs.shape[1:] or ours.dtype != theirs.dtype:
+                rows = f"{theirs.shape[1:]} of {theirs.dtype}"
+                raise UsageError(
+                    f"training_data has an input {index} of shape {ours.shape} and type {ours.dtype}; expected rows "
+                    f"like the sample's, {rows}. Resize the data, or give another input_sample."
+                )
 
 
 def _elements(data: Any) -> Iterator[Any]:

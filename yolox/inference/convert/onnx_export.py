@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from yolox.errors import YoloxError
 
-__all__ = ["check_outputs", "export_onnx", "input_names", "output_names"]
+__all__ = ["add_metadata", "check_outputs", "export_onnx", "input_names", "output_names"]
 
 OPSET = 18
 """Understood by every release of ONNX Runtime and OpenVINO of the last three years."""
@@ -139,6 +139,15 @@ def _export_trace(
         opset_version=OPSET,
         dynamo=False,
     )
+
+
+def add_metadata(path: Path, values: Mapping[str, str]) -> None:
+    """Add text by name to an ONNX file that is there."""
+    import onnx
+
+    model = onnx.load(str(path))
+    onnx.helper.set_model_props(model, dict(values))
+    onnx.save(model, str(path))
 
 
 @contextmanager

@@ -1,31 +1,29 @@
 """The process of one method: prepare, check, tune, measure the accuracy, save, then run rounds on request.
 
-Messages are JSON, one a line, through a socket that the parent opened; everything printed goes to the log. The rest is
-in ``jobs``.
+The messages are those of ``protocol``; everything printed goes to the log. The rest is in ``jobs``.
 """
 
 from __future__ import annotations
 
-import ctypes
-import json
 import os
 import shutil
-import signal
-import socket
 import sys
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolox.cpu.allocator import keep_freed_memory
 from yolox.errors import MissingDependencyError, UsageError, YoloxError
 from yolox.inference.search.jobs import Job, Payload
+from yolox.inference.search.protocol import Failed, Go, Measure, Prepared, Progress, Ready, Samples
 from yolox.inference.search.stages import Stage, Status
+from yolox.processes.inside import peak_memory_mb, release_memory
+from yolox.processes.messages import Channel, from_json
 
 if TYPE_CHECKING:
     from yolox.inference.artifacts.model import AcceleratedModel
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["main", "run"]
 
-PR_SET_PDEATHSIG = 1  # from <sys/prctl.h>: die with the parent
 EARLY_STOP_FACTOR = 12.0  # a method this much slower than the original is given up
 
 
@@ -45,28 +42,34 @@ class StageError(Exception):
         self.status = status
 
 
-class Channel:
-    """The JSON lines between this process and its parent."""
+class Parent:
+    """The parent, as the process of a method sees it."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._file = socket.socket(fileno=descriptor).makefile("rw", encoding="utf-8")
+    def __init__(self, connection: Connection) -> None:
+        self._channel = Channel(connection, (Go, Measure))
         self._stage = Stage.STARTING
 
-    def send(self, event: str, **values: Any) -> None:
+    def send(self, message: Any) -> None:
         """Send one message."""
-        self._file.write(json.dumps({"event": event, **values}) + "\n")
-        self._file.flush()
+        self._channel.send(message)
 
-    def receive(self) -> dict[str, Any] | None:
+    def receive(self) -> Any:
         """Wait for a command; ``None`` when the parent has gone."""
-        line = self._file.readline()
-        return json.loads(line) if line else None
+        try:
+            return self._channel.receive()
+        except EOFError:
+            return None
 
-    def progress(self, message: str) -> None:
+    def progress(self, text: str) -> None:
         """Tell what goes on, to the parent and to the log."""
-        sys.stderr.write(f"[{time.strftime('%H:%M:%S')}] {message}\n")
+        sys.stderr.write(f"[{time.strftime('%H:%M:%S')}] {text}\n")
         sys.stderr.flush()
-        self.send("progress", stage=self._stage.value, message=message)
+        self.send(Progress(self._stage, text))
+
+    def fail(self, failure: StageError) -> None:
+        """Tell why this process ends."""
+        traceback.print_exc()
+        self.send(Failed(failure.status, str(failure), peak_memory_mb()))
 
     @contextmanager
     def stage(self, stage: Stage) -> Iterator[None]:
@@ -83,28 +86,25 @@ class Channel:
             raise StageError(stage.failure, reason) from error
 
 
-def main(job_file: str, descriptor: int) -> None:
-    """Run the job, then answer ``measure`` commands until the parent says ``exit`` or goes away."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    channel = Channel(descriptor)
-    job = Job(**json.loads(Path(job_file).read_text(encoding="utf-8")))
+def main(connection: Connection, job: Job) -> None:
+    """Run the job, then answer each `Measure` until the parent goes away."""
+    parent = Parent(connection)
     try:
-        outcome = _run(job, Payload(Path(job.payload)), channel)
+        outcome = _run(job, Payload(Path(job.payload)), parent)
     except StageError as failure:
-        _send_failure(channel, failure)
+        parent.fail(failure)
         return
     if outcome is not None:
         model, result = outcome
-        channel.send("ready", peak_memory_mb=_peak_memory_mb(), **result)
-        _serve(job, model, channel)
+        parent.send(Ready(peak_memory_mb(), **result))
+        _serve(job, model, parent)
 
 
-def _prepared(job: Job, payload: Payload, channel: Channel) -> tuple[AcceleratedModel, dict[str, Any]]:
+def _prepared(job: Job, payload: Payload, parent: Parent) -> tuple[AcceleratedModel, dict[str, Any]]:
     """Convert and prove that the outputs can be right."""
-    with channel.stage(Stage.CONVERTING):
-        model = _prepare(job, payload, channel)
-    with channel.stage(Stage.RUNNING):
+    with parent.stage(Stage.CONVERTING):
+        model = _prepare(job, payload, parent)
+    with parent.stage(Stage.RUNNING):
         if job.is_original:
             model = _learn_facts(model, payload)
             facts = {"structure": model.manifest.structure, "dynamic_batch": model.manifest.dynamic_batch}
@@ -112,32 +112,32 @@ def _prepared(job: Job, payload: Payload, channel: Channel) -> tuple[Accelerated
         return model, {"max_difference": _difference(model, payload)}
 
 
-def _run(job: Job, payload: Payload, channel: Channel) -> tuple[AcceleratedModel, dict[str, Any]] | None:
+def _run(job: Job, payload: Payload, parent: Parent) -> tuple[AcceleratedModel, dict[str, Any]] | None:
     """Prepare, wait for the word to go on, measure; ``None`` when the parent does not want it any more."""
     import torch
 
     torch.set_num_threads(job.threads if job.is_original else job.prepare_threads)
-    model, result = _prepared(job, payload, channel)
-    _release_memory()
-    channel.send("prepared")
-    if (channel.receive() or {}).get("command") != "go":
+    model, result = _prepared(job, payload, parent)
+    release_memory()
+    parent.send(Prepared())
+    if not isinstance(parent.receive(), Go):
         return None
     torch.set_num_threads(job.threads)
     if not job.is_original:
-        with channel.stage(Stage.TUNING):
+        with parent.stage(Stage.TUNING):
             sample = payload.arrays("sample")
             slow_ms = _too_slow(job, model, sample)
-            model = model if slow_ms else _tune(job, model, sample, channel)
+            model = model if slow_ms else _tune(job, model, sample, parent)
         if slow_ms:
-            return model, {**result, "early_stopped": True, "samples": slow_ms, **_finish(job, model, channel)}
-    with channel.stage(Stage.SCORING):
+            return model, {**result, "slow_ms": tuple(slow_ms), **_finish(job, model, parent)}
+    with parent.stage(Stage.SCORING):
         scorer = payload.load("scorer")
         if scorer is not None:
-            result["scores"] = _score(scorer, model)
-    return model, {**result, **_finish(job, model, channel)}
+            result["scores"], result["leave_one_out"] = _score(scorer, model)
+    return model, {**result, **_finish(job, model, parent)}
 
 
-def _prepare(job: Job, payload: Payload, channel: Channel) -> AcceleratedModel:
+def _prepare(job: Job, payload: Payload, parent: Parent) -> AcceleratedModel:
     from yolox.inference.backends.base import PrepareContext
     from yolox.inference.convert.prepare import OutputFacts, accuracy_of, prepare_model
     from yolox.inference.methods import get_method
@@ -158,14 +158,14 @@ def _prepare(job: Job, payload: Payload, channel: Channel) -> AcceleratedModel:
         original_accuracy=scorer.signed(job.original_scores) if scorer else None,
         max_drop=job.max_drop,
         deadline_s=time.monotonic() + job.prepare_seconds,
-        progress=channel.progress,
+        progress=parent.progress,
     )
     return prepare_model(payload.load("model").eval(), get_method(job.method), context, outputs, job.metadata)
 
 
-def _score(scorer: Scorer, model: AcceleratedModel) -> dict[str, float]:
+def _score(scorer: Scorer, model: AcceleratedModel) -> tuple[dict[str, float], tuple[float, ...]]:
     try:
-        return scorer.score(model)
+        return scorer.score_and_blocks(model)
     except Exception as error:
         reason = f"the metric failed: {type(error).__name__}: {error}"
         raise UsageError(reason) from error
@@ -210,78 +210,55 @@ def _too_slow(job: Job, model: AcceleratedModel, sample: tuple[Any, ...]) -> lis
     return samples
 
 
-def _tune(job: Job, model: AcceleratedModel, sample: tuple[Any, ...], channel: Channel) -> AcceleratedModel:
+def _tune(job: Job, model: AcceleratedModel, sample: tuple[Any, ...], parent: Parent) -> AcceleratedModel:
     from dataclasses import replace
 
     from yolox.inference.search.tuning import tune
 
-    runner, _ = tune(model.runner, sample, job.threads, job.tune_seconds, channel.progress)
+    runner, _ = tune(model.runner, sample, job.threads, job.tune_seconds, parent.progress)
     return replace(model, runner=runner)
 
 
-def _finish(job: Job, model: AcceleratedModel, channel: Channel) -> dict[str, Any]:
+def _finish(job: Job, model: AcceleratedModel, parent: Parent) -> dict[str, Any]:
     """Save the artifact, see that it runs, and tidy up; a model that cannot be saved is still a measured row."""
     from yolox.inference.artifacts.model import folder_size_mb, save_model
     from yolox.inference.search.saved_check import check_saved
 
     shutil.rmtree(job.work_dir, ignore_errors=True)
-    result: dict[str, Any] = {"settings": asdict(model.runner.settings), "int8_share": model.runner.int8_share}
+    result: dict[str, Any] = {"settings": model.runner.settings, "int8_share": model.runner.int8_share}
     folder = Path(job.artifact)
     try:
-        with channel.stage(Stage.SAVING):
+        with parent.stage(Stage.SAVING):
             save_model(model, folder)
         result["size_mb"] = folder_size_mb(folder)
     except StageError as failure:
         traceback.print_exc()
         shutil.rmtree(folder, ignore_errors=True)
         return {**result, "note": f"not saved: {failure}"}
-    with channel.stage(Stage.CHECKING):
+    with parent.stage(Stage.CHECKING):
         check_saved(model, folder, Payload(Path(job.payload)), job.threads)
     return result
 
 
-def _serve(job: Job, model: AcceleratedModel, channel: Channel) -> None:
-    from yolox.inference.search.latency import MeasurePlan, measure
+def _serve(job: Job, model: AcceleratedModel, parent: Parent) -> None:
+    from yolox.inference.search.latency import measure
 
     sample = Payload(Path(job.payload)).arrays("sample")
-    _release_memory()
-    while (command := channel.receive()) is not None and command["command"] == "measure":
+    release_memory()
+    while isinstance(command := parent.receive(), Measure):
         try:
-            with channel.stage(Stage.MEASURING):
-                samples = measure(partial(model.run, *sample), MeasurePlan(**command["plan"]))
+            with parent.stage(Stage.MEASURING):
+                samples = measure(partial(model.run, *sample), command.plan)
         except StageError as failure:
-            _send_failure(channel, failure)
+            parent.fail(failure)
             return
-        channel.send("samples", samples=samples, peak_memory_mb=_peak_memory_mb())
-        _release_memory()
+        parent.send(Samples(tuple(samples), peak_memory_mb()))
+        release_memory()
 
 
-def _send_failure(channel: Channel, failure: StageError) -> None:
-    traceback.print_exc()
-    peak = _peak_memory_mb()
-    channel.send("failed", status=failure.status.value, reason=str(failure), peak_memory_mb=peak)
-
-
-def _peak_memory_mb() -> float | None:
-    """Return the largest resident set of this process so far, in MB; mapped files count while they are in memory."""
-    # not getrusage: its figure starts at the parent's size
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-    except OSError:
-        return None
-    return next(int(line.split()[1]) * 1024 / 1e6 for line in status.splitlines() if line.startswith("VmHWM"))
-
-
-def _release_memory() -> None:
-    """Give free pages back while others are measured: the processes of all methods wait side by side."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
-def run() -> None:
-    """Start from the command line: ``JOB_FILE DESCRIPTOR``."""
-    main(sys.argv[1], int(sys.argv[2]))
+def run(connection: Connection, job: dict[str, Any]) -> None:
+    """Run the job that `MethodProcess` has written down."""
+    main(connection, from_json(Job, job))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # some libraries hang or crash in their exit handlers; everything is on disk by now

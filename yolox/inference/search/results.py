@@ -18,6 +18,9 @@ from yolox.tables import markdown_table, text_table
 
 __all__ = ["MethodResult", "OptimizationReport", "Status"]
 
+_NORMAL_975, _STUDENT = 1.96, 2.72
+"""1.96 + 2.72 / n is Student's t for n degrees of freedom at 97.5 %, to 0.1 from five on."""
+
 
 @dataclass(frozen=True)
 class MethodResult:
@@ -29,6 +32,7 @@ class MethodResult:
         reason: One line: why it is not successful, or what to know about it; empty when there is nothing to say.
         latency: Times of the sample batch.
         metrics: What the metric said of this row, by name.
+        leave_one_out: The decisive metric without each block of the validation data; empty where it is not told.
         size_mb: Size of its artifact on disk.
         peak_memory_mb: Largest resident set of its process (libraries, model, conversion, tuning and measurement).
         int8_share: Share of multiply-accumulates that run in int8.
@@ -43,6 +47,7 @@ class MethodResult:
     reason: str = ""
     latency: Latency | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    leave_one_out: tuple[float, ...] = ()
     size_mb: float | None = None
     peak_memory_mb: float | None = None
     int8_share: float | None = None
@@ -102,6 +107,25 @@ class OptimizationReport:
             return None
         return before - after if self.direction == "max" else after - before
 
+    def drop_margin(self, result: MethodResult) -> float | None:
+        """Return how far the drop may be off: half the width of its 95 % interval, by the block jackknife.
+
+        The drop is computed again without each block of the validation data, for both models without the same block.
+        ``None`` where the metric does not tell the blocks.
+
+        Source: Efron and Tibshirani, An Introduction to the Bootstrap, chapter 11.
+        """
+        original = self.original
+        if original is None or len(result.leave_one_out) < 2:
+            return None
+        if len(result.leave_one_out) != len(original.leave_one_out):
+            return None
+        pairs = zip(original.leave_one_out, result.leave_one_out, strict=True)
+        drops = [before - after for before, after in pairs]
+        count, mean = len(drops), sum(drops) / len(drops)
+        error = math.sqrt((count - 1) / count * sum((drop - mean) ** 2 for drop in drops))
+        return (_NORMAL_975 + _STUDENT / (count - 1)) * error
+
     def speedup(self, result: MethodResult) -> float | None:
         """Return how many times as fast as the original ``result`` is."""
         if result.latency is None or self.original is None or self.original.latency is None:
@@ -139,12 +163,12 @@ class OptimizationReport:
             return fastest if fastest.latency.is_faster_than(original.latency) else original
         return fastest
 
-    def ties(self, result: MethodResult) -> tuple[MethodResult, ...]:
-        """Return the other successful rows whose latency does not differ from ``result``'s by more than the spread."""
+    def ties(self, result: MethodResult, max_drop: float | None = None) -> tuple[MethodResult, ...]:
+        """Return the other rows within ``max_drop`` whose latency differs from ``result``'s by the spread at most."""
         return tuple(
             other
-            for other in self.results
-            if other.successful and other is not result and other.latency and result.latency
+            for other in self.candidates(max_drop)
+            if other is not result and other.latency and result.latency
             if not result.latency.is_faster_than(other.latency) and not other.latency.is_faster_than(result.latency)
         )
 
@@ -166,6 +190,7 @@ class OptimizationReport:
             "speedup": _rounded(self.speedup(result), 3),
             **{name: _rounded(result.metrics.get(name), 5) for name in self.metric_names},
             "drop": _rounded(self.drop(result), 5),
+            "drop_margin": _rounded(self.drop_margin(result), 5),
             "size_mb": _rounded(result.size_mb, 3),
             "peak_memory_mb": _rounded(result.peak_memory_mb, 1),
             "int8_share": _rounded(result.int8_share, 4),
@@ -206,10 +231,14 @@ class OptimizationReport:
         for result, row in zip(self.results, self.rows(), strict=True):
             cells = [result.name, result.status.value, _text(row["latency_ms"], 1), _text(row["images_per_second"], 1)]
             cells += [_text(row["speedup"], 2), *(_text(row[name], 4) for name in metrics)]
-            cells += [_text(row["drop"], 4)] if metrics else []
+            cells += [_with_margin(row["drop"], row["drop_margin"])] if metrics else []
             share = "-" if result.int8_share is None else f"{result.int8_share:.0%}"
             rows.append([*cells, share, _text(row["size_mb"], 1), _text(row["peak_memory_mb"], 0)])
         return header, rows
+
+
+def _with_margin(drop: float | None, margin: float | None) -> str:
+    return _text(drop, 4) if drop is None or margin is None else f"{drop:.4f} ±{margin:.4f}"
 
 
 def _median_ms(result: MethodResult) -> float:

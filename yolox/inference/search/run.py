@@ -13,11 +13,12 @@ from typing import Any
 from yolox.cpu.machine import read_machine
 from yolox.errors import UsageError, YoloxError
 from yolox.inference.backends import BACKENDS
-from yolox.inference.backends.base import Method, Precision, Settings
+from yolox.inference.backends.base import Method, Precision
 from yolox.inference.methods import missing_package
 from yolox.inference.search.jobs import Job
 from yolox.inference.search.latency import Latency, MeasurePlan, interleave
-from yolox.inference.search.method_process import MethodProcess, ProcessFailure
+from yolox.inference.search.method_process import MethodFailure, MethodProcess
+from yolox.inference.search.protocol import Ready, Samples
 from yolox.inference.search.results import MethodResult
 from yolox.inference.search.stages import Status
 
@@ -146,30 +147,30 @@ class Search:
             return item
         try:
             # a sibling may have used up this one's time while it was waited for; what is done by then counts
-            self._wait(item, max(5.0, min(self._options.method_seconds, self._seconds_left())))
-        except ProcessFailure as failure:
+            item.await_prepared(max(5.0, min(self._options.method_seconds, self._seconds_left())), self._teller(item))
+        except MethodFailure as failure:
             return self._failed(item, failure)
         return item
 
     def _measure_first(self, process: MethodProcess) -> MethodResult:
         """Let a prepared method tune and measure its accuracy, and run its first round."""
         try:
-            process.proceed()
-            message = self._wait(process, max(60.0, min(self._options.method_seconds, self._seconds_left())))
-            row = replace(self._row_of(process.method, message), log=self._log(process.method))
-            if message.get("early_stopped"):
+            seconds = max(60.0, min(self._options.method_seconds, self._seconds_left()))
+            ready = process.finish(seconds, self._teller(process))
+            row = replace(self._row_of(process.method, ready), log=self._log(process.method))
+            if ready.slow_ms:
                 process.stop()
                 return row
             samples = process.measure(self._options.plan, ROUND_SECONDS_LIMIT)
-        except ProcessFailure as failure:
+        except MethodFailure as failure:
             return self._failed(process, failure)
-        self._facts = message.get("facts", self._facts)
+        self._facts = ready.facts or self._facts
         return self._with_samples(row, samples)
 
-    def _wait(self, process: MethodProcess, seconds: float) -> dict[str, Any]:
-        return process.wait(seconds, lambda text: self._listener.on_progress(process.method.name, text))
+    def _teller(self, process: MethodProcess) -> Callable[[str], None]:
+        return lambda text: self._listener.on_progress(process.method.name, text)
 
-    def _failed(self, process: MethodProcess, failure: ProcessFailure) -> MethodResult:
+    def _failed(self, process: MethodProcess, failure: MethodFailure) -> MethodResult:
         method = process.method
         self._processes.pop(method.name)
         status, reason, log = failure.status, failure.reason, self._log(method)
@@ -181,27 +182,26 @@ class Search:
     def _log(self, method: Method) -> Path:
         return self._folder / "logs" / f"{method.name}.log"
 
-    def _row_of(self, method: Method, message: Mapping[str, Any]) -> MethodResult:
-        stopped = bool(message.get("early_stopped"))
-        saved = message.get("size_mb") is not None
+    def _row_of(self, method: Method, ready: Ready) -> MethodResult:
         return MethodResult(
             method,
-            Status.EARLY_STOPPED if stopped else Status.SUCCESSFUL,
-            "more than 12 times as slow as the original" if stopped else str(message.get("note", "")),
-            latency=Latency(tuple(message["samples"]), self._batch_size) if stopped else None,
-            metrics=message.get("scores", {}),
-            size_mb=message.get("size_mb"),
-            peak_memory_mb=message["peak_memory_mb"],
-            int8_share=message.get("int8_share"),
-            max_difference=message.get("max_difference"),
-            settings=Settings(**message["settings"]),
-            artifact=self._folder / "artifacts" / method.name if saved else None,
+            Status.EARLY_STOPPED if ready.slow_ms else Status.SUCCESSFUL,
+            "more than 12 times as slow as the original" if ready.slow_ms else ready.note,
+            latency=Latency(ready.slow_ms, self._batch_size) if ready.slow_ms else None,
+            metrics=ready.scores,
+            leave_one_out=ready.leave_one_out,
+            size_mb=ready.size_mb,
+            peak_memory_mb=ready.peak_memory_mb,
+            int8_share=ready.int8_share,
+            max_difference=ready.max_difference,
+            settings=ready.settings,
+            artifact=None if ready.size_mb is None else self._folder / "artifacts" / method.name,
         )
 
-    def _with_samples(self, row: MethodResult, message: Mapping[str, Any]) -> MethodResult:
-        new = Latency(tuple(message["samples"]), self._batch_size)
+    def _with_samples(self, row: MethodResult, samples: Samples) -> MethodResult:
+        new = Latency(samples.samples_ms, self._batch_size)
         latency = row.latency.merge(new) if row.latency else new
-        return replace(row, latency=latency, peak_memory_mb=message["peak_memory_mb"])
+        return replace(row, latency=latency, peak_memory_mb=samples.peak_memory_mb)
 
     def _measure_rounds(self) -> None:
         """Measure the remaining rounds; the time budget may cut them short, never the first."""
@@ -216,7 +216,7 @@ class Search:
             try:
                 message = self._processes[name].measure(plan, ROUND_SECONDS_LIMIT)
                 self.results[name] = self._with_samples(row, message)
-            except ProcessFailure as failure:
+            except MethodFailure as failure:
                 self._processes.pop(name)
                 self.results[name] = replace(row, status=Status.FAIL_TO_FORWARD, reason=failure.reason)
 

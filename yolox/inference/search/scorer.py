@@ -12,7 +12,21 @@ from typing import Any
 from yolox.errors import UsageError
 from yolox.inference.convert.calibration import as_inputs
 
-__all__ = ["Scorer"]
+__all__ = ["Score", "Scorer"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a metric may return in place of numbers, to say how sure they are.
+
+    Args:
+        values: The numbers by name, the decisive one first.
+        leave_one_out: Gives the decisive number once for each block of the data, computed without that block. The
+            blocks are the same for every model, so that a difference between two models can be resampled pairwise.
+    """
+
+    values: Mapping[str, float]
+    leave_one_out: Callable[[], Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -22,8 +36,8 @@ class Scorer:
     Args:
         metric: One of: an object with ``update(prediction, target)`` and ``compute()`` (torchmetrics); a function whose
             first two parameters are named like "pred" and "target", averaged over the batches by their sizes;
-            ``metric(model, data)``; ``metric(model)``. It returns a number or a mapping of numbers, the decisive one
-            first.
+            ``metric(model, data)``; ``metric(model)``. It returns a number, a mapping of numbers, the decisive one
+            first, or a `Score`.
         data: Validation data: batches ``(input ..., target)``; not needed by ``metric(model)``.
         direction: ``max`` when larger is better, else ``min``.
         num_inputs: How many positional inputs the model takes.
@@ -40,15 +54,28 @@ class Scorer:
         Raises:
             UsageError: When the metric returns something else than finite numbers, or needs data that are missing.
         """
+        value = self._value(model)
+        return self._named(value.values if isinstance(value, Score) else value)
+
+    def score_and_blocks(self, model: Callable[..., Any]) -> tuple[dict[str, float], tuple[float, ...]]:
+        """Return the metric's values, and the decisive one without each block of the data where the metric tells it.
+
+        Raises:
+            UsageError: As ``score``.
+        """
+        value = self._value(model)
+        if not isinstance(value, Score):
+            return self._named(value), ()
+        return self._named(value.values), tuple(float(number) for number in value.leave_one_out())
+
+    def _value(self, model: Callable[..., Any]) -> Any:
         if hasattr(self.metric, "update") and hasattr(self.metric, "compute"):
-            value = self._updated(model)
-        elif _compares(self.metric):
-            value = self._averaged(model)
-        elif self.data is not None and _num_positional(self.metric) >= 2:
-            value = self.metric(model, self.data)
-        else:
-            value = self.metric(model)
-        return self._named(value)
+            return self._updated(model)
+        if _compares(self.metric):
+            return self._averaged(model)
+        if self.data is not None and _num_positional(self.metric) >= 2:
+            return self.metric(model, self.data)
+        return self.metric(model)
 
     def signed(self, scores: Mapping[str, float]) -> float:
         """Return the decisive value, larger is better."""
@@ -63,14 +90,22 @@ class Scorer:
             metric.update(model(*inputs), target)
         return metric.compute()
 
-    def _averaged(self, model: Callable[..., Any]) -> float:
-        total, count = 0.0, 0
+    def _averaged(self, model: Callable[..., Any]) -> Score:
+        values: list[float] = []
+        sizes: list[int] = []
         for inputs, target in self._batches():
-            total += float(self.metric(model(*inputs), target)) * len(inputs[0])
-            count += len(inputs[0])
-        if count == 0:
+            values.append(float(self.metric(model(*inputs), target)))
+            sizes.append(len(inputs[0]))
+        if not sizes:
             raise UsageError("the validation data are empty; give at least one batch.")
-        return total / count
+        name = getattr(self.metric, "__name__", type(self.metric).__name__)
+        total, count = sum(v * n for v, n in zip(values, sizes, strict=True)), sum(sizes)
+
+        def without_each() -> list[float]:
+            pairs = zip(values, sizes, strict=True)
+            return [(total - v * n) / (count - n) for v, n in pairs] if len(sizes) > 1 else []
+
+        return Score({name: total / count}, without_each)
 
     def _batches(self) -> Iterable[tuple[tuple[Any, ...], Any]]:
         if self.data is None:

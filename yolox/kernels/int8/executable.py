@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yolox.errors import UsageError
+from yolox.errors import ModelFileError, UsageError
 from yolox.kernels.int8.bindings import CBatch, CStep, Instructions, Kind
-from yolox.kernels.int8.checks import check
+from yolox.kernels.int8.checks import LARGEST_ARENA, check
 from yolox.kernels.int8.int8_ir import Floats, Matrix, Program
 from yolox.kernels.int8.lowering import lower
 from yolox.kernels.int8.memory import Memory
@@ -62,6 +62,10 @@ class Executable:
         self.program = program
         self._library = _declared(required_kernels())
         self._memory = Memory(program)
+        if self._memory.size > LARGEST_ARENA:
+            raise ModelFileError(
+                f"the 8-bit program needs {self._memory.size / 2**30:.1f} GiB for one image, 2 GiB are possible"
+            )
         self._steps, self._alive = lower(program, self._memory, Instructions(self._library.native_instructions()))
         self._network = self._library.native_create(
             self._steps, len(self._steps), len(program.inputs), len(program.outputs), self._memory.size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import fields
 from enum import IntEnum
@@ -22,6 +23,11 @@ DESCRIPTION = "program.json"
 ARRAYS = "arrays.npz"
 VERSION = 1
 CHOICES: dict[str, type[IntEnum]] = {"activation": Activation, "function": Function, "operation": Operation}
+
+_UNREADABLE = (
+    *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError, RecursionError),
+    *(NotImplementedError, RuntimeError, BadZipFile, zlib.error),  # of archives
+)
 
 Plain: TypeAlias = Any
 """A JSON value; ``{"array": 3}`` is an array, ``{"block": 5}`` a feature or matrix."""
@@ -61,7 +67,7 @@ def load_program(folder: Path) -> Program:
         return _Reader(described, arrays).program()
     except OSError as error:
         raise ModelFileError(f"'{path}' cannot be read: {error.strerror}. Save the model again.") from error
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError, BadZipFile) as error:
+    except _UNREADABLE as error:
         raise ModelFileError(f"'{path}' and {ARRAYS} hold no readable network. Save the model again.") from error
 
 

@@ -41,7 +41,24 @@ _HEAVY = (
 
 def export_graph(model: torch.nn.Module, context: PrepareContext) -> GraphModule:
     """Return ``model`` as a graph of aten operators, its batch axis free where the context allows it."""
-    return export_program(model, context).module()
+    graph = export_program(model, context).module()
+    _separate_calls_(graph)
+    return graph
+
+
+def _separate_calls_(graph: GraphModule) -> None:
+    """Note each further call of a module as a module of its own.
+
+    Quantizers find patterns such as convolution, addition, ReLU by the names of modules, and refuse a module that has
+    several outputs: a ReLU that is used twice, as in each block of a ResNet. ``torch.export`` marks the second call as
+    ``name@1`` in the keys of its notes, not in the names.
+    """
+    for node in graph.graph.nodes:
+        stack = node.meta.get("nn_module_stack")
+        if stack:
+            node.meta["nn_module_stack"] = {
+                key: (key, kind) if "@" in key else (name, kind) for key, (name, kind) in stack.items()
+            }
 
 
 def heavy_nodes(graph: GraphModule) -> list[Node]:

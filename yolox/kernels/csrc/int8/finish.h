@@ -94,8 +94,8 @@ inline vi narrowed(vi v) {  // to 16 bits, with saturation
 
 inline vb on_curve(const Curve& curve, vi sum, long c) {
   vf at = floats(sum) * load(curve.multiplier + c) + load(curve.offset + c);
-  at = at < -32768.0f ? vf{} - 32768.0f : at;
-  at = at > 32767.0f ? vf{} + 32767.0f : at;
+  at = at > -32768.0f ? at : vf{} - 32768.0f;  // so written, NaN is in range afterwards
+  at = at < 32767.0f ? at : vf{} + 32767.0f;
   vi result;
   for (int i = 0; i < V; ++i) {
     int z = int(std::nearbyint(at[i])), size = std::min(std::abs(z), (64 << int(curve.bits)) - 1);

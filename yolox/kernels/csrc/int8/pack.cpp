@@ -16,7 +16,7 @@ template <class T> static void plainly(const Step& s, const T* input, uint8_t* o
     const T* from = source(s, input, y, i);
     for (long x = 0; x < s.out.width; ++x) {
       float v = float(from[x * s.size]) * s.inverse[i] + s.zero[i];
-      out[x * s.out.pixel + i] = uint8_t(std::nearbyint(std::min(std::max(v, 0.0f), 255.0f)));
+      out[x * s.out.pixel + i] = uint8_t(std::nearbyint(std::min(255.0f, std::max(0.0f, v))));
     }
   }
 }
