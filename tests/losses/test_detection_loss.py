@@ -12,6 +12,7 @@ from yolox.boxes import anchor_grid, cxcywh_to_xyxy, decode_cxcywh, iou_xyxy
 from yolox.losses.detection_loss import detection_loss
 from yolox.losses.simota import assign
 from yolox.structures import Predictions, Targets
+from yolox.trainer.operator_precision import OperatorLists, OperatorPrecisionMode
 
 
 def _with_gradients(predictions: Predictions) -> Predictions:
@@ -130,3 +131,25 @@ def test_the_loss_of_bf16_predictions_is_float32() -> None:
     gradient: Tensor | None = low.classes.grad
     assert gradient is not None
     assert gradient.dtype == torch.bfloat16
+
+
+def test_lists_of_operators_leave_the_loss_in_float32() -> None:
+    """The lists of the Gaudi port name what a loss consists of; they are meant for the network."""
+    targets = make_targets(60)
+    predictions = make_predictions(60, targets)
+    lists = OperatorLists(bf16=frozenset({"mul", "div", "sigmoid", "add", "sub", "mm"}), fp32=frozenset({"exp"}))
+    with torch.autocast("cpu", torch.bfloat16), OperatorPrecisionMode(lists, "cpu"):
+        assert (targets.boxes_cxcywh * 2).dtype == torch.bfloat16
+        listed = detection_loss(predictions, targets, use_l1=True)
+    torch.testing.assert_close(listed, detection_loss(predictions, targets, use_l1=True), rtol=0, atol=0)
+
+
+def test_the_number_of_candidates_bounds_the_positives() -> None:
+    targets = make_targets(61, num_boxes=12)
+    predictions = make_predictions(61, targets)
+    one, ten = (assign(predictions, targets, n_candidate_k=number).gt_index.numel() for number in (1, 10))
+    assert one <= int(targets.valid.sum()) < ten
+    default, asked = (
+        detection_loss(predictions, targets, use_l1=False, **given) for given in ({}, {"n_candidate_k": 1})
+    )
+    assert asked.num_foreground < default.num_foreground
