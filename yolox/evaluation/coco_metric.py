@@ -131,7 +131,7 @@ def _clean_annotations(ground_truth: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def coco_results(detections: Mapping[int, Detections], category_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a COCO results file: ``image_id``, ``category_id``, ``bbox`` (left, top, width, height), ``score``.
+    """Yield the rows of a COCO results file, whose ``bbox`` is left, top, width, height.
 
     Args:
         detections: By image id, boxes in pixels of the image.
