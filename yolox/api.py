@@ -156,7 +156,7 @@ class YOLOX:
         from yolox.tools import eval as tool
 
         size = self._input_size
-        given = {"data": data, "precision": self._precision, **options}
+        given = {"data": data, "precision": self._precision, "trust": self._trust, **options}
         if size is not None:
             given["test_size"] = size if isinstance(size, int) else f"{size[0]},{size[1]}"
         words = ["-c", self.model, *option_words(tool.build_parser(), given)]
@@ -179,7 +179,7 @@ class YOLOX:
         parser = tool.build_parser()
         words = ["-c", self.model, *option_words(parser, {"data": data, "save": folder, **options})]
         copy_context().run(tool.run, tool.build_parser().parse(words))
-        return YOLOX(folder)
+        return YOLOX(folder, trust=True)  # it was made just now, from this model
 
     def export(self, path: str | Path = "yolox.onnx", **options: Any) -> Path:
         """Write the model as ONNX or TorchScript, by the ending of ``path``, and return the path.

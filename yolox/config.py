@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal, get_type_hints
 
 from yolox.errors import UsageError, did_you_mean
-from yolox.fields import Ascending, FileName, Multiple, Range, Text, convert
+from yolox.fields import Ascending, FileName, Fixed, Multiple, Range, Text, convert
 from yolox.structures import Size
 
 __all__ = [
@@ -42,6 +42,7 @@ Count = Annotated[int, Range(1)]
 Epochs = Annotated[int, Range(0)]
 Edges = Annotated[Size, Multiple(STRIDE, 8192)]
 Place = Annotated[str | None, Text()]
+Strides = Annotated[tuple[int, ...], Fixed((8, 16, 32), "the backbones halve an image three, four and five times")]
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class ModelConfig:
     act: Literal["silu", "relu", "lrelu"] = "silu"
     depthwise: bool = False
     num_classes: Annotated[int, Range(1, 100_000)] = 80
+    fpn_strides: Strides = (8, 16, 32)
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class RecipeConfig:
     """How the network learns."""
 
     max_epoch: Count = 300
+    steps: Annotated[int | None, Range(1)] = None  # the run ends after so many, whatever max_epoch says
     warmup_epochs: Annotated[float, Range(0, what="a number of epochs")] = 5
     no_aug_epochs: Epochs = 15
     warmup_lr: Annotated[float, Range(0, 1_000_000)] = 0.0
@@ -116,8 +119,15 @@ class RecipeConfig:
     weight_decay: Annotated[float, Range(0, 1_000_000)] = 5e-4
     momentum: Annotated[float, Range(0, 1, above=True)] = 0.9
     bn_momentum: Share = 0.03  # share of a step in the running statistics of BatchNorm
+    n_candidate_k: Annotated[int, Range(1, 100)] = 10  # best overlaps whose sum says how many anchors an object takes
+    accumulate: Count = 1  # batches whose gradients make one step
+    clip: Annotated[float | None, Range(0, what="a norm of gradients", above=True)] = None
+    freeze: tuple[str, ...] = ()  # names of parts of the network, with * and ?
+    patience: Annotated[int | None, Range(1, what="a number of epochs")] = None  # without a better AP, then it stops
     eval_interval: Count = 10
     print_interval: Count = 10
+    ckpt_interval: Count = 1  # epochs from one latest_ckpt.pth to the next
+    ckpt_interval_steps: Annotated[int | None, Range(1)] = None  # and steps, where long epochs ask for them
     save_history_ckpt: bool = False
     max_history_ckpt: Count = 10
 

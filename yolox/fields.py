@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origi
 from yolox.errors import UsageError, did_you_mean
 from yolox.structures import Size
 
-__all__ = ["Ascending", "Constraint", "FileName", "Multiple", "Range", "Text", "convert"]
+__all__ = ["Ascending", "Constraint", "FileName", "Fixed", "Multiple", "Range", "Text", "convert"]
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 _MAX_ITEMS = 10_000  # of a field that takes any number of them
@@ -74,6 +74,24 @@ class Ascending:
         """Refuse another order."""
         if list(value) != sorted(value):
             raise UsageError(f"{key} got {_shown(value)}, expected ascending numbers. Write the smaller one first.")
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A value that follows from something else; files of other implementations may name it.
+
+    Args:
+        value: The only one.
+        why: What it follows from.
+    """
+
+    value: object
+    why: str
+
+    def check(self, key: str, value: Any) -> None:
+        """Refuse another value."""
+        if value != self.value:
+            raise UsageError(f"{key} got {_shown(value)}, expected {self.value}: {self.why}. Leave it out.")
 
 
 @dataclass(frozen=True)

@@ -178,6 +178,7 @@ def test_the_format_names_the_file(checkpoint: str, tmp_path: Path, monkeypatch:
         (["--nms", "--two_outputs"], "Leave one out"),
         (["--two_outputs", "--output", "found"], "fixed names"),
         (["--dynamic_size", "-o", "11"], "expected 18 or later"),
+        (["--nms", "-o", "10"], "expected 11 or later"),
     ],
 )
 def test_what_a_format_cannot_hold_is_refused(

@@ -25,6 +25,7 @@ def detection_loss(
     use_l1: bool,
     mean_over_ranks: Callable[[Tensor], Tensor] | None = None,
     num_ranks: int = 1,
+    n_candidate_k: int = 10,
 ) -> LossTerms:
     """Return the loss terms of a batch, each a sum divided by the number of positive anchor points (at least 1).
 
@@ -35,9 +36,10 @@ def detection_loss(
         mean_over_ranks: Maps the number of positives of this process to the mean over all processes, so that several
             processes take the step that one would.
         num_ranks: How many processes there are: their mean of positives counts as at least one positive in all.
+        n_candidate_k: See `yolox.losses.simota.assign`.
     """
     with torch.autocast(predictions.boxes.device.type, enabled=False):
-        assignment = assign(predictions, targets)
+        assignment = assign(predictions, targets, n_candidate_k)
         num_positives = torch.tensor(float(assignment.gt_index.numel()), device=predictions.boxes.device)
         shared = num_positives if mean_over_ranks is None else mean_over_ranks(num_positives)
         iou, objectness, classes, l1 = _sums(predictions, targets, assignment, use_l1=use_l1)

@@ -20,7 +20,6 @@ __all__ = ["assign"]
 
 CENTRE_RADIUS = 1.5  # in cells; reaches at most 3 cells along each axis
 IOU_WEIGHT = 3.0
-TOP_IOUS = 10
 CHUNK_ELEMENTS = 1 << 18  # keeps the temporaries of the T x F overlaps in the processor's cache
 
 
@@ -45,15 +44,16 @@ class _Cells(NamedTuple):
     probability: Tensor
 
 
-def assign(predictions: Predictions, targets: Targets) -> Assignment:
+def assign(predictions: Predictions, targets: Targets, n_candidate_k: int = 10) -> Assignment:
     """Match anchor points with objects, in float32 and without gradients.
 
     An object competes for the anchor points whose centre lies within 1.5 cells of its own centre, and takes as many of
-    the cheapest as its ten best overlaps sum up to. Objects without such points stay unmatched.
+    the cheapest as its ``n_candidate_k`` best overlaps sum up to. Objects without such points stay unmatched.
 
     Args:
         predictions: Raw predictions of the network, of any floating type.
         targets: Objects; only those marked valid count, wherever they stand.
+        n_candidate_k: How many overlaps of an object count, and the most anchor points that it takes.
     """
     device = predictions.boxes.device
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
@@ -64,7 +64,7 @@ def assign(predictions: Predictions, targets: Targets) -> Assignment:
         cells, slot_TK = _candidate_cells(predictions, flat_TK, inside_TK)
         if cells.flat.numel() == 0:
             return _nothing(predictions)
-        num_taken_T = _dynamic_k(objects, cells, num_images=predictions.boxes.shape[0])
+        num_taken_T = _dynamic_k(objects, cells, predictions.boxes.shape[0], n_candidate_k)
         cost_TK = _cost(objects, cells, slot_TK, inside_TK)
         owner_M = _resolve(cost_TK, slot_TK, inside_TK, num_taken_T, cells.flat.numel())
         won_P = (owner_M >= 0).nonzero().squeeze(1)
@@ -146,8 +146,8 @@ def _cost(objects: _Objects, cells: _Cells, slot_TK: Tensor, inside_TK: Tensor) 
     return torch.where(inside_TK & ~cost_TK.isnan(), cost_TK, torch.inf)
 
 
-def _dynamic_k(objects: _Objects, cells: _Cells, num_images: int) -> Tensor:
-    """Return how many anchor points each object may take: the sum of its ten best overlaps, at least one ``[T]``.
+def _dynamic_k(objects: _Objects, cells: _Cells, num_images: int, most: int) -> Tensor:
+    """Return how many anchor points each object may take: the sum of its ``most`` best overlaps, at least one ``[T]``.
 
     The overlaps are with all candidate cells of the image, those of other objects included.
     """
@@ -174,8 +174,8 @@ def _dynamic_k(objects: _Objects, cells: _Cells, num_images: int) -> Tensor:
             intersection = side if axis == 0 else intersection.mul_(side)
         union = area_BF.index_select(0, image).add_(box[:, 2] * box[:, 3]).sub_(intersection).add_(1e-16)
         overlap = intersection.div_(union)
-        sums.append(overlap.topk(min(TOP_IOUS, num_columns), dim=1, sorted=False).values.sum(dim=1))
-    return torch.cat(sums).long().clamp_(1, TOP_IOUS)
+        sums.append(overlap.topk(min(most, num_columns), dim=1, sorted=False).values.sum(dim=1))
+    return torch.cat(sums).long().clamp_(1, most)
 
 
 def _resolve(cost_TK: Tensor, slot_TK: Tensor, inside_TK: Tensor, num_taken_T: Tensor, num_cells: int) -> Tensor:

@@ -50,7 +50,12 @@ def build_detector(config: ModelConfig) -> Detector:
     else:
         backbone = PaFpn(config.depth, config.width, depthwise=config.depthwise, act=config.act)
     head = DetectionHead(
-        config.num_classes, backbone.out_channels, config.width, depthwise=config.depthwise, act=config.act
+        config.num_classes,
+        backbone.out_channels,
+        config.width,
+        strides=config.fpn_strides,
+        depthwise=config.depthwise,
+        act=config.act,
     )
     return Detector(backbone, head)
 

@@ -26,6 +26,8 @@ _log = logging.getLogger(__name__)
 class Evaluation(Callback):
     """Evaluates the averaged weights every ``eval_interval`` epochs, in every epoch of the final phase, and at the end.
 
+    After ``patience`` epochs without a better AP the run is asked to stop.
+
     ``history`` has a row for each evaluation, with the epoch counted from 1; epoch 0 are the weights of the start.
 
     Args:
@@ -40,10 +42,11 @@ class Evaluation(Callback):
         self.best_epoch: int | None = None
         self.history: list[dict[str, float]] = []
 
-    def due(self, epoch: int) -> bool:
-        """Whether the 0-based ``epoch`` ends with an evaluation."""
+    def due(self, epoch: int, *, ending: bool = False) -> bool:
+        """Whether the 0-based ``epoch`` ends with an evaluation; ``ending`` says that the run ends with it."""
         return (
-            (epoch + 1) % self.recipe.eval_interval == 0
+            ending
+            or (epoch + 1) % self.recipe.eval_interval == 0
             or epoch + 1 == self.recipe.max_epoch
             or epoch >= final_phase_epoch(self.recipe) > 0
         )
@@ -56,16 +59,23 @@ class Evaluation(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate where it is due and log ``val/AP`` and its kin."""
         epoch = trainer.current_epoch
-        if not self.due(epoch) or not isinstance(pl_module, YoloxModule):
+        if not self.due(epoch, ending=_ending(trainer)) or not isinstance(pl_module, YoloxModule):
             return
         values = self._record(self._evaluate(trainer, pl_module), epoch + 1, trainer)
         pl_module.log_dict(values, sync_dist=trainer.world_size > 1)
+        waited = epoch + 1 - (self.best_epoch or 0)
+        if self.recipe.patience is not None and waited >= self.recipe.patience and not trainer.should_stop:
+            trainer.should_stop = True  # in all processes: their evaluations are the same
+            if trainer.is_global_zero:
+                _log.warning("stopped after epoch %d: no better AP for %d epochs (patience)", epoch + 1, waited)
 
     def _record(self, result: EvaluationResult, epoch: int, trainer: pl.Trainer) -> dict[str, float]:
         """Add an evaluation to the history, note whether it is the best one, and return its values."""
         values = {f"val/{key}": float(result.metrics[key]) for key in ("AP", "AP50", "AP75")}
         if values["val/AP"] > max((past["val/AP"] for past in self.history), default=-1.0):
             self.best_epoch = epoch
+        # a run that its time ended inside an epoch evaluates that epoch again, once it is whole
+        self.history = [past for past in self.history if past["epoch"] != epoch]
         self.history.append({"epoch": float(epoch), **values})
         if trainer.is_global_zero:
             shown = "  ".join(f"{key} {value:.4f}" for key, value in values.items())
@@ -104,20 +114,37 @@ def _evaluation(trainer: pl.Trainer) -> Evaluation | None:
     return next((item for item in trainer.callbacks if isinstance(item, Evaluation)), None)  # type: ignore[attr-defined]
 
 
+def _ending(trainer: pl.Trainer) -> bool:
+    """Whether the run ends before its last epoch does: its steps are done, or something asked it to stop."""
+    return trainer.should_stop or 0 < trainer.max_steps <= trainer.global_step
+
+
 class CheckpointFiles(Checkpoint):
-    """Writes ``latest_ckpt.pth`` after every epoch and every few minutes, ``best_ckpt.pth`` at a new best AP.
+    """Writes ``latest_ckpt.pth`` after epochs, every few minutes and at the end, ``best_ckpt.pth`` at a new best AP.
 
     Args:
         folder: Where the files lie.
         history: How many ``epoch_N_ckpt.pth`` to keep, one for each evaluation; 0 for none.
         every_minutes: Also write ``latest`` inside an epoch when the last one is older than this.
+        every_epochs: After so many epochs it is written in any case.
+        every_steps: Likewise after so many steps; None for epochs alone.
     """
 
-    def __init__(self, folder: Path, history: int = 0, every_minutes: float = 10.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        history: int = 0,
+        every_minutes: float = 10.0,
+        every_epochs: int = 1,
+        every_steps: int | None = None,
+    ) -> None:
         self.folder = folder
         self.history = history
         self.every_seconds = 60.0 * every_minutes
+        self.every_epochs = every_epochs
+        self.every_steps = every_steps
         self._written_at = time.monotonic()
+        self._last_step = 0
 
     @property
     def latest(self) -> Path:
@@ -138,7 +165,12 @@ class CheckpointFiles(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        """Write ``latest`` inside a long epoch."""
+        """Write ``latest`` inside a long epoch, and where the run ends inside one: there it can go on."""
+        step, before = trainer.global_step, self._last_step
+        self._last_step = step
+        if step != before and (_ending(trainer) or (self.every_steps and step % self.every_steps == 0)):
+            self._write(trainer)
+            return
         due = time.monotonic() - self._written_at > self.every_seconds
         if trainer.world_size > 1:
             if trainer.global_step % 10:
@@ -152,10 +184,14 @@ class CheckpointFiles(Checkpoint):
         evaluation = _evaluation(trainer)
         epoch = trainer.current_epoch + 1
         copies = []
-        if evaluation is not None and evaluation.due(epoch - 1):
+        if evaluation is not None and evaluation.due(epoch - 1, ending=_ending(trainer)):
             copies += [self.best] if evaluation.best_epoch == epoch else []
             copies += [self.folder / f"epoch_{epoch}_ckpt.pth"] if self.history else []
-        self._write(trainer, copies)
+        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            for copy in copies:  # ``latest`` stays the state inside the epoch, from which the run can go on
+                trainer.save_checkpoint(copy, weights_only=False)
+        elif copies or epoch % self.every_epochs == 0 or epoch == trainer.max_epochs or _ending(trainer):
+            self._write(trainer, copies)
         if self.history and trainer.is_global_zero:
             self._forget_oldest()
 

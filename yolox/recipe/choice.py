@@ -2,7 +2,7 @@
 
 Two things ask for a choice. A short run has no room for 5 epochs of warm-up and 15 of the final phase. And a trained
 network has small weights, fitted to the lowest rate of its training: a few steps at the full rate destroy what it
-knows, faster than the statistics of its normalisations can follow. The figures: docs/decisions/0027-fine-tuning.md.
+knows, faster than the statistics of its normalisations can follow. The figures: docs/decisions/0028-fine-tuning.md.
 """
 
 from __future__ import annotations

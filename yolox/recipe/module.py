@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
@@ -16,11 +16,15 @@ from yolox.losses.detection_loss import detection_loss
 from yolox.models.decoding import decode
 from yolox.models.detector import Detector, build_detector
 from yolox.recipe.ema import ModelEma
+from yolox.recipe.freezing import freeze_
 from yolox.recipe.optim import build_optimizer
 from yolox.recipe.phases import final_phase_epoch, resize_batch, size_of_step
 from yolox.recipe.resume import move_to_epoch_, resumed_epoch, set_rates_
 from yolox.recipe.schedule import build_schedule, highest_learning_rate
 from yolox.structures import Batch, Decoded, LossTerms
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["CHECKPOINT_FORMAT", "YoloxModule"]
 
@@ -34,7 +38,7 @@ class YoloxModule(pl.LightningModule):
         experiment: The whole experiment; ``model.num_classes`` fits ``class_names``.
         class_names: Names in the order of the class indices, stored in every checkpoint.
         batch_size: Total batch over all processes; the learning rate follows it.
-        steps_per_epoch: Steps of one epoch, for the schedule.
+        steps_per_epoch: Steps of the optimizer in one epoch, for the schedule.
         start_epoch: Resume as if this 0-based epoch came next, whatever the checkpoint says; None believes it.
 
     Attributes:
@@ -65,10 +69,19 @@ class YoloxModule(pl.LightningModule):
             torch.manual_seed(experiment.seed)  # PyTorch's layers draw their weights from the global generator
             self.detector = build_detector(experiment.model)
         recipe = experiment.recipe
+        self._frozen = freeze_(self.detector, recipe.freeze)
+        self.train()
         for layer in self.detector.modules():
             if isinstance(layer, torch.nn.BatchNorm2d):
                 layer.momentum = recipe.bn_momentum
         self.ema = ModelEma(self.detector, recipe.ema_time_constant, recipe.ema_decay) if recipe.ema else None
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all parts but the frozen ones, whose normalisations keep their statistics."""
+        super().train(mode)
+        for part in self._frozen:
+            part.eval()
+        return self
 
     @property
     def in_final_phase(self) -> bool:
@@ -82,7 +95,9 @@ class YoloxModule(pl.LightningModule):
 
     def forward(self, images: Tensor) -> Decoded:
         """Return decoded predictions of the deployed detector for ``[B, 3, H, W]`` images, 0...255."""
-        return decode(self.deployed_detector(images.float()))
+        predictions = self.deployed_detector(images.float())
+        with torch.autocast(images.device.type, enabled=False):  # lists of operators are for the network alone
+            return decode(predictions)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the total loss of one batch and log its terms."""
@@ -95,7 +110,12 @@ class YoloxModule(pl.LightningModule):
         world = self.trainer.world_size
         reduce = self._mean_over_ranks if world > 1 else None
         terms = detection_loss(
-            predictions, targets, use_l1=self.in_final_phase, mean_over_ranks=reduce, num_ranks=world
+            predictions,
+            targets,
+            use_l1=self.in_final_phase,
+            mean_over_ranks=reduce,
+            num_ranks=world,
+            n_candidate_k=self.experiment.recipe.n_candidate_k,
         )
         self.terms, self.image_ids = LossTerms(*(term.detach() for term in terms)), batch.image_ids
         # what is logged is the loss of the whole batch

@@ -8,10 +8,17 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from yolox.config import SECTIONS, Experiment
+from yolox.config import SECTIONS, Experiment, RecipeConfig
 from yolox.errors import UsageError
 
-__all__ = ["changed_fields", "check_same_network", "move_to_epoch_", "resumed_epoch", "set_rates_"]
+__all__ = [
+    "changed_fields",
+    "check_same_frozen_parts",
+    "check_same_network",
+    "move_to_epoch_",
+    "resumed_epoch",
+    "set_rates_",
+]
 
 _PER_MACHINE = {"data.data_num_workers", "data.cache", "recipe.print_interval"}  # they change no result
 
@@ -39,6 +46,20 @@ def check_same_network(before: Experiment, after: Experiment, names: tuple[Seque
         differing = "; ".join(_differences("model", before.model, model))
         raise UsageError(
             f"--resume: the run has another network ({differing}). Leave these settings out, or start a new run."
+        )
+
+
+def check_same_frozen_parts(before: RecipeConfig, after: RecipeConfig) -> None:
+    """Refuse to go on with other frozen parts: the optimizer's state is that of the trained ones.
+
+    Raises:
+        UsageError: Naming both.
+    """
+    if before.freeze != after.freeze:
+        old, new = (", ".join(recipe.freeze) or "nothing" for recipe in (before, after))
+        raise UsageError(
+            f"--resume: the run has frozen {old}, and {new} is asked for. Leave it out, or start a new run from its "
+            "weights: -c without --resume."
         )
 
 

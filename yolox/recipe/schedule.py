@@ -8,12 +8,22 @@ from collections.abc import Callable
 
 from yolox.config import RecipeConfig
 
-__all__ = ["build_schedule", "highest_learning_rate"]
+__all__ = ["build_schedule", "highest_learning_rate", "steps_of_epoch"]
 
 
 def highest_learning_rate(recipe: RecipeConfig, batch_size: int) -> float:
-    """Return the rate after warm-up for a total batch of ``batch_size`` images, over all processes."""
-    return recipe.basic_lr_per_img * batch_size
+    """Return the rate after warm-up: that of an image times the images of a step.
+
+    Args:
+        recipe: Gives the rate of an image, and how many batches make one step.
+        batch_size: Images of a batch over all processes.
+    """
+    return recipe.basic_lr_per_img * batch_size * recipe.accumulate
+
+
+def steps_of_epoch(num_batches: int, recipe: RecipeConfig) -> int:
+    """Return the optimizer's steps in an epoch of ``num_batches`` batches; the last step may have fewer of them."""
+    return -(-num_batches // recipe.accumulate)
 
 
 def build_schedule(recipe: RecipeConfig, batch_size: int, steps_per_epoch: int) -> Callable[[int], float]:

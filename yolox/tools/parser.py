@@ -59,7 +59,7 @@ ELSEWHERE = {
     "--lr": _RATE,
     "--lr0": _RATE,
     "--close_mosaic": "Write 'no_aug_epochs {value}' at the end, without dashes.",
-    "--noresize": "Write 'multiscale_range 0' at the end, without dashes.",
+    "--noresize": "Use '--no-multiscale'.",
     "--save_period": "Write 'save_history_ckpt true' at the end, without dashes.",
     "--iou": "Use '--nms {value}'.",
     "--source": "Use 'yolox predict {value}'.",

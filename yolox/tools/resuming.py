@@ -67,10 +67,11 @@ class RunState:
         Raises:
             UsageError: When the network or the classes are others.
         """
-        from yolox.recipe.resume import changed_fields, check_same_network
+        from yolox.recipe.resume import changed_fields, check_same_frozen_parts, check_same_network
         from yolox.recipe.schedule import highest_learning_rate
 
         check_same_network(self.experiment, module.experiment, (self.class_names, module.class_names))
+        check_same_frozen_parts(self.experiment.recipe, module.experiment.recipe)
         changes = changed_fields(self.experiment, module.experiment)
         before, after = self.experiment.recipe, module.experiment.recipe
         batch_size, steps = self.batch_size or module.batch_size, self.steps_per_epoch or module.steps_per_epoch

@@ -74,13 +74,15 @@ def fit_recipe(experiment: Experiment, data: YoloxDataModule, start: StartWeight
         start: The weights to fine-tune; None from scratch.
     """
     from yolox.recipe.choice import RunFacts, Start, choose_recipe
+    from yolox.recipe.schedule import steps_of_epoch
 
     kind: Start = "scratch" if start is None else "known classes" if start.knows(data.class_names) else "new classes"
-    facts = RunFacts(len(data.train_set), data.batches_per_epoch, kind)
+    steps = steps_of_epoch(data.batches_per_epoch, experiment.recipe)
+    facts = RunFacts(len(data.train_set), steps, kind)
     recipe, choices = choose_recipe(experiment.recipe, facts, experiment.given)
     if choices:
         what = "a training from scratch" if start is None else f"a fine-tuning of {kind}"
-        print(f"recipe for {what}, {recipe.max_epoch} epochs of {data.batches_per_epoch} steps:")
+        print(f"recipe for {what}, {recipe.max_epoch} epochs of {steps} steps:")
     for choice in choices:
         print(f"  {choice}")
     return replace(experiment, recipe=recipe)

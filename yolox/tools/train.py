@@ -29,7 +29,7 @@ from yolox.tools.arguments import (
     prepare_cpu,
     run_tool,
 )
-from yolox.tools.training import LOGGERS, STRATEGIES, build_trainer
+from yolox.tools.training import LOGGERS, STRATEGIES, add_recipe_arguments, build_trainer, recipe_fields
 
 if TYPE_CHECKING:
     from yolox.data.datamodule import YoloxDataModule
@@ -71,6 +71,7 @@ def build_parser() -> ToolParser:
     parser.add_argument("-l", "--logger", choices=LOGGERS, default="tensorboard", help="(%(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="build everything, train nothing, write nothing")
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON on stdout, all else on stderr")
+    add_recipe_arguments(parser)
     _add_trainer_arguments(parser)
     add_overrides(parser)
     return parser
@@ -154,6 +155,7 @@ def _train(args: argparse.Namespace, follower: bool) -> dict[str, Any]:
     from yolox.recipe.module import YoloxModule
     from yolox.recipe.phases import final_phase_epoch
     from yolox.recipe.run_folder import open_run_folder
+    from yolox.recipe.schedule import steps_of_epoch
     from yolox.tools.start import StartWeights, fit_recipe, keep_choices
 
     state = _resumed(args)
@@ -176,7 +178,8 @@ def _train(args: argparse.Namespace, follower: bool) -> dict[str, Any]:
     experiment = keep_choices(experiment, state.experiment) if state else fit_recipe(experiment, data, start)
     data.final_phase_from_epoch = final_phase_epoch(experiment.recipe)
     start_epoch = None if args.start_epoch is None else args.start_epoch - 1
-    module = YoloxModule(experiment, data.class_names, batch_size, data.batches_per_epoch, start_epoch)
+    steps = steps_of_epoch(data.batches_per_epoch, experiment.recipe)
+    module = YoloxModule(experiment, data.class_names, batch_size, steps, start_epoch)
     if state is not None:
         state.compare(module)
     if start is not None:
@@ -245,7 +248,8 @@ def _experiment(args: argparse.Namespace, state: RunState | None) -> tuple[Exper
 def _with_options(experiment: Experiment, args: argparse.Namespace) -> Experiment:
     given = {"seed": args.seed, "output_dir": args.output_dir, "eval_interval": args.eval_interval, "cache": args.cache}
     experiment = apply_arguments(experiment, args)
-    return apply_fields(experiment, {key: value for key, value in given.items() if value is not None})
+    given = {key: value for key, value in given.items() if value is not None}
+    return apply_fields(experiment, {**given, **recipe_fields(args)})
 
 
 def _fit_classes(experiment: Experiment, data: YoloxDataModule, explicit: bool) -> Experiment:
@@ -267,7 +271,7 @@ def _describe(module: YoloxModule, data: YoloxDataModule, args: argparse.Namespa
     print(f"model: {experiment.exp_name}; {summarize(experiment.model, experiment.data.input_size)}")
     print(
         f"run: {len(data.train_set)} images, {data.num_classes} classes, batch {module.batch_size}, "
-        f"{data.batches_per_epoch} steps an epoch, {recipe.max_epoch} epochs, precision {args.precision}"
+        f"{module.steps_per_epoch} steps an epoch, {recipe.max_epoch} epochs, precision {args.precision}"
     )
     print(f"input sizes (height x width): {_sizes(experiment)}")
     final = final_phase_epoch(recipe)

@@ -3,16 +3,50 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
 from yolox.config import Experiment, experiment_to_dict
 from yolox.errors import MissingDependencyError, UsageError
+from yolox.tools.arguments import positive_int
+from yolox.tools.parser import ToolParser
 
-__all__ = ["LOGGERS", "STRATEGIES", "build_trainer"]
+__all__ = ["LOGGERS", "STRATEGIES", "add_recipe_arguments", "build_trainer", "recipe_fields"]
 
 STRATEGIES = ("subprocess", "spawn", "ray", "spark")
 LOGGERS = ("tensorboard", "wandb", "mlflow", "none")
+
+
+_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0}
+
+
+def add_recipe_arguments(parser: ToolParser) -> None:
+    """Add the options that say when a run ends and what it trains; most are fields of the experiment, too."""
+    group = parser.add_argument_group("what is trained, and how long")
+    group.add_argument("--steps", type=positive_int, metavar="N", help="end after N steps")
+    group.add_argument("--patience", type=positive_int, metavar="N", help="stop after N epochs without a better AP")
+    group.add_argument("--time", type=_duration, metavar="TIME", help="stop after the step that uses it up: 2h, 1h30m")
+    group.add_argument("--freeze", metavar="PARTS", help="parts that stay as they are: backbone,head.stems.*")
+    group.add_argument("--no-multiscale", action="store_true", help="train at input_size alone")
+    group.add_argument("--accumulate", type=positive_int, metavar="N", help="batches whose gradients make one step (1)")
+    group.add_argument("--clip", type=float, metavar="X", help="cut the norm of the gradients to X")
+
+
+def recipe_fields(args: argparse.Namespace) -> dict[str, object]:
+    """Return the fields of the experiment that the options of `add_recipe_arguments` name."""
+    names = ("steps", "patience", "freeze", "accumulate", "clip")
+    given: dict[str, object] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.no_multiscale:
+        given.update(multiscale_range=0, random_size=None)
+    return given
+
+
+def _duration(text: str) -> float:
+    """Convert ``2h``, ``1h30m`` or ``45s`` to seconds."""
+    if not re.fullmatch(r"(\d+(\.\d+)?[hms])+", text):
+        raise argparse.ArgumentTypeError(f"got '{text}', expected a time such as 2h, 1h30m or 45s")
+    return sum(float(number) * _UNITS[unit] for number, unit in re.findall(r"([\d.]+)([hms])", text))
 
 
 def build_trainer(experiment: Experiment, folder: Path, args: argparse.Namespace) -> Any:
@@ -20,6 +54,7 @@ def build_trainer(experiment: Experiment, folder: Path, args: argparse.Namespace
     from yolox.recipe.callbacks import LATEST, CheckpointFiles, Evaluation
     from yolox.recipe.epoch_log import EpochLog
     from yolox.recipe.finite import FiniteValues
+    from yolox.recipe.time_budget import TimeBudget
     from yolox.trainer.callbacks import LiveProgress, Throughput, TraceProfile
     from yolox.trainer.run_report import RunReport
     from yolox.trainer.trainer import Trainer
@@ -29,7 +64,10 @@ def build_trainer(experiment: Experiment, folder: Path, args: argparse.Namespace
     history = recipe.max_history_ckpt if recipe.save_history_ckpt else 0
     progress = LiveProgress(recipe.print_interval, ("train/total", "train/iou", "train/objectness", "train/classes"))
     evaluation = Evaluation(experiment, before_training=args.ckpt is not None and not args.resume)
-    callbacks = [FiniteValues(), Throughput(), progress, evaluation, EpochLog(folder), CheckpointFiles(folder, history)]
+    files = CheckpointFiles(folder, history, every_epochs=recipe.ckpt_interval, every_steps=recipe.ckpt_interval_steps)
+    callbacks = [FiniteValues(), Throughput(), progress, evaluation, EpochLog(folder), files]
+    if args.time is not None:
+        callbacks.insert(0, TimeBudget(args.time))  # before the checkpoints, which look whether the run ends
     callbacks.append(RunReport(folder / "run.json", {"experiment": experiment_to_dict(experiment)}))
     if args.profile:
         callbacks.append(TraceProfile(folder / "trace.json"))
@@ -51,6 +89,9 @@ def build_trainer(experiment: Experiment, folder: Path, args: argparse.Namespace
         accelerator=args.accelerator,
         sync_batchnorm=args.sync_bn,
         max_epochs=recipe.max_epoch,
+        max_steps=recipe.steps or -1,
+        accumulate_grad_batches=recipe.accumulate,
+        gradient_clip_val=recipe.clip,
         callbacks=callbacks,
         logger=_logger(args.logger, folder, experiment.exp_name),
         default_root_dir=str(folder),

@@ -60,8 +60,11 @@ def read_operator_lists(bf16_file: str | Path | None, fp32_file: str | Path | No
 class OperatorPrecisionMode(TorchFunctionMode):
     """While entered, the operators of the lists compute in their precision.
 
+    The lists are exceptions from autocast: where it is disabled, as in the loss, which computes in float32, they do
+    nothing.
+
     Args:
-        operations: The lists.
+        operators: The lists.
         device: Device type of autocast.
     """
 
@@ -74,6 +77,8 @@ class OperatorPrecisionMode(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Call ``func`` with arguments of its own precision."""
+        if not torch.is_autocast_enabled(self.device):
+            return func(*args, **(kwargs or {}))
         name = _plain_name(getattr(func, "__name__", ""))
         if name in self.operators.fp32:
             dtype = torch.float32

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from yolox.errors import MissingDependencyError, UsageError, YoloxError
 from yolox.files import describe_failed_write
 from yolox.inference.convert.onnx_export import add_metadata, quiet
-from yolox.inference.convert.onnx_nms import Suppression, add_nms
+from yolox.inference.convert.onnx_nms import SUPPRESSION_FROM, Suppression, add_nms
 
 __all__ = ["FORMATS", "OPSETS", "Deployment", "check_deployment", "write_deployment"]
 
-OPSETS = range(11, 24)
+OPSETS = range(9, 24)
 """ONNX opsets that PyTorch writes."""
 
 _NEW_EXPORTER_FROM = 18
@@ -66,6 +66,10 @@ def check_deployment(asked: Deployment) -> None:
     with_graph = asked.format in ("onnx", "openvino")
     if asked.nms is not None and not with_graph:
         raise UsageError(f"{asked.format} holds no suppression; expected the format onnx or openvino with it.")
+    if asked.nms is not None and asked.opset < SUPPRESSION_FROM:
+        raise UsageError(
+            f"opset {asked.opset} with suppression is not supported; expected {SUPPRESSION_FROM} or later."
+        )
     if asked.dynamic_size and asked.format == "torchscript":
         raise UsageError("a traced TorchScript program has one height and width; use the format torch_export or onnx.")
     if asked.dynamic_size and with_graph and asked.opset < _NEW_EXPORTER_FROM:

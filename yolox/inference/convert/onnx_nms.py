@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["DETECTIONS", "DETECTIONS_LAYOUT", "Suppression", "add_nms"]
+__all__ = ["DETECTIONS", "DETECTIONS_LAYOUT", "SUPPRESSION_FROM", "Suppression", "add_nms"]
 
 DETECTIONS = "detections"
 """Name of the only output of a graph with suppression."""
 
 DETECTIONS_LAYOUT = "detections: [N, 7] = image of the batch, left, top, right, bottom in pixels, class, score"
 """What that output holds: N is the number of detections of the whole batch."""
+
+SUPPRESSION_FROM = 11
+"""First opset that has the operators."""
 
 
 @dataclass(frozen=True)

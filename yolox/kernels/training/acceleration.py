@@ -37,14 +37,14 @@ def accelerate(module: nn.Module) -> nn.Module:
     """
     for part in module.modules():
         if _may_be_planned(part):
-            part.forward = _PlannedForward(part)
+            part.forward = _PlannedForward(part).forward  # a bound method: recorders of graphs ask for its code
     return module
 
 
 def restore(module: nn.Module) -> nn.Module:
     """Undo `accelerate`, and return ``module``."""
     for part in module.modules():
-        if isinstance(vars(part).get("forward"), _PlannedForward):
+        if _planned_forward(part) is not None:
             del part.forward
     return module
 
@@ -53,11 +53,16 @@ def table(module: nn.Module) -> list[Row]:
     """Return what computes each layer of an accelerated module after a step of training, and the reasons."""
     rows: list[Row] = []
     for name, part in module.named_modules():
-        forward = vars(part).get("forward")
-        if isinstance(forward, _PlannedForward):
+        planned = _planned_forward(part)
+        if planned is not None:
             prefix = f"{name}." if name else ""
-            rows += [Row(prefix + row.layer, row.kernel, row.reason) for row in forward.rows()]
+            rows += [Row(prefix + row.layer, row.kernel, row.reason) for row in planned.rows()]
     return rows
+
+
+def _planned_forward(module: nn.Module) -> _PlannedForward | None:
+    planned = getattr(vars(module).get("forward"), "__self__", None)
+    return planned if isinstance(planned, _PlannedForward) else None
 
 
 def _may_be_planned(module: nn.Module) -> bool:
@@ -93,8 +98,8 @@ class _PlannedForward(StandIn):
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.module,)  # a copy of the module makes its own plans
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Do what the module's class does."""
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Do what the forward method of the module's class does."""
         if self.module.training and torch.is_grad_enabled() and not _is_recorded():
             tensors = list(tensors_in((args, kwargs)))
             if tensors and all(map(eligibility.is_plain_tensor, tensors)) and not eligibility.has_global_hooks():

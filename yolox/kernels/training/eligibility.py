@@ -37,13 +37,13 @@ def has_hooks(module: nn.Module) -> bool:
 def has_own_forward(module: nn.Module) -> bool:
     """Return whether this object was given a forward method that its class does not have."""
     forward = vars(module).get("forward")
-    if forward is None or isinstance(forward, StandIn):
+    if forward is None or isinstance(getattr(forward, "__self__", None), StandIn):
         return False
     return getattr(forward, "__func__", None) is not type(module).forward
 
 
 class StandIn:
-    """Base of what `accelerate` puts in the place of a forward method, and which computes the same."""
+    """Base of what holds the method that `accelerate` puts in the place of a forward method."""
 
 
 def has_global_hooks() -> bool:

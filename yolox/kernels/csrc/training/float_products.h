@@ -23,7 +23,7 @@ inline void multiply_block(const float* a, long a_row, long a_step, long depth, 
     for (long v = 0; v < VECTORS; ++v) column[v] = load(b + k * b_row + v * V);
 #pragma GCC unroll 12
     for (long r = 0; r < ROWS_; ++r) {
-      const vf number = vf{} + a[r * a_row + k * a_step];
+      const vf number = a[r * a_row + k * a_step] - vf{};  // in all places; a sum with 0 would be computed
 #pragma GCC unroll 2
       for (long v = 0; v < VECTORS; ++v) sum[r][v] += number * column[v];
     }
@@ -40,8 +40,12 @@ inline void multiply_rows(long rows, const float* a, long a_row, long a_step, lo
   long r = 0;
   for (; r + ROWS <= rows; r += ROWS)
     multiply_block<ROWS, VECTORS>(a + r * a_row, a_row, a_step, depth, b, b_row, out + r * out_row, out_row, add);
+  for (; r + 8 <= rows && ROWS > 8; r += 8)
+    multiply_block<8, VECTORS>(a + r * a_row, a_row, a_step, depth, b, b_row, out + r * out_row, out_row, add);
   for (; r + 4 <= rows; r += 4)
     multiply_block<4, VECTORS>(a + r * a_row, a_row, a_step, depth, b, b_row, out + r * out_row, out_row, add);
+  for (; r + 2 <= rows; r += 2)
+    multiply_block<2, VECTORS>(a + r * a_row, a_row, a_step, depth, b, b_row, out + r * out_row, out_row, add);
   for (; r < rows; ++r)
     multiply_block<1, VECTORS>(a + r * a_row, a_row, a_step, depth, b, b_row, out + r * out_row, out_row, add);
 }
