@@ -30,11 +30,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     detector = build_detector(replace(get_experiment("yolox_nano").model, num_classes=3))
     with torch.no_grad():
         for norm in (part for part in detector.modules() if isinstance(part, torch.nn.BatchNorm2d)):
-            norm.weight.fill_(2.0)  # otherwise the picture is lost on the way through the layers
+            torch.nn.init.constant_(norm.weight, 2.0)  # otherwise the picture is lost on the way through the layers
         for conv in (*detector.head.cls_preds, *detector.head.obj_preds):
-            conv.weight.normal_(0, 0.5)
-            conv.bias.fill_(1.0)
+            torch.nn.init.normal_(conv.weight, 0, 0.5)
+            torch.nn.init.constant_(conv.bias, 1.0)
         for conv in detector.head.reg_preds:
+            assert isinstance(conv, torch.nn.Conv2d) and conv.bias is not None
             conv.bias[2:] = 1.0
     path = tmp_path_factory.mktemp("formats") / "model.pth"
     torch.save(detector.state_dict(), path)
