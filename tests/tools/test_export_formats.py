@@ -35,7 +35,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
             torch.nn.init.normal_(conv.weight, 0, 0.5)
             torch.nn.init.constant_(conv.bias, 1.0)
         for conv in detector.head.reg_preds:
-            assert isinstance(conv, torch.nn.Conv2d) and conv.bias is not None
+            assert isinstance(conv, torch.nn.Conv2d)
+            assert conv.bias is not None
             conv.bias[2:] = 1.0
     path = tmp_path_factory.mktemp("formats") / "model.pth"
     torch.save(detector.state_dict(), path)
