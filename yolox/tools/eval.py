@@ -121,15 +121,12 @@ def _evaluate(args: argparse.Namespace, words: Sequence[str], machines: TextIO) 
     print(report.summary())
     report.check()
     progress = _progress(len(loader.dataset))
-    thresholds = {"confidence": settings.test_conf, "nms_iou": settings.nmsthre}
+    thresholds = {"confidence": settings.test_conf, "nms_iou": settings.nmsthre, "multi_label": args.multi_label}
     try:
         if args.num_processes > 1:
             shares = predict_in_processes(words, args.num_processes, progress)
         else:
-            share = predict_share(
-                subject.predict, loader, **thresholds, multi_label=args.multi_label, on_batch=progress
-            )
-            shares = [share]
+            shares = [predict_share(subject.predict, loader, **thresholds, on_batch=progress)]
     finally:
         loader.close()
     truth = loader.dataset.ground_truth_json()
