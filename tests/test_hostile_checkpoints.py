@@ -139,7 +139,7 @@ VALUES: tuple[Any, ...] = (
 
 
 def places(content: dict[str, Any]) -> list[tuple[str, ...]]:
-    keys = [(key,) for key in content]
+    keys: list[tuple[str, ...]] = [(key,) for key in content]
     experiment = content["experiment"]
     keys += [("experiment", key) for key in experiment]
     keys += [

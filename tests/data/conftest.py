@@ -23,7 +23,8 @@ def write_image(path: Path, height: int, width: int, seed: int) -> None:
 
 def coco_content(num_images: int, first_id: int = 1) -> dict[str, Any]:
     """Images of 60 x 80 and 100 x 70; every third one has no object."""
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for i in range(num_images):
         height, width = ((60, 80), (100, 70))[i % 2]
         images.append({"id": first_id + i, "file_name": f"{first_id + i:03d}.jpg", "height": height, "width": width})

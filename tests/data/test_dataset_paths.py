@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,8 +66,9 @@ def test_explicit_paths_relative_and_absolute(make_coco: MakeCoco, tmp_path: Pat
 
 @pytest.mark.parametrize("option", ["train_ann", "val_ann", "train_images", "val_images"])
 def test_a_given_path_that_is_wrong_is_an_error(make_coco: MakeCoco, option: str) -> None:
+    wrong: dict[str, Any] = {option: "nowhere"}
     with pytest.raises(DataError, match=f"{option} 'nowhere' does not exist"):
-        resolve_dataset(make_coco(), **{option: "nowhere"})
+        resolve_dataset(make_coco(), **wrong)
 
 
 def test_missing_folder_empty_folder_and_missing_split(make_coco: MakeCoco, tmp_path: Path) -> None:

@@ -214,7 +214,9 @@ def test_pixels_of_another_size_are_brought_to_what_the_labels_describe(make_coc
 
     path = dataset.path(0)
     reference = ImageSource(dataset, TARGET).sample(0)
-    cv2.imwrite(str(path), cv2.resize(cv2.imread(str(path)), (160, 120)))
+    image = cv2.imread(str(path))
+    assert image is not None
+    cv2.imwrite(str(path), cv2.resize(image, (160, 120)))
     other = ImageSource(dataset, TARGET).sample(0)
     assert reference is not None
     assert other is not None

@@ -107,9 +107,14 @@ def test_processes_get_exactly_the_single_process_figures(world: int) -> None:
     ids = list(range(1, 11))
     alone = run(ids)
     shares: list[Share] = []
+
+    def keep(share: Share) -> list[Share]:
+        shares.append(share)
+        return [share]
+
     for rank in range(world):
         padded = ids[rank::world] + ids[: rank + 1]  # samplers pad, so some images are seen twice
-        run(padded, gather=lambda share: shares.append(share) or [share])
+        run(padded, gather=keep)
     together = [run(ids[rank::world], gather=lambda _: shares) for rank in range(world)]
     for result in together:
         assert dict(result.metrics) == dict(alone.metrics)

@@ -19,7 +19,9 @@ def iou_xyxy(one: NDArray[np.float32], many: NDArray[np.float32]) -> NDArray[np.
     return inter / ((one[2:] - one[:2]).prod() + (many[:, 2:] - many[:, :2]).prod(axis=1) - inter)
 
 
-def slow_nms(boxes, scores, labels, threshold) -> list[int]:
+def slow_nms(
+    boxes: NDArray[np.float32], scores: NDArray[np.float32], labels: NDArray[np.int64] | None, threshold: float
+) -> list[int]:
     """The definition: go from the best score down, keep what no better kept box of the class overlaps too much."""
     kept: list[int] = []
     for index in np.argsort(-scores, kind="stable"):
@@ -29,7 +31,9 @@ def slow_nms(boxes, scores, labels, threshold) -> list[int]:
     return kept
 
 
-def clustered(rng: np.random.Generator, count: int, objects: int = 30, classes: int = 5):
+def clustered(
+    rng: np.random.Generator, count: int, objects: int = 30, classes: int = 5
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
     centres, sizes = rng.uniform(0, 416, (objects, 2)), rng.uniform(20, 200, (objects, 2))
     of = rng.integers(0, objects, count)
     centre = centres[of] + rng.normal(0, 8, (count, 2))
@@ -78,7 +82,8 @@ def test_best_class_confidence_and_order() -> None:
     np.testing.assert_array_equal(found.labels, [0, 1])
     np.testing.assert_array_equal(found.scores, np.array([0.8, 0.3], np.float32))
     np.testing.assert_array_equal(found.boxes_xyxy, boxes[0, [1, 0]])
-    assert (found.boxes_xyxy.dtype, found.scores.dtype, found.labels.dtype) == (np.float32, np.float32, np.int64)
+    assert found.boxes_xyxy.dtype == found.scores.dtype == np.dtype(np.float32)
+    assert found.labels.dtype == np.dtype(np.int64)
 
 
 def test_classes_compete_only_when_agnostic() -> None:

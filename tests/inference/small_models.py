@@ -27,7 +27,7 @@ class Treacherous(SmallClassifier):
     """Crashes when traced in fp32, and answers with another shape when traced in bf16."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.jit.is_tracing():
+        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             if not torch.is_autocast_enabled("cpu"):
                 os.kill(os.getpid(), signal.SIGSEGV)
             return super().forward(x)[:, :5]

@@ -51,8 +51,10 @@ class Standardized(nn.Conv2d):
 
 def test_a_convolution_that_is_not_linear_in_its_weight_keeps_its_normalisation() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(Standardized(3, 4, 1), nn.BatchNorm2d(4)).eval()
-    nn.init.uniform_(model[1].running_var, 4.0, 9.0)
+    norm = nn.BatchNorm2d(4)
+    model = nn.Sequential(Standardized(3, 4, 1), norm).eval()
+    assert norm.running_var is not None
+    nn.init.uniform_(norm.running_var, 4.0, 9.0)
     x = torch.randn(2, 3, 8, 8)
     folded = fold_normalisations(model, (x,))
     assert isinstance(folded[1], nn.BatchNorm2d)  # type: ignore[index]

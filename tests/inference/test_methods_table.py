@@ -5,6 +5,7 @@ import pytest
 from yolox.errors import UsageError
 from yolox.inference import methods
 from yolox.inference.backends import BACKENDS
+from yolox.inference.backends.base import Method
 from yolox.inference.methods import (
     ALIASES,
     DEFAULT_METHODS,
@@ -88,7 +89,7 @@ def test_the_default_holds_the_published_table() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-def test_rows_are_consistent(method: methods.Method) -> None:
+def test_rows_are_consistent(method: Method) -> None:
     assert method.backend in BACKENDS
     assert all(package in INSTALL for package in method.requires)
     assert (method.precision.value in method.name) or method.precision.value == "fp32"

@@ -116,5 +116,5 @@ def test_averaged_metrics_tell_themselves_without_each_batch() -> None:
     data = [(torch.zeros(2, 1), torch.ones(2, 1)), (torch.zeros(1, 1), torch.full((1, 1), 4.0))]
     values, blocks = Scorer(error, data).score_and_blocks(lambda x: x)
     assert values == {"error": pytest.approx(2.0)}
-    assert blocks == (pytest.approx(4.0), pytest.approx(1.0))
+    assert blocks == pytest.approx((4.0, 1.0))
     assert Scorer(lambda model: 3.0).score_and_blocks(abs) == ({"<lambda>": 3.0}, ())

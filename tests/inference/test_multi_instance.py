@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -149,7 +150,7 @@ def test_a_model_that_cannot_be_loaded_is_refused_at_once(model: AcceleratedMode
         ({"num_processes": 1, "cpu_for_each_process": [[99999]]}, "gives rank 0 the hardware threads .99999."),
     ],
 )
-def test_wrong_numbers_are_refused(model: AcceleratedModel, arguments: dict[str, int], message: str) -> None:
+def test_wrong_numbers_are_refused(model: AcceleratedModel, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         InferenceOptimizer.to_multi_instance(model, **arguments)
 

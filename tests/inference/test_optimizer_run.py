@@ -8,6 +8,7 @@ import io
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -55,8 +56,7 @@ class Run:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     with pytest.MonkeyPatch.context() as patch:
-        find = methods.find_spec
-        patch.setattr(methods, "find_spec", lambda name: None if name == "openvino" else find(name))
+        patch.setattr(methods, "find_spec", lambda name: None if name == "openvino" else find_spec(name))
         return Run(tmp_path_factory.mktemp("run"))
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from yolox.boxes import anchor_grid
 from yolox.structures import Predictions, Size, Targets
@@ -11,6 +14,12 @@ STRIDES = (8, 16, 32)
 SIZE = Size(96, 160)
 LEVELS = tuple(Size(SIZE.height // stride, SIZE.width // stride) for stride in STRIDES)
 NUM_ANCHORS = sum(size.height * size.width for size in LEVELS)
+
+
+def map_tensors(change: Callable[[Tensor], Tensor], predictions: Predictions) -> Predictions:
+    """Return the predictions with each tensor changed."""
+    boxes, objectness, classes = (change(value) for value in predictions[:3])
+    return predictions._replace(boxes=boxes, objectness=objectness, classes=classes)
 
 
 def make_targets(seed: int, num_images: int = 3, num_boxes: int = 9, num_classes: int = 5) -> Targets:

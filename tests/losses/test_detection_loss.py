@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from assignment_cases import LEVELS, STRIDES, make_predictions, make_targets
+from assignment_cases import LEVELS, STRIDES, make_predictions, make_targets, map_tensors
 from torch import Tensor
 
 from yolox.boxes import anchor_grid, cxcywh_to_xyxy, decode_cxcywh, iou_xyxy
@@ -16,7 +16,11 @@ from yolox.trainer.operator_precision import OperatorLists, OperatorPrecisionMod
 
 
 def _with_gradients(predictions: Predictions) -> Predictions:
-    return Predictions(*(value.detach().clone().requires_grad_() for value in predictions[:3]), *predictions[3:])
+    return map_tensors(lambda value: value.detach().clone().requires_grad_(), predictions)
+
+
+def _select(predictions: Predictions, images: slice) -> Predictions:
+    return map_tensors(lambda value: value[images], predictions)
 
 
 def _slow_terms(predictions: Predictions, targets: Targets) -> dict[str, float]:
@@ -66,7 +70,7 @@ def test_several_processes_make_the_step_of_one() -> None:
     mean = torch.stack(counts).float().mean()
     assert counts[0] != counts[1]
     for half in halves:
-        part = Predictions(*(value[half] for value in parts[:3]), *parts[3:])
+        part = _select(parts, half)
         part_targets = Targets(*(value[half] for value in targets))
         (detection_loss(part, part_targets, use_l1=True, mean_over_ranks=lambda _: mean).total / 2).backward()
     for one, several in zip(predictions[:3], parts[:3], strict=True):
@@ -80,7 +84,7 @@ def test_ranks_without_objects_take_the_step_of_one_process() -> None:
     predictions, parts = (_with_gradients(make_predictions(51, make_targets(51))) for _ in range(2))
     detection_loss(predictions, targets, use_l1=True).total.backward()
     for half in (slice(0, 1), slice(1, None)):
-        part = Predictions(*(value[half] for value in parts[:3]), *parts[3:])
+        part = _select(parts, half)
         part_targets = Targets(*(value[half] for value in targets))
         terms = detection_loss(part, part_targets, use_l1=True, mean_over_ranks=lambda mean: mean, num_ranks=2)
         (terms.total / 2).backward()
@@ -119,8 +123,8 @@ def test_gradients_are_finite_for_strange_boxes(size: float) -> None:
 def test_the_loss_of_bf16_predictions_is_float32() -> None:
     targets = make_targets(53)
     predictions = make_predictions(53, targets)
-    low = Predictions(*(value.bfloat16().requires_grad_() for value in predictions[:3]), *predictions[3:])
-    rounded = Predictions(*(value.detach().float() for value in low[:3]), *predictions[3:])
+    low = map_tensors(lambda value: value.bfloat16().requires_grad_(), predictions)
+    rounded = map_tensors(lambda value: value.detach().float(), low)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         terms = detection_loss(low, targets, use_l1=True)
     expected = detection_loss(rounded, targets, use_l1=True)
@@ -149,7 +153,6 @@ def test_the_number_of_candidates_bounds_the_positives() -> None:
     predictions = make_predictions(61, targets)
     one, ten = (assign(predictions, targets, n_candidate_k=number).gt_index.numel() for number in (1, 10))
     assert one <= int(targets.valid.sum()) < ten
-    default, asked = (
-        detection_loss(predictions, targets, use_l1=False, **given) for given in ({}, {"n_candidate_k": 1})
-    )
+    default = detection_loss(predictions, targets, use_l1=False)
+    asked = detection_loss(predictions, targets, use_l1=False, n_candidate_k=1)
     assert asked.num_foreground < default.num_foreground

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import operator
+
 import pytest
 import torch
 import torch.nn.functional as F
-from assignment_cases import make_predictions, make_targets
+from assignment_cases import make_predictions, make_targets, map_tensors
 from torch import Tensor
 
 from yolox.boxes import anchor_grid, cxcywh_to_xyxy, decode_cxcywh, iou_xyxy
@@ -80,7 +82,7 @@ def test_a_batch_equals_its_images_one_by_one() -> None:
     matched, overlap = dense(assign(predictions, targets))
     for image in range(5):
         part = slice(image, image + 1)
-        single = Predictions(*(value[part] for value in predictions[:3]), *predictions[3:])
+        single = map_tensors(operator.itemgetter(part), predictions)
         one_matched, one_overlap = dense(assign(single, Targets(*(value[part] for value in targets))))
         assert torch.equal(one_matched[0], matched[image])
         assert torch.equal(one_overlap[0], overlap[image])
@@ -147,8 +149,8 @@ def test_an_object_without_area_takes_one_point() -> None:
 def test_predictions_in_bf16_are_matched_in_float32() -> None:
     targets = make_targets(10)
     predictions = make_predictions(10, targets)
-    low = Predictions(*(value.bfloat16() for value in predictions[:3]), *predictions[3:])
-    same = Predictions(*(value.float() for value in low[:3]), *predictions[3:])
+    low = map_tensors(Tensor.bfloat16, predictions)
+    same = map_tensors(Tensor.float, low)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assignment = assign(low, targets)
     assert assignment.iou.dtype == torch.float32

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import zlib
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 
@@ -16,7 +18,8 @@ def golden_weights(model: nn.Module) -> dict[str, Tensor]:
         if not value.is_floating_point():
             state[key] = value
             continue
-        drawn = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(tuple(value.shape)).astype(np.float32)
+        generator = np.random.default_rng(zlib.crc32(key.encode()))
+        drawn: NDArray[Any] = generator.standard_normal(tuple(value.shape)).astype(np.float32)
         if key.endswith("running_var"):
             drawn = 1 + 0.1 * np.abs(drawn)
         elif value.ndim == 1:

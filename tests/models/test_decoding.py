@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,7 +45,8 @@ def _raw(dtype: torch.dtype) -> Predictions:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_decoding_is_float32_whatever_the_network_computes_in(dtype: torch.dtype, autocast: bool) -> None:
     predictions = _raw(dtype)
-    exact = decode(Predictions(*(value.double() for value in predictions[:3]), *predictions[3:]))
+    boxes, objectness, classes = (value.double() for value in predictions[:3])
+    exact = decode(predictions._replace(boxes=boxes, objectness=objectness, classes=classes))
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         decoded = decode(predictions)
     for value, expected in zip(decoded, exact, strict=True):
@@ -129,15 +130,14 @@ def test_export_holds_no_float_boxes_in_autocast_precision(module: DecodedDetect
 @pytest.mark.backends
 @pytest.mark.parametrize("official", [False, True])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-def test_onnx_equals_the_eager_module(detector: Detector, official: bool) -> None:
+def test_onnx_equals_the_eager_module(detector: Detector, official: bool, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
     module = (OfficialDetector if official else DecodedDetector)(detector).eval()
-    buffer = io.BytesIO()
     program = torch.onnx.export(module, (_images(),), dynamo=True, verbose=False)
     assert program is not None
-    program.save(buffer)
-    session = runtime.InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
+    program.save(tmp_path / "model.onnx")
+    session = runtime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     outputs = session.run(None, {session.get_inputs()[0].name: _images().numpy()})
     with torch.no_grad():
         expected = module(_images())

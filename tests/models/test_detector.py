@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -63,7 +64,9 @@ def test_every_parameter_learns(name: str) -> None:
 def test_a_darknet53_network_runs_backward() -> None:
     detector = build_detector(_config("yolov3")).train()
     sum(value.mean() for value in detector(_images(1, 64, 64))[:3]).backward()
-    assert detector.backbone.backbone.stem[0].conv.weight.grad.isfinite().all()
+    gradient = detector.get_parameter("backbone.backbone.stem.0.conv.weight").grad
+    assert gradient is not None
+    assert gradient.isfinite().all()
 
 
 def test_training_and_evaluation_return_the_same_type() -> None:
@@ -114,9 +117,11 @@ def test_cascaded_pooling_equals_windows_of_5_9_13() -> None:
 
 def test_activations() -> None:
     config = get_experiment("yolox_nano").model
-    for act, kind in (("silu", nn.SiLU), ("relu", nn.ReLU), ("lrelu", nn.LeakyReLU)):
+    kinds: dict[Literal["silu", "relu", "lrelu"], type[nn.Module]]
+    kinds = {"silu": nn.SiLU, "relu": nn.ReLU, "lrelu": nn.LeakyReLU}
+    for act, kind in kinds.items():
         with torch.device("meta"):
             detector = build_detector(replace(config, act=act))
         assert sum(isinstance(module, kind) for module in detector.modules()) == 104
     with pytest.raises(UsageError, match="got 'gelu', expected silu, relu or lrelu"):
-        build_detector(replace(config, act="gelu"))
+        build_detector(replace(config, act="gelu"))  # type: ignore[arg-type]

@@ -52,7 +52,9 @@ def test_values() -> None:
 
 def test_save_writes_the_picture_and_refuses_unknown_formats(tmp_path: Path) -> None:
     path = result().save(tmp_path / "new" / "out.png")
-    assert np.array_equal(cv2.imread(str(path)), result().plot())
+    image = cv2.imread(str(path))
+    assert image is not None
+    assert np.array_equal(image, result().plot())
     with pytest.raises(YoloxError, match=r"ends in \.jpg or \.png"):
         result().save(tmp_path / "out.txt")
 

@@ -54,6 +54,7 @@ def test_every_field_keeps_its_type() -> None:
 
 def test_arrays_and_bytes_travel_unchanged() -> None:
     ours, theirs = Pipe()
+    arrays: tuple[np.ndarray[Any, Any], ...]
     arrays = (np.arange(6, dtype=np.float32).reshape(2, 3)[:, ::2], np.zeros((0, 4), np.uint8), np.array(3.5))
     Channel(ours, ()).send(Arrays(arrays, b"\0\xff"))
     received = Channel(theirs, [Arrays]).receive(5)

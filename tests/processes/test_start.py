@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ class Word:
     number: float = 0.0
 
 
-def program(function: str, *arguments: object, **changes: str) -> Program:
+def program(function: str, *arguments: object, **changes: Any) -> Program:
     return Program(f"{Path(__file__).stem}:{function}", arguments, path=PATH, **changes)
 
 

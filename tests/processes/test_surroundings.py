@@ -99,7 +99,7 @@ def test_without_a_short_folder_the_message_names_tmpdir(monkeypatch: pytest.Mon
     from yolox.processes import sockets
 
     monkeypatch.setattr(tempfile, "tempdir", "/" + "x" * 120)
-    monkeypatch.setattr(sockets.os, "access", lambda *_: False)
+    monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(UsageError, match=r"TMPDIR is '/xxx.*, 121 bytes long"):
         sockets.keep_socket_paths_short()
 

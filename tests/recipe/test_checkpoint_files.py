@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning import LightningModule
 from pytorch_lightning.callbacks import Callback
 
 from yolox.config import Experiment, apply_fields
@@ -33,7 +35,9 @@ class StopError(Exception):
 class StopInside(CheckpointFiles):
     """Writes after every step and dies after step 4, in the middle of epoch 2."""
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if trainer.global_step == 4:
             raise StopError
@@ -127,10 +131,12 @@ def test_history_keeps_the_newest_files(experiment: Experiment, tmp_path: Path) 
 class Diverge(Callback):
     """Makes a weight NaN in the second epoch, as a rate that is too high does."""
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.global_step == 5:
             with torch.no_grad():
-                pl_module.detector.head.stems[0].conv.weight[0, 0, 0, 0] = float("nan")
+                pl_module.get_parameter("detector.head.stems.0.conv.weight")[0, 0, 0, 0] = float("nan")
 
 
 def test_weights_that_are_not_finite_never_replace_a_checkpoint(experiment: Experiment, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 
@@ -10,10 +12,11 @@ from yolox.config import RecipeConfig
 from yolox.recipe.schedule import build_schedule, highest_learning_rate
 
 STEPS = 1849
+Rate = Callable[[int], float]
 
 
 @pytest.fixture
-def rate():
+def rate() -> Rate:
     recipe = RecipeConfig()
     factor = build_schedule(recipe, 64, STEPS)
     return lambda step: factor(step) * highest_learning_rate(recipe, 64)
@@ -30,15 +33,15 @@ def rate():
         (285 * STEPS, 5e-4),
     ],
 )
-def test_official_figures(rate, step: int, expected: float) -> None:
+def test_official_figures(rate: Rate, step: int, expected: float) -> None:
     assert rate(step) == pytest.approx(expected, rel=5e-3)
 
 
-def test_rate_stays_lowest_in_the_final_phase(rate) -> None:
+def test_rate_stays_lowest_in_the_final_phase(rate: Rate) -> None:
     assert [rate(step) for step in range(285 * STEPS, 300 * STEPS, 5000)] == pytest.approx([5e-4] * 6)
 
 
-def test_first_step_of_warmup_runs_at_zero(rate) -> None:
+def test_first_step_of_warmup_runs_at_zero(rate: Rate) -> None:
     assert rate(0) == 0.0
 
 
@@ -48,7 +51,9 @@ def test_total_batch_sets_the_rate() -> None:
 
 @pytest.mark.parametrize("scheduler", ["cos", "warmcos", "yoloxwarmcos", "multistep"])
 @pytest.mark.parametrize("max_epoch", [1, 2, 20])
-def test_factor_is_a_share_for_any_length_of_run(scheduler: str, max_epoch: int) -> None:
+def test_factor_is_a_share_for_any_length_of_run(
+    scheduler: Literal["cos", "warmcos", "yoloxwarmcos", "multistep"], max_epoch: int
+) -> None:
     recipe = replace(RecipeConfig(), max_epoch=max_epoch, scheduler=scheduler, milestones=(1, 2))
     factor = build_schedule(recipe, 64, 7)
     assert all(0.0 <= factor(step) <= 1.0 for step in range(max_epoch * 7 + 1))

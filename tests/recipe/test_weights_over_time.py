@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -31,10 +33,11 @@ def test_optimizer_equals_plain_sgd() -> None:
     torch.manual_seed(0)
     ours, plain = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
     plain.load_state_dict(ours.state_dict())
+    groups: list[dict[str, Any]] = [{"params": [plain.weight], "weight_decay": 0.01}, {"params": [plain.bias]}]
     optimizers = (
         build_optimizer(ours, 0.1, 0.9, 0.01),
         torch.optim.SGD(
-            [{"params": [plain.weight], "weight_decay": 0.01}, {"params": [plain.bias]}],
+            groups,
             lr=0.1,
             momentum=0.9,
             nesterov=True,

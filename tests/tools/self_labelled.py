@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from torch import nn
 
 from yolox import YOLOX
 from yolox.checkpoint import save_checkpoint
@@ -25,6 +26,8 @@ def write_checkpoint(path: Path) -> Path:
     detector = build_detector(experiment.model)
     for branch in (detector.head.cls_preds, detector.head.obj_preds):
         for conv in branch:
+            assert isinstance(conv, nn.Conv2d)
+            assert conv.bias is not None
             torch.nn.init.constant_(conv.bias, 1.0)
             torch.nn.init.normal_(conv.weight, std=0.3)
     content = {

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from yolox.checkpoint import save_checkpoint
 from yolox.config import apply_fields, experiment_to_dict
@@ -26,6 +27,8 @@ def eager(num_classes: int = 3) -> dict[str, Any]:
     detector = build_detector(experiment.model)
     for branch in (detector.head.cls_preds, detector.head.obj_preds):
         for conv in branch:
+            assert isinstance(conv, torch.nn.Conv2d)
+            assert conv.bias is not None
             torch.nn.init.constant_(conv.bias, 3.0)
     return {
         "format": 1,
@@ -53,14 +56,20 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
+def read_image(path: Path) -> NDArray[Any]:
+    image = cv2.imread(str(path))
+    assert image is not None
+    return image
+
+
 def test_folder_of_images(checkpoint: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert main(["image", "--path", str(pictures), "-c", checkpoint, "--output_dir", str(out)]) == 0
     written = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     assert written == ["TWO.PNG", "deep er/one.jpg", "deep er/three.webp", "one.jpg"]
     for name in written:
-        assert cv2.imread(str(out / name)).shape == (40, 60, 3)
-    assert not np.array_equal(cv2.imread(str(out / "TWO.PNG")), cv2.imread(str(pictures / "TWO.PNG")))
+        assert read_image(out / name).shape == (40, 60, 3)
+    assert not np.array_equal(read_image(out / "TWO.PNG"), read_image(pictures / "TWO.PNG"))
     shown = capsys.readouterr().out
     assert shown.count(" objects (") == 4
     assert shown.count(" ms") == 4

@@ -115,6 +115,7 @@ def same_file(root: Path) -> None:
 
 def same_pixels(root: Path) -> None:
     image = cv2.imread(str(root / "train2017" / "001.png"))
+    assert image is not None
     cv2.imwrite(str(root / "val2017" / "013.png"), image, [cv2.IMWRITE_PNG_COMPRESSION, 0])
 
 
@@ -126,7 +127,9 @@ def resized(width: int, height: int, *names: str) -> Plant:
     def plant(root: Path) -> None:
         for name in names:
             path = root / "train2017" / name
-            cv2.imwrite(str(path), cv2.resize(cv2.imread(str(path)), (width, height)))
+            image = cv2.imread(str(path))
+            assert image is not None
+            cv2.imwrite(str(path), cv2.resize(image, (width, height)))
 
     return plant
 

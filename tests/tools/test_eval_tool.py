@@ -62,9 +62,12 @@ def checkpoint(tmp_path: Path) -> Path:
 def test_prints_everything_and_writes_json(
     data: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "result.json"
+    out, found = tmp_path / "result.json", tmp_path / "detections.json"
     words = ["-c", str(checkpoint), "--data_dir", str(data), "--conf", "0.0001", "--json", str(out), *FAST]
-    assert main(words) == 0
+    assert main([*words, "--detections", str(found)]) == 0
+    rows = json.loads(found.read_text())
+    assert set(rows[0]) == {"image_id", "category_id", "bbox", "score"}
+    assert {row["category_id"] for row in rows} <= {1, 2, 3}
     shown = capsys.readouterr().out
     assert "5 images" in shown
     assert "mine, 3 classes" in shown

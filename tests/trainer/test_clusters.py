@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -176,7 +177,7 @@ def test_a_ray_node_that_disappears(ray_cluster: Any) -> None:
     assert not workers_left()
     import ray
 
-    ray.init(address=ray_cluster.address, logging_level="error", log_to_driver=False)
+    ray.init(address=ray_cluster.address, logging_level=logging.ERROR, log_to_driver=False)
     deadline = time.monotonic() + 60  # Ray notices later; until then it would send the next test's ranks there
     while sum(item["Alive"] for item in ray.nodes()) > 2 and time.monotonic() < deadline:
         time.sleep(0.2)

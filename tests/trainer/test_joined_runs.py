@@ -15,6 +15,8 @@ from yolox.errors import UsageError
 from yolox.trainer.launchers.joined import JoinedRank, joined_rank
 from yolox.trainer.plan import Request, make_plan
 
+pytestmark = QUIET
+
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"} | {
     "GROUP_RANK": "1"
 }
@@ -70,9 +72,6 @@ def test_the_plan_shares_the_cores_of_the_machine_and_refuses_other_numbers() ->
 
 
 @pytest.mark.processes
-@QUIET[0]
-@QUIET[1]
-@QUIET[2]
 def test_torchrun_gives_the_weights_of_one_process(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py"]

@@ -48,7 +48,7 @@ def test_a_last_batch_that_does_not_divide_is_filled_up() -> None:
 
 
 def test_distributed_and_foreign_loaders_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
-    sampler = DistributedSampler(numbers(8), num_replicas=2, rank=0)
+    sampler: DistributedSampler[Any] = DistributedSampler(numbers(8), num_replicas=2, rank=0)
     loader = DataLoader(numbers(8), batch_size=4, sampler=sampler)
     assert shard_loader(loader, 0, 2, seed=1) is loader
     assert shard_loader([1, 2], 0, 2, seed=1) == [1, 2]

@@ -47,7 +47,7 @@ def let_signals_through_(module: YoloxModule) -> None:
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d):
             part.weight.fill_(2.5)
-    module.detector.backbone.backbone.stem.conv.bn.weight.div_(128)  # pixels go up to 255
+    module.detector.get_parameter("backbone.backbone.stem.conv.bn.weight").div_(128)  # pixels go up to 255
     module.ema = ModelEma(module.detector)
 
 

@@ -238,7 +238,7 @@ def test_save_and_load(tmp_path: Path) -> None:
     Trainer.save(saved, tmp_path / "model")
     loaded = Trainer.load(tmp_path / "model", other)
     assert loaded is not other
-    assert torch.equal(loaded.net[1].weight, saved.net[1].weight)  # type: ignore[attr-defined, index]
+    assert torch.equal(loaded.get_parameter("net.1.weight"), saved.get_parameter("net.1.weight"))
     assert Trainer.load(tmp_path / "model", other, inplace=True) is other
     with pytest.raises(UsageError, match="got no model"):
         Trainer.load(tmp_path / "model")

@@ -54,6 +54,7 @@ def default_start_method() -> str:
 
 def worker_context(start_method: str | None) -> Any:
     """Return the multiprocessing context of the workers."""
+    keep_socket_paths_short()
     context: Any = multiprocessing.get_context(start_method or default_start_method())
     if context.get_start_method() == "forkserver":
         # torch and cv2 also by name: some Python versions look for preloaded modules in site-packages only
@@ -152,7 +153,6 @@ class _Batches:
 
     def __iter__(self) -> Iterator[Batch | None]:
         if self._maker is not None:
-            keep_socket_paths_short()
             with _without_main():
                 return collect(_start_workers(self._loader), self._maker)
         made = ([self._samples[request] for request in requests] for requests in self._requests)

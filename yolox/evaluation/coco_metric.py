@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from yolox.errors import DataError
 from yolox.structures import Detections
 
-__all__ = ["METRICS", "ClassResult", "CocoResult", "coco_metric"]
+__all__ = ["METRICS", "ClassResult", "CocoResult", "coco_metric", "coco_results"]
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """The twelve numbers of COCO, in their order."""
@@ -73,7 +73,7 @@ def coco_metric(ground_truth: Mapping[str, Any], detections: Mapping[int, Detect
     image_ids = {int(image["id"]) for image in ground_truth["images"]}
     _check_detections(detections, image_ids, len(category_ids))
     annotations = _clean_annotations(ground_truth)
-    results = list(_coco_results(detections, category_ids))
+    results = list(coco_results(detections, category_ids))
     truth = {
         "images": [{"id": image_id} for image_id in sorted(image_ids)],
         "categories": [{"id": category_id} for category_id in category_ids],
@@ -130,7 +130,13 @@ def _clean_annotations(ground_truth: Mapping[str, Any]) -> list[dict[str, Any]]:
     return cleaned
 
 
-def _coco_results(detections: Mapping[int, Detections], category_ids: list[int]) -> Iterator[dict[str, Any]]:
+def coco_results(detections: Mapping[int, Detections], category_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a COCO results file, whose ``bbox`` is left, top, width, height.
+
+    Args:
+        detections: By image id, boxes in pixels of the image.
+        category_ids: The category id of each class index.
+    """
     for image_id, found in detections.items():
         kept = _best_of_each_class(found)
         boxes = found.boxes_xyxy[kept].astype(np.float64)

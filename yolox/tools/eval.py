@@ -78,6 +78,7 @@ def build_parser() -> ToolParser:
         metavar="FILE",
         help="also write AP, AP50, ..., times and machine to FILE; bare: to stdout, and all else to stderr",
     )
+    parser.add_argument("--detections", metavar="FILE.json", help="also write what was found as COCO result rows")
     add_overrides(parser)
     return parser
 
@@ -95,6 +96,7 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> EvaluationResult:
 
 def _evaluate(args: argparse.Namespace, words: Sequence[str], machines: TextIO) -> EvaluationResult:
     from yolox.data.report import report_dataset
+    from yolox.evaluation.coco_metric import coco_results
     from yolox.evaluation.loop import merge_shares, predict_share
     from yolox.evaluation.summary import summary
     from yolox.files import check_outputs, refuse_inputs, write_text
@@ -102,11 +104,12 @@ def _evaluate(args: argparse.Namespace, words: Sequence[str], machines: TextIO) 
 
     print(prepare_cpu())
     target = None if args.json in (None, "-") else Path(args.json)
-    check_outputs(target)
+    rows_file = None if args.detections is None else Path(args.detections)
+    check_outputs(target, rows_file)
     subject = load_subject(args)
     settings = subject.experiment.eval
     loader = open_loader(subject, args.batch_size)
-    refuse_inputs(target)  # the data set is known now
+    refuse_inputs(target, rows_file)  # the data set is known now
     print(f"model: {subject.source}")
     print(
         f"data: {loader.dataset.source}, {len(loader.dataset)} images; confidence {settings.test_conf:g}, "
@@ -124,8 +127,13 @@ def _evaluate(args: argparse.Namespace, words: Sequence[str], machines: TextIO) 
             shares = [predict_share(subject.predict, loader, **thresholds, on_batch=progress)]
     finally:
         loader.close()
-    result = merge_shares(shares, loader.dataset.ground_truth_json())
+    truth = loader.dataset.ground_truth_json()
+    result = merge_shares(shares, truth)
     print(summary(result))
+    if rows_file is not None:
+        category_ids = sorted(int(category["id"]) for category in truth["categories"])
+        write_text(rows_file, json.dumps(list(coco_results(result.detections, category_ids))))
+        print(f"written: {rows_file}")
     if args.json is not None:
         facts = {**result.as_json(), "settings": _settings(subject.experiment, args), "machine": _machine()}
         text = json.dumps(facts, indent=2) + "\n"

@@ -38,7 +38,7 @@ _SUFFIXES = {
     ".pt2": "torch.export",
     ".safetensors": "weights",
 }
-_OPSETS = range(11, 24)
+_OPSETS = range(9, 24)
 _NEW_EXPORTER_FROM = 18
 """The exporter built on torch.export writes this opset and later ones; older ones need the tracing exporter."""
 

@@ -19,6 +19,7 @@ from yolox.kernels.int8.executable import Executable
 from yolox.kernels.int8.storage import load_program
 
 NUMBERS = (-1, 0, 1, 2, 3, 5, 15, 16, 17, 63, 64, 255, 4096, 2**15, 2**16, 2**31 - 1, 2**31, 2**62, -(2**40))
+OTHERS: tuple[Any, ...]
 OTHERS = (None, True, 0.5, float("nan"), float("inf"), "1", [], [1], {"block": 0}, {"block": -1}, {"array": 0}, {})
 DTYPES = (np.float32, np.float64, np.int8, np.uint8, np.int32, np.bool_)
 

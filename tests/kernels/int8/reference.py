@@ -121,7 +121,8 @@ class Memory:
             stride=step.stride,
             groups=step.input.channels if step.depthwise else 1,
         )
-        values = activate(sums[0].numpy().transpose(1, 2, 0) * step.multiplier + step.offset, step.activation)
+        exact = sums[0].numpy().astype(np.float64).transpose(1, 2, 0)
+        values = activate(exact * step.multiplier + step.offset, step.activation)
         if isinstance(step.output, Feature):
             self.store(step.output, values)
         else:

@@ -233,12 +233,13 @@ def test_any_number_of_images_streams_and_threads(images: int, streams: int, tea
 
 def test_outputs_may_be_equal_or_constant() -> None:
     program = small_network()
-    constant = Matrix(4, 3, np.arange(24, dtype=np.float32).reshape(4, 6)[:, ::2])
+    numbers = np.arange(24, dtype=np.float32).reshape(4, 6)[:, ::2]
+    constant = Matrix(4, 3, numbers)
     more = replace(program, outputs=(program.outputs[0], constant, program.outputs[0]))
     first, fixed, again = Executable(more).run((np.ones((2, 3, 20, 20), np.float32),))
     np.testing.assert_array_equal(first, again)
     assert np.ptp(first) > 0
-    np.testing.assert_array_equal(fixed, np.stack([constant.constant] * 2))
+    np.testing.assert_array_equal(fixed, np.stack([numbers] * 2))
 
 
 def test_no_images_give_empty_outputs() -> None:

@@ -151,7 +151,7 @@ def _csp() -> CspLayer:
 
 
 def _freeze(module: nn.Module) -> None:
-    module.m[0].conv1.bn.eval()
+    module.get_submodule("m.0.conv1.bn").eval()
     module.conv2.requires_grad_(False)
 
 
@@ -183,11 +183,12 @@ def test_hooks_see_their_module_called_with_tensors(place: str, kind: str) -> No
 
     def change(module: nn.Module) -> None:
         part = module.get_submodule(place)
-        {
+        register: dict[str, Callable[..., Any]] = {
             "forward": part.register_forward_hook,
             "forward_pre": part.register_forward_pre_hook,
             "full_backward": part.register_full_backward_hook,
-        }[kind](hook)
+        }
+        register[kind](hook)
 
     _as_before(_csp(), channels_last(4, 32, 12, 8).requires_grad_(), change)
     assert len(seen) >= 2, "both modules called it"
@@ -279,7 +280,7 @@ def test_activation_checkpointing(reentrant: bool, inside: bool) -> None:
         return module if inside else lambda x: checkpoint(module, x, use_reentrant=reentrant)
 
     x = channels_last(2, 32, 8, 8)
-    found = []
+    found: list[dict[str, Any]] = []
     for module in (ours, plain):
         leaf = x.clone().requires_grad_()
         run(module)(leaf).square().sum().backward()
@@ -292,7 +293,8 @@ class _Code(nn.Module):
 
     def __init__(self, what: str) -> None:
         super().__init__()
-        self.what, self.scale, self.calls, self.seen = what, 1.0, 0, None
+        self.what, self.scale, self.calls = what, 1.0, 0
+        self.seen: Tensor | None = None
         self.block = ConvBnAct(16, 16, 1)
 
     @property
@@ -362,7 +364,8 @@ class _Scaled(nn.Module):
 
 
 def test_attributes_that_the_code_reads_may_change() -> None:
-    ours, x = accelerate(_Scaled().train()), channels_last(2, 16, 8, 8)
+    ours: Any = accelerate(_Scaled().train())
+    x = channels_last(2, 16, 8, 8)
     one = ours(x)
     ours.scale = 2.0
     torch.testing.assert_close(ours(x), 2 * one)
@@ -372,7 +375,8 @@ def test_attributes_that_the_code_reads_may_change() -> None:
 
 
 def test_a_module_that_changes_at_each_step_is_left_to_pytorch(caplog: pytest.LogCaptureFixture) -> None:
-    ours, x = accelerate(_Scaled().train()), channels_last(2, 16, 8, 8)
+    ours: Any = accelerate(_Scaled().train())
+    x = channels_last(2, 16, 8, 8)
     for number in range(70):
         ours.scale = float(number)
         assert bool((ours(x) == 0).all()) == (number == 0)
@@ -384,8 +388,8 @@ def test_copies_and_originals_go_their_own_ways() -> None:
     before = _step(ours, x)
     copied = copy.deepcopy(ours)
     with torch.no_grad():
-        copied.conv3.bn.weight.zero_()
-        copied.conv3.bn.bias.zero_()
+        copied.get_parameter("conv3.bn.weight").zero_()
+        copied.get_parameter("conv3.bn.bias").zero_()
     assert float(copied(x).detach().abs().max()) == 0
     torch.testing.assert_close(_step(ours, x)["output 0"], before["output 0"])
 

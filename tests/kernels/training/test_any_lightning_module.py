@@ -50,7 +50,9 @@ def _fit(
 ) -> pl.LightningModule:
     generator = torch.Generator().manual_seed(0)
     data = TensorDataset(torch.randn(16, 3, 32, 32, generator=generator), torch.randn(16, outputs, generator=generator))
-    quiet = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary", "logger"), False)
+    quiet: dict[str, Any] = dict.fromkeys(
+        ("enable_checkpointing", "enable_progress_bar", "enable_model_summary", "logger"), False
+    )
     trainer = Trainer(max_epochs=1, precision=precision, default_root_dir=folder, **quiet)
     trainer.fit(module, DataLoader(data, batch_size=8), DataLoader(data, batch_size=8))
     return module

@@ -53,6 +53,7 @@ def _norms(*channels: int) -> list[nn.BatchNorm2d]:
 
 def _assert_norms_near(found: list[nn.BatchNorm2d], wanted: list[nn.BatchNorm2d]) -> None:
     for ours, exact in zip(found, wanted, strict=True):
+        assert ours.num_batches_tracked is not None
         assert int(ours.num_batches_tracked) == 1
         for name in ("running_mean", "running_var"):
             assert_near(getattr(ours, name), getattr(exact, name), 1e-2)
