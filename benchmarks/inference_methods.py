@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.protocol import ROOT, MakePart, Part, Row, native_precisions, run_benchmark
+from benchmarks.protocol import REAL_DATA, MakePart, Part, Row, native_precisions, run_benchmark
 from yolox.inference.search.results import MethodResult, OptimizationReport
 
 __all__ = ["main"]
@@ -24,7 +24,6 @@ METHODS = (
 )
 FEW = ("openvino_bf16", "native_int8")
 """For the larger networks, whose weights are not at hand: that they run, and how fast, needs no more."""
-REAL_DATA = ROOT.parent / "shared" / "data"  # COCO images and published weights, where a machine has them
 
 
 @dataclass(frozen=True)

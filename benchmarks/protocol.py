@@ -22,10 +22,12 @@ from yolox.cpu.machine import read_machine
 from yolox.files import make_output_dir, write_text
 from yolox.tables import markdown_table
 
-__all__ = ["ROOT", "Part", "machine_block", "native_precisions", "run_benchmark", "summary"]
+__all__ = ["REAL_DATA", "ROOT", "Part", "machine_block", "native_precisions", "run_benchmark", "summary"]
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+REAL_DATA = ROOT.parent / "shared" / "data"
+"""COCO images and published weights, where a machine has them."""
 QUICK_RESULTS = Path("YOLOX_outputs") / "benchmarks"
 LIBRARIES = (
     *("torch", "pytorch-lightning", "numpy", "opencv-python-headless", "openvino", "onnxruntime", "torchao"),

@@ -50,7 +50,7 @@ ARROWS: dict[str, set[str]] = {
     "checkpoint": LOW | {"models", "experiments", "published_weights", "safe_weights"},
     "prediction": LOW
     | {"downloads", "checkpoint", "models", "experiments", "data", "evaluation", "inference", "visualize"},
-    "evaluation": LOW | {"models", "data"},
+    "evaluation": LOW | {"models", "data", "inference"},
     "recipe": LOW | {"models", "losses", "data", "evaluation"},
     "trainer": ENGINE_LOW | {"kernels", "processes"},
     "inference": ENGINE_LOW | {"kernels", "processes"},
@@ -67,6 +67,7 @@ OPTIONAL: dict[str, set[str]] = {
     "onnxruntime": {"inference/backends/onnxruntime.py", "inference/convert/quantizers/onnx.py"},
     "onnx": {
         "inference/convert/onnx_export.py",
+        "inference/convert/onnx_nms.py",
         "inference/convert/quantizers/onnx.py",
         "inference/backends/onnxruntime.py",
         "kernels/int8/onnx_reader.py",
@@ -184,6 +185,12 @@ def is_private_lightning(node: ast.AST) -> bool:
         return False
     owner = ast.unparse(node.value).split(".")[-1]
     return owner in {"trainer", "pl_module", "strategy", "connector", "loop", "fit_loop", "epoch_loop"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=relative)
+def test_nothing_is_mocked_outside_the_tests(file: Path) -> None:
+    found = {name.split(".")[0] for name in imports(tree(file))} & {"unittest", "mock", "pytest"}
+    assert not found, f"{relative(file)} imports {found}"
 
 
 def test_setup_imports_no_torch() -> None:

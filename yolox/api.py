@@ -80,13 +80,14 @@ class YOLOX:
         """Names in the order of the class indices."""
         return self.predictor.class_names
 
-    def predict(
+    def predict(  # noqa: PLR0913 - keywords that stand for the options of the command
         self,
         source: Source,
         *,
         confidence: float = 0.25,
         nms_iou: float = 0.45,
         classes: tuple[int, ...] | None = None,
+        multi_label: bool = False,
         batch_size: int = 1,
         tracks: bool = False,
         max_reconnects: int = 10,
@@ -99,6 +100,7 @@ class YOLOX:
             confidence: Lowest score to keep.
             nms_iou: IoU above which the weaker of two boxes is dropped.
             classes: Class indices to keep; None keeps all.
+            multi_label: Let a box be a detection of each of its classes that is sure enough, not of the best alone.
             batch_size: Pictures that go through the network together; cameras and streams always take one.
             tracks: Follow objects through videos and streams (``boxes.track_ids``).
             max_reconnects: How often in a row a stream that dropped its connection is opened again.
@@ -108,7 +110,7 @@ class YOLOX:
             ModelFileError: When the model cannot be read.
         """
         pictures = Sources(source, max_reconnects)
-        thresholds = Thresholds(confidence, nms_iou, classes=classes)
+        thresholds = Thresholds(confidence, nms_iou, classes=classes, multi_label=multi_label)
         results = predict(self.predictor, pictures, thresholds, 1 if pictures.live else batch_size)
         return track(results) if tracks else results
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import data_pipeline, evaluation, inference_methods, scaling, train_throughput
+from benchmarks import data_pipeline, evaluation, fine_tuning, inference_methods, scaling, train_throughput
 from benchmarks.protocol import native_precisions
 
 SUMMARY = {"median", "p10", "p90", "count"}
@@ -38,6 +38,7 @@ def run(main: Main, name: str, part: str, folder: Path) -> list[dict[str, Any]]:
         (inference_methods.main, "inference_methods"),
         (scaling.main, "scaling"),
         (evaluation.main, "evaluation"),
+        (fine_tuning.main, "fine_tuning"),
     ],
 )
 def test_help_names_the_parts(main: Main, name: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,3 +117,11 @@ def test_no_tool_imports_a_heavy_library_to_show_its_help(tmp_path: Path) -> Non
     tools = {row["tool"]: row["heavy_imports"] for row in rows if not row["tool"].startswith("(")}
     assert tools.keys() >= {"train", "eval", "demo", "inference_demo", "export"}
     assert set(tools.values()) == {"–"}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:pytorch_lightning", "ignore::FutureWarning:pytorch_lightning")
+def test_fine_tuning(tmp_path: Path) -> None:
+    (row,) = run(fine_tuning.main, "fine_tuning", "40-images-3-classes", tmp_path)
+    assert (row["precision"], row["epochs"]) == ("32", 1)
+    assert row["AP"].keys() == {"0", "1"}
+    assert 0 <= row["lowest"] <= row["best"] <= 1

@@ -93,6 +93,29 @@ def test_classes_compete_only_when_agnostic() -> None:
     assert len(postprocess(boxes, scores, confidence=0.1, nms_iou=0.5, class_agnostic=True)[0].scores) == 1
 
 
+def test_a_box_has_all_its_classes_on_request() -> None:
+    boxes = np.array([[[0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60]]], np.float32)
+    scores = np.array([[[0.9, 0.6, 0.1], [0.8, 0.7, 0.0], [0.0, 0.3, 0.0]]], np.float32)
+    (found,) = postprocess(boxes, scores, confidence=0.3, nms_iou=0.5, multi_label=True)
+    np.testing.assert_array_equal(found.scores, np.array([0.9, 0.7, 0.3], np.float32))
+    np.testing.assert_array_equal(found.labels, [0, 1, 1])
+    np.testing.assert_array_equal(found.boxes_xyxy, boxes[0])
+    (best,) = postprocess(boxes, scores, confidence=0.3, nms_iou=0.5)
+    np.testing.assert_array_equal(best.labels, [0, 1])
+
+
+def test_the_classes_of_a_box_cannot_suppress_one_another() -> None:
+    with pytest.raises(UsageError, match="Leave one out"):
+        postprocess(
+            np.zeros((1, 5, 4)),
+            np.zeros((1, 5, 3)),
+            confidence=0.1,
+            nms_iou=0.5,
+            class_agnostic=True,
+            multi_label=True,
+        )
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30])
 def test_boxes_of_a_diverged_network_are_no_detections(bad: float) -> None:
     boxes = np.array([[[0, 0, bad, 10], [5, 5, 5, 9], [20, 20, 40, 40]]], np.float32)

@@ -152,9 +152,10 @@ def predict_share(
     *,
     confidence: float,
     nms_iou: float,
+    multi_label: bool = False,
     on_batch: Callable[[int], None] | None = None,
 ) -> Share:
-    """Return what ``predict`` finds in this process's batches; the arguments are those of `evaluate`."""
+    """Return what ``predict`` finds in this process's batches; arguments as for `evaluate` and `postprocess`."""
     share = Share()
     times = share.times
     finished = time.perf_counter()
@@ -163,7 +164,13 @@ def predict_share(
             loaded = time.perf_counter()
             boxes, scores = predict(batch.images)
             predicted = time.perf_counter()
-            found = postprocess(boxes.float().numpy(), scores.float().numpy(), confidence=confidence, nms_iou=nms_iou)
+            found = postprocess(
+                boxes.float().numpy(),
+                scores.float().numpy(),
+                confidence=confidence,
+                nms_iou=nms_iou,
+                multi_label=multi_label,
+            )
             input_size = Size(*batch.images.shape[-2:])
             rows = zip(batch.image_ids.tolist(), batch.original_sizes.tolist(), found, strict=True)
             for image_id, original_size, detections in rows:

@@ -56,10 +56,12 @@ def postprocess(
     confidence: float,
     nms_iou: float,
     class_agnostic: bool = False,
+    multi_label: bool = False,
 ) -> list[Detections]:
     """Return the detections of every image of a batch, in pixels of the network's input.
 
-    Each box takes its best class; boxes that are not finite, have no area or score 0 are no detections.
+    Each box takes its best class, or every class that is sure enough (``multi_label``); boxes that are not finite,
+    have no area or score 0 are no detections.
 
     Args:
         boxes_xyxy: ``[B, A, 4]``, arrays or CPU tensors.
@@ -67,13 +69,18 @@ def postprocess(
         confidence: Lowest score to keep.
         nms_iou: Boxes overlapping a better one by more than this are dropped.
         class_agnostic: Let boxes of different classes suppress one another, as the official demo does.
+        multi_label: Let a box be a detection of each of its classes whose score is high enough, as the official ONNX
+            Runtime demo does; classes then never suppress one another.
 
     Raises:
-        UsageError: When a threshold lies outside 0...1 or the shapes do not belong together.
+        UsageError: When a threshold lies outside 0...1, the shapes do not belong together, or ``class_agnostic`` and
+            ``multi_label`` are asked for together: the classes of one box would suppress one another.
     """
     for name, value in (("confidence", confidence), ("nms_iou", nms_iou)):
         if not 0.0 <= value <= 1.0:
             raise UsageError(f"{name} got {value}, expected a value from 0 to 1.")
+    if class_agnostic and multi_label:
+        raise UsageError("class_agnostic and multi_label were both given; expected one of them. Leave one out.")
     boxes_BA4 = np.asarray(boxes_xyxy, dtype=np.float32)
     scores_BAC = np.asarray(scores, dtype=np.float32)
     if boxes_BA4.ndim != 3 or boxes_BA4.shape[2] != 4 or boxes_BA4.shape[:2] != scores_BAC.shape[:2]:
@@ -82,7 +89,7 @@ def postprocess(
             "expected [B, A, 4] and [B, A, C]. Pass a whole batch of decoded predictions."
         )
     return [
-        _postprocess_image(boxes_A4, scores_AC, confidence, nms_iou, class_agnostic)
+        _postprocess_image(boxes_A4, scores_AC, confidence, nms_iou, class_agnostic, multi_label)
         for boxes_A4, scores_AC in zip(boxes_BA4, scores_BAC, strict=True)
     ]
 
@@ -93,18 +100,28 @@ def _postprocess_image(
     confidence: float,
     nms_iou: float,
     class_agnostic: bool,
+    multi_label: bool,
 ) -> Detections:
-    best_A = scores_AC.max(axis=1)
-    candidates = np.flatnonzero((best_A >= np.float32(confidence)) & (best_A > 0))
-    boxes = boxes_A4[candidates]
+    candidates, labels = _candidates(scores_AC, confidence, multi_label)
+    boxes, best = boxes_A4[candidates], scores_AC[candidates, labels]
     with np.errstate(invalid="ignore", over="ignore"):
         usable = (np.abs(boxes) < LARGEST_COORDINATE).all(axis=1) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
     if not usable.all():
-        boxes, candidates = boxes[usable], candidates[usable]
-    best = best_A[candidates]
-    labels = scores_AC[candidates].argmax(axis=1)
+        boxes, best, labels = boxes[usable], best[usable], labels[usable]
     kept = nms_xyxy(boxes, best, None if class_agnostic else labels, nms_iou)
     return Detections(boxes_xyxy=boxes[kept], scores=best[kept], labels=labels[kept])
+
+
+def _candidates(
+    scores_AC: NDArray[np.float32], confidence: float, multi_label: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return anchor point and class of every score that counts."""
+    if multi_label:
+        candidates, labels = np.nonzero((scores_AC >= np.float32(confidence)) & (scores_AC > 0))
+        return candidates, labels
+    best_A = scores_AC.max(axis=1)
+    candidates = np.flatnonzero((best_A >= np.float32(confidence)) & (best_A > 0))
+    return candidates, scores_AC[candidates].argmax(axis=1)
 
 
 def rescale(detections: Detections, original_size: Size, input_size: Size) -> Detections:

@@ -6,27 +6,19 @@ import copy
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import Tensor
 
 from yolox.evaluation.loop import Predict
+from yolox.inference.convert.folding import fold_normalisations
 from yolox.models.decoding import DecodedDetector
 from yolox.models.detector import Detector
-from yolox.models.layers import ConvBnAct
 
-__all__ = ["EvalPrecision", "build_predict", "fold_normalisation"]
+__all__ = ["EvalPrecision", "build_predict"]
 
 EvalPrecision = Literal["32", "bf16"]
 
-
-def fold_normalisation(detector: Detector) -> Detector:
-    """Return a copy in evaluation mode whose batch normalisations are part of the convolutions before them."""
-    folded = copy.deepcopy(detector).eval()
-    for block in folded.modules():
-        if isinstance(block, ConvBnAct) and isinstance(block.bn, nn.BatchNorm2d):
-            block.conv = fuse_conv_bn_eval(block.conv, block.bn)
-            block.bn = nn.Identity()  # type: ignore[assignment]
-    return folded
+SMALL = (64, 64)
+"""Height and width of an image that shows the order of the layers."""
 
 
 def build_predict(detector: Detector, precision: EvalPrecision = "32") -> Predict:
@@ -37,7 +29,8 @@ def build_predict(detector: Detector, precision: EvalPrecision = "32") -> Predic
         precision: ``32``, or ``bf16`` for the network; decoding is float32 in both.
     """
     kind = torch.bfloat16 if precision == "bf16" else torch.float32
-    model = DecodedDetector(fold_normalisation(detector)).eval()
+    plain = DecodedDetector(copy.deepcopy(detector)).eval()
+    model = fold_normalisations(plain, (torch.zeros(1, 3, *SMALL),))
     model = model.to(kind).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def predict(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,15 @@ from yolox.boxes import anchor_grid, cxcywh_to_xyxy, decode_cxcywh
 from yolox.models.detector import Detector
 from yolox.structures import Decoded, Predictions, Size
 
-__all__ = ["DecodedDetector", "OfficialDetector", "decode", "official_output"]
+__all__ = [
+    "OUTPUT_LAYOUTS",
+    "DecodedDetector",
+    "GridRelativeDetector",
+    "OfficialDetector",
+    "OutputLayout",
+    "decode",
+    "official_output",
+]
 
 
 def _boxes_cxcywh(predictions: Predictions) -> Tensor:
@@ -78,3 +87,54 @@ class OfficialDetector(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return ``[B, A, 5 + C]`` for ``[B, 3, H, W]`` BGR 0...255."""
         return official_output(self.detector(images))
+
+
+class GridRelativeDetector(nn.Module):
+    """The detector with the output of official exports by default: boxes are left for the reader to decode.
+
+    Args:
+        detector: The network; it is used, not copied.
+    """
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return ``[B, A, 5 + C]`` for ``[B, 3, H, W]`` BGR 0...255: raw boxes, then probabilities."""
+        found = self.detector(images)
+        return torch.cat((found.boxes, found.objectness.sigmoid(), found.classes.sigmoid()), dim=-1)
+
+
+@dataclass(frozen=True)
+class OutputLayout:
+    """What a deployed detector returns.
+
+    Args:
+        build: Makes the module to deploy of a detector.
+        names: Names of the outputs, unless the user gives another one.
+        description: One line for whoever reads the outputs.
+    """
+
+    build: Callable[[Detector], nn.Module]
+    names: tuple[str, ...]
+    description: str
+
+
+OUTPUT_LAYOUTS = {
+    "grid": OutputLayout(
+        GridRelativeDetector,
+        ("output",),
+        "output: [B, A, 5 + C] = x, y, log w, log h relative to the grid (decode with strides 8, 16, 32), object, "
+        "classes",
+    ),
+    "pixels": OutputLayout(
+        OfficialDetector, ("output",), "output: [B, A, 5 + C] = cx, cy, w, h in pixels, object, classes"
+    ),
+    "boxes_scores": OutputLayout(
+        DecodedDetector,
+        ("boxes", "scores"),
+        "outputs: boxes [B, A, 4] xyxy in pixels, scores [B, A, C] = object x class",
+    ),
+}
+"""The layouts by name."""

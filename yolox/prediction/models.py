@@ -52,7 +52,12 @@ class Predictor:
     fixed_batch: int | None = None
 
     def __call__(
-        self, images: Sequence[Image], confidence: float, nms_iou: float, class_agnostic: bool = True
+        self,
+        images: Sequence[Image],
+        confidence: float,
+        nms_iou: float,
+        class_agnostic: bool = True,
+        multi_label: bool = False,
     ) -> tuple[list[Detections], float]:
         """Return the detections of each image in its own pixels, and the milliseconds that the batch took.
 
@@ -61,6 +66,7 @@ class Predictor:
             confidence: Lowest score to keep.
             nms_iou: IoU above which the weaker of two boxes is dropped.
             class_agnostic: Let boxes of different classes suppress one another, as the official demo does.
+            multi_label: Let a box be a detection of each class that is sure enough; not with ``class_agnostic``.
         """
         from yolox.data.image_ops import letterbox
         from yolox.evaluation.postprocess import postprocess, rescale
@@ -68,7 +74,14 @@ class Predictor:
         batch = np.stack([letterbox(image, self.input_size)[0].transpose(2, 0, 1) for image in images])
         started = time.perf_counter()
         boxes, scores = self.run_batch(np.ascontiguousarray(batch))
-        found = postprocess(boxes, scores, confidence=confidence, nms_iou=nms_iou, class_agnostic=class_agnostic)
+        found = postprocess(
+            boxes,
+            scores,
+            confidence=confidence,
+            nms_iou=nms_iou,
+            class_agnostic=class_agnostic,
+            multi_label=multi_label,
+        )
         elapsed_ms = 1000.0 * (time.perf_counter() - started)
         pairs = zip(found, images, strict=True)
         return [rescale(one, Size(*image.shape[:2]), self.input_size) for one, image in pairs], elapsed_ms
@@ -209,20 +222,21 @@ def _from_onnx(path: Path) -> Predictor:
     """Load an ONNX file with ONNX Runtime: boxes and scores, or the one output of official exports."""
     from yolox.cpu.machine import read_machine
     from yolox.inference.backends.onnxruntime import read_onnx
-    from yolox.prediction.official_output import boxes_and_scores, class_names_of
+    from yolox.prediction.official_output import boxes_and_scores, class_names_of, input_size_of
 
     model = read_onnx(path, read_machine().num_threads)
     batch, channels, height, width = model.input_shape if len(model.input_shape) == 4 else (None, 0, None, None)
-    if channels != 3 or height is None or width is None or model.num_outputs not in (1, 2):
+    size = input_size_of(model.metadata) if height is None and width is None else Size(height or 0, width or 0)
+    if channels != 3 or size is None or 0 in size or model.num_outputs not in (1, 2):
         raise ModelFileError(
             f"'{path}' takes {list(model.input_shape)} and gives {model.num_outputs} outputs; expected images "
-            "[B, 3, H, W] of a fixed height and width, and one or two outputs. Export it with yolox.tools.export."
+            "[B, 3, H, W] of a fixed height and width (or of those in its metadata, input_size), and one or two "
+            "outputs. Export it with yolox.tools.export."
         )
-    size = Size(height, width)
 
     def network(images: NDArray[np.uint8]) -> tuple[Any, Any]:
         return boxes_and_scores(model.runner(images), size, path)
 
-    _, scores = network(np.full((batch or 1, 3, height, width), 114, np.uint8))
+    _, scores = network(np.full((batch or 1, 3, *size), 114, np.uint8))
     names = class_names_of(model.metadata, scores.shape[2])
     return Predictor(network, size, names, f"'{path}': ONNX file", path.stem, "onnx", batch)

@@ -14,9 +14,10 @@ from yolox.class_names import COCO_NAMES
 from yolox.errors import ModelFileError
 from yolox.structures import Size
 
-__all__ = ["boxes_and_scores", "class_names_of"]
+__all__ = ["boxes_and_scores", "class_names_of", "input_size_of"]
 
 _STRIDES = (8, 16, 32)
+_LARGEST_SIDE = 8192
 
 
 def boxes_and_scores(outputs: Sequence[Any], size: Size, path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -74,3 +75,15 @@ def class_names_of(metadata: Mapping[str, str], count: int) -> tuple[str, ...]:
     if isinstance(names, list) and len(names) == count:
         return tuple(str(name) for name in names)
     return COCO_NAMES if count == len(COCO_NAMES) else tuple(f"class {index}" for index in range(count))
+
+
+def input_size_of(metadata: Mapping[str, str]) -> Size | None:
+    """Return the height and width in an ONNX file's metadata, or None where it names none that a detector can have."""
+    try:
+        sides = json.loads(metadata.get("input_size", "null"))
+    except json.JSONDecodeError:
+        return None
+    usable = isinstance(sides, list) and len(sides) == 2 and all(type(side) is int for side in sides)
+    if not usable or any(not 0 < side <= _LARGEST_SIDE or side % _STRIDES[-1] for side in sides):
+        return None
+    return Size(*sides)

@@ -21,12 +21,14 @@ class Thresholds:
         confidence: Lowest score to keep.
         nms_iou: IoU above which the weaker of two boxes is dropped.
         class_agnostic: Let boxes of different classes suppress one another, as the official demo does.
+        multi_label: Let a box be a detection of each class that is sure enough; takes the place of ``class_agnostic``.
         classes: Class indices to keep; None keeps all.
     """
 
     confidence: float = 0.25
     nms_iou: float = 0.45
     class_agnostic: bool = True
+    multi_label: bool = False
     classes: tuple[int, ...] | None = None
 
 
@@ -56,7 +58,8 @@ def _results(predictor: Predictor, pictures: list[Picture], thresholds: Threshol
         [picture.image for picture in pictures],
         thresholds.confidence,
         thresholds.nms_iou,
-        thresholds.class_agnostic,
+        thresholds.class_agnostic and not thresholds.multi_label,
+        thresholds.multi_label,
     )
     for picture, detections in zip(pictures, found, strict=True):
         yield Result(

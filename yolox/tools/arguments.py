@@ -20,6 +20,7 @@ from yolox.files import describe_failed_write
 from yolox.tools.parser import ToolParser
 
 __all__ = [
+    "MULTI_LABEL",
     "ToolParser",
     "add_data_arguments",
     "add_model_arguments",
@@ -32,6 +33,9 @@ __all__ = [
     "probability",
     "run_tool",
 ]
+
+MULTI_LABEL = "let a box be a detection of each class that is sure enough, not of its best class alone"
+"""Help of the option ``--multi_label``."""
 
 INTERRUPTED = 130  # the exit code of a program stopped by Ctrl-C
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from yolox.config import Experiment, apply_fields
 from yolox.errors import DataError, ModelFileError, UsageError
 from yolox.tools.arguments import (
+    MULTI_LABEL,
     ToolParser,
     add_data_arguments,
     add_model_arguments,
@@ -69,6 +70,7 @@ def build_parser() -> ToolParser:
     parser.add_argument("--trust", action="store_true", help="load a deployed model even if it is a program")
     parser.add_argument("--conf", type=probability, help="lowest score (default: test_conf, 0.01)")
     parser.add_argument("--nms", type=probability, help="IoU of non-maximum suppression (default: nmsthre, 0.65)")
+    parser.add_argument("--multi_label", action="store_true", help=MULTI_LABEL)
     parser.add_argument("--tsize", type=positive_int, help="side of the square input (default: test_size)")
     parser.add_argument("--precision", choices=("32", "bf16"), default="32", help="of a checkpoint (%(default)s)")
     parser.add_argument(
@@ -119,7 +121,7 @@ def _evaluate(args: argparse.Namespace, words: Sequence[str], machines: TextIO) 
     print(report.summary())
     report.check()
     progress = _progress(len(loader.dataset))
-    thresholds = {"confidence": settings.test_conf, "nms_iou": settings.nmsthre}
+    thresholds = {"confidence": settings.test_conf, "nms_iou": settings.nmsthre, "multi_label": args.multi_label}
     try:
         if args.num_processes > 1:
             shares = predict_in_processes(words, args.num_processes, progress)
@@ -277,6 +279,7 @@ def _settings(experiment: Experiment, args: argparse.Namespace) -> dict[str, Any
         "exp_name": experiment.exp_name,
         "confidence": experiment.eval.test_conf,
         "nms": experiment.eval.nmsthre,
+        "multi_label": args.multi_label,
         "test_size": list(experiment.eval.test_size),
         "precision": args.precision,
         "batch_size": args.batch_size,

@@ -114,6 +114,7 @@ def work(connection: Connection, words: list[str], rank: int, world: int, cpus: 
         loader,
         confidence=settings.test_conf,
         nms_iou=settings.nmsthre,
+        multi_label=args.multi_label,
         on_batch=lambda done: channel.send(Progress(done)),
     )
     loader.close()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolox.errors import DataError
 from yolox.structures import Detections, Size
-from yolox.tools.arguments import keep_stdout_for_json, probability, run_tool
+from yolox.tools.arguments import MULTI_LABEL, keep_stdout_for_json, probability, run_tool
 from yolox.tools.parser import ToolParser
 from yolox.tools.preprocess import INDEX, TRUTH
 
@@ -38,6 +38,7 @@ def build_parser() -> ToolParser:
     parser.add_argument("--results", required=True, metavar="PATH", help="folder of .bin files, or a COCO results file")
     parser.add_argument("--conf", type=probability, default=0.01, help="lowest score (%(default)s)")
     parser.add_argument("--nms", type=probability, default=0.65, help="IoU of the suppression (%(default)s)")
+    parser.add_argument("--multi_label", action="store_true", help=MULTI_LABEL)
     parser.add_argument(
         "--json", nargs="?", const="-", metavar="FILE", help="also write the metrics to FILE; bare: to stdout"
     )
@@ -91,7 +92,7 @@ def _from_binaries(folder: Path, results: Path, args: argparse.Namespace) -> dic
     for image in index["images"]:
         outputs = _outputs(results, str(image["id"]), size, num_classes)
         boxes, scores = boxes_and_scores(outputs, size, results)
-        (one,) = postprocess(boxes, scores, confidence=args.conf, nms_iou=args.nms)
+        (one,) = postprocess(boxes, scores, confidence=args.conf, nms_iou=args.nms, multi_label=args.multi_label)
         found[int(image["id"])] = rescale(one, Size(image["height"], image["width"]), size)
     return found
 

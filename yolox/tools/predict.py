@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolox.errors import DataError, UsageError
 from yolox.tools.arguments import (
+    MULTI_LABEL,
     add_model_arguments,
     add_overrides,
     apply_arguments,
@@ -67,6 +68,7 @@ def add_prediction_options(parser: ToolParser) -> None:
     parser.add_argument("--json", action="store_true", help="print a JSON line for each image on stdout, and no others")
     parser.add_argument("--conf", type=probability, default=0.25, help="lowest score (%(default)s)")
     parser.add_argument("--nms", type=probability, default=0.45, help="IoU of the suppression (%(default)s)")
+    parser.add_argument("--multi_label", action="store_true", help=MULTI_LABEL)
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="only these classes, by name or index")
     parser.add_argument("--track", action="store_true", help="follow objects through videos (yolox-cpu[track])")
     parser.add_argument("--tsize", type=positive_int, help="side of the square input (default: test_size)")
@@ -94,7 +96,7 @@ def look(args: argparse.Namespace, source: Any, as_video: bool = False) -> None:
         predictor = choose_predictor(args)
         print(f"model: {predictor.source}, input {predictor.input_size.height}x{predictor.input_size.width}")
         classes = _class_indices(args.classes, predictor.class_names)
-        thresholds = Thresholds(args.conf, args.nms, classes=classes)
+        thresholds = Thresholds(args.conf, args.nms, classes=classes, multi_label=args.multi_label)
         batch_size = 1 if pictures.live else args.batch_size
         results = predict(predictor, pictures, thresholds, batch_size)
         _write_all(args, predictor, pictures, track(results) if args.track else results, report)

@@ -333,3 +333,18 @@ def int8_share(graph: Any, compiled: Any) -> float:
 
 
 BACKEND = OpenVinoBackend()
+
+
+def write_ir(onnx_file: Path, target: Path, description: Mapping[str, str]) -> None:
+    """Write an ONNX file as OpenVINO IR: ``target`` (.xml) and the weights beside it (.bin), in float32.
+
+    Args:
+        onnx_file: The file to convert.
+        target: The .xml file.
+        description: Text by name, which ``model.get_rt_info(["model_info", name])`` reads again.
+    """
+    library = openvino()
+    model = library.convert_model(str(onnx_file))
+    for name, text in description.items():
+        model.set_rt_info(text, ["model_info", name])
+    library.save_model(model, str(target), compress_to_fp16=False)

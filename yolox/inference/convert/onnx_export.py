@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from yolox.errors import YoloxError
 
-__all__ = ["add_metadata", "check_outputs", "export_onnx", "input_names", "output_names"]
+__all__ = ["add_metadata", "check_outputs", "export_onnx", "input_names", "output_names", "quiet"]
 
 OPSET = 18
 """Understood by every release of ONNX Runtime and OpenVINO of the last three years."""
@@ -58,7 +58,7 @@ def export_onnx(model: nn.Module, sample: Sequence[np.ndarray[Any, Any]], path: 
     reasons = []
     for way in (_export_graph, _export_trace):
         try:
-            with _quiet(), torch.no_grad():
+            with quiet(), torch.no_grad():
                 way(model, inputs, path, count, dynamic_batch)
             return
         except Exception as error:  # noqa: BLE001 - exporters raise anything; the next way is tried, then all are told
@@ -151,7 +151,7 @@ def add_metadata(path: Path, values: Mapping[str, str]) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the exporters, which print progress and warn of their own internals."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
