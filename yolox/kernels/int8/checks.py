@@ -45,12 +45,13 @@ def check(program: Program) -> None:
     Raises:
         ModelFileError: With the number of the first step that does not.
     """
+    damaged = ModelFileError("the 8-bit program is damaged or of another version; make it again")
     try:
         fits = _program(program)
     except (TypeError, ValueError, AttributeError, OverflowError):  # values of unforeseen kinds do not even compare
         fits = False
     if not fits:
-        raise ModelFileError("the 8-bit program is damaged or of another version; make it again")
+        raise damaged
     for number, step in enumerate(program.steps):
         try:
             fits = _step(step, program)
@@ -61,13 +62,14 @@ def check(program: Program) -> None:
                 f"step {number} of the 8-bit program, {type(step).__name__}, does not fit what it reads or writes; "
                 "the artifact is damaged or of another version: make it again"
             )
+    written = {id(step.output) for step in program.steps}
+    if not all(one.constant is not None or id(one) in written for one in program.outputs):
+        raise damaged
 
 
 def _program(program: Program) -> bool:
     shapes = all(len(shape) == 3 and all(map(_is_side, shape)) for shape in program.inputs)
     outputs = all(isinstance(matrix, Matrix) and _matrix(matrix) for matrix in program.outputs)
-    written = {id(step.output) for step in program.steps}
-    outputs = outputs and all(one.constant is not None or id(one) in written for one in program.outputs)
     share = isinstance(program.int8_share, float) and 0.0 <= program.int8_share <= 1.0
     return shapes and outputs and share and len(program.inputs) > 0 and len(program.steps) <= _MOST_STEPS
 
