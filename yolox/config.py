@@ -1,6 +1,6 @@
 """The values that describe an experiment, and typed overrides of them.
 
-Field names are those of the official YOLOX ``Exp`` (A2 of its specification), so that published recipes carry over.
+Field names are those of the official YOLOX ``yolox/exp/yolox_base.py``, so that published recipes carry over.
 Only ``build_*`` functions and the tools read these objects; every building block takes plain arguments.
 """
 
@@ -47,7 +47,7 @@ Strides = Annotated[tuple[int, ...], Fixed((8, 16, 32), "the backbones halve an 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What the network is."""
+    """The architecture of the network."""
 
     backbone: Literal["csp_darknet", "darknet53"] = "csp_darknet"
     depth: Annotated[float, Range(0, 10, above=True)] = 1.0

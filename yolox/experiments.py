@@ -1,6 +1,6 @@
 """The published experiments as values, and experiments from a user's file.
 
-Numbers: official YOLOX ``exps/default`` (section A2 of its specification).
+The numbers are those of official YOLOX, ``exps/default`` and ``yolox/exp/yolox_base.py``.
 """
 
 from __future__ import annotations

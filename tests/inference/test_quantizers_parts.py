@@ -80,7 +80,7 @@ def test_weights_of_neighbours_add_up_to_128_at_most(shape: tuple[int, ...]) -> 
 LAYERS = [Layer("stem", 140, 0.5), Layer("narrow", 10, 0.9), *(Layer(f"body{i}", 85, i / 100) for i in range(10))]
 
 
-def test_rungs_take_the_worst_layers_first_and_keep_enough_int8() -> None:
+def test_layer_sets_take_the_worst_layers_first_and_keep_enough_int8() -> None:
     found = float_layer_sets(LAYERS, already_float=40)
     total = sum(layer.macs for layer in LAYERS) + 40
     assert found[0] == {"narrow"}
@@ -91,11 +91,11 @@ def test_rungs_take_the_worst_layers_first_and_keep_enough_int8() -> None:
     assert all("stem" in excluded for excluded in found[1:])
 
 
-def test_models_of_one_layer_have_one_rung() -> None:
+def test_models_of_one_layer_have_one_layer_set() -> None:
     assert float_layer_sets([Layer("only", 100, 1.0)]) == [frozenset()]
 
 
-class Climb:
+class RecordedSearch:
     """A model is the number of its float layers; its accuracy is looked up."""
 
     def __init__(self, accuracies: list[float], tmp_path: Path) -> None:
@@ -118,24 +118,24 @@ class Climb:
 
 
 def test_the_first_model_within_the_bound_is_taken(tmp_path: Path) -> None:
-    tower = Climb([0.3, 0.495, 0.5, 0.5], tmp_path)
-    assert tower.run() == 1
-    assert len(tower.tried) == 2
+    search = RecordedSearch([0.3, 0.495, 0.5, 0.5], tmp_path)
+    assert search.run() == 1
+    assert len(search.tried) == 2
 
 
 def test_the_best_model_is_taken_when_none_is_within_the_bound(tmp_path: Path) -> None:
-    tower = Climb([0.3, 0.45, 0.4, 0.2], tmp_path)
-    assert tower.run() == 1
-    assert len(tower.tried) == len(float_layer_sets(LAYERS, 40))
+    search = RecordedSearch([0.3, 0.45, 0.4, 0.2], tmp_path)
+    assert search.run() == 1
+    assert len(search.tried) == len(float_layer_sets(LAYERS, 40))
 
 
-def test_without_a_metric_the_first_rung_is_taken(tmp_path: Path) -> None:
-    tower = Climb([], tmp_path)
-    assert tower.run(accuracy=None) == 0
+def test_without_a_metric_the_first_layer_set_is_taken(tmp_path: Path) -> None:
+    search = RecordedSearch([], tmp_path)
+    assert search.run(accuracy=None) == 0
 
 
 def test_the_deadline_ends_the_search(tmp_path: Path) -> None:
     said: list[str] = []
-    tower = Climb([0.3, 0.5, 0.5, 0.5], tmp_path)
-    assert tower.run(deadline_s=time.monotonic() - 1, progress=said.append) == 0
+    search = RecordedSearch([0.3, 0.5, 0.5, 0.5], tmp_path)
+    assert search.run(deadline_s=time.monotonic() - 1, progress=said.append) == 0
     assert "no time left" in said[-1]

@@ -1,6 +1,6 @@
 """Operations on one image and its boxes. They return new values; every random number comes from the generator passed.
 
-The numbers are those of official YOLOX (section A6 of its specification). Images are uint8 BGR ``[H, W, 3]``.
+The numbers are those of official YOLOX, ``yolox/data/data_augment.py``. Images are uint8 BGR ``[H, W, 3]``.
 """
 
 from __future__ import annotations

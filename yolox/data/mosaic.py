@@ -1,4 +1,7 @@
-"""Mosaic of four images, the random affine that follows it, and MixUp (section A6 of the specification)."""
+"""Mosaic of four images, the random affine that follows it, and MixUp.
+
+The numbers are those of official YOLOX, ``yolox/data/datasets/mosaicdetection.py`` and ``yolox/data/data_augment.py``.
+"""
 
 from __future__ import annotations
 

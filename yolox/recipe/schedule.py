@@ -1,4 +1,4 @@
-"""Learning-rate schedules of YOLOX, as factors of the highest rate (section A7 of its specification)."""
+"""Learning-rate schedules of YOLOX, as factors of the highest rate (official ``yolox/utils/lr_scheduler.py``)."""
 
 from __future__ import annotations
 

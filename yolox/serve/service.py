@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may cost.
+    """The limits of a request.
 
     Args:
         batch_size: Images that go through the network together.

@@ -15,7 +15,7 @@ __all__ = ["LiveProgress", "draw_plot", "machine_facts"]
 
 WIDTH = 110
 SMALLEST_SPAN = 0.1
-"""Of the plot's axis of AP: a drop of 0.01 is then a tenth of its height."""
+"""The least range of the plot's axis of AP: a drop of 0.01 is then a tenth of its height."""
 
 
 class LiveProgress:

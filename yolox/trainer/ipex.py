@@ -37,7 +37,7 @@ _FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.Adagrad)
 
 @dataclass(frozen=True)
 class IpexPlan:
-    """What asking for IPEX comes to.
+    """The settings that asking for IPEX leads to.
 
     Args:
         note: One line for log, report and checkpoint.

@@ -81,12 +81,12 @@ class LauncherStrategy(DDPStrategy):
 
     @property
     def num_processes(self) -> int:
-        """All of them; Lightning's idea of machines is not used."""
+        """The number of ranks; Lightning's count of machines is not used."""
         return len(self.slots)
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        """For samplers that Lightning makes."""
+        """The number of ranks and this rank, for the samplers that Lightning makes."""
         return {"num_replicas": len(self.slots), "rank": self.global_rank}
 
     def set_world_ranks(self) -> None:
@@ -151,7 +151,7 @@ class _Bridge(_Launcher):
 
 
 class _Task:
-    """What every rank runs: the trainer's own method, in a process group."""
+    """The work of every rank: the trainer's own method, in a process group."""
 
     def __init__(
         self, trainer: pl.Trainer, function: Callable[..., Any], args: Any, kwargs: Any, random_states: dict[str, Any]

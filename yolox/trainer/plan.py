@@ -32,7 +32,7 @@ IPEX, CCL = "intel_extension_for_pytorch", "oneccl_bindings_for_pytorch"
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked of the trainer.
+    """The settings that a plan is made from, as the user gave them.
 
     Args:
         num_processes: None means one, or as many as ``cpu_for_each_process`` names.

@@ -23,7 +23,7 @@ __all__ = ["PrecisionOptions", "build_precision"]
 
 @dataclass(frozen=True)
 class PrecisionOptions:
-    """What may be chosen besides the precision itself.
+    """The choices that go with a precision.
 
     Args:
         channels_last: Whether module and 4-D batches take the channels_last memory format.

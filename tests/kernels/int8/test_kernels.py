@@ -12,7 +12,7 @@ from programs import conv, feature, pack, part, random, small_network
 from reference import interpret
 
 from yolox.errors import ModelFileError, UsageError
-from yolox.kernels.int8.bindings import CBatch, CCurve, CStep, Instructions
+from yolox.kernels.int8.bindings import CBatch, CSiluTable, CStep, Instructions
 from yolox.kernels.int8.executable import Executable, instructions
 from yolox.kernels.int8.int8_ir import (
     Activation,
@@ -278,7 +278,7 @@ def test_steps_that_do_not_fit_are_refused(number: int, change: dict[str, Any]) 
 def test_structures_are_as_large_as_the_kernels_ones() -> None:
     sizes = [ctypes.c_long() for _ in range(3)]
     required_kernels().native_bytes(*(ctypes.byref(size) for size in sizes))
-    assert [size.value for size in sizes] == [ctypes.sizeof(kind) for kind in (CStep, CCurve, CBatch)]
+    assert [size.value for size in sizes] == [ctypes.sizeof(kind) for kind in (CStep, CSiluTable, CBatch)]
 
 
 def test_each_step_says_what_it_is_and_how_long_it_took() -> None:

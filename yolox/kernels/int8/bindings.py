@@ -5,14 +5,14 @@ from __future__ import annotations
 import ctypes
 from enum import IntEnum
 
-__all__ = ["CBatch", "CCurve", "CFeature", "CMatrix", "CStep", "Instructions", "Kind", "Place"]
+__all__ = ["CBatch", "CFeature", "CMatrix", "CSiluTable", "CStep", "Instructions", "Kind", "Place"]
 
 _NUMBER = ctypes.c_int64
 _ADDRESS = ctypes.c_void_p
 
 
 class Kind(IntEnum):
-    """What a step does."""
+    """The operation of a step."""
 
     BORDER = 0
     PACK = 1
@@ -27,7 +27,7 @@ class Kind(IntEnum):
 
 
 class Place(IntEnum):
-    """Where a matrix lies."""
+    """The memory in which a matrix lies."""
 
     ARENA = 0
     CONSTANT = 1
@@ -35,7 +35,7 @@ class Place(IntEnum):
 
 
 class Instructions(IntEnum):
-    """What the kernels that a machine gets are made of."""
+    """The instruction set that the kernels of a machine are compiled for."""
 
     PORTABLE = 0
     """Whatever the compiler finds: ten times slower."""
@@ -58,8 +58,8 @@ class CMatrix(ctypes.Structure):
     _fields_ = tuple((name, _NUMBER) for name in ("place", "at", "rows", "columns"))
 
 
-class CCurve(ctypes.Structure):
-    """A smooth activation."""
+class CSiluTable(ctypes.Structure):
+    """SiLU as a table of straight lines and cubic polynomials."""
 
     _fields_ = (
         ("start", ctypes.c_int16 * 64),
@@ -81,7 +81,7 @@ class CStep(ctypes.Structure):
         *((name, _NUMBER) for name in ("size", "stride", "padding", "choice", "index", "to_matrix")),
         *((name, _NUMBER) for name in ("first_row", "first_column", "left_column", "right_column", "columns", "wide")),
         *((name, _ADDRESS) for name in ("multiplier", "offset", "inverse", "zero", "other_multiplier")),
-        *((name, _ADDRESS) for name in ("weight", "curve", "order")),
+        *((name, _ADDRESS) for name in ("weight", "silu_table", "order")),
     )
 
 

@@ -105,7 +105,7 @@ def _conv(step: Conv) -> Fields:
     }
     if isinstance(step.output, Feature):
         smooth = silu_table(step.activation, step.output, step.multiplier, step.offset)
-        return fields | {"output": step.output, "curve": smooth or 0} | _rounding(step.output)
+        return fields | {"output": step.output, "silu_table": smooth or 0} | _rounding(step.output)
     height, width = ((length + 2 * step.padding - step.weight.shape[2]) // step.stride + 1 for length in _size(step))
     fields |= {"first_row": step.first_row, "first_column": step.first_column, "result": step.output, "to_matrix": 1}
     return fields | {"output": CFeature(0, 0, 0, height, width, len(step.weight), 0)}

@@ -53,7 +53,7 @@ class QuantizedWeights:
 
 @dataclass
 class RangeObserver:
-    """What calibration learned of a feature.
+    """The range of a feature that calibration observed.
 
     Args:
         low: Smallest values of each channel, [channels] for each image.

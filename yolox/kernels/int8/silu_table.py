@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yolox.kernels.int8.bindings import CCurve
+from yolox.kernels.int8.bindings import CSiluTable
 from yolox.kernels.int8.int8_ir import Activation, Feature
 
 __all__ = ["silu_table"]
@@ -26,7 +26,7 @@ _MOST_SHIFT = 6
 
 def silu_table(
     activation: Activation, output: Feature, multiplier: NDArray[np.float32], offset: NDArray[np.float32]
-) -> tuple[CCurve, list[NDArray[np.generic]]] | None:
+) -> tuple[CSiluTable, list[NDArray[np.generic]]] | None:
     """Return what computes ``activation(multiplier * sum + offset)`` as bytes, and the arrays it points at.
 
     Before rounding to a byte the result is at most 0.0015 away from the function where no byte stands for more than 20,
@@ -58,7 +58,7 @@ def silu_table(
     start = dents[:-1] - rise * edges[:-1] + 0.5 * (_dent(edges[:-1] + 0.5 * width) - 0.5 * (dents[:-1] + dents[1:]))
     numbers = (start / unit, rise * 2.0**15, _cubics(width * _PIECES) / unit)
     tables = [(ctypes.c_int16 * len(one))(*np.rint(one).astype(int).tolist()) for one in numbers]
-    return CCurve(*tables, bits, shift, *(array.ctypes.data for array in arrays)), arrays
+    return CSiluTable(*tables, bits, shift, *(array.ctypes.data for array in arrays)), arrays
 
 
 def _unit(top: float) -> tuple[float, int]:

@@ -17,15 +17,15 @@ __all__ = [
     "POINTER",
     "TYPES",
     "Activation",
-    "Added",
-    "Following",
     "Gradient",
     "Images",
+    "NextNorm",
     "Norm",
-    "Pictures",
-    "Places",
+    "Residual",
     "Running",
     "Shape",
+    "SplitTensor",
+    "StemInput",
     "call",
     "has_pointwise",
 ]
@@ -41,7 +41,7 @@ class Activation(ctypes.Structure):
 
 
 class Norm(ctypes.Structure):
-    """Of each channel: parameters, and what forwards hands to backwards; and the activation after it."""
+    """A batch normalisation: the parameters and moments of each channel, and the activation after it."""
 
     _fields_ = (*((name, POINTER) for name in ("weight", "bias", "mean", "rstd")), ("activation", Activation))
 
@@ -52,8 +52,8 @@ class Running(ctypes.Structure):
     _fields_ = (("mean", POINTER), ("var", POINTER), ("momentum", DOUBLE))
 
 
-class Places(ctypes.Structure):
-    """A tensor whose channels lie in one or two places."""
+class SplitTensor(ctypes.Structure):
+    """A tensor whose channels lie in one tensor or are split over two."""
 
     _fields_ = (
         *(("first", POINTER), ("first_stride", LONG), ("second", POINTER), ("second_stride", LONG)),
@@ -62,37 +62,37 @@ class Places(ctypes.Structure):
 
 
 class Gradient(ctypes.Structure):
-    """Of activated values, and what was normalised."""
+    """The gradient of activated values, and the values that were normalised."""
 
     _fields_ = (("dy", POINTER), ("stride", LONG), ("x", POINTER), ("pixels", LONG), ("channels", LONG))
 
 
-class Added(ctypes.Structure):
-    """Values to be added to activated ones."""
+class Residual(ctypes.Structure):
+    """Values to be added to activated ones, and the normalisation that they still have to go through."""
 
     _fields_ = (("x", POINTER), ("norm", Norm))
 
 
-class Following(ctypes.Structure):
-    """Normalisations after a convolution, of one place or two."""
+class NextNorm(ctypes.Structure):
+    """The normalisations after a convolution, one for each part of its output."""
 
     _fields_ = (("norm", Norm * 2), ("sums", POINTER * 2), ("count", DOUBLE * 2))
 
 
 class Images(ctypes.Structure):
-    """What a depthwise convolution reads."""
+    """The shape of the input of a depthwise convolution, and its stride."""
 
     _fields_ = tuple((name, LONG) for name in ("count", "channels", "height", "width", "stride"))
 
 
-class Pictures(ctypes.Structure):
-    """What the stem reads."""
+class StemInput(ctypes.Structure):
+    """The images that the stem reads, and the number of its output channels."""
 
     _fields_ = (("pixels", POINTER), *((name, LONG) for name in ("floats", "count", "height", "width", "outputs")))
 
 
 class Shape(ctypes.Structure):
-    """Of a 1x1 convolution."""
+    """The shape of a 1x1 convolution."""
 
     _fields_ = tuple((name, LONG) for name in ("pixels", "inputs", "outputs"))
 
@@ -100,7 +100,7 @@ class Shape(ctypes.Structure):
 _PARAMETERS = {
     "batchnorm_silu_statistics": (POINTER, LONG, LONG, POINTER),
     "batchnorm_silu_moments": (POINTER, DOUBLE, DOUBLE, LONG, Norm, Running),
-    "batchnorm_silu_forward": (POINTER, POINTER, LONG, LONG, Norm, Added),
+    "batchnorm_silu_forward": (POINTER, POINTER, LONG, LONG, Norm, Residual),
     "batchnorm_silu_gradient_sums": (Gradient, POINTER, Norm, POINTER),
     "batchnorm_silu_backward": (POINTER, POINTER, LONG, LONG, Norm, POINTER, DOUBLE),
     "depthwise_forward": (POINTER, Norm, POINTER, Images, POINTER, POINTER),
@@ -108,13 +108,13 @@ _PARAMETERS = {
         *(POINTER, POINTER, Norm, POINTER, DOUBLE),
         *(POINTER, Norm, POINTER, Images, POINTER, POINTER, POINTER),
     ),
-    "pointwise_forward": (Places, POINTER, Shape, POINTER, POINTER, Places, POINTER),
+    "pointwise_forward": (SplitTensor, POINTER, Shape, POINTER, POINTER, SplitTensor, POINTER),
     "pointwise_backward": (
-        *(Places, Places, POINTER),
-        *(Places, POINTER, Places, Places, Shape, POINTER, POINTER, POINTER),
+        *(SplitTensor, SplitTensor, POINTER),
+        *(SplitTensor, POINTER, SplitTensor, SplitTensor, Shape, POINTER, POINTER, POINTER),
     ),
-    "stem_forward": (Pictures, POINTER, POINTER, POINTER),
-    "stem_backward": (POINTER, POINTER, Norm, POINTER, DOUBLE, Pictures, POINTER),
+    "stem_forward": (StemInput, POINTER, POINTER, POINTER),
+    "stem_backward": (POINTER, POINTER, Norm, POINTER, DOUBLE, StemInput, POINTER),
 }
 
 

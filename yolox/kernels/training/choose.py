@@ -29,7 +29,7 @@ __all__ = ["Precision", "Row", "choose"]
 
 @dataclass(frozen=True)
 class Precision:
-    """What a plan is for.
+    """The circumstances that a plan is made for.
 
     Args:
         products: Type in which convolutions compute.
@@ -55,7 +55,7 @@ class Row(NamedTuple):
 
 
 class Kind(Enum):
-    """What computes a block."""
+    """The kernels that compute a block."""
 
     POINTWISE = auto()
     DEPTHWISE = auto()
@@ -67,7 +67,7 @@ class Kind(Enum):
 
 
 class Choice(NamedTuple):
-    """What computes a block, and why it is not more."""
+    """The kernels that compute a block, and why no others do."""
 
     kind: Kind
     reason: str = ""

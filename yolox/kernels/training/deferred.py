@@ -14,7 +14,7 @@ from torch import Tensor
 
 from yolox.kernels.training import ops
 from yolox.kernels.training.autograd import normalised, parameter_gradients, share_
-from yolox.kernels.training.norms import BatchNorm, Following, NormAct
+from yolox.kernels.training.norms import BatchNorm, NextNorm, NormAct
 
 __all__ = [
     "Deferred",
@@ -184,14 +184,14 @@ class _After:
 
     def backward(
         self, dz: Tensor | None, sums: Tensor | None, value: Tensor, moments: Tensor
-    ) -> tuple[Following, tuple[Tensor, Tensor]]:
+    ) -> tuple[NextNorm, tuple[Tensor, Tensor]]:
         """Return what the convolution has to know, and the gradients of weight and bias."""
         layer = self.norm.layer
         norm = BatchNorm(layer.weight, layer.bias, moments, self.norm.activation)
         total = torch.zeros(moments.shape, dtype=torch.float64) if sums is None else sums.double().contiguous()
         own = parameter_gradients(total, norm)  # of this rank; the trainer adds those up
         share_(total, layer)
-        return Following(torch.zeros_like(value) if dz is None else dz, total, self.count, value, norm), own
+        return NextNorm(torch.zeros_like(value) if dz is None else dz, total, self.count, value, norm), own
 
 
 class _Activate(torch.autograd.Function):

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from yolox.kernels.training import bindings
 
-__all__ = ["IDENTITY", "RELU", "RELU6", "SILU", "Activation", "BatchNorm", "Following", "NormAct"]
+__all__ = ["IDENTITY", "RELU", "RELU6", "SILU", "Activation", "BatchNorm", "NextNorm", "NormAct"]
 
 
 class Activation(NamedTuple):
-    """What follows a normalisation.
+    """The activation that follows a normalisation.
 
     Attributes:
         silu: Whether it is SiLU; otherwise it is z from 0 to ``most``, ``below`` times z under 0, ``most`` beyond.
@@ -52,13 +52,13 @@ class BatchNorm(NamedTuple):
         return bindings.Norm(self.weight.data_ptr(), self.bias.data_ptr(), mean, mean + distance, activation)
 
 
-class Following(NamedTuple):
+class NextNorm(NamedTuple):
     """A normalisation and activation that read what a convolution returned, as its gradients need them.
 
     Attributes:
         dz: The gradient after the normalisation and before its activation.
-        sums: Of it, as of `gradient_sums`.
-        pixels: Their number in those sums.
+        sums: Its sums, as `gradient_sums` returns them.
+        pixels: The number of pixels in those sums.
         value: What was normalised.
         norm: The normalisation.
     """

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from yolox.kernels.training import bindings
-from yolox.kernels.training.norms import Activation, BatchNorm, Following
+from yolox.kernels.training.norms import Activation, BatchNorm, NextNorm
 
 __all__ = [
     "CHANNEL_BLOCK",
@@ -36,17 +36,17 @@ __all__ = [
 CHANNEL_BLOCK = 16
 """Kernels that go pixel by pixel want a multiple of so many channels."""
 MOST_CHANNELS = 1024
-"""Of input and output of `pointwise` together; wider matrices outgrow its blocks, and oneDNN is as fast or faster."""
+"""Channels of input and output of `pointwise` together; with more of them oneDNN is as fast or faster."""
 
 
 class Gradients(NamedTuple):
-    """Of a convolution.
+    """The gradients that the backward pass of a convolution returns.
 
     Attributes:
         inputs: The gradients of its inputs, or where a normalisation and activation were deferred those before the
             activation; none if not wanted.
-        sums: Of each of them, as of `gradient_sums`; without a meaning where nothing was deferred.
-        weight: Like the weight.
+        sums: The sums of each of them, as `gradient_sums` returns them; meaningless where nothing was deferred.
+        weight: The gradient of the weight, of its shape.
     """
 
     inputs: tuple[Tensor, ...]
@@ -71,16 +71,16 @@ def _norm(norm: BatchNorm | None) -> bindings.Norm:
     return norm() if norm else bindings.Norm()
 
 
-def _places(*tensors: tuple[Tensor, int]) -> bindings.Places:
+def _split_tensor(*tensors: tuple[Tensor, int]) -> bindings.SplitTensor:
     """Return where the channels lie of one tensor or of two, each with the distance of its pixels."""
     if not tensors:
-        return bindings.Places()
+        return bindings.SplitTensor()
     (first, first_stride), (second, second_stride) = tensors[0], tensors[-1]
-    return bindings.Places(first.data_ptr(), first_stride, second.data_ptr(), second_stride, first.shape[1])
+    return bindings.SplitTensor(first.data_ptr(), first_stride, second.data_ptr(), second_stride, first.shape[1])
 
 
-def _dense(parts: Sequence[Tensor]) -> bindings.Places:
-    return _places(*((part, part.shape[1]) for part in parts))
+def _dense(parts: Sequence[Tensor]) -> bindings.SplitTensor:
+    return _split_tensor(*((part, part.shape[1]) for part in parts))
 
 
 def _strided(gradient: Tensor) -> tuple[Tensor, int]:
@@ -116,7 +116,7 @@ def normalise(sums: Tensor, count: float, norm: nn.BatchNorm2d, activation: Acti
 def activate(x: Tensor, norm: BatchNorm, added: Tensor | None = None, added_norm: BatchNorm | None = None) -> Tensor:
     """Return ``norm(x)``, activated, with ``added`` or the activated ``added_norm(added)`` added."""
     y = torch.empty_like(x)
-    more = bindings.Added() if added is None else bindings.Added(added.data_ptr(), _norm(added_norm))
+    more = bindings.Residual() if added is None else bindings.Residual(added.data_ptr(), _norm(added_norm))
     bindings.call("batchnorm_silu_forward", x.dtype, x, y, _pixels(x), x.shape[1], norm(), more)
     return y
 
@@ -165,7 +165,7 @@ def depthwise(
 
 
 def depthwise_backward(
-    dy: Tensor | Following,
+    dy: Tensor | NextNorm,
     x: Tensor,
     weight: Tensor,
     stride: int,
@@ -175,7 +175,7 @@ def depthwise_backward(
 ) -> Gradients:
     """Return the gradients of `depthwise`, itself or followed by a normalisation."""
     after: tuple[Any, ...]
-    if isinstance(dy, Following):
+    if isinstance(dy, NextNorm):
         gradient, after = dy.dz, (dy.value, dy.norm(), dy.sums, dy.pixels)
     else:
         gradient, after = dy, (None, bindings.Norm(), None, 0.0)
@@ -225,7 +225,7 @@ def pointwise(
 
 
 def pointwise_backward(
-    after: Sequence[Following] | Tensor,
+    after: Sequence[NextNorm] | Tensor,
     parts: Sequence[Tensor],
     deferred: Sequence[BatchNorm | None],
     weight: Tensor,
@@ -246,9 +246,9 @@ def pointwise_backward(
     inputs = tuple(torch.empty_like(part) for part in parts) if wants_input else ()
     sums, dweight = _sums(weight.shape[1]), torch.empty_like(weight)
     if isinstance(after, Tensor):
-        following, gradients, values = bindings.Following(), [_strided(after)], []
+        next_norms, gradients, values = bindings.NextNorm(), [_strided(after)], []
     else:
-        following = bindings.Following(
+        next_norms = bindings.NextNorm(
             (bindings.Norm * 2)(*(one.norm() for one in after)),
             (bindings.POINTER * 2)(*(one.sums.data_ptr() for one in after)),
             (bindings.DOUBLE * 2)(*(one.pixels for one in after)),
@@ -256,16 +256,16 @@ def pointwise_backward(
         gradients, values = [_strided(one.dz) for one in after], [one.value for one in after]
     more = () if added is None else (_strided(added),)
     bindings.call(
-        *("pointwise_backward", gradients[0][0].dtype, _places(*gradients), _dense(values)),
-        *(ctypes.byref(following), _dense(parts), _pair(deferred), _places(*more), _dense(inputs)),
+        *("pointwise_backward", gradients[0][0].dtype, _split_tensor(*gradients), _dense(values)),
+        *(ctypes.byref(next_norms), _dense(parts), _pair(deferred), _split_tensor(*more), _dense(inputs)),
         *(_shape(parts[0], weight), weight, dweight, sums),
     )
     return Gradients(inputs, torch.split(sums, [part.shape[1] for part in parts], dim=1), dweight)
 
 
-def _pictures(images: Tensor, outputs: int) -> bindings.Pictures:
+def _stem_input(images: Tensor, outputs: int) -> bindings.StemInput:
     count, _, height, width = images.shape
-    return bindings.Pictures(images.data_ptr(), int(images.dtype == torch.float32), count, height, width, outputs)
+    return bindings.StemInput(images.data_ptr(), int(images.dtype == torch.float32), count, height, width, outputs)
 
 
 def stem(images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -279,15 +279,15 @@ def stem(images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     shape = (count, len(weight), height // 2, width // 2)
     y = torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
     sums = _sums(len(weight))
-    bindings.call("stem_forward", y.dtype, _pictures(images, len(weight)), weight, y, sums)
+    bindings.call("stem_forward", y.dtype, _stem_input(images, len(weight)), weight, y, sums)
     return y, sums
 
 
-def stem_backward(after: Following, images: Tensor) -> Tensor:
+def stem_backward(after: NextNorm, images: Tensor) -> Tensor:
     """Return the gradient of the weight of `stem`, followed by a normalisation."""
     outputs = after.value.shape[1]
     dweight = torch.empty(outputs, 6, 6, 3, dtype=torch.float32)
     dz = after.dz.contiguous(memory_format=torch.channels_last)
     own = (after.value, after.norm(), after.sums, after.pixels)
-    bindings.call("stem_backward", dz.dtype, dz, *own, _pictures(images, outputs), dweight)
+    bindings.call("stem_backward", dz.dtype, dz, *own, _stem_input(images, outputs), dweight)
     return dweight

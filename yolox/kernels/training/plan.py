@@ -44,7 +44,7 @@ class Plan:
         self._program, self._places = program, places
 
     rows: Sequence[Row]
-    """What was chosen, one line for each layer."""
+    """The kernel chosen for each layer, one line each."""
 
     def run(self, tensors: Sequence[Tensor]) -> Any:
         """Return what the forward method returns.

@@ -45,7 +45,7 @@ def no_beat(phase: Phase) -> None:
 
 @dataclass(frozen=True)
 class Worker:
-    """What the function learns of the process it runs in.
+    """The facts that the function is given of the process it runs in.
 
     Args:
         slot: Its place.

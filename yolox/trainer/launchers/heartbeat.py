@@ -50,7 +50,7 @@ class HangLimits:
 
 @dataclass(frozen=True)
 class RankActivity:
-    """What one rank did since the last look.
+    """The activity of one rank since it was last read.
 
     Args:
         rank: Its number.
@@ -138,7 +138,7 @@ class HangWatch:
 
 @dataclass(frozen=True)
 class CpuActivity:
-    """What the threads of one session have done so far.
+    """The activity of the threads of one session so far.
 
     Args:
         computed: Seconds on a processor.

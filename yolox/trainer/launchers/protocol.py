@@ -41,7 +41,7 @@ class JoinInfo:
 
 @dataclass(frozen=True)
 class Registration:
-    """What an agent says of itself.
+    """The facts that an agent reports of itself.
 
     Args:
         number: Which of the agents it is.
@@ -62,7 +62,7 @@ class Registration:
 
 @dataclass(frozen=True)
 class StartRequest:
-    """What an agent is to start.
+    """The request to an agent to start its ranks.
 
     Args:
         slots: The ranks.
@@ -115,7 +115,7 @@ class States:
 
 @dataclass(frozen=True)
 class Output:
-    """What rank 0 has written to ``stdout`` or ``stderr``."""
+    """Text that rank 0 has written to ``stdout`` or ``stderr``."""
 
     stream: str
     text: str

@@ -113,7 +113,7 @@ class _Tasks:
 
 
 class _Task:
-    """What each barrier task does."""
+    """The work of each barrier task."""
 
     def __init__(self, join_info: JoinInfo, threads: int | None) -> None:
         self.join_info = join_info

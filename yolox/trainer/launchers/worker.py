@@ -34,10 +34,10 @@ _FAILED = 1
 
 @dataclass(frozen=True)
 class Setup:
-    """What the workers of one parent need to know.
+    """The settings that all workers of one parent share.
 
     Args:
-        slots: Of the ranks that this parent starts.
+        slots: The slots of the ranks that this parent starts.
         rendezvous: Where all ranks meet.
         first_local_rank: Number, on this machine, of the first of the slots.
         node_rank: Number of this machine.
@@ -66,7 +66,7 @@ class RunDirectory:
 
     @property
     def payload(self) -> Path:
-        """The function to run."""
+        """The file of the pickled function."""
         return self.path / "payload.pkl"
 
     @property
@@ -75,23 +75,23 @@ class RunDirectory:
         return f"file://{self.path / 'rendezvous'}"
 
     def result(self, rank: int) -> Path:
-        """What the function returned."""
+        """The file of what the function returned."""
         return self.path / f"result-{rank}.pkl"
 
     def failure(self, rank: int) -> Path:
-        """Why it did not return."""
+        """The file that says why the function did not return."""
         return self.path / f"failure-{rank}.pkl"
 
     def heartbeat(self, rank: int) -> Path:
-        """Signs of life."""
+        """The file whose changes show that the rank is alive."""
         return self.path / f"heartbeat-{rank}"
 
     def stacks(self, rank: int) -> Path:
-        """Stacks of all threads, when asked for or after a crash in native code."""
+        """The file of the stacks of all threads, written when asked for or after a crash in native code."""
         return self.path / f"stacks-{rank}.txt"
 
     def output(self, rank: int) -> Path:
-        """Standard output and error of ranks other than 0."""
+        """The file of standard output and error of a rank other than 0."""
         return self.path / f"output-{rank}.txt"
 
     def place(self, slots: Sequence[Slot], function: Callable[[Worker], Any]) -> None:

@@ -1,4 +1,4 @@
-// The curves of smooth activations, and floats, with AVX2.
+// The tables of smooth activations, and floats, with AVX2.
 #pragma once
 #include "finish.h"
 #ifdef NATIVE_AVX2
@@ -13,24 +13,24 @@ struct Channels {
   __m256i factor[2], zero[2];
 
   // For the 16 channels from c on.
-  void take_ordered(const Curve& curve, long c) {
+  void take_ordered(const SiluTable& table, long c) {
     for (int q = 0; q < 4; ++q) {
-      multiplier[q] = halves(curve.multiplier + c + q % 2 * 4, 8);
-      offset[q] = halves(curve.offset + c + q % 2 * 4, 8);
+      multiplier[q] = halves(table.multiplier + c + q % 2 * 4, 8);
+      offset[q] = halves(table.offset + c + q % 2 * 4, 8);
     }
-    for (int i = 0; i < 2; ++i) factor[i] = halves(curve.factor + c, 8), zero[i] = halves(curve.zero + c, 8);
+    for (int i = 0; i < 2; ++i) factor[i] = halves(table.factor + c, 8), zero[i] = halves(table.zero + c, 8);
   }
 
   // For P pixels with 32 / P channels each, the first being channel c.
-  template <int P> void take_unpacked(const Curve& curve, long c) {
+  template <int P> void take_unpacked(const SiluTable& table, long c) {
     const long other = P == 1 ? 16 : 0;
     for (int q = 0; q < 4; ++q) {
-      multiplier[q] = halves(curve.multiplier + c + 4 * q, other);
-      offset[q] = halves(curve.offset + c + 4 * q, other);
+      multiplier[q] = halves(table.multiplier + c + 4 * q, other);
+      offset[q] = halves(table.offset + c + 4 * q, other);
     }
     for (int i = 0; i < 2; ++i) {
-      factor[i] = halves(curve.factor + c + 8 * i, other);
-      zero[i] = halves(curve.zero + c + 8 * i, other);
+      factor[i] = halves(table.factor + c + 8 * i, other);
+      zero[i] = halves(table.zero + c + 8 * i, other);
     }
   }
 
@@ -45,12 +45,12 @@ struct Cubics {
   __m256i coefficient[4], limit;
   __m128i widen, shift;
 
-  void take(const Curve& curve) {
+  void take(const SiluTable& table) {
     for (int i = 0; i < 4; ++i)
-      coefficient[i] = _mm256_broadcastsi128_si256(rotated(_mm_loadu_si128((const __m128i*)curve.cubic[i])));
-    limit = _mm256_set1_epi16(int16_t((64 << curve.bits) - 1));
-    widen = _mm_cvtsi64_si128(9 - curve.bits);
-    shift = _mm_cvtsi64_si128(curve.shift);
+      coefficient[i] = _mm256_broadcastsi128_si256(rotated(_mm_loadu_si128((const __m128i*)table.cubic[i])));
+    limit = _mm256_set1_epi16(int16_t((64 << table.bits) - 1));
+    widen = _mm_cvtsi64_si128(9 - table.bits);
+    shift = _mm_cvtsi64_si128(table.shift);
   }
 
   static __m128i rotated(__m128i v) { return _mm_alignr_epi8(v, v, 15); }

@@ -1,4 +1,4 @@
-// The curves of smooth activations, 64 bytes at a time, with AVX-512.
+// The tables of smooth activations, 64 bytes at a time, with AVX-512.
 #pragma once
 #include "finish.h"
 #ifdef NATIVE_AVX512
@@ -7,53 +7,53 @@ namespace native {
 
 // Four vectors of sums become 64 bytes. Sums are `ordered`, 16 neighbouring channels in each vector, or `unpacked`, as
 // depthwise convolutions have them: lane l of vector q has those of bytes 16 l + 4 q ... 16 l + 4 q + 3.
-struct Curves {
+struct SiluTables {
   __m512i start[2], rise[2];
   __m512i factor[2], zero[2];
   __m512i limit;
   __m128i bits, shift;
   __m512 multiplier[4], offset[4];
 
-  void take(const Curve& curve) {
-    limit = _mm512_set1_epi16(int16_t((64 << curve.bits) - 1));
-    bits = _mm_cvtsi64_si128(curve.bits);
-    shift = _mm_cvtsi64_si128(curve.shift);
+  void take(const SiluTable& table) {
+    limit = _mm512_set1_epi16(int16_t((64 << table.bits) - 1));
+    bits = _mm_cvtsi64_si128(table.bits);
+    shift = _mm_cvtsi64_si128(table.shift);
     for (int i = 0; i < 2; ++i) {
-      start[i] = _mm512_loadu_si512(curve.start + 32 * i);
-      rise[i] = _mm512_loadu_si512(curve.rise + 32 * i);
+      start[i] = _mm512_loadu_si512(table.start + 32 * i);
+      rise[i] = _mm512_loadu_si512(table.rise + 32 * i);
     }
   }
 
   // For sums of which each N are one pixel's channels, the first being channel c.
-  template <int N> void take_ordered(const Curve& curve, long c) {
-    take(curve);
+  template <int N> void take_ordered(const SiluTable& table, long c) {
+    take(table);
     const __m512i pairs = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
     for (int q = 0; q < 4; ++q) {
-      multiplier[q] = _mm512_loadu_ps(curve.multiplier + c + q % N * 16);
-      offset[q] = _mm512_loadu_ps(curve.offset + c + q % N * 16);
+      multiplier[q] = _mm512_loadu_ps(table.multiplier + c + q % N * 16);
+      offset[q] = _mm512_loadu_ps(table.offset + c + q % N * 16);
     }
     for (int i = 0; i < 2; ++i) {
-      factor[i] = _mm512_permutex2var_epi64(sixteen(curve.factor, c + 2 * i % N * 16), pairs,
-                                            sixteen(curve.factor, c + (2 * i + 1) % N * 16));
-      zero[i] = _mm512_permutex2var_epi64(sixteen(curve.zero, c + 2 * i % N * 16), pairs,
-                                          sixteen(curve.zero, c + (2 * i + 1) % N * 16));
+      factor[i] = _mm512_permutex2var_epi64(sixteen(table.factor, c + 2 * i % N * 16), pairs,
+                                            sixteen(table.factor, c + (2 * i + 1) % N * 16));
+      zero[i] = _mm512_permutex2var_epi64(sixteen(table.zero, c + 2 * i % N * 16), pairs,
+                                          sixteen(table.zero, c + (2 * i + 1) % N * 16));
     }
   }
 
   // For unpacked sums of P pixels with 64 / P channels each, the first being channel c.
-  template <int P> void take_unpacked(const Curve& curve, long c) {
-    take(curve);
+  template <int P> void take_unpacked(const SiluTable& table, long c) {
+    take(table);
     for (int q = 0; q < 4; ++q)
       for (int i = 0; i < 16; ++i) {
         long from = c + (i / 4 * 16 + q * 4 + i % 4) % (64 / P);
-        ((float*)&multiplier[q])[i] = curve.multiplier[from];
-        ((float*)&offset[q])[i] = curve.offset[from];
+        ((float*)&multiplier[q])[i] = table.multiplier[from];
+        ((float*)&offset[q])[i] = table.offset[from];
       }
     for (int h = 0; h < 2; ++h)
       for (int i = 0; i < 32; ++i) {
         long from = c + (i / 8 * 16 + h * 8 + i % 8) % (64 / P);
-        ((int16_t*)&factor[h])[i] = curve.factor[from];
-        ((int16_t*)&zero[h])[i] = curve.zero[from];
+        ((int16_t*)&factor[h])[i] = table.factor[from];
+        ((int16_t*)&zero[h])[i] = table.zero[from];
       }
   }
 

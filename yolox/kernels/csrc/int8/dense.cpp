@@ -22,8 +22,8 @@ INLINE inline __m512i plus_products(__m512i sum, __m512i bytes, __m512i weights)
 }
 
 // M pixels by N vectors of 16 channels, from channel c on.
-template <int M, int N, bool CURVED>
-static inline void tile(const Step& s, const Image& image, const Curves& curves, const Tile& t, long c) {
+template <int M, int N, bool TABLE>
+static inline void tile(const Step& s, const Image& image, const SiluTables& tables, const Tile& t, long c) {
   const long groups = (s.in.channels + 3) / 4;
   const int8_t* weight = s.weight + c * s.size * s.size * groups * 4;
   __m512i sum[M * N];
@@ -51,16 +51,16 @@ static inline void tile(const Step& s, const Image& image, const Curves& curves,
       }
     }
   }
-  // From here on the sums are other values to the compiler, and `curves` is not yet in registers.
+  // From here on the sums are other values to the compiler, and `tables` is not yet in registers.
   unrolled<M * N>([&](auto i) INLINE {
     __m512i one = sum[i];
     asm volatile("" : "+v"(one)::"memory");
     sum[i] = one;
   });
-  if constexpr (CURVED) {
+  if constexpr (TABLE) {
     constexpr int P = 4 / N;  // pixels in four vectors of sums
     unrolled<M / P>([&](auto i) INLINE {
-      __m512i bytes = curves.ordered_bytes(sum[4 * i], sum[4 * i + 1], sum[4 * i + 2], sum[4 * i + 3]);
+      __m512i bytes = tables.ordered_bytes(sum[4 * i], sum[4 * i + 1], sum[4 * i + 2], sum[4 * i + 3]);
       if (i * P < t.pixels)
         put_pixels<P>(t.out + i * P * s.out.pixel, s.out.pixel, bytes, s.out.room - c, t.pixels - i * P);
     });
@@ -72,25 +72,25 @@ static inline void tile(const Step& s, const Image& image, const Curves& curves,
   }
 }
 
-template <int N, bool CURVED>
-static inline void tile_of(int m, const Step& s, const Image& image, const Curves& curves, const Tile& t, long c) {
+template <int N, bool TABLE>
+static inline void tile_of(int m, const Step& s, const Image& image, const SiluTables& tables, const Tile& t, long c) {
   constexpr int P = 4 / N;
   switch (m / P) {
-    case 1: return tile<1 * P, N, CURVED>(s, image, curves, t, c);
-    case 2: return tile<2 * P, N, CURVED>(s, image, curves, t, c);
-    case 3: return tile<3 * P, N, CURVED>(s, image, curves, t, c);
-    case 4: return tile<4 * P, N, CURVED>(s, image, curves, t, c);
-    case 5: return tile<5 * P, N, CURVED>(s, image, curves, t, c);
-    default: return tile<6 * P, N, CURVED>(s, image, curves, t, c);
+    case 1: return tile<1 * P, N, TABLE>(s, image, tables, t, c);
+    case 2: return tile<2 * P, N, TABLE>(s, image, tables, t, c);
+    case 3: return tile<3 * P, N, TABLE>(s, image, tables, t, c);
+    case 4: return tile<4 * P, N, TABLE>(s, image, tables, t, c);
+    case 5: return tile<5 * P, N, TABLE>(s, image, tables, t, c);
+    default: return tile<6 * P, N, TABLE>(s, image, tables, t, c);
   }
 }
 
 // N vectors of channels of some rows.
-template <int N, bool CURVED> static void block(const Step& s, const Image& image, Range rows, long c) {
+template <int N, bool TABLE> static void block(const Step& s, const Image& image, Range rows, long c) {
   constexpr long P = 4 / N, most = 6 * P;
-  Curves curves;
-  if (CURVED) curves.take_ordered<N>(*s.curve, c);
-  asm volatile("" ::"r"(&curves) : "memory");
+  SiluTables tables;
+  if (TABLE) tables.take_ordered<N>(*s.silu_table, c);
+  asm volatile("" ::"r"(&tables) : "memory");
   const uint8_t* in = image.arena + s.in.at - s.padding * (s.in.row + s.in.pixel);
   const long in_pixel = s.stride * s.in.pixel, width = s.out.width;
   for (long y = rows.first; y < rows.last; ++y)
@@ -98,7 +98,7 @@ template <int N, bool CURVED> static void block(const Step& s, const Image& imag
       long m = ((width - x + left - 1) / left + P - 1) / P * P;  // tiles of about the same size
       Tile t{in + y * s.stride * s.in.row + x * in_pixel, in_pixel, s.in.row,
              image.out + s.out.at + y * s.out.row + x * s.out.pixel + c, std::min(m, width - x), y, x};
-      tile_of<N, CURVED>(int(m), s, image, curves, t, c);
+      tile_of<N, TABLE>(int(m), s, image, tables, t, c);
       x += m;
     }
 }
@@ -106,9 +106,9 @@ template <int N, bool CURVED> static void block(const Step& s, const Image& imag
 void dense(const Step& s, const Image& image, Range rows) {
   for (long c = 0, n; c < s.out.channels; c += n * V) {
     n = vectors_from(s, c);
-    if (n == 4) s.curve ? block<4, true>(s, image, rows, c) : block<4, false>(s, image, rows, c);
-    if (n == 2) s.curve ? block<2, true>(s, image, rows, c) : block<2, false>(s, image, rows, c);
-    if (n == 1) s.curve ? block<1, true>(s, image, rows, c) : block<1, false>(s, image, rows, c);
+    if (n == 4) s.silu_table ? block<4, true>(s, image, rows, c) : block<4, false>(s, image, rows, c);
+    if (n == 2) s.silu_table ? block<2, true>(s, image, rows, c) : block<2, false>(s, image, rows, c);
+    if (n == 1) s.silu_table ? block<1, true>(s, image, rows, c) : block<1, false>(s, image, rows, c);
   }
 }
 

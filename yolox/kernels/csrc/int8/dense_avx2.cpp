@@ -38,7 +38,7 @@ INLINE inline __m256i plus_products(__m256i sum, __m256i bytes, __m256i weights)
 }
 
 // M pixels by 16 channels.
-template <int M, bool CURVED>
+template <int M, bool TABLE>
 static inline void tile(const Step& s, const Image& image, const Cubics& cubics, const Block& b, const Tile& t) {
   const long in_pixel = s.stride * s.in.pixel;
   const int8_t* weight = b.weight;
@@ -60,7 +60,7 @@ static inline void tile(const Step& s, const Image& image, const Cubics& cubics,
     asm volatile("" : "+x"(one)::"memory");
     sum[i] = one;
   });
-  if constexpr (CURVED) {
+  if constexpr (TABLE) {
     __m256i bytes[M / 2];
     cubics.bytes<M / 2>(sum, b.channels, bytes);
     unrolled<M / 2>([&](auto i) INLINE {
@@ -76,9 +76,9 @@ static inline void tile(const Step& s, const Image& image, const Cubics& cubics,
 }
 
 // All channels of row after row: the row that is read stays in the nearest cache.
-template <bool CURVED> static void rows_of(const Step& s, const Image& image, Range rows) {
+template <bool TABLE> static void rows_of(const Step& s, const Image& image, Range rows) {
   Cubics cubics;
-  if (CURVED) cubics.take(*s.curve);
+  if (TABLE) cubics.take(*s.silu_table);
   const long blocks = (s.out.channels + V - 1) / V, in_pixel = s.stride * s.in.pixel;
   const int32_t *first = s.order, *at = s.order + blocks + 1;
   for (long y = rows.first; y < rows.last; ++y) {
@@ -86,18 +86,18 @@ template <bool CURVED> static void rows_of(const Step& s, const Image& image, Ra
     uint8_t* out = image.out + s.out.at + y * s.out.row;
     for (long i = 0; i < blocks; ++i) {
       Block b{s.weight + first[i] * 64, at + first[i], first[i + 1] - first[i], i * V, {}};
-      if (CURVED) b.channels.take_ordered(*s.curve, b.c);
+      if (TABLE) b.channels.take_ordered(*s.silu_table, b.c);
       for (long x = 0; x < s.out.width; x += 4) {
         Tile t{in + x * in_pixel, out + x * s.out.pixel + b.c, s.out.width - x, y, x};
-        if (t.pixels > 2) tile<4, CURVED>(s, image, cubics, b, t);
-        else tile<2, CURVED>(s, image, cubics, b, t);
+        if (t.pixels > 2) tile<4, TABLE>(s, image, cubics, b, t);
+        else tile<2, TABLE>(s, image, cubics, b, t);
       }
     }
   }
 }
 
 void dense(const Step& s, const Image& image, Range rows) {
-  s.curve ? rows_of<true>(s, image, rows) : rows_of<false>(s, image, rows);
+  s.silu_table ? rows_of<true>(s, image, rows) : rows_of<false>(s, image, rows);
 }
 
 }  // namespace native

@@ -20,11 +20,11 @@ namespace {
 
 // 3x3: three bytes of a column, of three rows, stand side by side in 32 bits and are multiplied at once.
 template <int P> struct Kernel {
-  Curves curves;
+  SiluTables tables;
   __m512i weight[3][4];
 
   Kernel(const Step& s, long c) {
-    curves.take_unpacked<P>(*s.curve, c);
+    tables.take_unpacked<P>(*s.silu_table, c);
     long channels = (s.in.channels + V - 1) / V * V;
     int8_t* to = (int8_t*)weight;
     for (long column = 0; column < 3; ++column)
@@ -50,7 +50,7 @@ template <int P> struct Kernel {
       sum[2] = _mm512_dpbusd_epi32(sum[2], _mm512_unpacklo_epi16(high, high_c), weight[column][2]);
       sum[3] = _mm512_dpbusd_epi32(sum[3], _mm512_unpackhi_epi16(high, high_c), weight[column][3]);
     }
-    return curves.bytes(sum[0], sum[1], sum[2], sum[3]);
+    return tables.bytes(sum[0], sum[1], sum[2], sum[3]);
   }
 };
 
@@ -76,7 +76,7 @@ template <int P> static void block(const Step& s, const Image& image, Range rows
 void depthwise(const Step& s, const Image& image, Range rows) {
   long c = 0;
 #ifdef NATIVE_AVX512
-  if (s.curve && s.size == 3) {
+  if (s.silu_table && s.size == 3) {
     for (; s.out.channels - c > 32; c += 64) block<1>(s, image, rows, c);
     for (; s.out.channels - c > 16; c += 32) block<2>(s, image, rows, c);
     if (c < s.out.channels) block<4>(s, image, rows, c);

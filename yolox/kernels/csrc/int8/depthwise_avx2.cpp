@@ -22,7 +22,7 @@ template <int P> struct Kernel {
   __m256i weight[PAIRS][4];
 
   Kernel(const Step& s, long c) {
-    channels.take_unpacked<P>(*s.curve, c);
+    channels.take_unpacked<P>(*s.silu_table, c);
     long all = (s.in.channels + V - 1) / V * V;
     int16_t* to = (int16_t*)weight;
     for (long pair = 0; pair < PAIRS; ++pair)
@@ -74,9 +74,9 @@ template <int P> static void block(const Step& s, const Image& image, const Cubi
 
 void depthwise(const Step& s, const Image& image, Range rows) {
   long c = 0;
-  if (s.curve && s.size == 3) {
+  if (s.silu_table && s.size == 3) {
     Cubics cubics;
-    cubics.take(*s.curve);
+    cubics.take(*s.silu_table);
     for (; s.out.channels - c > 16; c += 32) block<1>(s, image, cubics, rows, c);
     if (c < s.out.channels) block<2>(s, image, cubics, rows, c);
     return;

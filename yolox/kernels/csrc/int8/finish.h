@@ -84,7 +84,7 @@ inline void put(float* p, vf v, long count) {
   else std::memcpy(p, &v, count * sizeof(float));
 }
 
-// Vectors of the integers of a curve, one in each 32 bits; the products are rounded as `vpmulhrsw` does.
+// Vectors of the integers of a SiLU table, one in each 32 bits; the products are rounded as `vpmulhrsw` does.
 inline vi rounded_product(vi a, vi b) { return (a * b + 16384) >> 15; }
 
 inline vi narrowed(vi v) {  // to 16 bits, with saturation
@@ -92,22 +92,22 @@ inline vi narrowed(vi v) {  // to 16 bits, with saturation
   return v > 32767 ? vi{} + 32767 : v;
 }
 
-inline vb on_curve(const Curve& curve, vi sum, long c) {
-  vf at = floats(sum) * load(curve.multiplier + c) + load(curve.offset + c);
+inline vb from_table(const SiluTable& table, vi sum, long c) {
+  vf at = floats(sum) * load(table.multiplier + c) + load(table.offset + c);
   at = at > -32768.0f ? at : vf{} - 32768.0f;  // so written, NaN is in range afterwards
   at = at < 32767.0f ? at : vf{} + 32767.0f;
   vi result;
   for (int i = 0; i < V; ++i) {
-    int z = int(std::nearbyint(at[i])), size = std::min(std::abs(z), (64 << int(curve.bits)) - 1);
-    int piece = size >> curve.bits;
-    result[i] = std::max(z, 0) - curve.start[piece] - ((size * curve.rise[piece] + 16384) >> 15);
+    int z = int(std::nearbyint(at[i])), size = std::min(std::abs(z), (64 << int(table.bits)) - 1);
+    int piece = size >> table.bits;
+    result[i] = std::max(z, 0) - table.start[piece] - ((size * table.rise[piece] + 16384) >> 15);
   }
   typedef int16_t v16 __attribute__((vector_size(32)));
   v16 factor, zero;
-  std::memcpy(&factor, curve.factor + c, sizeof factor);
-  std::memcpy(&zero, curve.zero + c, sizeof zero);
+  std::memcpy(&factor, table.factor + c, sizeof factor);
+  std::memcpy(&zero, table.zero + c, sizeof zero);
   result = rounded_product(narrowed(result), __builtin_convertvector(factor, vi));
-  result = narrowed(result + __builtin_convertvector(zero, vi)) >> curve.shift;
+  result = narrowed(result + __builtin_convertvector(zero, vi)) >> table.shift;
   result = result < 0 ? vi{} : result;
   result = result > 255 ? vi{} + 255 : result;
   return __builtin_convertvector(result, vb);
@@ -115,9 +115,9 @@ inline vb on_curve(const Curve& curve, vi sum, long c) {
 
 // Finishes channels c ... c + 16 of output pixel (y, x).
 inline void finish(const Step& s, const Image& image, vi sum, long y, long x, long c) {
-  if (s.curve) {
+  if (s.silu_table) {
     uint8_t* to = image.out + s.out.at + y * s.out.row + x * s.out.pixel + c;
-    return put(to, on_curve(*s.curve, sum, c), s.out.room - c);
+    return put(to, from_table(*s.silu_table, sum, c), s.out.room - c);
   }
   vf z = activated(floats(sum) * load(s.multiplier + c) + load(s.offset + c), s.choice);
   if (s.to_matrix) {

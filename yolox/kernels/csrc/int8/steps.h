@@ -44,7 +44,7 @@ struct Matrix {
 // `cubic` describes the same dent by cubic polynomials: constant, linear, square and cubic coefficients of 8 pieces.
 // The result times `factor`, of `shift` bits after the point, plus `zero`, which holds half of the last place for
 // rounding, is the byte.
-struct Curve {
+struct SiluTable {
   int16_t start[64], rise[64], cubic[4][8];
   int64_t bits, shift;
   const float *multiplier, *offset;
@@ -64,7 +64,7 @@ struct Step {
   const float *multiplier, *offset, *inverse, *zero;
   const float* other_multiplier;
   const int8_t* weight;
-  const Curve* curve;  // null, or what computes the activation instead of `multiplier` ... `zero`
+  const SiluTable* silu_table;  // null, or what computes the activation instead of `multiplier` ... `zero`
   const int32_t* order;
 };
 

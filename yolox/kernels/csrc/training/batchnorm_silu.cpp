@@ -121,23 +121,23 @@ void moments(const double* sums, double count, double eps, long channels, Norm n
 }
 
 template <class T>
-struct Added {  // values to be added to the activated ones, themselves activated first if they have a normalisation
+struct Residual {  // values to be added to the activated ones, themselves activated first if they have a normalisation
   const T* x;
   Norm norm;
 };
 
 template <class T>
-void forward(const T* x, T* y, long pixels, long channels, Norm norm, Added<T> added) {
+void forward(const T* x, T* y, long pixels, long channels, Norm norm, Residual<T> added) {
   Slots s(pixels, channels);
   Affine affine(norm, channels);
-  Pending pending(added.norm, channels);
+  Deferred deferred(added.norm, channels);
   std::vector<float> scales = s.repeat(affine.scale), offsets = s.repeat(affine.offset), more_scales, more_offsets;
-  if (pending.any) more_scales = s.repeat(pending.affine.scale), more_offsets = s.repeat(pending.affine.offset);
+  if (deferred.any) more_scales = s.repeat(deferred.affine.scale), more_offsets = s.repeat(deferred.affine.offset);
   auto single = [&](long i) {  // what is added to number i
     vf more = vf{} + (added.x ? get(added.x + i) : 0.0f);
-    if (pending.any)
+    if (deferred.any)
       with_activation<T>(added.norm.activation, [&](auto f) {
-        more = f(more * pending.affine.scale[i % channels] + pending.affine.offset[i % channels]);
+        more = f(more * deferred.affine.scale[i % channels] + deferred.affine.offset[i % channels]);
       });
     return more[0];
   };
@@ -158,7 +158,7 @@ void forward(const T* x, T* y, long pixels, long channels, Norm norm, Added<T> a
   with_activation<T>(norm.activation, [&](auto f) {
     if (!added.x) {
       each(f, [](long, long) { return vf{}; });
-    } else if (!pending.any) {
+    } else if (!deferred.any) {
       each(f, [=](long i, long) { return load(added.x + i); });
     } else {
       const float *scale = more_scales.data(), *offset = more_offsets.data();
@@ -243,20 +243,20 @@ extern "C" void batchnorm_silu_moments(const double* sums, double count, double 
   moments(sums, count, eps, channels, norm, running);
 }
 
-#define EXPORT(NAME, T)                                                                                               \
-  extern "C" void batchnorm_silu_statistics_##NAME(const T* x, long pixels, long channels, double* sums) {            \
-    statistics(x, pixels, channels, sums);                                                                            \
-  }                                                                                                                   \
-  extern "C" void batchnorm_silu_forward_##NAME(const T* x, T* y, long pixels, long channels, Norm norm,              \
-                                                Added<T> added) {                                                     \
-    forward(x, y, pixels, channels, norm, added);                                                                     \
-  }                                                                                                                   \
-  extern "C" void batchnorm_silu_gradient_sums_##NAME(Gradient<T> g, T* dx, Norm norm, double* sums) {                \
-    with_activation<T>(norm.activation, [=](auto f) { gradient_sums(g, dx, norm, sums, f); });                        \
-  }                                                                                                                   \
-  extern "C" void batchnorm_silu_backward_##NAME(const T* x, T* dx, long pixels, long channels, Norm norm,            \
-                                                 const double* sums, double count) {                                  \
-    backward(x, dx, pixels, channels, norm, sums, count);                                                             \
+#define EXPORT(NAME, T)                                                                                    \
+  extern "C" void batchnorm_silu_statistics_##NAME(const T* x, long pixels, long channels, double* sums) { \
+    statistics(x, pixels, channels, sums);                                                                 \
+  }                                                                                                        \
+  extern "C" void batchnorm_silu_forward_##NAME(const T* x, T* y, long pixels, long channels, Norm norm,   \
+                                                Residual<T> added) {                                       \
+    forward(x, y, pixels, channels, norm, added);                                                          \
+  }                                                                                                        \
+  extern "C" void batchnorm_silu_gradient_sums_##NAME(Gradient<T> g, T* dx, Norm norm, double* sums) {     \
+    with_activation<T>(norm.activation, [=](auto f) { gradient_sums(g, dx, norm, sums, f); });             \
+  }                                                                                                        \
+  extern "C" void batchnorm_silu_backward_##NAME(const T* x, T* dx, long pixels, long channels, Norm norm, \
+                                                 const double* sums, double count) {                       \
+    backward(x, dx, pixels, channels, norm, sums, count);                                                  \
   }
 EXPORT(float32, float)
 EXPORT(bfloat16, bf16)

@@ -130,21 +130,21 @@ class KeptRows {
 template <class T>
 class Input {
   const T* x;
-  const Pending& pending;
+  const Deferred& deferred;
   long channels, step;
   KeptRows<T> rows;
 
  public:
-  Input(const T* values, const Pending& what, const Images& d, bool with_slopes)
-      : x(values), pending(what), channels(d.channels), step(d.width * d.channels),
+  Input(const T* values, const Deferred& what, const Images& d, bool with_slopes)
+      : x(values), deferred(what), channels(d.channels), step(d.width * d.channels),
         rows(what.any ? step : 0, with_slopes && what.any) {}
   const T* operator()(long row) {
     const T* from = x + row * step;
-    if (!pending.any) return from;
+    if (!deferred.any) return from;
     return rows.at(row, [&](T* to, float* slope) {
       for (long i = 0; i < step; i += channels) {
         fetch(from + i + AHEAD, channels);
-        activate(from + i, channels, pending.affine, to + i, slope ? slope + i : slope);
+        activate(from + i, channels, deferred.affine, to + i, slope ? slope + i : slope);
       }
     });
   }
@@ -195,14 +195,14 @@ std::vector<float> by_tap(const float* weight, long channels, bool flipped) {
 
 // `sums`, if any, become those of y and of its squares.
 template <int S, class T>
-void forward(const T* x, const Pending& pending, T* y, const Images& d, const float* weight, double* sums) {
+void forward(const T* x, const Deferred& deferred, T* y, const Images& d, const float* weight, double* sums) {
   long out_height = (d.height - 1) / S + 1, out_width = (d.width - 1) / S + 1;
   std::vector<float> w = by_tap(weight, d.channels, false);
   std::vector<T> zeros(d.width * d.channels);
   std::vector<Sums> found(omp_get_max_threads(), Sums(d.channels));
 #pragma omp parallel
   {
-    Input<T> input(x, pending, d, false);
+    Input<T> input(x, deferred, d, false);
     Sums& own = found[omp_get_thread_num()];
     Range mine = my_share(d.count * out_height);
     for (long r = mine.first; r < mine.last; ++r) {
@@ -225,10 +225,10 @@ struct Output {  // its gradient (before the activation where a normalisation fo
   Centred centred;
 };
 
-// `dx` becomes the gradient of the input, or where something is pending the one before that activation, whose sums go to
+// `dx` becomes the gradient of the input, or where something is deferred the one before that activation, whose sums go to
 // `sums`: its own, and of its product with the input minus the mean. It may be null.
 template <int S, class T>
-void backward(const Output<T>& after, const T* x, const Pending& pending, T* dx, const Images& d, const float* weight,
+void backward(const Output<T>& after, const T* x, const Deferred& deferred, T* dx, const Images& d, const float* weight,
               float* dweight, double* sums) {
   long out_height = (d.height - 1) / S + 1, out_width = (d.width - 1) / S + 1;
   long step = d.width * d.channels, out_step = out_width * d.channels, taps = K * K * d.channels;
@@ -237,7 +237,7 @@ void backward(const Output<T>& after, const T* x, const Pending& pending, T* dx,
   std::vector<Sums> found(omp_get_max_threads(), Sums(d.channels));
 #pragma omp parallel
   {
-    Input<T> input(x, pending, d, true);
+    Input<T> input(x, deferred, d, true);
     OutputGradient<T> gradient(after.dz, after.y, after.centred, d.channels, out_step);
     const long me = omp_get_thread_num();
     Sums& own = found[me];
@@ -251,9 +251,9 @@ void backward(const Output<T>& after, const T* x, const Pending& pending, T* dx,
       auto each = [&](long number, auto make) {  // a row of dx
         T* out = dx + number * step;
         const long channels = d.channels;
-        if (!pending.any) return make([=](long c) { return Store<T>{out + c, channels}; });
+        if (!deferred.any) return make([=](long c) { return Store<T>{out + c, channels}; });
         const T* value = input.plain(number);
-        const float *slope = input.slope(number), *mean = pending.mean;
+        const float *slope = input.slope(number), *mean = deferred.mean;
         make([=](long c) {
           return ThroughActivation<T>{out + c, channels, value + c, channels, slope + c, channels, load(mean + c)};
         });
@@ -272,7 +272,7 @@ void backward(const Output<T>& after, const T* x, const Pending& pending, T* dx,
       }
     }
   }
-  if (pending.any) add_up(found, d.channels, sums);
+  if (deferred.any) add_up(found, d.channels, sums);
   for (long c = 0; c < d.channels; ++c)
     for (int k = 0; k < K * K; ++k) {
       dweight[c * K * K + k] = 0;
@@ -285,16 +285,16 @@ void backward(const Output<T>& after, const T* x, const Pending& pending, T* dx,
 #define EXPORT(NAME, T)                                                                                                \
   extern "C" void depthwise_forward_##NAME(const T* x, Norm before, T* y, Images d, const float* weight,               \
                                            double* sums) {                                                             \
-    Pending pending(before, d.channels);                                                                               \
-    (d.stride == 1 ? forward<1, T> : forward<2, T>)(x, pending, y, d, weight, sums);                                   \
+    Deferred deferred(before, d.channels);                                                                             \
+    (d.stride == 1 ? forward<1, T> : forward<2, T>)(x, deferred, y, d, weight, sums);                                  \
   }                                                                                                                    \
   /* `y`, `norm`, `norm_sums` and `count` belong to the normalisation that follows, or `y` is null. */                 \
   extern "C" void depthwise_backward_##NAME(const T* dz, const T* y, Norm norm, const double* norm_sums, double count, \
                                             const T* x, Norm before, T* dx, Images d, const float* weight,             \
                                             float* dweight, double* sums) {                                            \
-    Pending pending(before, d.channels);                                                                               \
+    Deferred deferred(before, d.channels);                                                                             \
     Output<T> after{dz, y, Centred(norm, norm_sums, count, y ? d.channels : 0)};                                       \
-    (d.stride == 1 ? backward<1, T> : backward<2, T>)(after, x, pending, dx, d, weight, dweight, sums);                \
+    (d.stride == 1 ? backward<1, T> : backward<2, T>)(after, x, deferred, dx, d, weight, dweight, sums);               \
   }
 EXPORT(float32, float)
 EXPORT(bfloat16, bf16)

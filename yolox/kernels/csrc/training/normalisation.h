@@ -42,11 +42,11 @@ struct Centred {
 };
 
 // What numbers still have to go through before they are what their reader wants: nothing where there is no weight.
-struct Pending {
+struct Deferred {
   bool any;
   Affine affine;
   const float* mean;
-  Pending(const Norm& norm, long channels) : any(norm.weight), affine(norm, any ? channels : 0), mean(norm.mean) {}
+  Deferred(const Norm& norm, long channels) : any(norm.weight), affine(norm, any ? channels : 0), mean(norm.mean) {}
 };
 
 inline vf silu_slope(vf z, vf sigmoid_of_z) { return sigmoid_of_z * (1.0f + z * (1.0f - sigmoid_of_z)); }

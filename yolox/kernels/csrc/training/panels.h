@@ -38,7 +38,7 @@ inline long panels_of(long pixels) { return padded(pixels) / SIDE; }
 // from pixel to pixel, the first `split` channels in the first place. Unless all is side by side, vectors must not cross
 // pixels or places: the numbers of channels are multiples of V.
 template <class T>
-struct Places {
+struct SplitTensor {
   T* first;
   long first_stride;
   T* second;
@@ -65,7 +65,8 @@ struct Products;
 
 // Stores a product as a panel of y, and adds up what was stored.
 template <class T>
-inline void keep(const Rows<float>& product, const float* bias, long first, long count, const Places<T>& y, long outputs,
+inline void keep(const Rows<float>& product, const float* bias, long first, long count, const SplitTensor<T>& y,
+                 long outputs,
                  Sums& sums) {
   const long width = product.width;
   for (long c = 0; c < outputs; c += V) {

@@ -17,35 +17,35 @@ struct Shape {
 // The input, and what each of its places still has to go through.
 template <class T>
 struct Input {
-  Places<const T> x;
+  SplitTensor<const T> x;
   long channels;
-  Pending pending[2];
-  Input(const Places<const T>& places, const Norm* norms, long count)
-      : x(places), channels(count), pending{Pending(norms[0], x.split), Pending(norms[1], count - x.split)} {}
-  bool any() const { return pending[0].any || pending[1].any; }
-  const Pending& of(long channel) const { return pending[channel >= x.split]; }
+  Deferred deferred[2];
+  Input(const SplitTensor<const T>& tensor, const Norm* norms, long count)
+      : x(tensor), channels(count), deferred{Deferred(norms[0], x.split), Deferred(norms[1], count - x.split)} {}
+  bool any() const { return deferred[0].any || deferred[1].any; }
+  const Deferred& of(long channel) const { return deferred[channel >= x.split]; }
   const float* mean(long channel) const { return of(channel).mean + (channel < x.split ? channel : channel - x.split); }
 };
 
 template <class T>
-inline void gather(const T* from, long stride, long channels, const Pending& pending, T* to, float* slope) {
+inline void gather(const T* from, long stride, long channels, const Deferred& deferred, T* to, float* slope) {
   fetch(from + AHEAD * stride, channels);
-  if (pending.any) {
-    activate(from, channels, pending.affine, to, slope);
+  if (deferred.any) {
+    activate(from, channels, deferred.affine, to, slope);
   } else {
     std::memcpy(to, from, channels * sizeof(T));
   }
 }
 
-// Copies a panel to `rows` from the row `to` on, through what is pending; with `slopes` the activation's slope, too.
+// Copies a panel to `rows` from the row `to` on, through what is deferred; with `slopes` the activation's slope, too.
 template <class T>
 inline void gather(const Input<T>& in, long first, long count, const Rows<T>& rows, long to, const Rows<float>* slopes) {
   const long split = in.x.split, rest = in.channels - split;
   for (long r = 0; r < count; ++r) {  // in the order of memory
     float* slope = slopes ? slopes->at(r, 0) : nullptr;
-    gather(in.x.at(first + r, 0), in.x.first_stride, split, in.pending[0], rows.at(to + r, 0), slope);
+    gather(in.x.at(first + r, 0), in.x.first_stride, split, in.deferred[0], rows.at(to + r, 0), slope);
     if (rest)
-      gather(in.x.at(first + r, split), in.x.second_stride, rest, in.pending[1], rows.at(to + r, split),
+      gather(in.x.at(first + r, split), in.x.second_stride, rest, in.deferred[1], rows.at(to + r, split),
              slope ? slope + split : nullptr);
   }
   rows.clear(to + count, to + SIDE);
@@ -53,7 +53,7 @@ inline void gather(const Input<T>& in, long first, long count, const Rows<T>& ro
 
 // `sums` becomes those of y and of its squares.
 template <class T>
-void forward(const Input<T>& in, Shape d, const float* weight, const float* bias, Places<T> y, double* sums) {
+void forward(const Input<T>& in, Shape d, const float* weight, const float* bias, SplitTensor<T> y, double* sums) {
   const typename Products<T>::Weights weights(weight, d.outputs, d.inputs, true);
   std::vector<Sums> found(omp_get_max_threads(), Sums(d.outputs));
   const bool as_it_is = !in.any() && in.x.split == d.inputs && d.inputs % SIDE == 0 && d.pixels % SIDE == 0;
@@ -82,7 +82,7 @@ void forward(const Input<T>& in, Shape d, const float* weight, const float* bias
 // gradient itself, and nothing else.
 template <class T>
 struct Output {
-  Places<const T> dz, y;
+  SplitTensor<const T> dz, y;
   Centred centred[2];
 };
 
@@ -91,14 +91,15 @@ template <class T>
 struct Backward {
   const Output<T>& out;
   const Input<T>& in;
-  Places<const T> more;
-  Places<T> dx;
+  SplitTensor<const T> more;
+  SplitTensor<T> dx;
   Shape d;
   Sums& sums;
   typename Products<T>::Operands operands;
   Rows<float> slopes, product;
 
-  Backward(const Output<T>& output, const Input<T>& input, Places<const T> others, Places<T> gradient, Shape shape, Sums& own)
+  Backward(const Output<T>& output, const Input<T>& input, SplitTensor<const T> others, SplitTensor<T> gradient,
+           Shape shape, Sums& own)
       : out(output), in(input), more(others), dx(gradient), d(shape), sums(own), operands(d.inputs, d.outputs),
         slopes(in.any() ? d.inputs : 0), product(d.inputs) {}
 
@@ -140,11 +141,12 @@ struct Backward {
   }
 };
 
-// `dx` becomes the gradient of the input with `more` added; where something is pending, the one before that activation,
+// `dx` becomes the gradient of the input with `more` added; where something is deferred, the one before that activation,
 // whose sums go to `sums`: its own, and of its product with the input minus the mean. It has no place (null) where nobody
 // wants it, and `more` has none where there is nothing to add.
 template <class T>
-void backward(const Output<T>& out, const Input<T>& in, Places<const T> more, Places<T> dx, Shape d, const float* weight,
+void backward(const Output<T>& out, const Input<T>& in, SplitTensor<const T> more, SplitTensor<T> dx, Shape d,
+              const float* weight,
               float* dweight, double* sums) {
   const typename Products<T>::Weights weights(weight, d.outputs, d.inputs, false);
   const long threads = omp_get_max_threads(), size = padded(d.outputs) * padded(d.inputs);
@@ -175,25 +177,26 @@ void backward(const Output<T>& out, const Input<T>& in, Places<const T> more, Pl
 
 }  // namespace
 
-struct Following {  // normalisations of the places of an output, and what backwards has to know of each
+struct NextNorm {  // normalisations of the places of an output, and what backwards has to know of each
   Norm norm[2];
   const double* sums[2];
   double count[2];
 };
 
 // Without a normalisation the backward pass's `y` has no place.
-#define EXPORT(NAME, T)                                                                                                    \
-  extern "C" void pointwise_forward_##NAME(Places<const T> x, const Norm* pending, Shape d, const float* weight,           \
-                                           const float* bias, Places<T> y, double* sums) {                                 \
-    forward(Input<T>(x, pending, d.inputs), d, weight, bias, y, sums);                                                     \
-  }                                                                                                                        \
-  extern "C" void pointwise_backward_##NAME(Places<const T> dz, Places<const T> y, const Following* next,                  \
-                                            Places<const T> x, const Norm* pending, Places<const T> more, Places<T> dx,    \
-                                            Shape d, const float* weight, float* dweight, double* sums) {                  \
-    const long split = y.split, rest = y.first ? d.outputs - split : 0;                                                    \
-    Output<T> out{dz, y, {Centred(next->norm[0], next->sums[0], next->count[0], split),                                    \
-                          Centred(next->norm[1], next->sums[1], next->count[1], rest)}};                                   \
-    backward(out, Input<T>(x, pending, d.inputs), more, dx, d, weight, dweight, sums);                                     \
+#define EXPORT(NAME, T)                                                                                                \
+  extern "C" void pointwise_forward_##NAME(SplitTensor<const T> x, const Norm* deferred, Shape d, const float* weight, \
+                                           const float* bias, SplitTensor<T> y, double* sums) {                        \
+    forward(Input<T>(x, deferred, d.inputs), d, weight, bias, y, sums);                                                \
+  }                                                                                                                    \
+  extern "C" void pointwise_backward_##NAME(SplitTensor<const T> dz, SplitTensor<const T> y, const NextNorm* next,     \
+                                            SplitTensor<const T> x, const Norm* deferred, SplitTensor<const T> more,   \
+                                            SplitTensor<T> dx,                                                         \
+                                            Shape d, const float* weight, float* dweight, double* sums) {              \
+    const long split = y.split, rest = y.first ? d.outputs - split : 0;                                                \
+    Output<T> out{dz, y, {Centred(next->norm[0], next->sums[0], next->count[0], split),                                \
+                          Centred(next->norm[1], next->sums[1], next->count[1], rest)}};                               \
+    backward(out, Input<T>(x, deferred, d.inputs), more, dx, d, weight, dweight, sums);                                \
   }
 EXPORT(float32, float)
 #ifdef __AVX512BF16__

@@ -10,7 +10,7 @@ namespace {
 
 constexpr long SIZE = 6, CHANNELS = 3, PADDING = 2, TAPS = SIZE * CHANNELS, STEP = 2 * CHANNELS;
 
-struct Pictures {
+struct StemInput {
   const void* pixels;  // bytes, or float32
   long floats, count, height, width, outputs;
   long out_height() const { return height / 2; }
@@ -43,7 +43,7 @@ class Window {
   long step() const { return length; }
   // The six rows that row `row` of the output reads.
   template <class F>
-  const bf16* at(const Pictures& d, long image, long row, F& make) {
+  const bf16* at(const StemInput& d, long image, long row, F& make) {
     for (long k = 0; k < SIZE; ++k) {
       const long with_padding = 2 * row + k, source = with_padding - PADDING, slot = with_padding % KEPT;
       const long name = image * (d.height + 2 * PADDING) + with_padding;
@@ -63,10 +63,10 @@ class Window {
 
 // A row of an image in bfloat16, with its padding, and zeros up to where the last panel reads.
 class Row {
-  const Pictures& d;
+  const StemInput& d;
 
  public:
-  explicit Row(const Pictures& images) : d(images) {}
+  explicit Row(const StemInput& images) : d(images) {}
   long length() const { return padded(d.panels() * SIDE * STEP + SIDE); }
   void operator()(long row, bf16* to) const {
     const long numbers = d.width * CHANNELS, at = row * numbers, start = PADDING * CHANNELS;
@@ -87,11 +87,11 @@ std::vector<float> spread(const float* weight, long outputs) {
   return out;
 }
 
-void forward(const Pictures& d, const float* weight, bf16* y, double* sums) {
+void forward(const StemInput& d, const float* weight, bf16* y, double* sums) {
   const long outputs = d.outputs, width = d.out_width();
   Packed packed(spread(weight, outputs).data(), outputs, SIZE * SIDE, true);
   std::vector<Sums> found(omp_get_max_threads(), Sums(outputs));
-  const Places<bf16> places{y, outputs, y, outputs, outputs};
+  const SplitTensor<bf16> whole{y, outputs, y, outputs, outputs};
 #pragma omp parallel
   {
     Tiles tiles;
@@ -105,7 +105,7 @@ void forward(const Pictures& d, const float* weight, bf16* y, double* sums) {
         const bf16* at = rows + first * STEP;
         for (long n = 0; n < product.width; n += SIDE)
           multiply({at, at + 16 * STEP, STEP, window.step()}, packed.at(n), SIZE, product.at(0, n), product.width, false);
-        keep(product, nullptr, r * width + first, std::min(SIDE, width - first), places, outputs, found[omp_get_thread_num()]);
+        keep(product, nullptr, r * width + first, std::min(SIDE, width - first), whole, outputs, found[omp_get_thread_num()]);
       }
     }
   }
@@ -114,12 +114,12 @@ void forward(const Pictures& d, const float* weight, bf16* y, double* sums) {
 
 // The same row as tiles of a right matrix: of each panel one for the first 16 of the 32 numbers, and after them those of the rest.
 class PackedRow {
-  const Pictures& d;
+  const StemInput& d;
   Row row;
   Aligned<bf16> numbers;
 
  public:
-  explicit PackedRow(const Pictures& images) : d(images), row(images), numbers(row.length()) {}
+  explicit PackedRow(const StemInput& images) : d(images), row(images), numbers(row.length()) {}
   long length() const { return 2 * d.panels() * TILE; }
   void operator()(long source, bf16* to) {
     row(source, numbers.begin());
@@ -129,7 +129,7 @@ class PackedRow {
   }
 };
 
-void backward(const bf16* dz, const bf16* y, const Centred& centred, const Pictures& d, float* dweight) {
+void backward(const bf16* dz, const bf16* y, const Centred& centred, const StemInput& d, float* dweight) {
   const long outputs = d.outputs, width = d.out_width(), panels = d.panels(), inputs = SIZE * SIDE;
   const long threads = omp_get_max_threads(), size = padded(outputs) * inputs;
   Aligned<float> dweights(threads * size);
@@ -167,12 +167,12 @@ void backward(const bf16* dz, const bf16* y, const Centred& centred, const Pictu
 }  // namespace
 
 // `weight` and `dweight` are [outputs][6][6][3].
-extern "C" void stem_forward_bfloat16(Pictures images, const float* weight, bf16* y, double* sums) {
+extern "C" void stem_forward_bfloat16(StemInput images, const float* weight, bf16* y, double* sums) {
   forward(images, weight, y, sums);
 }
 
 extern "C" void stem_backward_bfloat16(const bf16* dz, const bf16* y, Norm norm, const double* norm_sums, double count,
-                                       Pictures images, float* dweight) {
+                                       StemInput images, float* dweight) {
   backward(dz, y, Centred(norm, norm_sums, count, images.outputs), images, dweight);
 }
 #endif
