@@ -84,6 +84,19 @@ def test_prints_everything_and_writes_json(
     assert values["APl"] is None  # no large object is labelled
 
 
+def test_several_classes_a_box_in_every_process(data: Path, checkpoint: Path, tmp_path: Path) -> None:
+    words = ["-c", str(checkpoint), "--data_dir", str(data), "--conf", "0.00001", *FAST, "--detections"]
+    found = []
+    for name, options in (
+        ("one", []),
+        ("several", ["--multi_label"]),
+        ("two", ["--multi_label", "--num_processes", "2"]),
+    ):
+        assert main([*words, str(tmp_path / f"{name}.json"), *options]) == 0
+        found.append(len(json.loads((tmp_path / f"{name}.json").read_text())))
+    assert 0 < found[0] < found[1] == found[2]
+
+
 def test_data_of_the_checkpoint_and_overrides(data: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = torch.load(checkpoint, weights_only=True)
     content["experiment"]["data"]["data_dir"] = str(data)
