@@ -140,7 +140,7 @@ def test_a_damaged_artifact_is_named(written: Written, tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="is not the file that was saved"):
         load_model(folder, trust=True)
     (folder / ipex.SCRIPT).unlink()
-    with pytest.raises(ModelFileError, match="is missing. Save the model again"):
+    with pytest.raises(ModelFileError, match="is missing"):
         load_model(folder, trust=True)
     assert read_manifest(folder).backend == "ipex"
 
