@@ -59,3 +59,10 @@ def test_a_convolution_that_is_not_linear_in_its_weight_keeps_its_normalisation(
     folded = fold_normalisations(model, (x,))
     assert isinstance(folded[1], nn.BatchNorm2d)  # type: ignore[index]
     assert torch.equal(folded(x), model(x))
+
+
+def test_a_network_whose_outputs_are_not_finite_is_left_as_it_is() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
+    nn.init.constant_(model[0].weight, float("nan"))
+    folded = fold_normalisations(model, (torch.zeros(1, 3, 8, 8),))
+    assert isinstance(folded[1], nn.BatchNorm2d)  # type: ignore[index]

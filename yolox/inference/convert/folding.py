@@ -19,7 +19,7 @@ def fold_normalisations(model: nn.Module, sample: tuple[Tensor, ...]) -> nn.Modu
     """Return a copy of ``model`` without the BatchNorms that directly follow a convolution.
 
     Symbolic tracing, the usual way to find them, fails for most detectors. Here one run shows what follows what. Where
-    the folded copy computes something else, an unchanged copy is returned.
+    the folded copy computes something else, or the outputs are not finite, an unchanged copy is returned.
 
     Args:
         model: In evaluation mode; left as it is.
@@ -27,6 +27,8 @@ def fold_normalisations(model: nn.Module, sample: tuple[Tensor, ...]) -> nn.Modu
     """
     folded = copy.deepcopy(model)
     expected = _run(folded, sample)
+    if not all(bool(values.isfinite().all()) for values in expected):
+        return folded  # nothing can be compared
     _fold_(folded, sample)
     same = all(
         torch.allclose(one, two, TOLERANCE, TOLERANCE * _scale(two))
