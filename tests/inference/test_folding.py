@@ -62,7 +62,8 @@ def test_a_convolution_that_is_not_linear_in_its_weight_keeps_its_normalisation(
 
 
 def test_a_network_whose_outputs_are_not_finite_is_left_as_it_is() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
-    nn.init.constant_(model[0].weight, float("nan"))
+    convolution = nn.Conv2d(3, 4, 1)
+    nn.init.constant_(convolution.weight, float("nan"))
+    model = nn.Sequential(convolution, nn.BatchNorm2d(4)).eval()
     folded = fold_normalisations(model, (torch.zeros(1, 3, 8, 8),))
     assert isinstance(folded[1], nn.BatchNorm2d)  # type: ignore[index]
