@@ -180,7 +180,10 @@ def test_only_the_bridge_touches_private_lightning(file: Path) -> None:
 
 
 def is_private_lightning(node: ast.AST) -> bool:
-    """Whether a node is a private attribute of a trainer, a strategy, a loop or a connector."""
+    """Whether a node is a private attribute of a trainer, a strategy, a loop or a connector, or the state of a loop."""
+    if isinstance(node, ast.Subscript):
+        key = node.slice.value if isinstance(node.slice, ast.Constant) else None
+        return isinstance(key, str) and (key == "loops" or key.split(".")[0].endswith(("_loop", "_progress")))
     if not isinstance(node, ast.Attribute) or not node.attr.startswith("_") or node.attr.startswith("__"):
         return False
     owner = ast.unparse(node.value).split(".")[-1]
