@@ -87,6 +87,31 @@ OPTIONAL: dict[str, set[str]] = {
 }
 PRIVATE_LIGHTNING = "trainer/lightning_bridge.py"
 
+# file -> private names of other libraries that it uses, since there is no public way
+PRIVATE: dict[str, set[str]] = {
+    "inference/backends/torch_internals.py": {
+        "_assert_tensor_metadata",
+        "_C",
+        "_create_function_from_graph",
+        "_inductor",
+        "_jit_pass_inline",
+    },
+    "inference/backends/ipex.py": {"_C"},  # whether IPEX takes the processor for one with bf16
+    "inference/convert/quantizers/neural_compressor.py": {"_exported"},  # its own export function sets it
+    "kernels/training/acceleration.py": {"_BatchNorm"},  # the base class of all batch normalisations
+    "kernels/training/graph.py": {"_BatchNorm"},
+    "kernels/training/eligibility.py": {  # whether somebody watches a layer
+        "_backward_hooks",
+        "_backward_pre_hooks",
+        "_forward_hooks",
+        "_forward_pre_hooks",
+        "_has_any_global_hook",
+    },
+    "trainer/ipex.py": {"_C", "_parameters", "_unpack_cast_to_fp32"},  # its packed weights have no public access
+    "trainer/launchers/spark_barrier.py": {"_active_spark_context", "_gateway", "_jvm"},  # the Java process to end
+    "trainer/sync_batchnorm.py": {"_BatchNorm"},
+}
+
 
 def relative(file: Path) -> str:
     return file.relative_to(PACKAGE).as_posix()
@@ -189,6 +214,21 @@ def is_private_lightning(node: ast.AST) -> bool:
         return False
     owner = ast.unparse(node.value).split(".")[-1]
     return owner in {"trainer", "pl_module", "strategy", "connector", "loop", "fit_loop", "epoch_loop"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=relative)
+def test_private_parts_of_other_libraries_are_listed(file: Path) -> None:
+    if relative(file) != PRIVATE_LIGHTNING:
+        nodes = list(ast.walk(tree(file)))
+        own = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+
+        found = {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+        for node in nodes:
+            if isinstance(node, ast.Attribute):
+                is_own = isinstance(node.value, ast.Name) and node.value.id in {"self", "cls"}
+                (own if is_own else found).add(node.attr)
+        private = {name for name in found if name.startswith("_") and not name.startswith("__")}
+        assert private - own - {"_asdict", "_replace", "_exit"} == PRIVATE.get(relative(file), set())
 
 
 @pytest.mark.parametrize("file", FILES, ids=relative)
