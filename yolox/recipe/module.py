@@ -185,4 +185,4 @@ class YoloxModule(pl.LightningModule):
             move_to_epoch_(checkpoint, epoch, self.steps_per_epoch)
         if epoch is not None or self.new_rates:
             factor = build_schedule(self.experiment.recipe, self.batch_size, self.steps_per_epoch)
-            set_rates_(checkpoint, self._optimizer(), factor(int(checkpoint["global_step"])))
+            set_rates_(checkpoint, self._optimizer(), factor)

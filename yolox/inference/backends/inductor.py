@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from yolox.errors import MissingDependencyError, ModelFileError
 from yolox.inference.artifacts.manifest import Manifest
-from yolox.inference.backends.base import Method, Precision, PrepareContext, Runner, Settings
+from yolox.inference.backends.base import Method, PrepareContext, Runner, Settings
 from yolox.inference.backends.int8_lowering import strip_checks_
 from yolox.inference.backends.torch_runner import TorchRunner, export_program
+from yolox.precision_names import Precision
 
 __all__ = ["BACKEND", "InductorBackend"]
 

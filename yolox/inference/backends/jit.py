@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from yolox.errors import ModelFileError
 from yolox.inference.artifacts.manifest import Manifest
-from yolox.inference.backends.base import Method, Precision, PrepareContext, Runner, Settings
+from yolox.inference.backends.base import Method, PrepareContext, Runner, Settings
 from yolox.inference.backends.torch_runner import TorchRunner, to_layout, torch_sample
+from yolox.precision_names import Precision
 
 __all__ = ["BACKEND", "JitBackend"]
 

@@ -17,16 +17,8 @@ import numpy as np
 from yolox.errors import MissingDependencyError, ModelFileError
 from yolox.inference.artifacts.data_files import check_onnx
 from yolox.inference.artifacts.manifest import Manifest
-from yolox.inference.backends.base import (
-    Array,
-    Arrays,
-    Method,
-    Precision,
-    PrepareContext,
-    Settings,
-    as_numpy,
-    like_inputs,
-)
+from yolox.inference.backends.base import Array, Arrays, Method, PrepareContext, Settings, as_numpy, like_inputs
+from yolox.precision_names import Precision
 
 if TYPE_CHECKING:
     from torch import nn
