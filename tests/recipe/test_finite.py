@@ -6,6 +6,7 @@ import csv
 import logging
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ def test_the_loss_scale_of_half_precision_goes_on(data_dir: Path, tmp_path: Path
     assert finite.skipped == 1
     scales = [65536.0, *states.scales]
     assert scales[2] == scales[1] / 2
-    assert all(after in (before, before / 2) for before, after in zip(scales, scales[1:], strict=False))
+    assert all(after in (before, before / 2) for before, after in pairwise(scales))
     name = "detector.head.stems.0.conv.weight"
     assert not torch.equal(states.after[-1][name], states.after[1][name])
 
