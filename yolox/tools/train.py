@@ -301,9 +301,14 @@ def _sizes(experiment: Experiment) -> str:
 def _finish(folder: Path, trainer: Any) -> dict[str, Any]:
     """Print what the run came to and return it."""
     from yolox.recipe.callbacks import BEST, LATEST, Evaluation
+    from yolox.recipe.finite import FiniteValues
 
     evaluation = next(item for item in trainer.callbacks if isinstance(item, Evaluation))
+    finite = next(item for item in trainer.callbacks if isinstance(item, FiniteValues))
     facts: dict[str, Any] = {"folder": str(folder), "best_epoch": evaluation.best_epoch}
+    facts.update(skipped_steps=finite.skipped, restored=finite.restored)
+    if finite.skipped or finite.restored:
+        print(f"not finite: {finite.skipped} steps skipped, {finite.restored} times back to a checkpoint")
     if evaluation.best_epoch is not None:
         best = next(row for row in evaluation.history if row["epoch"] == evaluation.best_epoch)
         which = f"epoch {evaluation.best_epoch}" if evaluation.best_epoch else "the weights of the start"
