@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -243,6 +244,21 @@ def test_setup_imports_no_torch() -> None:
     code = "import sys, yolox.kernels.build; print({'torch', 'numpy', 'cv2'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert found.strip() == "set()", "what setup.py imports must not need what is not yet installed"
+
+
+WORDS = (
+    "batchnorm_silu|crew|desk|hand_over|ladder|light_silu|mailbag|may_wait|return_mail|shared_sums|side_by_side|"
+    "switchboard"
+)
+"""Names that were ours alone; the words of PyTorch, Lightning, ONNX and the paper stand in their place."""
+
+
+def test_words_are_those_of_the_field() -> None:
+    files = [path for folder in ("yolox", "docs", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.*")]
+    texts = {path: path.read_text(encoding="utf-8") for path in files if path.suffix in {".py", ".md", ".cpp", ".h"}}
+    del texts[Path(__file__).resolve()]
+    found = [f"{path}: {word}" for path, text in texts.items() for word in re.findall(rf"(?i)\b_?(?:{WORDS})\b", text)]
+    assert not found
 
 
 def test_no_package_without_a_name() -> None:

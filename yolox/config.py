@@ -135,7 +135,7 @@ class RecipeConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """How the network is judged."""
+    """How the network is evaluated."""
 
     test_size: Edges = SQUARE_640
     test_conf: Share = 0.01

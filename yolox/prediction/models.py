@@ -119,7 +119,7 @@ def load_predictor(
     Args:
         model: A published name (``yolox_nano``), a checkpoint, a folder saved by the inference engine, or an ONNX file
             of this package or of the official export.
-        precision: Of a checkpoint's network.
+        precision: What the network of a checkpoint computes in.
         input_size: Side, or height and width, of the network's input; None takes the model's own.
         experiment: Describes a checkpoint that does not describe itself.
         trust: Load deployed models that are programs (TorchScript, Inductor, IPEX).

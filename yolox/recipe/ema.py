@@ -55,7 +55,9 @@ class ModelEma(Generic[Model]):
                 currents.append(state[key].to(average.dtype))
             else:
                 average.copy_(state[key])
-        average = get_ema_multi_avg_fn(ema_decay(self.updates, self.time_constant, self.limit))
+        average = get_ema_multi_avg_fn(  # type: ignore[no-untyped-call]
+            ema_decay(self.updates, self.time_constant, self.limit)
+        )
         average(averages, currents, self.updates)
 
     def load_(self, weights: dict[str, Tensor], updates: int) -> None:

@@ -39,7 +39,7 @@ def build_optimizer(
         model: Its trainable parameters are optimised.
         learning_rate: The highest rate of the schedule.
         momentum: Nesterov momentum; without momentum the steps are plain.
-        weight_decay: Of convolution weights.
+        weight_decay: Weight decay of convolution weights.
         fused: Update all parameters in one pass over memory. A gradient scaler (precision 16) cannot unscale gradients
             before the step of a fused optimizer, so they could be neither clipped nor checked.
     """

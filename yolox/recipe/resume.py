@@ -103,7 +103,7 @@ def set_rates_(checkpoint: dict[str, Any], optimizer: Optimizer, factor: Callabl
         checkpoint: Loaded; its optimizer has the groups of ``optimizer``, its ``global_step`` is the number of steps
             done.
         optimizer: Built with the settings of the resumed run.
-        factor: Of the highest rate, at each step.
+        factor: Share of the highest rate at each step.
     """
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
