@@ -41,8 +41,10 @@ ipex: .venv-ipex/.ready  ## a second environment with Intel's extension and the 
 	grep -vE '^(torch|torchao)==' constraints.txt > .venv-ipex/constraints.txt
 	@# A quick try at the CPU build; the default index has CUDA builds alone, which need 4 GB of libraries to be imported.
 	timeout 300 .venv-ipex/bin/python -m pip install --quiet --timeout 5 --retries 0 --no-deps --index-url $(TORCH_CPU_INDEX) torch==2.8.0 2>/dev/null || true
-	.venv-ipex/bin/python -m pip install --quiet -c .venv-ipex/constraints.txt -r requirements/ipex.txt
-	.venv-ipex/bin/python -m pip install --quiet --no-deps -e .  # the package itself asks for a newer PyTorch
+	.venv-ipex/bin/python -m pip install --quiet --no-deps -e .
+	@# What the package needs, but for its own bound on PyTorch, which is newer.
+	.venv-ipex/bin/python -c 'from importlib.metadata import requires; print(*(need for need in requires("yolox-cpu") if "extra ==" not in need and not need.startswith("torch>")), sep="\n")' > .venv-ipex/requirements.txt
+	.venv-ipex/bin/python -m pip install --quiet -c .venv-ipex/constraints.txt -r requirements/ipex.txt -r .venv-ipex/requirements.txt
 	touch $@
 
 demo: env  ## sample data, a training from scratch, evaluation, pictures, the inference table

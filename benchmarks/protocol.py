@@ -84,7 +84,7 @@ def native_precisions() -> tuple[str, ...]:
 
 
 def machine_block() -> dict[str, Any]:
-    """Return what a reader needs to judge the figures: processor, libraries, allocator, source version."""
+    """Return what a reader needs to assess the figures: processor, libraries, allocator, source version."""
     setting = keep_freed_memory()
     return {
         **read_machine().as_dict(),

@@ -24,7 +24,7 @@ BIG = {"2 x 28 cores": pretend_machine(2, 28), "4 x 56 cores": pretend_machine(4
 BANDWIDTH = 5e9
 """Assumed bytes a second at which the processes of one machine sum up gradients."""
 PARAMETERS = 0.91e6
-"""Of the nano network."""
+"""Number of parameters of the nano network."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -28,7 +28,7 @@ class Load:
     """Clients that ask as fast as they get answers, until the time or the number of requests is used up.
 
     Args:
-        port: Of the service on the loopback.
+        port: Port of the service on the loopback.
         data: The bytes of an image file.
         seconds: How long.
         count: Requests in all, at most.

@@ -93,7 +93,7 @@ import ctypes
 library = ctypes.CDLL({str(built_library(host_variants()[0]))!r})
 assert not [line for line in open('/proc/self/maps') if 'gomp' in line]
 values, sums = (ctypes.c_float * 64)(*range(64)), (ctypes.c_double * 32)()
-library.batchnorm_silu_statistics_float32(values, ctypes.c_long(4), ctypes.c_long(16), sums)
+library.norm_act_statistics_float32(values, ctypes.c_long(4), ctypes.c_long(16), sums)
 assert sums[0] == 0 + 16 + 32 + 48, sums[0]
 """
     done = run(code)

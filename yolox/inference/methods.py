@@ -8,7 +8,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from yolox.errors import MissingDependencyError, UsageError, did_you_mean
-from yolox.inference.backends.base import Method, Precision
+from yolox.inference.backends.base import Method
+from yolox.precision_names import Precision
 
 __all__ = [
     "ALIASES",

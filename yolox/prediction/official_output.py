@@ -26,7 +26,7 @@ def boxes_and_scores(outputs: Sequence[Any], size: Size, path: Path) -> tuple[ND
     Args:
         outputs: Boxes and scores, or the official ``[B, A, 5 + C]``: decoded to pixels, or relative to the grid of
             strides 8, 16 and 32 (then ``cx = (x + column) * stride`` and ``w = exp(log w) * stride``).
-        size: Of the network's input.
+        size: Height and width of the network's input.
         path: The file, for messages.
 
     Raises:

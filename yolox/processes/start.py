@@ -101,7 +101,7 @@ def start(program: Program, descriptor: int = -1, **streams: Any) -> subprocess.
 
     Args:
         program: What it runs.
-        descriptor: Of the connection for it; -1 without one.
+        descriptor: File descriptor of its connection; -1 without one.
         streams: ``stdout`` and ``stderr`` of `subprocess.Popen`.
 
     Raises:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yolox.data.cache import available_memory
+from yolox.cpu.cgroups import available_memory
 from yolox.data.formats.checks import check_images
 from yolox.data.formats.description import Categories, Finding, SplitDescription, examples
 from yolox.data.formats.image_names import locate_images

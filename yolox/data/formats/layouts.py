@@ -181,7 +181,7 @@ def _find_voc(root: Path, split: Split, given_dirs: tuple[Path, ...]) -> SplitPa
     for base in (root, *reversed(years)):
         lists = {name: path for name in ("train", "trainval", "val", "test") if (path := _voc_list(base, name))}
         val = lists.get("test") or lists.get("val")
-        # trainval holds the images of val: where those judge, train alone trains
+        # trainval holds the images of val: where val is evaluated on, train alone trains
         train = lists.get("trainval") if "test" in lists or "train" not in lists else lists.get("train")
         labels = (train or lists.get("train")) if split == "train" else val
         if labels is not None:

@@ -30,11 +30,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
+
+from yolox.precision_names import Precision
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,7 +47,6 @@ __all__ = [
     "Arrays",
     "Backend",
     "Method",
-    "Precision",
     "PrepareContext",
     "Runner",
     "Settings",
@@ -59,15 +59,6 @@ Array: TypeAlias = Any
 """A ``torch.Tensor`` on the CPU or a ``numpy.ndarray``."""
 
 Arrays: TypeAlias = tuple[Any, ...]
-
-
-class Precision(str, Enum):
-    """What the heavy layers compute in."""
-
-    FP32 = "fp32"
-    BF16 = "bf16"
-    FP16 = "fp16"
-    INT8 = "int8"
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def strided_depthwise_conv(x: Tensor, weight: Tensor, padding: tuple[int, ...]) 
     Args:
         x: ``[B, C, H, W]``, bfloat16.
         weight: ``[C, 1, kernel, kernel]``, rounded to the precision of ``x``.
-        padding: Of height and width.
+        padding: Rows and columns of zeros at each side.
     """
     with torch.autocast("cpu", enabled=False):
         y: Tensor = _StridedDepthwise.apply(x, weight.to(x.dtype), padding)  # type: ignore[no-untyped-call]

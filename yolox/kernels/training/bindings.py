@@ -98,11 +98,11 @@ class Shape(ctypes.Structure):
 
 
 _PARAMETERS = {
-    "batchnorm_silu_statistics": (POINTER, LONG, LONG, POINTER),
-    "batchnorm_silu_moments": (POINTER, DOUBLE, DOUBLE, LONG, Norm, Running),
-    "batchnorm_silu_forward": (POINTER, POINTER, LONG, LONG, Norm, Residual),
-    "batchnorm_silu_gradient_sums": (Gradient, POINTER, Norm, POINTER),
-    "batchnorm_silu_backward": (POINTER, POINTER, LONG, LONG, Norm, POINTER, DOUBLE),
+    "norm_act_statistics": (POINTER, LONG, LONG, POINTER),
+    "norm_act_moments": (POINTER, DOUBLE, DOUBLE, LONG, Norm, Running),
+    "norm_act_forward": (POINTER, POINTER, LONG, LONG, Norm, Residual),
+    "norm_act_gradient_sums": (Gradient, POINTER, Norm, POINTER),
+    "norm_act_backward": (POINTER, POINTER, LONG, LONG, Norm, POINTER, DOUBLE),
     "depthwise_forward": (POINTER, Norm, POINTER, Images, POINTER, POINTER),
     "depthwise_backward": (
         *(POINTER, POINTER, Norm, POINTER, DOUBLE),

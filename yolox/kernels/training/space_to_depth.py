@@ -31,7 +31,7 @@ def find_space_to_depth(
     Args:
         node: What a convolution reads.
         channels: Its channels.
-        modules: Of the captured module, by name.
+        modules: Parts of the captured module, by name.
 
     Returns:
         The tensor that is rearranged, and a function that turns a 3x3 weight over blocks into the 6x6 weight over

@@ -46,7 +46,7 @@ class SparkLauncher:
     ``spark-submit`` or its defaults say, or on this machine alone.
 
     Args:
-        master: Of a cluster, ``spark://host:7077``.
+        master: Address of a cluster, ``spark://host:7077``.
         limits: When a run that does nothing is taken to hang; None for never.
     """
 
