@@ -18,8 +18,6 @@ import time
 from collections import Counter
 from pathlib import Path
 
-__all__ = ["main"]
-
 LARGEST_COUNT, LONGEST_S, MOST_CLIENTS = 100_000, 600.0, 64
 AFTERWARDS = 20
 

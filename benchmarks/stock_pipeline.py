@@ -15,8 +15,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["StockPipeline"]
-
 Array = NDArray[Any]
 FILL = 114
 

@@ -16,22 +16,6 @@ from yolox.errors import UsageError, did_you_mean
 from yolox.fields import Ascending, FileName, Fixed, Multiple, Range, Text, convert
 from yolox.structures import Size
 
-__all__ = [
-    "DATA_PATHS",
-    "DataConfig",
-    "EvalConfig",
-    "Experiment",
-    "ModelConfig",
-    "RecipeConfig",
-    "apply_fields",
-    "apply_overrides",
-    "experiment_from_dict",
-    "experiment_to_dict",
-    "field_names",
-    "flatten",
-    "parse_overrides",
-]
-
 STRIDE = 32
 SQUARE_640 = Size(640, 640)
 

@@ -19,8 +19,6 @@ from yolox.data.image_source import too_many_bad
 from yolox.errors import DataError, printable
 from yolox.tables import text_table
 
-__all__ = ["DatasetReport", "report_dataset"]
-
 _LOG = logging.getLogger(__name__)
 MAX_DETECTIONS = 100
 """COCO's AP counts so many detections of a class in an image."""

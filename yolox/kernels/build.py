@@ -17,8 +17,6 @@ from yolox.errors import MissingDependencyError, YoloxError
 from yolox.files import atomic_path, cache_root
 from yolox.kernels.variants import Variant
 
-__all__ = ["SHIPPED", "built_library", "compile_library", "compiler", "library_name"]
-
 SHIPPED = Path(__file__).parent / "lib"
 """Where a wheel has the libraries."""
 

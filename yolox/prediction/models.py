@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from yolox.checkpoint import LoadedModel
     from yolox.config import Experiment
 
-__all__ = ["Network", "Predictor", "is_deployed", "load_predictor", "predictor_of_checkpoint"]
-
 MAX_FACTOR, MAX_CLASSES = 4.0, 100_000
 """Largest depth, width and number of classes of a deployed detector: the published ones go up to 1.33, 1.25 and 80."""
 

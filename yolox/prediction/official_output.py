@@ -14,8 +14,6 @@ from yolox.class_names import COCO_NAMES
 from yolox.errors import ModelFileError
 from yolox.structures import Size
 
-__all__ = ["boxes_and_scores", "class_names_of", "input_size_of"]
-
 _STRIDES = (8, 16, 32)
 _LARGEST_SIDE = 8192
 

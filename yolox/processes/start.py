@@ -24,18 +24,6 @@ from typing import IO, Any, Protocol
 
 from yolox.processes.messages import Channel
 
-__all__ = [
-    "Process",
-    "ProcessFailure",
-    "Program",
-    "Started",
-    "import_path",
-    "kill_all",
-    "start",
-    "tail",
-    "wait_for_any",
-]
-
 # the empty entry is the working directory, where a file may have the name of any module
 _BOOT = (
     f"import sys; sys.path = sys.argv[1].split({os.pathsep!r}) + [entry for entry in sys.path if entry]; "

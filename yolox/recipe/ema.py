@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-__all__ = ["ModelEma", "ema_decay"]
-
 
 def ema_decay(updates: int, time_constant: float = 2000.0, limit: float = 0.9998) -> float:
     """Return the decay at the given update, 1-based: small at first, so that early weights are soon forgotten.

@@ -14,8 +14,6 @@ from pytorch_lightning.callbacks import Callback
 from yolox.files import atomic_path, write_text
 from yolox.recipe.callbacks import Evaluation
 
-__all__ = ["EpochLog", "draw_curves"]
-
 _LOSSES = ("total", "iou", "objectness", "classes", "l1")
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["build_optimizer", "parameter_groups"]
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 

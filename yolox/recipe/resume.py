@@ -12,15 +12,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from yolox.config import SECTIONS, Experiment, RecipeConfig
 from yolox.errors import UsageError
 
-__all__ = [
-    "changed_fields",
-    "check_same_frozen_parts",
-    "check_same_network",
-    "move_to_epoch_",
-    "resumed_epoch",
-    "set_rates_",
-]
-
 _PER_MACHINE = {"data.data_num_workers", "data.cache", "recipe.print_interval"}  # they change no result
 
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from yolox.checkpoint import LoadedModel
     from yolox.data.coco import CocoDataset
 
-__all__ = ["EvalImages", "InferenceImages", "calibration_images", "read_eval_images", "read_inference_images"]
-
 CALIBRATION_BATCH = 32
 _SPLITS: tuple[Literal["val", "train"], ...] = ("val", "train")
 

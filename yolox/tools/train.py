@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from yolox.recipe.module import YoloxModule
     from yolox.tools.resuming import RunState
 
-__all__ = ["build_parser", "main", "run"]
-
 BATCH_SIZE = 64
 MIN_NORMALISED = 8  # images a process: 4 end 0.05 AP lower than one process (README), 8 within 0.03
 

@@ -12,8 +12,6 @@ from yolox.errors import MissingDependencyError, UsageError
 from yolox.tools.arguments import positive_int
 from yolox.tools.parser import ToolParser
 
-__all__ = ["LOGGERS", "STRATEGIES", "add_recipe_arguments", "build_trainer", "recipe_fields"]
-
 STRATEGIES = ("subprocess", "spawn", "ray", "spark")
 LOGGERS = ("tensorboard", "wandb", "mlflow", "none")
 

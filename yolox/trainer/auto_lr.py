@@ -10,8 +10,6 @@ from pytorch_lightning.callbacks import Callback
 
 from yolox.errors import UsageError
 
-__all__ = ["ScaledLearningRate"]
-
 _log = logging.getLogger(__name__)
 
 

@@ -10,8 +10,6 @@ from typing import Any
 
 import cloudpickle
 
-__all__ = ["LogSettings", "WarningFilters"]
-
 
 @dataclass(frozen=True)
 class LogSettings:

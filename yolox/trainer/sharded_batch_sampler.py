@@ -11,8 +11,6 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Itera
 
 from yolox.errors import UsageError
 
-__all__ = ["ShardedBatchSampler", "shard_loader"]
-
 _log = logging.getLogger(__name__)
 
 

@@ -16,8 +16,6 @@ from yolox.data.image_files import IMAGE_SUFFIXES
 from yolox.errors import DataError
 from yolox.text_files import read_text
 
-__all__ = ["SPLIT_NAMES", "Split", "SplitPaths", "find_split", "find_unsplit", "image_dirs_of", "other_names"]
-
 _LOG = logging.getLogger(__name__)
 Split = Literal["train", "val"]
 SPLIT_NAMES: dict[Split, tuple[str, ...]] = {

@@ -25,8 +25,6 @@ from yolox.inference.backends.torch_internals import compile_package, load_packa
 from yolox.inference.backends.torch_runner import TorchRunner, export_program
 from yolox.precision_names import Precision
 
-__all__ = ["BACKEND", "InductorBackend"]
-
 PACKAGE = "model.pt2"
 QUANTIZERS = {
     "pt2e": ("yolox.inference.convert.quantizers.pt2e", "quantize_pt2e"),

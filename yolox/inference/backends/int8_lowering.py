@@ -17,8 +17,6 @@ from torch.fx import GraphModule, Node
 
 from yolox.inference.backends.torch_internals import TENSOR_CHECK, torchscript_function
 
-__all__ = ["lower_int8_", "silence_quantize_warning", "strip_checks_"]
-
 _ATEN = torch.ops.aten
 # The pre-packing op and this list type cannot be traced, but TorchScript's own representation can hold them.
 _CONVOLUTION = """

@@ -19,8 +19,6 @@ from yolox.inference.backends.torch_internals import inline_calls_
 from yolox.inference.backends.torch_runner import TorchRunner, to_layout, torch_sample
 from yolox.precision_names import Precision
 
-__all__ = ["BACKEND", "JitBackend"]
-
 SCRIPT = "model.torchscript"
 
 

@@ -23,8 +23,6 @@ from yolox.precision_names import Precision
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["BACKEND", "OnnxFile", "OnnxRuntimeBackend", "OnnxRuntimeRunner", "int8_share", "read_onnx"]
-
 MODEL = "model.onnx"
 INT8_KERNELS = (
     *("QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat"),

@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-__all__ = ["TENSOR_CHECK", "compile_package", "inline_calls_", "load_package", "torchscript_function"]
-
 TENSOR_CHECK = torch.ops.aten._assert_tensor_metadata.default
 """The operator with which torch.export checks types; its name in PyTorch's registry begins with an underscore."""
 

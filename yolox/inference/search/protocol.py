@@ -10,8 +10,6 @@ from yolox.inference.backends.base import Settings
 from yolox.inference.search.latency import MeasurePlan
 from yolox.inference.search.stages import Stage, Status
 
-__all__ = ["Failed", "Go", "Measure", "Prepared", "Progress", "Ready", "Samples"]
-
 
 @dataclass(frozen=True)
 class Progress:

@@ -15,8 +15,6 @@ from yolox.inference.runner_process import Batch, Failed, await_loaded, start_ru
 from yolox.inference.search.jobs import Payload
 from yolox.processes.start import ProcessFailure
 
-__all__ = ["check_saved"]
-
 OTHER_BATCHES = (1, 8)
 """Rows of further batches that a model with a free batch axis must run."""
 

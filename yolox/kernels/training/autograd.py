@@ -15,16 +15,6 @@ from yolox.kernels.training import ops
 from yolox.kernels.training.norms import BatchNorm, NormAct
 from yolox.kernels.training.sync import SharedNormalisation
 
-__all__ = [
-    "batchnorm_act",
-    "dense_gradient",
-    "depthwise_conv",
-    "normalised",
-    "parameter_gradients",
-    "share_",
-    "strided_depthwise_conv",
-]
-
 
 def batchnorm_act(x: Tensor, norm: NormAct) -> Tensor:
     """Return ``x`` ``[B, C, H, W]`` normalised over the batch and activated, and move the running statistics.

@@ -12,24 +12,6 @@ from torch import Tensor
 
 from yolox.kernels.library import kernels
 
-__all__ = [
-    "DOUBLE",
-    "POINTER",
-    "TYPES",
-    "Activation",
-    "Gradient",
-    "Images",
-    "NextNorm",
-    "Norm",
-    "Residual",
-    "Running",
-    "Shape",
-    "SplitTensor",
-    "StemInput",
-    "call",
-    "has_pointwise",
-]
-
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 POINTER, LONG, DOUBLE = ctypes.c_void_p, ctypes.c_long, ctypes.c_double
 

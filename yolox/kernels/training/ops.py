@@ -16,23 +16,6 @@ from torch import Tensor, nn
 from yolox.kernels.training import bindings
 from yolox.kernels.training.norms import Activation, BatchNorm, NextNorm
 
-__all__ = [
-    "CHANNEL_BLOCK",
-    "MOST_CHANNELS",
-    "Gradients",
-    "activate",
-    "depthwise",
-    "depthwise_backward",
-    "gradient_sums",
-    "normalise",
-    "normalise_backward_",
-    "pointwise",
-    "pointwise_backward",
-    "statistics",
-    "stem",
-    "stem_backward",
-]
-
 CHANNEL_BLOCK = 16
 """Kernels that go pixel by pixel want a multiple of so many channels."""
 MOST_CHANNELS = 1024

@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-__all__ = ["find_space_to_depth"]
-
 _FUNCTIONS = {
     *(getattr, operator.getitem, operator.floordiv, operator.truediv, operator.mul, operator.sub, operator.add),
     *(torch.cat, torch.concat, torch.permute, torch.reshape, torch.flatten, F.pixel_unshuffle, torch.pixel_unshuffle),

@@ -18,8 +18,6 @@ from yolox.trainer.launchers.heartbeat import HangLimits
 from yolox.trainer.launchers.protocol import JoinInfo
 from yolox.trainer.launchers.remote import run_remote
 
-__all__ = ["RayLauncher", "share_nodes"]
-
 _END_SECONDS = 5.0
 _STORE_BYTES = 80 * 2**20  # nothing of ours goes through Ray's object store
 _log = logging.getLogger(__name__)
