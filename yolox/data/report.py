@@ -19,7 +19,7 @@ from yolox.data.image_source import too_many_bad
 from yolox.errors import DataError, printable
 from yolox.tables import text_table
 
-__all__ = ["DatasetReport", "report_dataset"]
+__all__ = ["DatasetReport", "class_counts", "report_dataset"]
 
 _LOG = logging.getLogger(__name__)
 MAX_DETECTIONS = 100
