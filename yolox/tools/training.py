@@ -94,15 +94,18 @@ def _callbacks(experiment: Experiment, folder: Path, args: argparse.Namespace) -
     from yolox.recipe.finite import FiniteValues
     from yolox.recipe.html_report import HtmlReport
     from yolox.recipe.time_budget import TimeBudget
-    from yolox.trainer.callbacks import LiveProgress, Throughput, TraceProfile
+    from yolox.trainer.callbacks import Throughput, TraceProfile
+    from yolox.trainer.live_progress import LiveProgress
     from yolox.trainer.run_report import RunReport
 
     recipe = experiment.recipe
     history = recipe.max_history_ckpt if recipe.save_history_ckpt else 0
-    progress = LiveProgress(recipe.print_interval, ("train/total", "train/iou", "train/objectness", "train/classes"))
+    losses = tuple(f"train/{name}" for name in ("total", "iou", "objectness", "classes"))
+    asked = "recipe.print_interval" in experiment.given
+    progress = LiveProgress(recipe.print_interval if asked else None, losses)
     evaluation = Evaluation(experiment, args.ckpt is not None and not args.resume, folder)
     files = CheckpointFiles(folder, history, every_epochs=recipe.ckpt_interval, every_steps=recipe.ckpt_interval_steps)
-    callbacks = [FiniteValues(), Throughput(), progress, evaluation, EpochLog(folder), files]
+    callbacks = [FiniteValues(), Throughput(losses), progress, evaluation, EpochLog(folder), files]
     if args.time is not None:
         callbacks.insert(0, TimeBudget(args.time))  # before the checkpoints, which look whether the run ends
     callbacks.append(RunReport(folder / "run.json", {"experiment": experiment_to_dict(experiment)}))
