@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping
 from contextvars import copy_context
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from yolox.errors import UsageError, YoloxError, did_you_mean
+from yolox.precision_names import EvalPrecision
 from yolox.prediction.models import Predictor, is_deployed, load_predictor
-from yolox.prediction.results import Boxes, Result
+from yolox.prediction.results import Result
 from yolox.prediction.run import Thresholds, predict
 from yolox.prediction.sources import Source, Sources
 from yolox.prediction.tracking import track
@@ -18,8 +19,6 @@ from yolox.prediction.tracking import track
 if TYPE_CHECKING:
     from yolox.evaluation.loop import EvaluationResult
     from yolox.tools.parser import ToolParser
-
-__all__ = ["YOLOX", "Boxes", "Result"]
 
 _SHORT_NAMES = {"data": "data_dir", "epochs": "max_epoch", "batch": "batch_size", "workers": "data_num_workers"}
 """Names that Python users expect, and the options or fields they stand for."""
@@ -49,7 +48,7 @@ class YOLOX:
         self,
         model: str | Path,
         *,
-        precision: Literal["32", "bf16"] = "32",
+        precision: EvalPrecision = "32",
         input_size: int | tuple[int, int] | None = None,
         trust: bool = False,
     ) -> None:
@@ -167,7 +166,7 @@ class YOLOX:
 
         Args:
             folder: Where the deployed model goes.
-            data: Data set to calibrate and judge on; None takes what there is.
+            data: Data set to calibrate and evaluate on; None takes what there is.
             options: Options of ``yolox optimize`` (``max_drop=0.005``, ``methods=["native_int8"]``).
 
         Raises:

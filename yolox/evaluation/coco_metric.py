@@ -13,16 +13,6 @@ from numpy.typing import NDArray
 from yolox.errors import DataError
 from yolox.structures import Detections
 
-__all__ = [
-    "METRICS",
-    "ClassResult",
-    "CocoResult",
-    "clean_annotations",
-    "coco_metric",
-    "coco_results",
-    "counted_detections",
-]
-
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """The twelve numbers of COCO, in their order."""
 
@@ -155,11 +145,16 @@ def coco_results(detections: Mapping[int, Detections], category_ids: Sequence[in
     """
     for image_id, found in detections.items():
         kept = counted_detections(found)
-        boxes = found.boxes_xyxy[kept].astype(np.float64)
-        boxes[:, 2:] -= boxes[:, :2]
-        rows = zip(boxes.tolist(), found.scores[kept].tolist(), found.labels[kept].tolist(), strict=True)
-        for box, score, label in rows:
-            yield {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
+        best = Detections(found.boxes_xyxy[kept], found.scores[kept], found.labels[kept])
+        yield from coco_rows(best, image_id, category_ids)
+
+
+def coco_rows(found: Detections, image_id: int, category_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one image; as `coco_results`, but of all its detections."""
+    boxes = found.boxes_xyxy.astype(np.float64)
+    boxes[:, 2:] -= boxes[:, :2]
+    for box, score, label in zip(boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True):
+        yield {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
 
 
 def counted_detections(found: Detections) -> NDArray[np.int64]:

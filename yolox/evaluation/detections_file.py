@@ -12,8 +12,6 @@ from yolox.errors import DataError
 from yolox.files import atomic_path
 from yolox.structures import Detections
 
-__all__ = ["read_detections", "write_detections"]
-
 
 def write_detections(path: Path, detections: Mapping[int, Detections], epoch: int) -> None:
     """Write detections and the epoch they are of as an ``.npz`` file.

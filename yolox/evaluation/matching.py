@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 from yolox.evaluation.coco_metric import clean_annotations, counted_detections
 from yolox.structures import Detections
 
-__all__ = ["ImageMatches", "ScoreCurves", "confusion_matrix", "match_objects", "score_curves"]
-
 IOU = 0.5
 _NUM_THRESHOLDS = 1001
 _NOBODY = -1

@@ -18,8 +18,6 @@ from yolox.evaluation.predictor import build_predict
 from yolox.recipe.module import YoloxModule
 from yolox.recipe.phases import final_phase_epoch
 
-__all__ = ["BEST", "BEST_DETECTIONS", "LATEST", "CheckpointFiles", "Evaluation"]
-
 LATEST, BEST = "latest_ckpt.pth", "best_ckpt.pth"
 BEST_DETECTIONS = "best_detections.npz"
 _log = logging.getLogger(__name__)
@@ -193,7 +191,7 @@ class CheckpointFiles(Checkpoint):
         if evaluation is not None and evaluation.due(epoch - 1, ending=_ending(trainer)):
             copies += [self.best] if evaluation.best_epoch == epoch else []
             copies += [self.folder / f"epoch_{epoch}_ckpt.pth"] if self.history else []
-        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        if not trainer.is_last_batch:
             for copy in copies:  # ``latest`` stays the state inside the epoch, from which the run can go on
                 trainer.save_checkpoint(copy, weights_only=False)
         elif copies or epoch % self.every_epochs == 0 or epoch == trainer.max_epochs or _ending(trainer):

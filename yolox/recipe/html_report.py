@@ -21,8 +21,6 @@ from yolox.recipe.module import YoloxModule
 from yolox.report.document import Judged, Report, write_report
 from yolox.structures import Batch, Targets
 
-__all__ = ["REPORT", "HtmlReport"]
-
 REPORT = "report.html"
 _NUM_IMAGES = 8  # of a training batch
 _log = logging.getLogger(__name__)

@@ -30,8 +30,6 @@ from yolox.report.label_figure import labels_figure
 from yolox.report.pictures import jpeg_of, prediction_pairs, training_pictures
 from yolox.structures import Batch
 
-__all__ = ["Judged", "Report", "write_report"]
-
 _NUM_PAIRS = 6
 _NUM_CONFUSIONS = 12
 _USUAL_CONFIDENCE = 0.25  # what ``predict`` draws from, where no confidence is the best one

@@ -20,18 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = [
-    "confidence_figure",
-    "confusion_figure",
-    "curves_figure",
-    "few_classes",
-    "new_figure",
-    "plain",
-    "png_of",
-    "precision_recall_figure",
-    "write_png",
-]
-
 EpochRow = Mapping[str, float]
 _NUM_LINES = 10  # classes whose lines can be told apart
 _NUM_CELLS = 25  # classes whose numbers fit into a matrix

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["labels_figure", "relative_boxes"]
-
 _NUM_BARS = 30
 _COCO_BORDERS = (32, 96)
 """Sides in pixels between what COCO calls small, medium and large."""

@@ -15,8 +15,6 @@ from yolox.data.image_source import ImageSource
 from yolox.structures import Batch, Detections, Image, Size
 from yolox.visualize import draw_detections
 
-__all__ = ["Pair", "jpeg_of", "prediction_pairs", "training_pictures"]
-
 _CELL = Size(400, 576)
 _QUALITY = 85
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from yolox.config import Experiment, apply_fields
 from yolox.errors import DataError, ModelFileError, UsageError
+from yolox.precision_names import eval_precision
 from yolox.tools.arguments import (
     MULTI_LABEL,
     ToolParser,
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from yolox.data.coco_dataset import CocoDataset
     from yolox.data.loader import ValLoader
     from yolox.evaluation.loop import EvaluationResult, Predict
-
-__all__ = ["Subject", "build_parser", "load_subject", "main", "open_loader", "run"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def build_parser() -> ToolParser:
     parser.add_argument("--nms", type=probability, help="IoU of non-maximum suppression (default: nmsthre, 0.65)")
     parser.add_argument("--multi_label", action="store_true", help=MULTI_LABEL)
     parser.add_argument("--tsize", type=positive_int, help="side of the square input (default: test_size)")
-    parser.add_argument("--precision", choices=("32", "bf16"), default="32", help="of a checkpoint (%(default)s)")
+    parser.add_argument("--precision", type=eval_precision, default="32", help="of a checkpoint: 32 or bf16 (32)")
     parser.add_argument(
         "--json",
         nargs="?",

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from yolox.data.coco_dataset import CocoDataset
     from yolox.evaluation.loop import EvaluationResult
 
-__all__ = ["draw_report"]
-
 
 def draw_report(path: Path, result: EvaluationResult, data: CocoDataset, experiment: Experiment, source: str) -> None:
     """Write the report of an evaluation; what goes wrong with it is told, since the evaluation itself is done.

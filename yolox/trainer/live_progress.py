@@ -16,8 +16,6 @@ from yolox.trainer.tensors import first_dimension
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-__all__ = ["LiveProgress"]
-
 _REFRESH_SECONDS = 0.2
 _BAR_WIDTH = 24
 

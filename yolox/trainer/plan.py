@@ -9,12 +9,10 @@ from yolox.cpu.cgroups import format_cpu_list
 from yolox.cpu.cores import CoreShare, chosen_shares, share_cores
 from yolox.cpu.machine import Machine
 from yolox.errors import MissingDependencyError, UsageError, did_you_mean
+from yolox.precision_names import PrecisionName, canonical_precision
 from yolox.tables import text_table
 from yolox.trainer.launchers.base import Slot
 from yolox.trainer.launchers.joined import JoinedRank
-from yolox.trainer.precision_names import PrecisionName, canonical_precision
-
-__all__ = ["BACKENDS", "ExecutionPlan", "Request", "make_plan"]
 
 BACKENDS = ("subprocess", "spawn", "ray", "spark")
 """Ways to start processes."""

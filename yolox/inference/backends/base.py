@@ -30,44 +30,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
+
+from yolox.precision_names import Precision
 
 if TYPE_CHECKING:
     from torch import nn
 
     from yolox.inference.artifacts.manifest import Manifest
 
-__all__ = [
-    "Array",
-    "Arrays",
-    "Backend",
-    "Method",
-    "Precision",
-    "PrepareContext",
-    "Runner",
-    "Settings",
-    "as_numpy",
-    "like_inputs",
-    "run_in_chunks",
-]
-
 Array: TypeAlias = Any
 """A ``torch.Tensor`` on the CPU or a ``numpy.ndarray``."""
 
 Arrays: TypeAlias = tuple[Any, ...]
-
-
-class Precision(str, Enum):
-    """What the heavy layers compute in."""
-
-    FP32 = "fp32"
-    BF16 = "bf16"
-    FP16 = "fp16"
-    INT8 = "int8"
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,11 @@ from torch import Tensor, nn
 
 from yolox.errors import ModelFileError
 from yolox.inference.artifacts.manifest import Manifest
-from yolox.inference.backends.base import Method, Precision, PrepareContext, Runner, Settings
+from yolox.inference.backends.base import Method, PrepareContext, Runner, Settings
 from yolox.inference.backends.torch_runner import TorchRunner, torch_sample
 from yolox.inference.convert.flat import FlatModule
 from yolox.inference.convert.folding import fold_normalisations
-
-__all__ = ["BACKEND", "EagerBackend"]
+from yolox.precision_names import Precision
 
 WEIGHTS = "weights.safetensors"
 ORIGINAL = "original"

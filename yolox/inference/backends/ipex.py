@@ -20,11 +20,10 @@ from torch import Tensor, nn
 from yolox.cpu.ipex_location import INSTALL, locate_ipex
 from yolox.errors import MissingDependencyError, ModelFileError, YoloxError
 from yolox.inference.artifacts.manifest import Manifest
-from yolox.inference.backends.base import Method, Precision, PrepareContext, Runner, Settings
+from yolox.inference.backends.base import Method, PrepareContext, Runner, Settings
 from yolox.inference.backends.torch_runner import TorchRunner, to_layout, torch_sample
 from yolox.inference.convert.folding import fold_normalisations
-
-__all__ = ["BACKEND", "IpexBackend", "interpreter"]
+from yolox.precision_names import Precision
 
 SCRIPT = "model.torchscript"
 Call = Callable[..., tuple[Tensor, ...]]

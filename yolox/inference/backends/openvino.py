@@ -12,23 +12,13 @@ import numpy as np
 
 from yolox.errors import MissingDependencyError, ModelFileError, YoloxError
 from yolox.inference.artifacts.manifest import Manifest
-from yolox.inference.backends.base import (
-    Array,
-    Arrays,
-    Method,
-    Precision,
-    PrepareContext,
-    Settings,
-    as_numpy,
-    like_inputs,
-)
+from yolox.inference.backends.base import Array, Arrays, Method, PrepareContext, Settings, as_numpy, like_inputs
 from yolox.inference.backends.rational_silu import use_rational_silu_
 from yolox.inference.convert.quantizers.nncf import HEAVY, multiply_accumulates, quantize_openvino
+from yolox.precision_names import Precision
 
 if TYPE_CHECKING:
     from torch import nn
-
-__all__ = ["BACKEND", "OpenVinoBackend", "OpenVinoRunner", "int8_share"]
 
 MODEL = "model.xml"
 COMPILED_SIZES = 4

@@ -28,8 +28,6 @@ from yolox.kernels.int8.int8_ir import (
 )
 from yolox.kernels.int8.quantize import QuantizationParameters, QuantizedWeights
 
-__all__ = ["build_program"]
-
 MOVABLE = (kinds.Pixels, kinds.Convolution, kinds.Pool, kinds.Enlarge, kinds.Sum, kinds.Join)
 """Layers whose output may lie among the channels of a larger feature."""
 
@@ -69,9 +67,9 @@ def build_program(
 
     Args:
         network: The layers.
-        parameters: Of every feature.
-        weights: Of every convolution, by the name of its output.
-        shapes: Of every value, without the batch axis.
+        parameters: Quantization parameters of every feature.
+        weights: Weights of every convolution, by the name of its output.
+        shapes: Shape of every value, without the batch axis.
 
     Raises:
         YoloxError: For layers in an order that no step computes.

@@ -10,8 +10,6 @@ from yolox.kernels.int8.float_ir import Convolution, Layer, Map, Network, Rows, 
 from yolox.kernels.int8.int8_ir import Activation, Function, Program
 from yolox.kernels.int8.quantize import RangeObserver, quantization_parameters, quantize_weights
 
-__all__ = ["convert", "with_early_sigmoids"]
-
 
 def convert(
     network: Network,
@@ -26,7 +24,7 @@ def convert(
     Args:
         network: The layers.
         observers: What ``observe`` found, by the name of the value.
-        shapes: Of every value, without the batch axis.
+        shapes: Shape of every value, without the batch axis.
         quantile: See ``RangeObserver.parameters``.
         in_pairs: See ``quantize_weights``.
 

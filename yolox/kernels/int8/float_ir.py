@@ -18,22 +18,6 @@ from torch import Tensor
 
 from yolox.kernels.int8.int8_ir import Activation, Floats, Function, Operation
 
-__all__ = [
-    "Columns",
-    "Combine",
-    "Convolution",
-    "Enlarge",
-    "Join",
-    "Layer",
-    "Map",
-    "Network",
-    "Pixels",
-    "Pool",
-    "Rows",
-    "Stack",
-    "Sum",
-]
-
 LEAKY_SLOPE = 0.1
 
 
@@ -75,8 +59,8 @@ class Convolution(Layer):
     Args:
         weight: [out, in, height, width]; [channels, 1, height, width] if depthwise.
         bias: [out].
-        stride: Of rows and columns.
-        padding: Of every side.
+        stride: Step over rows and columns.
+        padding: Rows and columns of zeros at every side.
         depthwise: Each channel on its own.
         activation: What follows.
     """

@@ -13,15 +13,6 @@ from yolox.kernels.int8.float_ir import Convolution, Enlarge, Join, Network, Pix
 from yolox.kernels.int8.int8_ir import Floats
 from yolox.kernels.int8.overflow import weight_bounds
 
-__all__ = [
-    "QuantizationParameters",
-    "QuantizedWeights",
-    "RangeObserver",
-    "observe",
-    "quantization_parameters",
-    "quantize_weights",
-]
-
 LEVELS = 255
 LARGEST_WEIGHT = 127
 LEAST_SCALE = 1e-8
@@ -134,8 +125,8 @@ def quantize_weights(
 
     Args:
         layer: The convolution.
-        parameters: Of its input.
-        observer: Of its input.
+        parameters: Quantization parameters of its input.
+        observer: Ranges of its input.
         in_pairs: Keep the sums of two neighbouring inputs' weights small, too: see ``packing.paired_weight``.
     """
     shape = (-1, 1, 1, 1) if layer.depthwise else (1, -1, 1, 1)
