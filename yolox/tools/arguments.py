@@ -23,6 +23,21 @@ from yolox.experiments import experiment_from_file, get_experiment
 from yolox.files import describe_failed_write, write_text
 from yolox.tools.parser import ToolParser
 
+__all__ = [
+    "MULTI_LABEL",
+    "ToolParser",
+    "add_data_arguments",
+    "add_model_arguments",
+    "add_overrides",
+    "apply_arguments",
+    "asked_experiment",
+    "keep_stdout_for_json",
+    "positive_int",
+    "prepare_cpu",
+    "probability",
+    "run_tool",
+]
+
 MULTI_LABEL = "let a box be a detection of each class that is sure enough, not of its best class alone"
 """Help of the option ``--multi_label``."""
 
