@@ -197,7 +197,7 @@ def _draw_one(folder: Path, prefix: str, data: CocoDataset, index: int) -> bool:
         return False
     boxes, labels = data.objects(index)
     found = Detections(boxes, np.ones(len(labels), np.float32), labels)
-    picture = draw_detections(resize(image, size), found, data.class_names)
+    picture = draw_detections(resize(image, size), found, data.class_names, show_scores=False)
     target = make_output_dir(folder) / f"{prefix}_{Path(data.file_name(index)).stem}.jpg"
     with atomic_path(target) as temporary:
         temporary.write_bytes(cv2.imencode(".jpg", picture)[1].tobytes())

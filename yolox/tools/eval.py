@@ -33,6 +33,7 @@ from yolox.tools.arguments import (
 )
 
 if TYPE_CHECKING:
+    from yolox.data.coco_dataset import CocoDataset
     from yolox.data.loader import ValLoader
     from yolox.evaluation.loop import EvaluationResult, Predict
 
@@ -81,6 +82,7 @@ def build_parser() -> ToolParser:
         help="also write AP, AP50, ..., times and machine to FILE; bare: to stdout, and all else to stderr",
     )
     parser.add_argument("--detections", metavar="FILE.json", help="also write what was found as COCO result rows")
+    parser.add_argument("--report", metavar="FILE.html", help="also draw curves, confusions and images into one page")
     add_overrides(parser)
     return parser
 
@@ -98,20 +100,18 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> EvaluationResult:
 
 def _evaluate(args: argparse.Namespace, words: Sequence[str], machines: TextIO) -> EvaluationResult:
     from yolox.data.report import report_dataset
-    from yolox.evaluation.coco_metric import coco_results
     from yolox.evaluation.loop import merge_shares, predict_share
     from yolox.evaluation.summary import summary
-    from yolox.files import check_outputs, refuse_inputs, write_text
+    from yolox.files import check_outputs, refuse_inputs
     from yolox.tools.eval_processes import predict_in_processes
 
     print(prepare_cpu())
-    target = None if args.json in (None, "-") else Path(args.json)
-    rows_file = None if args.detections is None else Path(args.detections)
-    check_outputs(target, rows_file)
+    outputs = (None if args.json == "-" else args.json, args.detections, args.report)
+    check_outputs(*outputs)
     subject = load_subject(args)
     settings = subject.experiment.eval
     loader = open_loader(subject, args.batch_size)
-    refuse_inputs(target, rows_file)  # the data set is known now
+    refuse_inputs(*outputs)  # the data set is known now
     print(f"model: {subject.source}")
     print(
         f"data: {loader.dataset.source}, {len(loader.dataset)} images; confidence {settings.test_conf:g}, "
@@ -133,17 +133,28 @@ def _evaluate(args: argparse.Namespace, words: Sequence[str], machines: TextIO) 
             shares = [predict_share(subject.predict, loader, **thresholds, on_batch=progress)]
     finally:
         loader.close()
-    truth = loader.dataset.ground_truth_json()
-    result = merge_shares(shares, truth)
+    result = merge_shares(shares, loader.dataset.ground_truth_json())
     print(summary(result))
-    if rows_file is not None:
-        category_ids = sorted(int(category["id"]) for category in truth["categories"])
-        write_text(rows_file, json.dumps(list(coco_results(result.detections, category_ids))))
-        print(f"written: {rows_file}")
+    _write(result, loader.dataset, subject, args, machines)
+    return result
+
+
+def _write(
+    result: EvaluationResult, data: CocoDataset, subject: Subject, args: argparse.Namespace, machines: TextIO
+) -> None:
+    """Write the files that were asked for, and JSON to ``machines``."""
+    from yolox.evaluation.coco_metric import coco_results
+    from yolox.files import write_text
+    from yolox.tools.eval_report import draw_report
+
+    if args.detections is not None:
+        write_text(Path(args.detections), json.dumps(list(coco_results(result.detections, data.category_ids))))
+        print(f"written: {args.detections}")
+    if args.report is not None:
+        draw_report(Path(args.report), result, data, subject.experiment, subject.source)
     if args.json is not None:
         facts = {**result.as_json(), "settings": _settings(subject.experiment, args), "machine": machine_facts()}
         write_json(facts, args.json, machines)
-    return result
 
 
 def load_subject(args: argparse.Namespace) -> Subject:
