@@ -53,12 +53,13 @@ ARROWS: dict[str, set[str]] = {
     "prediction": LOW
     | {"downloads", "checkpoint", "models", "experiments", "data", "evaluation", "inference", "visualize"},
     "evaluation": LOW | {"models", "data", "inference"},
-    "recipe": LOW | {"models", "losses", "data", "evaluation"},
+    "report": LOW | {"data", "evaluation", "visualize"},
+    "recipe": LOW | {"models", "losses", "data", "evaluation", "report"},
     "trainer": ENGINE_LOW | {"kernels", "processes"},
     "inference": ENGINE_LOW | {"kernels", "processes"},
     "tools": LOW
     | {"experiments", "checkpoint", "models", "losses", "data", "evaluation", "recipe", "trainer", "inference"}
-    | {"kernels", "visualize", "prediction", "processes", "published_weights", "safe_weights", "serve"}
+    | {"kernels", "visualize", "prediction", "processes", "published_weights", "safe_weights", "serve", "report"}
     | {"__init__"},
     "serve": LOW | {"prediction"},
     "api": {"errors", "precision_names", "config", "prediction", "tools", "evaluation"},
@@ -259,6 +260,17 @@ def test_words_are_those_of_the_field() -> None:
     del texts[Path(__file__).resolve()]
     found = [f"{path}: {word}" for path, text in texts.items() for word in re.findall(rf"(?i)\b_?(?:{WORDS})\b", text)]
     assert not found
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md"])
+def test_the_reading_order_is_short(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    way = re.search(r"`structures` →.*?`losses/detection_loss`", text, re.DOTALL)
+    assert way is not None
+    order = re.findall(r"`([a-z_/]+)`", way.group())
+    files = [PACKAGE / f"{name}.py" for name in order]
+    assert len(files) <= 8
+    assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files) <= 1000
 
 
 def test_no_package_without_a_name() -> None:
