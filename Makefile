@@ -16,7 +16,7 @@ DEMO_METHODS += bf16 openvino_bf16
 endif
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help env ipex demo test quick lint docs slow bench dist wheel dist-check clean
+.PHONY: help env ipex demo test quick lint docs slow bench dist wheel dist-check lock versions clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -107,6 +107,15 @@ $(DIST_VENV)/.ready: requirements/dist.txt
 	test -x $(DIST_VENV)/bin/python || $(PYTHON) -m venv $(DIST_VENV)
 	$(DIST_VENV)/bin/python -m pip install --quiet -r requirements/dist.txt
 	touch $@
+
+lock: $(DIST_VENV)/.ready  ## hashes of the tested versions, for pip install --require-hashes
+	$(DIST_VENV)/bin/uv pip compile --quiet --no-deps --universal --python-version 3.10 --generate-hashes --no-emit-package torch \
+	  --no-annotate --custom-compile-command "make lock" constraints.txt -o requirements/tested.txt
+
+versions: $(DIST_VENV)/.ready  ## quick tests on the lowest versions that setup.py allows and on the newest that there are
+	.ci/versions $(DIST_VENV)/bin/uv 3.10 lowest-direct
+	.ci/versions $(DIST_VENV)/bin/uv 3.12 highest
+	.ci/versions $(DIST_VENV)/bin/uv 3.13 highest
 
 clean:  ## remove the environment and all outputs
 	rm -rf $(VENV) .venv-ipex $(DIST_VENV) build dist *.egg-info YOLOX_outputs
