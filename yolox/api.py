@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from yolox.errors import UsageError, YoloxError, did_you_mean
 from yolox.precision_names import EvalPrecision
 from yolox.prediction.models import Predictor, is_deployed, load_predictor
-from yolox.prediction.results import Result
+from yolox.prediction.results import Boxes, Result
 from yolox.prediction.run import Thresholds, predict
 from yolox.prediction.sources import Source, Sources
 from yolox.prediction.tracking import track
@@ -19,6 +19,8 @@ from yolox.prediction.tracking import track
 if TYPE_CHECKING:
     from yolox.evaluation.loop import EvaluationResult
     from yolox.tools.parser import ToolParser
+
+__all__ = ["YOLOX", "Boxes", "Result"]
 
 _SHORT_NAMES = {"data": "data_dir", "epochs": "max_epoch", "batch": "batch_size", "workers": "data_num_workers"}
 """Names that Python users expect, and the options or fields they stand for."""

@@ -11,6 +11,8 @@ from yolox.data.formats.checks import check_split
 from yolox.data.formats.coco_json import describe_coco, read_coco_json
 from yolox.data.formats.description import Categories
 
+__all__ = ["CocoDataset", "dataset_from_coco", "load_coco"]
+
 
 def load_coco(annotations: Path, image_dirs: Sequence[Path], categories: Categories | None = None) -> CocoDataset:
     """Return the index of a COCO JSON.

@@ -21,6 +21,8 @@ from yolox.data.formats.yolo_txt import YAML_SUFFIXES, describe_yolo, split_entr
 from yolox.data.sample_dataset import sample_set_dir
 from yolox.errors import DataError, UsageError
 
+__all__ = ["DatasetPaths", "SplitPaths", "default_data_dir", "load_split", "resolve_dataset"]
+
 _LOG = logging.getLogger(__name__)
 _MAIN_FOLDER = "COCO"
 

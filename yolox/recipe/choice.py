@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from yolox.config import RecipeConfig
 
+__all__ = ["CHOSEN_FIELDS", "Choice", "RunFacts", "Start", "choose_recipe"]
+
 CHOSEN_FIELDS = (
     "warmup_epochs",
     "no_aug_epochs",

@@ -44,3 +44,5 @@ def draw_report(path: Path, result: EvaluationResult, data: CocoDataset, experim
         write_report(path, Report(f"Evaluation of {experiment.exp_name}", facts, splits={"val": data}, judged=judged))
     except Exception as error:  # noqa: BLE001 - the evaluation is done: its figures have to be told and written
         print(f"note: {path} was not written: {type(error).__name__}: {error}", file=sys.stderr)
+    else:
+        print(f"written: {path}")

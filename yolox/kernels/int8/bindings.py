@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 from enum import IntEnum
 
+__all__ = ["CBatch", "CFeature", "CMatrix", "CSiluTable", "CStep", "Instructions", "Kind", "Place"]
+
 _NUMBER = ctypes.c_int64
 _ADDRESS = ctypes.c_void_p
 

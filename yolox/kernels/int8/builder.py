@@ -28,6 +28,8 @@ from yolox.kernels.int8.int8_ir import (
 )
 from yolox.kernels.int8.quantize import QuantizationParameters, QuantizedWeights
 
+__all__ = ["build_program"]
+
 MOVABLE = (kinds.Pixels, kinds.Convolution, kinds.Pool, kinds.Enlarge, kinds.Sum, kinds.Join)
 """Layers whose output may lie among the channels of a larger feature."""
 

@@ -27,6 +27,8 @@ from yolox.kernels.int8.int8_ir import (
     Upsample,
 )
 
+__all__ = ["LARGEST_ARENA", "check"]
+
 LARGEST_ARENA = 2**31 - 1
 """Bytes of one image: kernels keep distances in it in 32 bits."""
 

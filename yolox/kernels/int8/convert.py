@@ -10,6 +10,8 @@ from yolox.kernels.int8.float_ir import Convolution, Layer, Map, Network, Rows, 
 from yolox.kernels.int8.int8_ir import Activation, Function, Program
 from yolox.kernels.int8.quantize import RangeObserver, quantization_parameters, quantize_weights
 
+__all__ = ["convert", "with_early_sigmoids"]
+
 
 def convert(
     network: Network,

@@ -18,6 +18,22 @@ from torch import Tensor
 
 from yolox.kernels.int8.int8_ir import Activation, Floats, Function, Operation
 
+__all__ = [
+    "Columns",
+    "Combine",
+    "Convolution",
+    "Enlarge",
+    "Join",
+    "Layer",
+    "Map",
+    "Network",
+    "Pixels",
+    "Pool",
+    "Rows",
+    "Stack",
+    "Sum",
+]
+
 LEAKY_SLOPE = 0.1
 
 

@@ -14,6 +14,25 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = [
+    "Activation",
+    "Add",
+    "Arithmetic",
+    "Concatenate",
+    "Conv",
+    "Feature",
+    "Floats",
+    "Function",
+    "Matrix",
+    "MaxPool",
+    "Operation",
+    "Pack",
+    "Program",
+    "Step",
+    "Unary",
+    "Upsample",
+]
+
 Floats: TypeAlias = NDArray[np.float32]
 
 

@@ -28,6 +28,8 @@ from yolox.kernels.int8.memory import Memory
 from yolox.kernels.int8.packing import dense_weight, depthwise_weight, paired_weight
 from yolox.kernels.int8.silu_table import silu_table
 
+__all__ = ["lower"]
+
 _VECTOR = 16
 _PADDED = 64
 

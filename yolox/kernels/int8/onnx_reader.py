@@ -15,6 +15,8 @@ from yolox.kernels.int8 import float_ir as kinds
 from yolox.kernels.int8.float_ir import LEAKY_SLOPE, Convolution, Layer, Network
 from yolox.kernels.int8.int8_ir import Activation, Function, Operation
 
+__all__ = ["read_network"]
+
 OPERATIONS = {
     "Add": Operation.ADD,
     "Sub": Operation.SUBTRACT,

@@ -13,6 +13,15 @@ from yolox.kernels.int8.float_ir import Convolution, Enlarge, Join, Network, Pix
 from yolox.kernels.int8.int8_ir import Floats
 from yolox.kernels.int8.overflow import weight_bounds
 
+__all__ = [
+    "QuantizationParameters",
+    "QuantizedWeights",
+    "RangeObserver",
+    "observe",
+    "quantization_parameters",
+    "quantize_weights",
+]
+
 LEVELS = 255
 LARGEST_WEIGHT = 127
 LEAST_SCALE = 1e-8

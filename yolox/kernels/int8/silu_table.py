@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from yolox.kernels.int8.bindings import CSiluTable
 from yolox.kernels.int8.int8_ir import Activation, Feature
 
+__all__ = ["silu_table"]
+
 _PIECES = 64
 _CUBICS = 8
 _LIMIT = 32767

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from yolox.errors import ModelFileError
 from yolox.kernels.int8.int8_ir import Activation, Feature, Function, Matrix, Operation, Program, Step
 
+__all__ = ["load_program", "save_program"]
+
 DESCRIPTION = "program.json"
 ARRAYS = "arrays.npz"
 VERSION = 1
