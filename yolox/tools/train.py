@@ -151,6 +151,7 @@ def _train(args: argparse.Namespace, follower: bool) -> dict[str, Any]:
     """Train and return the facts of the run for ``--json``."""
     shorten_waits()  # before PyTorch is imported
     from yolox.data.datamodule import build_data_module
+    from yolox.data.repeat_factors import describe_repeats
     from yolox.recipe.module import YoloxModule
     from yolox.recipe.phases import final_phase_epoch
     from yolox.recipe.run_folder import open_run_folder
@@ -172,6 +173,8 @@ def _train(args: argparse.Namespace, follower: bool) -> dict[str, Any]:
     report = data.report()
     print(report.summary())
     report.check()
+    if experiment.data.repeat_threshold > 0:
+        print(describe_repeats(data.train_set, experiment.data.repeat_threshold))
     experiment = _fit_classes(experiment, data, explicit_classes)
     if args.batch_size == "auto":
         data.batch_size = auto_batch(args, experiment, len(data.train_set))
