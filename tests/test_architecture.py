@@ -262,6 +262,17 @@ def test_words_are_those_of_the_field() -> None:
     assert not found
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md"])
+def test_the_reading_order_is_short(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    way = re.search(r"`structures` →.*?`losses/detection_loss`", text, re.DOTALL)
+    assert way is not None
+    order = re.findall(r"`([a-z_/]+)`", way.group())
+    files = [PACKAGE / f"{name}.py" for name in order]
+    assert len(files) <= 8
+    assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files) <= 1000
+
+
 def test_no_package_without_a_name() -> None:
     forbidden = {"utils", "core", "common", "deps", "misc", "helpers"}
     assert not forbidden & {part for file in FILES for part in (*file.relative_to(PACKAGE).parts, file.stem)}
