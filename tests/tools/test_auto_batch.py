@@ -23,7 +23,7 @@ STEP = StepMemory(base=1.0 * GIB, per_image=0.5 * GIB)
         (100, 1, 1000, 64),  # 33 of 70 GiB
         (40, 1, 1000, 32),  # 17 of 28; 64 would take 33
         (40, 2, 1000, 32),  # 9 of 14 in each; 17 would be too much
-        (40, 3, 1000, 24),  # 5 of 9.3 in each
+        (40, 3, 1000, 48),  # 9 of 9.3 in each
         (3, 1, 1000, 2),  # 2 of 2.1
         (100, 1, 20, 16),  # more than the data set has no use
         (100, 4, 3, 4),  # every process has an image

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -157,7 +158,7 @@ def _logger(args: argparse.Namespace, folder: Path, experiment: Experiment) -> A
     name, run = args.logger, experiment.exp_name
     if name == "none":
         return False
-    services = {
+    services: dict[str, Callable[[], Any]] = {
         "wandb": partial(loggers.WandbLogger, name=run, save_dir=folder),
         "mlflow": partial(loggers.MLFlowLogger, experiment_name=run, save_dir=str(folder / "mlruns")),
     }
