@@ -144,6 +144,7 @@ def take_steps(connection: Connection, experiment: Mapping[str, Any], precision:
     """Train on a few, then on some more grey images; send `Measured` after each, and return the exit code."""
     import pytorch_lightning as pl
     import torch
+    from torch.utils.data import DataLoader
 
     from yolox.config import experiment_from_dict
     from yolox.processes.inside import peak_memory_mb
@@ -179,5 +180,6 @@ def take_steps(connection: Connection, experiment: Mapping[str, Any], precision:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(YoloxModule(settings, names, _SOME, len(batches)), batches)
+    loader = DataLoader(batches, batch_size=None)  # type: ignore[arg-type] - a list is a data set
+    trainer.fit(YoloxModule(settings, names, _SOME, len(batches)), loader)
     return 0
