@@ -180,6 +180,6 @@ def take_steps(connection: Connection, experiment: Mapping[str, Any], precision:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    loader = DataLoader(batches, batch_size=None)  # type: ignore[arg-type] - a list is a data set
+    loader = DataLoader[Batch](batches, batch_size=None)  # type: ignore[arg-type]
     trainer.fit(YoloxModule(settings, names, _SOME, len(batches)), loader)
     return 0
