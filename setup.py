@@ -39,7 +39,7 @@ EXTRAS = {
     "spark": ["pyspark>=4.0"],
     "serve": ["fastapi>=0.115", "uvicorn>=0.30"],
     "wandb": ["wandb>=0.19"],
-    "mlflow": ["mlflow-skinny>=2.20"],
+    "mlflow": ["mlflow-skinny>=3", "sqlalchemy>=2", "alembic>=1.13", "sqlparse>=0.5"],
     "tune": ["optuna>=4"],
     "track": ["trackers>=2.6", "supervision>=0.31"],
     "dev": [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Callable
 from functools import partial
@@ -160,7 +161,7 @@ def _logger(args: argparse.Namespace, folder: Path, experiment: Experiment) -> A
         return False
     services: dict[str, Callable[[], Any]] = {
         "wandb": partial(loggers.WandbLogger, name=run, save_dir=folder),
-        "mlflow": partial(loggers.MLFlowLogger, experiment_name=run, save_dir=str(folder / "mlruns")),
+        "mlflow": partial(_mlflow_logger, run, f"sqlite:///{folder.absolute()}/mlflow.db"),
     }
     if name in services and find_spec(name) is not None:
         return ForgivingLogger(name, services[name], experiment_to_dict(experiment))
@@ -170,3 +171,13 @@ def _logger(args: argparse.Namespace, folder: Path, experiment: Experiment) -> A
             raise missing
         print(f"note: {missing} This run is logged to TensorBoard.")
     return loggers.TensorBoardLogger(folder, name="", version="tensorboard")
+
+
+def _mlflow_logger(run: str, file: str) -> Any:
+    """Return the logger to the server of ``MLFLOW_TRACKING_URI``, or else to a file."""
+    from pytorch_lightning.loggers import MLFlowLogger
+
+    # a server that does not answer holds the run up for a few seconds; by default for minutes
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    return MLFlowLogger(run, tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or file)
