@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["NETWORKS", "build"]
+from yolox.inference.backends import get_backend
+from yolox.inference.backends.base import PrepareContext
+from yolox.inference.backends.native import NativeRunner
+from yolox.inference.convert.flat import FlatModule
+from yolox.inference.methods import get_method
+
+__all__ = ["NETWORKS", "build", "images", "prepare", "signal_to_noise"]
 
 
 def conv(ins: int, outs: int, size: int = 3, stride: int = 1, groups: int = 1, dilation: int = 1) -> nn.Sequential:
@@ -134,3 +142,23 @@ def build(name: str, images: Tensor) -> nn.Module:
     with torch.no_grad():
         network.train()(images)
     return network.eval()
+
+
+def images(height: int = 32, width: int = 32, count: int = 8) -> np.ndarray:
+    """Smooth pictures, another one each."""
+    source = torch.from_numpy(np.random.default_rng(0).random((count, 3, 9, 9)).astype(np.float32))
+    smooth = nn.functional.interpolate(source, (height, width), mode="bicubic", align_corners=False)
+    return np.asarray(smooth.clamp(0, 1).mul(255).round().numpy())
+
+
+def prepare(module: nn.Module, folder: Path, sample: np.ndarray) -> NativeRunner:
+    folder.mkdir(exist_ok=True)
+    context = PrepareContext((sample,), ((sample,),), 2, folder)
+    runner = get_backend("native").prepare(FlatModule(module).eval(), get_method("native_int8"), context)
+    assert isinstance(runner, NativeRunner)
+    return runner
+
+
+def signal_to_noise(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Return how much stronger the outputs are than the difference, in decibels."""
+    return float(10 * np.log10(np.var(theirs) / np.square(ours - theirs).mean()))

@@ -7,39 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from networks import NETWORKS, build
+from networks import NETWORKS, build, images, prepare, signal_to_noise
 from reference import interpret
-from torch import nn
 
-from yolox.inference.backends import get_backend
-from yolox.inference.backends.base import PrepareContext
-from yolox.inference.backends.native import NativeRunner
 from yolox.inference.convert.flat import FlatModule
-from yolox.inference.methods import get_method
 from yolox.kernels.library import SWITCH, host_variants
 
 pytestmark = pytest.mark.backends
 pytest.importorskip("onnx")
-
-
-def images(height: int = 32, width: int = 32, count: int = 8) -> np.ndarray:
-    """Smooth pictures, another one each."""
-    source = torch.from_numpy(np.random.default_rng(0).random((count, 3, 9, 9)).astype(np.float32))
-    smooth = nn.functional.interpolate(source, (height, width), mode="bicubic", align_corners=False)
-    return np.asarray(smooth.clamp(0, 1).mul(255).round().numpy())
-
-
-def prepare(module: nn.Module, folder: Path, sample: np.ndarray) -> NativeRunner:
-    folder.mkdir(exist_ok=True)
-    context = PrepareContext((sample,), ((sample,),), 2, folder)
-    runner = get_backend("native").prepare(FlatModule(module).eval(), get_method("native_int8"), context)
-    assert isinstance(runner, NativeRunner)
-    return runner
-
-
-def signal_to_noise(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Return how much stronger the outputs are than the difference, in decibels."""
-    return float(10 * np.log10(np.var(theirs) / np.square(ours - theirs).mean()))
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -31,7 +31,7 @@ from yolox.inference.backends.base import (
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["BACKEND", "OnnxFile", "OnnxRuntimeBackend", "OnnxRuntimeRunner", "int8_share", "read_onnx"]
+__all__ = ["BACKEND", "OnnxFile", "OnnxPart", "OnnxRuntimeBackend", "OnnxRuntimeRunner", "int8_share", "read_onnx"]
 
 MODEL = "model.onnx"
 INT8_KERNELS = (
@@ -189,6 +189,39 @@ def _numpy_type(name: str) -> np.dtype[Any]:
     names = {"float": "float32", "double": "float64"}
     kind = name.removeprefix("tensor(").removesuffix(")")
     return np.dtype(names.get(kind, kind))
+
+
+@dataclass(frozen=True)
+class OnnxPart:
+    """A part of a network that reads and gives values by their names in the file.
+
+    Args:
+        model: The serialized ONNX file.
+        threads: Threads of one call.
+    """
+
+    model: bytes = field(repr=False)
+    threads: int = 1
+
+    @cached_property
+    def session(self) -> Any:
+        """The library's session, started at the first call.
+
+        Raises:
+            MissingDependencyError: Without ONNX Runtime.
+            ModelFileError: When the file is damaged.
+        """
+        with _as_model_error(Path(MODEL)):
+            return make_session(self.model, self.threads)
+
+    def __call__(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the outputs by name for a batch."""
+        fed = {
+            port.name: np.ascontiguousarray(values[port.name], _numpy_type(port.type))
+            for port in self.session.get_inputs()
+        }
+        names = [port.name for port in self.session.get_outputs()]
+        return dict(zip(names, self.session.run(names, fed), strict=True))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,10 @@ from yolox.kernels.int8.ops.resize import read_resize
 from yolox.kernels.int8.ops.rows import Rows, read_identity, read_reshape, read_slice, read_transpose
 from yolox.kernels.int8.ops.transposed import read_transposed_convolution
 
-__all__ = ["OPERATORS", "read_model", "read_network"]
+__all__ = ["OPERATORS", "SIZE_READERS", "read_model", "read_network"]
+
+SIZE_READERS = ("Resize", "Reshape")
+"""Operators of whose inputs the first alone is a value; the others are sizes, which the result's shape tells, too."""
 
 OPERATORS: Mapping[str, OperatorReader] = {
     "Conv": read_convolution,
@@ -105,7 +108,7 @@ def _needed(nodes: list[Node], outputs: tuple[str, ...]) -> list[Node]:
     for node in reversed(nodes):
         if node.output in names:
             found.append(node)
-            names.update(node.inputs[:1] if node.kind in ("Resize", "Reshape") else node.inputs)
+            names.update(node.inputs[:1] if node.kind in SIZE_READERS else node.inputs)
     return found[::-1]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -31,6 +31,7 @@ def quantize_network(
     build: Callable[[Program], Callable[..., Arrays]],
     *,
     in_pairs: bool = False,
+    read: Callable[[Sequence[NDArray[Any]]], tuple[NDArray[Any], ...]] | None = None,
 ) -> Program:
     """Return the first program that keeps the accuracy, or the best one if none does.
 
@@ -39,6 +40,7 @@ def quantize_network(
         context: Calibration data and the bound on accuracy; without a way to measure it, the first attempt is taken.
         build: Gives a runnable for a program.
         in_pairs: See ``quantize_weights``.
+        read: Turns a batch of the calibration data into what ``network`` reads; ``None`` where that is the same.
 
     Raises:
         UsageError: Without calibration data.
@@ -47,7 +49,7 @@ def quantize_network(
     network = with_early_sigmoids(network)
     if not any(isinstance(layer, Convolution) for layer in network.layers):
         raise YoloxError("no convolution arrived that could be computed in 8 bits. Use another method.")
-    batches = list(_batches(context))
+    batches = [arrays if read is None else read(arrays) for arrays in _batches(context)]
     context.progress(f"calibrating on {sum(len(arrays[0]) for arrays in batches)} rows")
     observers = observe(network, batches)
     shapes = network.shapes(batches[0])
