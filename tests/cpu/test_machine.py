@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from yolox.cpu.cgroups import cpu_quota, cpuset, memory_limit, parse_cpu_list
+from yolox.cpu.cgroups import available_memory, cpu_quota, cpuset, memory_limit, parse_cpu_list
 from yolox.cpu.machine import parse_cpuinfo, pretend_machine, read_machine, restricted
 
 V2 = "34 30 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
@@ -78,12 +78,15 @@ def test_quota_of_version_2_is_the_least_of_all_levels(tmp_path: Path) -> None:
             "sys/fs/cgroup/pod/box/cpu.max": "300000 100000\n",
             "sys/fs/cgroup/pod/box/cpuset.cpus.effective": "0-2\n",
             "sys/fs/cgroup/pod/memory.max": "1000000\n",
+            "sys/fs/cgroup/pod/memory.current": "400000\n",
+            "proc/meminfo": "MemTotal: 8000 kB\nMemAvailable: 7000 kB\n",
             "sys/fs/cgroup/pod/box/memory.max": "max\n",
         },
     )
     assert cpu_quota(root) == 1.5
     assert cpuset(root) == {0, 1, 2}
     assert memory_limit(root) == 1_000_000
+    assert available_memory(root) == 600_000, "the group above limits it, less what is used there"
     machine = read_machine(root, affinity=range(8))
     assert machine.allowed == (0, 1, 2)
     assert machine.num_threads == 2

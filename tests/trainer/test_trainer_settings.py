@@ -12,9 +12,12 @@ import torch
 from tiny import QUIET, TinyModule, make_loader, make_module, make_trainer
 from torch import Tensor, nn
 
+from yolox.cpu.machine import LogicalCpu, Machine
 from yolox.errors import MissingDependencyError, ModelFileError, UsageError
 from yolox.trainer.arguments import warmup_epochs
 from yolox.trainer.checkpoint_io import AtomicCheckpointIO
+from yolox.trainer.plan import Request
+from yolox.trainer.resolve import Settings, resolve
 from yolox.trainer.trainer import Trainer
 
 pytestmark = QUIET
@@ -130,6 +133,40 @@ def test_absent_accelerators_say_what_is_missing(tmp_path: Path) -> None:
         make_trainer(tmp_path, accelerator="hpu")
     with pytest.raises(MissingDependencyError, match="Ascend"):
         make_trainer(tmp_path, accelerator="npu")
+
+
+def test_what_a_trainer_is_made_of_is_decided_without_touching_anything() -> None:
+    given = {"devices": 2, "callbacks": [pl.Callback()], "max_epochs": 1}
+    settings = Settings(Request(precision="bf16"), auto_lr=True, lightning=given)
+    threads, filters = torch.get_num_threads(), list(warnings.filters)
+    machine = Machine(tuple(LogicalCpu(number, core=number) for number in range(4)), allowed=(0, 1, 2, 3))
+    parts = resolve(settings, machine)
+    assert (torch.get_num_threads(), list(warnings.filters)) == (threads, filters)
+    assert given == {"devices": 2, "callbacks": given["callbacks"], "max_epochs": 1}
+    assert (parts.plan.world, parts.plan.precision, parts.threads, parts.is_alone) == (2, "bf16", None, False)
+    assert (parts.arguments["devices"], parts.arguments["max_epochs"]) == (2, 1)
+    names = [type(callback).__name__ for callback in parts.arguments["callbacks"]]
+    assert names == ["Callback", "TrainingKernels", "ScaledLearningRate", "ResumeCounters", "GracefulStop"]
+    one = resolve(Settings(), machine)
+    assert (one.plan.launcher, one.threads, one.is_alone, one.arguments["devices"]) == ("none", 4, True, 1)
+
+
+class BackToTheBeginning(TinyModule):
+    """Changes the counters of the checkpoint that it goes on from."""
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["epoch"], checkpoint["global_step"] = 1, 2
+
+
+def test_a_module_may_move_the_counters_of_a_checkpoint(tmp_path: Path) -> None:
+    first = make_trainer(tmp_path, max_epochs=3, enable_checkpointing=False)
+    first.fit(make_module(), make_loader())
+    assert (first.current_epoch, first.global_step) == (3, 6)
+    first.save_checkpoint(tmp_path / "three.ckpt")
+    module = BackToTheBeginning()
+    rest = make_trainer(tmp_path, max_epochs=4, enable_checkpointing=False)
+    rest.fit(module, make_loader(), ckpt_path=tmp_path / "three.ckpt")
+    assert (module.steps_seen, rest.current_epoch, rest.global_step) == (6, 4, 8)
 
 
 def test_devices_is_another_word_for_processes(tmp_path: Path) -> None:

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-__all__ = ["cpu_quota", "cpuset", "format_cpu_list", "memory_limit", "parse_cpu_list"]
-
+_MEMORY_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 _NO_MEMORY_LIMIT = 2**60  # version 1 writes a number near 2**63 where there is no limit
 
 
@@ -44,13 +43,25 @@ def cpuset(root: Path = Path("/")) -> set[int]:
 
 def memory_limit(root: Path = Path("/")) -> int | None:
     """Return the memory in bytes that this process's group may use, None without a limit."""
-    limits = []
+    return min((limit for limit, _ in _memory(root)), default=None)
+
+
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Return the bytes that this process may still use, within its group and those above; None where it is unknown."""
+    free = [max(0, limit - used) for limit, used in _memory(root)]
+    for line in _read(root / "proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            free.append(int(line.split()[1]) * 1024)
+    return min(free, default=None)
+
+
+def _memory(root: Path) -> Iterator[tuple[int, int]]:
+    """Yield limit and use in bytes of this process's group and of each group above it that has a limit."""
     for folder in _folders(root, "memory"):
-        for name in ("memory.max", "memory.limit_in_bytes"):
-            text = _read(folder / name).strip()
-            if text.isdigit() and int(text) < _NO_MEMORY_LIMIT:
-                limits.append(int(text))
-    return min(limits, default=None)
+        for limit_file, use_file in _MEMORY_FILES:
+            limit, use = _read(folder / limit_file).strip(), _read(folder / use_file).strip()
+            if limit.isdigit() and int(limit) < _NO_MEMORY_LIMIT:
+                yield int(limit), int(use) if use.isdigit() else 0
 
 
 def parse_cpu_list(text: str) -> set[int]:

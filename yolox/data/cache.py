@@ -7,19 +7,17 @@ import logging
 import os
 import shutil
 import zlib
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from yolox.cpu.cgroups import available_memory
 from yolox.data.coco_dataset import CocoDataset
 from yolox.data.mapped_file import MappedFile
 from yolox.errors import DataError
 from yolox.files import cache_root
 from yolox.structures import Image, Size
-
-__all__ = ["ResizedImages", "open_cache"]
 
 _LOG = logging.getLogger(__name__)
 _VERSION = 1
@@ -181,24 +179,3 @@ def _check_space(needed: int, available: int | None, place: str, remedy: str) ->
 
 def _gigabytes(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:.2f} GB"
-
-
-def available_memory() -> int | None:
-    """Return the bytes that this process may still use, within its control group; ``None`` where that is unknown."""
-    found = []
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                found.append(int(line.split()[1]) * 1024)
-    except OSError:
-        return None
-    group = Path("/sys/fs/cgroup")
-    for limit, usage in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            found.append(int((group / limit).read_text()) - int((group / usage).read_text()))
-        except (OSError, ValueError):  # no such group, or "max"
-            continue
-    return min(found, default=None)

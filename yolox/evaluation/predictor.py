@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,10 +11,7 @@ from yolox.evaluation.loop import Predict
 from yolox.inference.convert.folding import fold_normalisations
 from yolox.models.decoding import DecodedDetector
 from yolox.models.detector import Detector
-
-__all__ = ["EvalPrecision", "build_predict"]
-
-EvalPrecision = Literal["32", "bf16"]
+from yolox.precision_names import EvalPrecision
 
 SMALL = (64, 64)
 """Height and width of an image that shows the order of the layers."""

@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from yolox.errors import ModelFileError, UsageError
+from yolox.precision_names import EvalPrecision
 from yolox.structures import Detections, Image, Size
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
     from yolox.checkpoint import LoadedModel
     from yolox.config import Experiment
-
-__all__ = ["Network", "Predictor", "is_deployed", "load_predictor", "predictor_of_checkpoint"]
 
 MAX_FACTOR, MAX_CLASSES = 4.0, 100_000
 """Largest depth, width and number of classes of a deployed detector: the published ones go up to 1.33, 1.25 and 80."""
@@ -108,7 +107,7 @@ def is_deployed(model: str | Path) -> bool:
 def load_predictor(
     model: str | Path,
     *,
-    precision: Literal["32", "bf16"] = "32",
+    precision: EvalPrecision = "32",
     input_size: int | tuple[int, int] | None = None,
     experiment: Experiment | None = None,
     trust: bool = False,
@@ -118,7 +117,7 @@ def load_predictor(
     Args:
         model: A published name (``yolox_nano``), a checkpoint, a folder saved by the inference engine, or an ONNX file
             of this package or of the official export.
-        precision: Of a checkpoint's network.
+        precision: What the network of a checkpoint computes in.
         input_size: Side, or height and width, of the network's input; None takes the model's own.
         experiment: Describes a checkpoint that does not describe itself.
         trust: Load deployed models that are programs (TorchScript, Inductor, IPEX).
@@ -137,7 +136,7 @@ def load_predictor(
 
 
 def predictor_of_checkpoint(
-    loaded: LoadedModel, precision: Literal["32", "bf16"], input_size: int | tuple[int, int] | None
+    loaded: LoadedModel, precision: EvalPrecision, input_size: int | tuple[int, int] | None
 ) -> Predictor:
     """Return the predictor of a model that was read already; PyTorch runs it."""
     import torch

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from yolox.errors import MissingDependencyError, YoloxError
 from yolox.structures import Detections, Image, Size
 
-__all__ = ["Boxes", "Result", "encode_image"]
-
 
 @dataclass(frozen=True)
 class Boxes:
@@ -150,16 +148,9 @@ class Result:
             image_id: The id of this image in the annotation file.
             category_ids: Category of each class index; by default 1, 2, 3, ...
         """
-        ids = category_ids or range(1, len(self.class_names) + 1)
-        return [
-            {
-                "image_id": image_id,
-                "category_id": int(ids[int(self.boxes.labels[row])]),
-                "bbox": [float(value) for value in self.boxes.xywh[row]],
-                "score": float(self.boxes.scores[row]),
-            }
-            for row in range(len(self.boxes))
-        ]
+        from yolox.evaluation.coco_metric import coco_rows
+
+        return list(coco_rows(self.detections, image_id, category_ids or range(1, len(self.class_names) + 1)))
 
     def to_supervision(self) -> Any:
         """Return the boxes as ``supervision.Detections``.

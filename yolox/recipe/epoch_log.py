@@ -1,18 +1,19 @@
-"""One row for each epoch in ``results.csv``, and the curves drawn from it."""
+"""One row for each epoch in ``results.csv``, and the curves that follow from it."""
 
 from __future__ import annotations
 
 import csv
 import io
+import math
 from pathlib import Path
+from statistics import fmean
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from yolox.files import atomic_path, write_text
+from yolox.files import write_text
 from yolox.recipe.callbacks import Evaluation
-
-__all__ = ["EpochLog", "draw_curves"]
+from yolox.report.figures import curves_figure, write_png
 
 _LOSSES = ("total", "iou", "objectness", "classes", "l1")
 
@@ -27,8 +28,7 @@ class EpochLog(Callback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.rows: list[dict[str, float]] = []
-        self._sums: dict[str, float] = {}
-        self._steps = 0
+        self._values: dict[str, list[float]] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin with the evaluation of the start weights, where there was one."""
@@ -38,21 +38,20 @@ class EpochLog(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        """Add the step's terms to the means of the epoch."""
-        self._steps += 1
+        """Add the step's terms to the means of the epoch; a term that is not finite is of a step that was left out."""
         for name in _LOSSES:
-            value = trainer.callback_metrics.get(f"train/{name}")
-            if value is not None:
-                self._sums[name] = self._sums.get(name, 0.0) + float(value)
+            value = float(trainer.callback_metrics.get(f"train/{name}", math.nan))
+            if math.isfinite(value):
+                self._values.setdefault(name, []).append(value)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the epoch's row."""
         epoch = float(trainer.current_epoch + 1)
-        row = {"epoch": epoch, **{f"train/{name}": total / self._steps for name, total in self._sums.items()}}
+        row = {"epoch": epoch, **{f"train/{name}": fmean(values) for name, values in self._values.items()}}
         row["lr"] = float(trainer.callback_metrics.get("lr", float("nan")))
         row.update(next((past for past in self._evaluations(trainer) if past["epoch"] == epoch), {}))
         self.rows = [past for past in self.rows if past["epoch"] < epoch] + [row]
-        self._sums, self._steps = {}, 0
+        self._values = {}
         if trainer.is_global_zero:
             write_text(self.folder / "results.csv", _as_csv(self.rows))
 
@@ -64,7 +63,7 @@ class EpochLog(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the curves."""
         if trainer.is_global_zero and self.rows:
-            draw_curves(self.rows, self.folder / "curves.png")
+            write_png(curves_figure(self.rows), self.folder / "curves.png")
 
     def state_dict(self) -> dict[str, object]:
         """Return the rows so far."""
@@ -82,26 +81,3 @@ def _as_csv(rows: list[dict[str, float]]) -> str:
     writer.writeheader()
     writer.writerows({key: f"{value:.9g}" for key, value in row.items()} for row in rows)
     return text.getvalue()
-
-
-def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
-    """Draw losses and AP over the epochs to a PNG file."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    losses, accuracy = figure.subplots(1, 2)
-    for axes, prefix, title in ((losses, "train/", "loss terms, mean of the epoch"), (accuracy, "val/", "COCO AP")):
-        for key in dict.fromkeys(key for row in rows for key in row if key.startswith(prefix)):
-            points = [(row["epoch"], row[key]) for row in rows if key in row]
-            axes.plot(
-                *zip(*points, strict=True), label=key.removeprefix(prefix), marker="." if len(points) < 40 else None
-            )
-        axes.set(title=title, xlabel="epoch")
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend()
-    accuracy.set_ylim(0, 1)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)

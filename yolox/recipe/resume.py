@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from yolox.config import SECTIONS, Experiment, RecipeConfig
 from yolox.errors import UsageError
-
-__all__ = [
-    "changed_fields",
-    "check_same_frozen_parts",
-    "check_same_network",
-    "move_to_epoch_",
-    "resumed_epoch",
-    "set_rates_",
-]
 
 _PER_MACHINE = {"data.data_num_workers", "data.cache", "recipe.print_interval"}  # they change no result
 
@@ -91,30 +83,24 @@ def resumed_epoch(checkpoint: Mapping[str, Any], steps_per_epoch: int) -> int | 
 
 
 def move_to_epoch_(checkpoint: dict[str, Any], epoch: int, steps_per_epoch: int) -> None:
-    """Rewrite the counters of a loaded checkpoint so that ``epoch`` (0-based) comes next."""
-    steps = epoch * steps_per_epoch
-    checkpoint["epoch"], checkpoint["global_step"] = epoch, steps
-    loop = checkpoint["loops"]["fit_loop"]
-    for progress in (loop["epoch_progress"]["current"], loop["epoch_progress"]["total"]):
-        progress.update({key: epoch for key in progress if not isinstance(progress[key], bool)})
-    loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"].update(
-        ready=steps, completed=steps
-    )
-    for schedule in checkpoint["lr_schedulers"]:
-        schedule.update(last_epoch=steps, _step_count=steps + 1)
+    """Rewrite the counters of a loaded checkpoint so that ``epoch`` (0-based) comes next; the trainer follows them."""
+    checkpoint["epoch"], checkpoint["global_step"] = epoch, epoch * steps_per_epoch
 
 
-def set_rates_(checkpoint: dict[str, Any], optimizer: Optimizer, factor: float) -> None:
+def set_rates_(checkpoint: dict[str, Any], optimizer: Optimizer, factor: Callable[[int], float]) -> None:
     """Give the stored optimizer and schedule the rates, momentum and weight decay of a fresh ``optimizer``.
 
     Args:
-        checkpoint: Loaded; its optimizer has the groups of ``optimizer``.
+        checkpoint: Loaded; its optimizer has the groups of ``optimizer``, its ``global_step`` is the number of steps
+            done.
         optimizer: Built with the settings of the resumed run.
-        factor: Of the highest rate, at the step that comes next.
+        factor: Share of the highest rate at each step.
     """
-    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    # the constructor makes a step, so that the schedule stands at the step that comes next
+    schedule = LambdaLR(optimizer, factor, last_epoch=int(checkpoint["global_step"]) - 1)
+    checkpoint["lr_schedulers"] = [schedule.state_dict()]
     stored = checkpoint["optimizer_states"][0]["param_groups"]
-    for theirs, ours, rate in zip(stored, optimizer.param_groups, rates, strict=True):
-        theirs.update(momentum=ours["momentum"], weight_decay=ours["weight_decay"], initial_lr=rate, lr=rate * factor)
-    for schedule in checkpoint["lr_schedulers"]:
-        schedule.update(base_lrs=list(rates), _last_lr=[rate * factor for rate in rates])
+    for theirs, ours in zip(stored, optimizer.param_groups, strict=True):
+        theirs.update({key: ours[key] for key in ("momentum", "weight_decay", "initial_lr", "lr")})

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from yolox.errors import UsageError
+from yolox.precision_names import eval_precision
 from yolox.tables import text_table
 from yolox.tools.arguments import ToolParser, add_model_arguments, asked_experiment, positive_int, run_tool
 
 if TYPE_CHECKING:
     from yolox.kernels.training.choose import Row
-
-__all__ = ["build_parser", "main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,21 +24,17 @@ def build_parser() -> ToolParser:
     """Return the parser of the command line."""
     parser = ToolParser("kernels", "Print what computes each layer of a network in training on this machine, and why.")
     add_model_arguments(parser, "checkpoint, instead of -n or -f")
-    parser.add_argument("--precision", default="32", metavar="P", help="32 or bf16, as for a training (%(default)s)")
+    parser.add_argument("--precision", type=eval_precision, default="32", help="32 or bf16, as for a training (32)")
     parser.add_argument("-b", "--batch-size", type=positive_int, default=2, help="images of the step (%(default)s)")
     parser.add_argument("--tsize", type=positive_int, default=64, help="side of the images (%(default)s)")
     return parser
 
 
 def _run(args: argparse.Namespace) -> None:
-    from yolox.trainer.precision_names import canonical_precision
 
-    precision = canonical_precision(args.precision)
-    if precision not in {"32", "bf16"}:
-        raise UsageError(f"--precision {args.precision}: there are no kernels for it; expected 32 or bf16.")
     if args.tsize % 32:
         raise UsageError(f"--tsize {args.tsize}; expected a multiple of 32.")
-    rows = _rows(args, in_bf16=precision == "bf16")
+    rows = _rows(args, in_bf16=args.precision == "bf16")
     print(text_table(("layer", "kernel", "reason"), rows, left=(0, 1, 2)))
     ours = sum(row.kernel != "PyTorch" for row in rows)
     print(

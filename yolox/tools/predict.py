@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolox.errors import DataError, UsageError
+from yolox.precision_names import eval_precision
 from yolox.tools.arguments import (
     MULTI_LABEL,
     add_model_arguments,
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from yolox.prediction.models import Predictor
     from yolox.prediction.results import Result
     from yolox.prediction.sources import Sources
-
-__all__ = ["add_prediction_options", "build_parser", "choose_predictor", "look", "main"]
 
 RESULT_FORMATS = ("pictures", "coco", "yolo", "csv", "crops")
 _KEY_ESCAPE = 27
@@ -73,7 +72,7 @@ def add_prediction_options(parser: ToolParser) -> None:
     parser.add_argument("--track", action="store_true", help="follow objects through videos (yolox-cpu[track])")
     parser.add_argument("--tsize", type=positive_int, help="side of the square input (default: test_size)")
     parser.add_argument("-b", "--batch-size", type=positive_int, default=1, help="images at once (%(default)s)")
-    parser.add_argument("--precision", choices=("32", "bf16"), default="32", help="of a checkpoint (%(default)s)")
+    parser.add_argument("--precision", type=eval_precision, default="32", help="of a checkpoint: 32 or bf16 (32)")
     parser.add_argument(
         "--max_reconnects", type=int, default=10, metavar="N", help="of a camera or stream (%(default)s)"
     )

@@ -6,10 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from yolox.precision_names import eval_precision
 from yolox.tools.arguments import positive_int, prepare_cpu, run_tool
 from yolox.tools.parser import ToolParser
-
-__all__ = ["build_parser", "main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +34,7 @@ def build_parser() -> ToolParser:
     )
     parser.add_argument("--queue_size", type=positive_int, default=64, help="images that may wait (%(default)s)")
     parser.add_argument("--max_mb", type=float, default=20.0, help="size of a request in MB (%(default)s)")
-    parser.add_argument("--precision", choices=("32", "bf16"), default="32", help="of a checkpoint (%(default)s)")
+    parser.add_argument("--precision", type=eval_precision, default="32", help="of a checkpoint: 32 or bf16 (32)")
     parser.add_argument("--tsize", type=positive_int, help="side of a checkpoint's square input (default: test_size)")
     return parser
 

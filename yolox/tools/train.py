@@ -17,6 +17,7 @@ from yolox.config import Experiment, RecipeConfig, apply_fields
 from yolox.cpu.openmp import shorten_waits
 from yolox.errors import UsageError
 from yolox.experiments import published_name
+from yolox.precision_names import canonical_precision
 from yolox.tools.arguments import (
     ToolParser,
     add_data_arguments,
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from yolox.data.datamodule import YoloxDataModule
     from yolox.recipe.module import YoloxModule
     from yolox.tools.resuming import RunState
-
-__all__ = ["build_parser", "main", "run"]
 
 BATCH_SIZE = 64
 MIN_NORMALISED = 8  # images a process: 4 end 0.05 AP lower than one process (README), 8 within 0.03
@@ -57,7 +56,7 @@ def build_parser() -> ToolParser:
     parser.add_argument(
         "-e", "--start_epoch", type=positive_int, help="with --resume: the epoch (1-based) to go on with"
     )
-    parser.add_argument("--precision", choices=("64", "32", "16", "bf16"), default="32", help="(%(default)s)")
+    parser.add_argument("--precision", type=canonical_precision, default="32", help="64, 32, 16 or bf16 (32)")
     parser.add_argument("--seed", type=int, help="fixes images, order and sizes of the whole run (0)")
     parser.add_argument("--output_dir", metavar="DIR", help="runs are written to DIR/NAME (./YOLOX_outputs)")
     parser.add_argument("--eval_interval", type=positive_int, metavar="N", help="evaluate every N epochs (10)")
@@ -300,15 +299,21 @@ def _sizes(experiment: Experiment) -> str:
 def _finish(folder: Path, trainer: Any) -> dict[str, Any]:
     """Print what the run came to and return it."""
     from yolox.recipe.callbacks import BEST, LATEST, Evaluation
+    from yolox.recipe.finite import FiniteValues
+    from yolox.recipe.html_report import REPORT
 
     evaluation = next(item for item in trainer.callbacks if isinstance(item, Evaluation))
+    finite = next(item for item in trainer.callbacks if isinstance(item, FiniteValues))
     facts: dict[str, Any] = {"folder": str(folder), "best_epoch": evaluation.best_epoch}
+    facts.update(skipped_steps=finite.skipped, restored=finite.restored)
+    if finite.skipped or finite.restored:
+        print(f"not finite: {finite.skipped} steps skipped, {finite.restored} times back to a checkpoint")
     if evaluation.best_epoch is not None:
         best = next(row for row in evaluation.history if row["epoch"] == evaluation.best_epoch)
         which = f"epoch {evaluation.best_epoch}" if evaluation.best_epoch else "the weights of the start"
         print(f"best: {which}, AP {best['val/AP']:.4f}, AP50 {best['val/AP50']:.4f}")
         facts.update(AP=best["val/AP"], AP50=best["val/AP50"])
-    names = (BEST, LATEST, "results.csv", "curves.png", "run.json")
+    names = (BEST, LATEST, "results.csv", "curves.png", "run.json", REPORT)
     facts["files"] = [name for name in names if (folder / name).exists()]
     print(f"written to {folder}: {', '.join(facts['files'])}")
     return facts

@@ -33,15 +33,6 @@ from yolox.trainer.slot_environment import SlotEnvironment
 from yolox.trainer.state_transfer import StateTransfer
 from yolox.trainer.sync_batchnorm import SyncBatchNormLayers
 
-__all__ = [
-    "LauncherStrategy",
-    "StopSignals",
-    "alone",
-    "install_stop_signals",
-    "stop_requested",
-    "synchronise_batchnorm",
-]
-
 _log = logging.getLogger(__name__)
 _TIMEOUT = timedelta(minutes=30)  # of one collective; the supervisor notices a hang long before
 
@@ -279,10 +270,25 @@ class StopSignals(_SignalConnector):
             _log.warning("%s", describe_stop(signum))
 
 
-def alone() -> SlotEnvironment:
-    """Return what tells Lightning that this process trains alone, whatever Slurm, LSF or another run left behind."""
-    vars(rank_zero_only)["rank"] = 0  # Lightning has read it from the variables when it was imported
-    return SlotEnvironment(1)
+def forget_rank() -> None:
+    """Tell Lightning's logging that this is rank 0, whatever Slurm, LSF or another run left in the variables."""
+    vars(rank_zero_only)["rank"] = 0  # Lightning has read it when it was imported
+
+
+def set_counters_(checkpoint: dict[str, Any]) -> None:
+    """Have the loops of a loaded checkpoint go on from its ``epoch`` (0-based, the next one) and ``global_step``.
+
+    Those two entries are what a LightningModule may change in its `on_load_checkpoint`; Lightning itself goes on from
+    the counters of its loops. Where they say the same, the place inside the epoch stays.
+    """
+    epoch, steps = int(checkpoint["epoch"]), int(checkpoint["global_step"])
+    loop = checkpoint["loops"]["fit_loop"]
+    done = loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]
+    if (loop["epoch_progress"]["current"]["completed"], done["completed"]) == (epoch, steps):
+        return
+    for progress in (loop["epoch_progress"]["current"], loop["epoch_progress"]["total"]):
+        progress.update({key: epoch for key in progress if not isinstance(progress[key], bool)})
+    done.update(ready=steps, completed=steps)
 
 
 def install_stop_signals(trainer: pl.Trainer) -> None:

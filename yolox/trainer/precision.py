@@ -14,11 +14,9 @@ from torch.optim import SGD, Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from yolox.errors import UsageError
+from yolox.precision_names import PrecisionName
 from yolox.trainer.operator_precision import NO_OPERATORS, OperatorLists, OperatorPrecisionMode, hold_in_fp32_
-from yolox.trainer.precision_names import PrecisionName
 from yolox.trainer.tensors import map_tensors
-
-__all__ = ["PrecisionOptions", "build_precision"]
 
 
 @dataclass(frozen=True)

@@ -12,42 +12,24 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.plugins import ClusterEnvironment
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from yolox.cpu.allocator import keep_freed_memory
 from yolox.cpu.ipex_location import locate_ipex
 from yolox.cpu.machine import read_machine
-from yolox.trainer.acceleration import TrainingKernels
-from yolox.trainer.arguments import (
-    as_list,
-    check_accelerator,
-    check_arguments,
-    count_processes,
-    ignore_foreign_warnings,
-    refuse,
-    silence_advertisements,
-    unknown_operators,
-    warmup_epochs,
-)
-from yolox.trainer.auto_lr import ScaledLearningRate
-from yolox.trainer.checkpoint_io import AtomicCheckpointIO
-from yolox.trainer.graceful_stop import GracefulStop
-from yolox.trainer.ipex import IpexTraining, plan_ipex
-from yolox.trainer.launchers import build_launcher
-from yolox.trainer.launchers.base import Worker
+from yolox.trainer.arguments import check_accelerator, ignore_foreign_warnings, refuse, silence_advertisements
+from yolox.trainer.ipex import plan_ipex
 from yolox.trainer.launchers.heartbeat import HangLimits
 from yolox.trainer.launchers.joined import joined_rank
-from yolox.trainer.lightning_bridge import LauncherStrategy, alone, install_stop_signals, synchronise_batchnorm
+from yolox.trainer.lightning_bridge import forget_rank, install_stop_signals, synchronise_batchnorm
 from yolox.trainer.operator_precision import read_operator_lists
 from yolox.trainer.plain_module import compile_module
-from yolox.trainer.plan import CCL, IPEX, Request, make_plan
-from yolox.trainer.precision import PrecisionOptions, build_precision
+from yolox.trainer.plan import CCL, IPEX, Request
+from yolox.trainer.precision import PrecisionOptions
+from yolox.trainer.resolve import Parts, Settings, resolve
 from yolox.trainer.restarts import run_with_restarts
 from yolox.trainer.saving import load_module, save_module
-
-__all__ = ["Trainer"]
 
 _log = logging.getLogger(__name__)
 _OPTIONAL = (IPEX, CCL, "ray", "pyspark")
@@ -63,7 +45,7 @@ class Trainer(pl.Trainer):
     Args:
         num_processes: Data-parallel processes; None means one, or one for each list of ``cpu_for_each_process``.
         use_ipex: Use Intel's extension where it can be found.
-        distributed_backend: How processes start: ``subprocess``, ``spawn``, ``ray`` or ``spark``.
+        distributed_backend: How processes start: ``subprocess`` (or its other name ``spawn``), ``ray`` or ``spark``.
         process_group_backend: How processes talk: None for gloo, ``gloo``, ``ccl`` or ``mpi``.
         cpu_for_each_process: For each process the hardware threads it is bound to.
         channels_last: Whether module and 4-D batches take the channels_last memory format.
@@ -107,89 +89,48 @@ class Trainer(pl.Trainer):
         hang_timeout: float | None = HangLimits.step,
         **pl_arguments: Any,
     ) -> None:
-        warmup = warmup_epochs(auto_lr)
-        accelerator = pl_arguments.setdefault("accelerator", "cpu")
+        accelerator = pl_arguments.get("accelerator", "cpu")
         check_accelerator(accelerator)
-        on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
-        num_processes = count_processes(num_processes, pl_arguments)
-        check_arguments(pl_arguments, num_processes or 1)
-        self.plan = make_plan(
-            Request(
-                num_processes=num_processes if on_cpu else 1,
-                distributed_backend=distributed_backend,
-                process_group_backend=process_group_backend,
-                cluster=cluster,
-                cpu_for_each_process=cpu_for_each_process,
-                precision=precision,
-                use_ipex=use_ipex and on_cpu,
-                ipex_note=plan_ipex(locate_ipex()).note if use_ipex and on_cpu else "",
-                auto_lr=bool(auto_lr),
-                strict=strict,
-                supervised=max_restarts > 0 and on_cpu,
-                omp_num_threads=_omp_num_threads(),
-                importable=frozenset(name for name in _OPTIONAL if find_spec(name) is not None),
-                joined=joined_rank(os.environ) if on_cpu else None,
-            ),
-            read_machine(),
+        request = Request(
+            num_processes=num_processes,
+            distributed_backend=distributed_backend,
+            process_group_backend=process_group_backend,
+            cluster=cluster,
+            cpu_for_each_process=cpu_for_each_process,
+            precision=precision,
+            use_ipex=use_ipex,
+            ipex_note=plan_ipex(locate_ipex()).note if use_ipex else "",
+            auto_lr=bool(auto_lr),
+            strict=strict,
+            supervised=max_restarts > 0,
+            omp_num_threads=_omp_num_threads(),
+            importable=frozenset(name for name in _OPTIONAL if find_spec(name) is not None),
+            joined=joined_rank(os.environ),
         )
-        self.cluster = cluster
-        self.max_restarts = max_restarts
-        self._checkpoint_files = AtomicCheckpointIO()
         operators = read_operator_lists(bf16_operations, fp32_operations)
-        options = PrecisionOptions(channels_last or use_ipex, tuple(fp32_modules), operators)
-        device = accelerator if isinstance(accelerator, str) and not on_cpu else "cpu"
-        plugins = [build_precision(self.plan.precision, device, options), self._checkpoint_files]
-        pl_arguments["plugins"] = [*as_list(pl_arguments.get("plugins")), *plugins]
-        callbacks = [*as_list(pl_arguments.get("callbacks")), *([TrainingKernels()] if on_cpu else [])]
-        callbacks += [ScaledLearningRate(warmup)] if auto_lr else []
-        callbacks += [IpexTraining(self.plan.precision, bf16_weights=options.uniform)] if self.plan.ipex else []
-        pl_arguments["callbacks"] = [*callbacks, GracefulStop(stop_checkpoint)]
-        sync_batchnorm = on_cpu and pl_arguments.pop("sync_batchnorm", False)
-        if on_cpu:
-            pl_arguments.update(self._cpu_arguments(hang_timeout, pl_arguments))
-        else:
-            pl_arguments.setdefault("devices", num_processes or 1)
-        silence_advertisements()
-        super().__init__(**pl_arguments)
+        settings = Settings(
+            request,
+            on_cpu=accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available()),
+            precision_options=PrecisionOptions(channels_last or use_ipex, tuple(fp32_modules), operators),
+            auto_lr=auto_lr,
+            stop_checkpoint=stop_checkpoint,
+            hang_timeout=hang_timeout,
+            lightning=pl_arguments,
+        )
+        parts = resolve(settings, read_machine())
+        self.plan = parts.plan
+        self.max_restarts = max_restarts
+        self._checkpoint_files = parts.checkpoint_io
+        _prepare_process(settings, parts)
+        super().__init__(**parts.arguments)
         install_stop_signals(self)
-        if sync_batchnorm:
+        if parts.sync_batchnorm:
             synchronise_batchnorm(self)
-        self._tell(unknown_operators(options))
-
-    def _tell(self, notes: Sequence[str]) -> None:
-        """Log the plan and what the user should know of it."""
-        if self.plan.launcher != "none" and self.is_global_zero:
-            _log.info("%s", self.plan.summary)
-        for note in (*self.plan.notes, *notes) if self.is_global_zero else ():
-            _log.warning("%s", note)
-
-    def _cpu_arguments(self, hang_timeout: float | None, given: dict[str, Any]) -> dict[str, Any]:
-        """Return Lightning's arguments for the plan, after setting up this process where it is the one that trains."""
-        _log.debug("%s", keep_freed_memory())
-        if self.plan.launcher == "none":
-            torch.set_num_threads(self.plan.slots[0].threads)
-            plugins = as_list(given.get("plugins"))
-            if not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
-                plugins = [*plugins, alone()]
-            return {"accelerator": "cpu", "devices": 1, "plugins": plugins}
-        return {
-            "accelerator": "cpu",
-            "devices": self.plan.world,
-            "strategy": self._strategy(hang_timeout),
-            "use_distributed_sampler": given.get("use_distributed_sampler", False),
-        }
-
-    def _strategy(self, hang_timeout: float | None) -> LauncherStrategy:
-        """Return how the processes of the plan work together: those to be started, or those of torchrun or srun."""
-        joined = self.plan.joined
-        if joined is not None:
-            slot = self.plan.slots[joined.rank]
-            torch.set_num_threads(slot.threads)
-            worker = Worker(slot, joined.rendezvous, local_rank=joined.local_rank, node_rank=joined.node_rank)
-            return LauncherStrategy(None, self.plan.slots, self.plan.process_group, worker)
-        limits = None if hang_timeout is None else HangLimits(step=hang_timeout)
-        launcher = build_launcher(self.plan.launcher, limits, self.cluster)
-        return LauncherStrategy(launcher, self.plan.slots, self.plan.process_group)
+        if self.is_global_zero:
+            if self.plan.launcher != "none":
+                _log.info("%s", self.plan.summary)
+            for note in parts.notes:
+                _log.warning("%s", note)
 
     def fit(
         self,
@@ -266,6 +207,17 @@ class Trainer(pl.Trainer):
     search = search_summary = staticmethod(refuse("search", "run the trainer from Optuna or Ray Tune"))
     trace = staticmethod(refuse("trace", "use yolox.inference.InferenceOptimizer.trace"))
     quantize = staticmethod(refuse("quantize", "use yolox.inference.InferenceOptimizer.quantize"))
+
+
+def _prepare_process(settings: Settings, parts: Parts) -> None:
+    """Set what belongs to this process and not to the trainer: memory, threads, its rank in Lightning's log."""
+    silence_advertisements()
+    if settings.on_cpu:
+        _log.debug("%s", keep_freed_memory())
+    if parts.threads is not None:
+        torch.set_num_threads(parts.threads)
+    if parts.is_alone:
+        forget_rank()
 
 
 def _omp_num_threads() -> int | None:

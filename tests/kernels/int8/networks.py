@@ -16,8 +16,6 @@ from yolox.inference.backends.native import NativeRunner
 from yolox.inference.convert.flat import FlatModule
 from yolox.inference.methods import get_method
 
-__all__ = ["NETWORKS", "build", "images", "prepare", "signal_to_noise"]
-
 
 def conv(ins: int, outs: int, size: int = 3, stride: int = 1, groups: int = 1, dilation: int = 1) -> nn.Sequential:
     """A convolution that keeps the size, with BatchNorm."""

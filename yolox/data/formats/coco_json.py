@@ -11,15 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yolox.data.cache import available_memory
+from yolox.cpu.cgroups import available_memory
 from yolox.data.formats.checks import check_images
 from yolox.data.formats.description import Categories, Finding, SplitDescription, examples
 from yolox.data.formats.image_names import locate_images
 from yolox.data.image_files import read_file_size
 from yolox.errors import DataError
 from yolox.text_files import read_text
-
-__all__ = ["describe_coco", "read_coco_json"]
 
 _EXPECTED = "a COCO detection JSON with images, annotations and categories"
 _MEMORY_PER_BYTE = 9  # what Python's objects take for a byte of JSON

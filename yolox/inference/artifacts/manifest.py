@@ -12,9 +12,8 @@ from typing import Any
 
 from yolox.errors import ModelFileError
 from yolox.files import write_text
-from yolox.inference.backends.base import Precision, Settings
-
-__all__ = ["MANIFEST_NAME", "Manifest", "file_entries", "read_manifest", "write_manifest"]
+from yolox.inference.backends.base import Settings
+from yolox.precision_names import Precision
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = 2

@@ -18,12 +18,11 @@ from torch import Tensor, nn
 
 from yolox.errors import ModelFileError
 from yolox.inference.artifacts.manifest import Manifest
-from yolox.inference.backends.base import Method, Precision, PrepareContext, Runner, Settings
+from yolox.inference.backends.base import Method, PrepareContext, Runner, Settings
 from yolox.inference.backends.torch_runner import TorchRunner, torch_sample
 from yolox.inference.convert.flat import FlatModule
 from yolox.inference.convert.folding import fold_normalisations
-
-__all__ = ["BACKEND", "EagerBackend"]
+from yolox.precision_names import Precision
 
 WEIGHTS = "weights.safetensors"
 ORIGINAL = "original"
@@ -38,11 +37,11 @@ class EagerBackend:
         return _runner(
             model,
             method.name,
-            torch_sample(context, 1 if context.dynamic_batch else None),
+            torch_sample(context, 1),
             Settings(threads=context.threads, channels_last=forced),
             layouts=(True,) if forced else (False, True),
             autocast=method.precision is Precision.BF16,
-            batch=None if context.dynamic_batch else len(context.sample[0]),
+            batch=context.fixed_batch,
         )
 
     def load(self, folder: Path, manifest: Manifest, module: nn.Module | None = None) -> Runner:

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from yolox.errors import MissingDependencyError, ModelFileError
 from yolox.inference.artifacts.manifest import Manifest
-from yolox.inference.backends.base import Method, Precision, PrepareContext, Runner, Settings
+from yolox.inference.backends.base import Method, PrepareContext, Runner, Settings
 from yolox.inference.backends.int8_lowering import strip_checks_
+from yolox.inference.backends.torch_internals import compile_package, load_package
 from yolox.inference.backends.torch_runner import TorchRunner, export_program
-
-__all__ = ["BACKEND", "InductorBackend"]
+from yolox.precision_names import Precision
 
 PACKAGE = "model.pt2"
 QUANTIZERS = {
@@ -61,7 +61,7 @@ class InductorBackend:
             model = _Autocast(model)
         context.progress("compiling")
         package = _compile(model, context, context.work_dir.parent / f"{method.name}.pt2")
-        return _runner(package, Settings(threads=context.threads), _batch(context), share)
+        return _runner(package, Settings(threads=context.threads), context.fixed_batch, share)
 
     def load(self, folder: Path, manifest: Manifest, module: nn.Module | None = None) -> Runner:
         """Load the package.
@@ -82,24 +82,17 @@ class InductorBackend:
         return _runner(package, manifest.settings, batch, manifest.int8_share)
 
 
-def _batch(context: PrepareContext) -> int | None:
-    return None if context.dynamic_batch else len(context.sample[0])
-
-
 def _compile(model: nn.Module, context: PrepareContext, target: Path) -> Path:
     program = export_program(model, context)
     with torch.no_grad(), warnings.catch_warnings():
         # the compiler speaks of its own use of deprecated names
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
-        path = torch._inductor.aoti_compile_and_package(
-            program, package_path=str(target), inductor_configs={"freezing": True}
-        )
-    return Path(path)
+        return compile_package(program, target)
 
 
 def _runner(package: Path, settings: Settings, batch: int | None, share: float | None) -> TorchRunner:
-    compiled = torch._inductor.aoti_load_package(str(package))
+    compiled = load_package(package)
 
     def call(*inputs: Tensor) -> tuple[Tensor, ...]:
         outputs = compiled(*(tensor.contiguous() for tensor in inputs))

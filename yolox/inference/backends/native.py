@@ -31,8 +31,6 @@ from yolox.kernels.int8.storage import load_program, save_program
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["BACKEND", "NativeBackend", "NativeRunner", "Surroundings"]
-
 _log = logging.getLogger(__name__)
 
 
@@ -173,7 +171,7 @@ class NativeBackend:
             surroundings = Surroundings(before or None, after or None, *names)
         if cut.reason:
             context.progress(f"ONNX Runtime computes {1 - cut.share:.1%} of the arithmetic: {cut.reason}")
-        sample = tuple(array[:2] for array in context.sample) if context.dynamic_batch else context.sample
+        sample = context.small_sample(2)
         outputs = cut.network(*sample) if surroundings is None else surroundings.run(sample, cut.network)
         check_outputs(model, sample, outputs)
 

@@ -17,21 +17,11 @@ import numpy as np
 from yolox.errors import MissingDependencyError, ModelFileError
 from yolox.inference.artifacts.data_files import check_onnx
 from yolox.inference.artifacts.manifest import Manifest
-from yolox.inference.backends.base import (
-    Array,
-    Arrays,
-    Method,
-    Precision,
-    PrepareContext,
-    Settings,
-    as_numpy,
-    like_inputs,
-)
+from yolox.inference.backends.base import Array, Arrays, Method, PrepareContext, Settings, as_numpy, like_inputs
+from yolox.precision_names import Precision
 
 if TYPE_CHECKING:
     from torch import nn
-
-__all__ = ["BACKEND", "OnnxFile", "OnnxPart", "OnnxRuntimeBackend", "OnnxRuntimeRunner", "int8_share", "read_onnx"]
 
 MODEL = "model.onnx"
 INT8_KERNELS = (
@@ -136,8 +126,8 @@ class OnnxRuntimeRunner:
         if self.batch is not None or batch_size == 1:
             return (Settings(threads), Settings(1)) if threads > 1 else (Settings(threads),)
         sizes = [size for size in (4, 8, 2, 1, 16) if size < batch_size]
-        side_by_side = [Settings(threads, threads, size) for size in sizes if threads > 1 and size * 2 <= batch_size]
-        return (*side_by_side, *(Settings(threads, 1, size) for size in sizes[:2]), Settings(threads))
+        in_streams = [Settings(threads, threads, size) for size in sizes if threads > 1 and size * 2 <= batch_size]
+        return (*in_streams, *(Settings(threads, 1, size) for size in sizes[:2]), Settings(threads))
 
     def configured(self, settings: Settings) -> OnnxRuntimeRunner:
         """Return the runner with other settings; its sessions start at the first call."""
@@ -230,7 +220,7 @@ class OnnxFile:
 
     Args:
         runner: Runs it.
-        input_shape: Of its only input, None for free axes.
+        input_shape: Shape of its only input, None for free axes.
         num_outputs: Number of outputs.
         metadata: Its custom metadata.
     """
@@ -272,9 +262,9 @@ class OnnxRuntimeBackend:
         context.progress("exporting")
         path = context.work_dir / MODEL
         export_onnx(model, context.sample, path, dynamic_batch=context.dynamic_batch)
-        batch = None if context.dynamic_batch else len(context.sample[0])
+        batch = context.fixed_batch
         runner = OnnxRuntimeRunner(path.read_bytes(), Settings(context.threads), batch)
-        sample = context.sample if batch else tuple(array[:2] for array in context.sample)
+        sample = context.small_sample(2)
         check_outputs(model, sample, runner(*sample))
         settings = runner.candidates(len(context.sample[0]), context.threads)[0]
         if method.precision is not Precision.INT8:
@@ -285,8 +275,7 @@ class OnnxRuntimeBackend:
             return OnnxRuntimeRunner(quantized, settings, batch)
 
         quantized = quantize_onnx(path, method.options["quantizer"], context, build)
-        row = context.sample if batch else tuple(array[:1] for array in context.sample)
-        return replace(build(quantized), int8_share=int8_share(quantized, row))
+        return replace(build(quantized), int8_share=int8_share(quantized, context.small_sample(1)))
 
     def load(self, folder: Path, manifest: Manifest, module: nn.Module | None = None) -> OnnxRuntimeRunner:
         """Load the model; torch is not needed.

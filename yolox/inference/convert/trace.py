@@ -17,14 +17,13 @@ from torch import nn
 from yolox.errors import UsageError
 from yolox.inference.artifacts.model import AcceleratedModel
 from yolox.inference.artifacts.structure import describe, flatten
-from yolox.inference.backends.base import Method, Precision, PrepareContext
+from yolox.inference.backends.base import Method, PrepareContext
 from yolox.inference.backends.torch_runner import torch_threads
 from yolox.inference.convert.calibration import ModelInputs, count_inputs, gather_inputs
 from yolox.inference.convert.prepare import OutputFacts, accuracy_of, prepare_model
 from yolox.inference.methods import METHODS, missing_package
 from yolox.inference.search.scorer import Scorer
-
-__all__ = ["Wish", "convert", "inference_context", "quantize", "trace"]
+from yolox.precision_names import Precision
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 from yolox.cpu.machine import read_machine
 from yolox.errors import UsageError, YoloxError
 from yolox.inference.backends import BACKENDS
-from yolox.inference.backends.base import Method, Precision
+from yolox.inference.backends.base import Method
 from yolox.inference.methods import missing_package
 from yolox.inference.search.jobs import Job
 from yolox.inference.search.latency import Latency, MeasurePlan, interleave
@@ -21,8 +21,7 @@ from yolox.inference.search.method_process import MethodFailure, MethodProcess
 from yolox.inference.search.protocol import Ready, Samples
 from yolox.inference.search.results import MethodResult
 from yolox.inference.search.stages import Status
-
-__all__ = ["Listener", "Search", "SearchOptions"]
+from yolox.precision_names import Precision
 
 ROUND_SECONDS_LIMIT = 300.0
 PREPARED_TOGETHER = 2

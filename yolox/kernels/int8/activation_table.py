@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 from yolox.kernels.int8.bindings import CActivationTable
 from yolox.kernels.int8.int8_ir import Activation, Feature
 
-__all__ = ["activation_table"]
-
 _PIECES = 64
 _CUBICS = 8
 _LIMIT = 32767

@@ -5,8 +5,6 @@ from __future__ import annotations
 import ctypes
 from enum import IntEnum
 
-__all__ = ["CActivationTable", "CBatch", "CFeature", "CMatrix", "CStep", "Instructions", "Kind", "Place"]
-
 _NUMBER = ctypes.c_int64
 _ADDRESS = ctypes.c_void_p
 

@@ -15,8 +15,6 @@ from yolox.kernels.int8.ops.rows import Rows
 from yolox.kernels.int8.ops.transposed import Interleave
 from yolox.kernels.int8.quantize import QuantizationParameters, QuantizedWeights
 
-__all__ = ["Builder", "View", "build_program"]
-
 OWNERS = (Rows, Stack, Map, Combine)
 """Layers whose output is a matrix of their own."""
 
@@ -66,9 +64,9 @@ def build_program(
 
     Args:
         network: The layers.
-        parameters: Of every feature.
-        weights: Of every convolution, by the name of its output.
-        shapes: Of every value, without the batch axis.
+        parameters: Quantization parameters of every feature.
+        weights: Weights of every convolution, by the name of its output.
+        shapes: Shape of every value, without the batch axis.
     """
     return Builder(network, parameters, weights, shapes).program()
 

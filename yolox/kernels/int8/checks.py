@@ -13,8 +13,6 @@ from yolox.errors import ModelFileError
 from yolox.kernels.int8.int8_ir import LARGEST_SIDE, Activation, Feature, Matrix, Program, Step
 from yolox.kernels.int8.ops.matrices import Function, Operation
 
-__all__ = ["LARGEST_ARENA", "check"]
-
 LARGEST_ARENA = 2**31 - 1
 """Bytes of one image: kernels keep distances in it in 32 bits."""
 

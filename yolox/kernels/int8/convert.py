@@ -14,8 +14,6 @@ from yolox.kernels.int8.ops.matrices import Function, Map
 from yolox.kernels.int8.ops.rows import Rows
 from yolox.kernels.int8.quantize import RangeObserver, quantization_parameters, quantize_weights
 
-__all__ = ["convert", "with_early_sigmoids"]
-
 
 def convert(
     network: Network,
@@ -30,7 +28,7 @@ def convert(
     Args:
         network: The layers.
         observers: What ``observe`` found, by the name of the value.
-        shapes: Of every value, without the batch axis.
+        shapes: Shape of every value, without the batch axis.
         quantile: See ``RangeObserver.parameters``.
         in_pairs: See ``quantize_weights``.
     """

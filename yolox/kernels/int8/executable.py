@@ -19,8 +19,6 @@ from yolox.kernels.int8.lowering import lower
 from yolox.kernels.int8.memory import Memory
 from yolox.kernels.library import required_kernels
 
-__all__ = ["Executable", "instructions"]
-
 
 def instructions() -> Instructions:
     """Return what this machine's kernels are made of.

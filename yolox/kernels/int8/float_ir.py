@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from yolox.kernels.int8.builder import Builder
     from yolox.kernels.int8.quantize import QuantizationParameters, RangeObserver
 
-__all__ = ["Layer", "Network"]
-
 
 @dataclass(frozen=True, eq=False)
 class Layer:

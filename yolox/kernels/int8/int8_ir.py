@@ -19,19 +19,6 @@ if TYPE_CHECKING:
     from yolox.kernels.int8.bindings import Instructions
     from yolox.kernels.int8.memory import Memory
 
-__all__ = [
-    "LARGEST_SIDE",
-    "LARGEST_WINDOW",
-    "Activation",
-    "Feature",
-    "Fields",
-    "Floats",
-    "Matrix",
-    "Program",
-    "Step",
-    "holds",
-    "padded",
-]
 
 Floats: TypeAlias = NDArray[np.float32]
 

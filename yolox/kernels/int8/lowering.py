@@ -11,8 +11,6 @@ from yolox.kernels.int8.bindings import CFeature, CStep, Instructions, Kind
 from yolox.kernels.int8.int8_ir import Feature, Fields, Matrix, Program
 from yolox.kernels.int8.memory import Memory
 
-__all__ = ["lower"]
-
 _VECTOR = 16
 
 

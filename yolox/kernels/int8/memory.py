@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from yolox.kernels.int8.bindings import CFeature, CMatrix, Place
 from yolox.kernels.int8.int8_ir import Feature, Matrix, Program, Step
 
-__all__ = ["Memory", "root"]
-
 _LINE = 64
 _VECTOR = 16
 

@@ -14,8 +14,6 @@ from yolox.kernels.int8.float_ir import Network
 from yolox.kernels.int8.onnx_graph import UnsupportedOperatorError
 from yolox.kernels.int8.onnx_reader import SIZE_READERS, read_model
 
-__all__ = ["Cut", "cut_network"]
-
 
 @dataclass(frozen=True)
 class Cut:

@@ -13,8 +13,6 @@ from yolox.errors import YoloxError
 from yolox.kernels.int8.float_ir import Layer
 from yolox.kernels.int8.int8_ir import Floats
 
-__all__ = ["Graph", "Node", "OperatorReader", "UnsupportedOperatorError"]
-
 
 class UnsupportedOperatorError(YoloxError):
     """An operator of the file, by the name of its output, that no layer computes."""

@@ -20,8 +20,6 @@ from yolox.kernels.int8.ops.resize import read_resize
 from yolox.kernels.int8.ops.rows import Rows, read_identity, read_reshape, read_slice, read_transpose
 from yolox.kernels.int8.ops.transposed import read_transposed_convolution
 
-__all__ = ["OPERATORS", "SIZE_READERS", "read_model", "read_network"]
-
 SIZE_READERS = ("Resize", "Reshape")
 """Operators of whose inputs the first alone is a value; the others are sizes, which the result's shape tells, too."""
 

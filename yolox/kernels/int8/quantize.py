@@ -16,14 +16,6 @@ from yolox.kernels.int8.overflow import weight_bounds
 if TYPE_CHECKING:
     from yolox.kernels.int8.ops.convolution import Convolution
 
-__all__ = [
-    "QuantizationParameters",
-    "QuantizedWeights",
-    "RangeObserver",
-    "observe",
-    "quantization_parameters",
-    "quantize_weights",
-]
 
 LEVELS = 255
 LARGEST_WEIGHT = 127
@@ -127,8 +119,8 @@ def quantize_weights(
 
     Args:
         layer: The convolution.
-        parameters: Of its input.
-        observer: Of its input.
+        parameters: Quantization parameters of its input.
+        observer: Ranges of its input.
         in_pairs: Keep the sums of two neighbouring inputs' weights small, too: see ``packing.paired_weight``.
     """
     shape = (layer.groups, -1)  # each output sees the inputs of its group

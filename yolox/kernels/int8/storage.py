@@ -24,8 +24,6 @@ from yolox.kernels.int8.ops.pixels import Pack
 from yolox.kernels.int8.ops.pooling import AveragePool, MaxPool
 from yolox.kernels.int8.ops.resize import Resize, Upsample
 
-__all__ = ["load_program", "save_program"]
-
 DESCRIPTION = "program.json"
 ARRAYS = "arrays.npz"
 VERSION = 2

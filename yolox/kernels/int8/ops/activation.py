@@ -14,7 +14,6 @@ from yolox.kernels.int8.onnx_graph import Graph, Node
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["PLAIN_ACTIVATIONS", "Activated", "activate", "follower", "own_activation"]
 
 LEAKY_SLOPE = 0.01
 """ONNX's default of LeakyRelu."""

@@ -13,8 +13,6 @@ from yolox.kernels.int8.onnx_graph import Graph, Node
 from yolox.kernels.int8.ops.activation import own_activation
 from yolox.kernels.int8.ops.convolution import Convolution, Window, append_convolution
 
-__all__ = ["append_affine", "read_activation", "read_arithmetic_with_constant", "read_batch_normalization"]
-
 
 def append_affine(graph: Graph, node: Node, name: str, factor: NDArray[Any], shift: NDArray[Any]) -> None:
     """Append ``factor * value + shift`` with what follows it, as part of the convolution before it where it can be.

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from yolox.kernels.int8.builder import Builder
     from yolox.kernels.int8.memory import Memory
 
-__all__ = ["Concatenate", "Join", "Stack", "read_concat"]
-
 
 @dataclass(frozen=True, eq=False)
 class Join(Layer):

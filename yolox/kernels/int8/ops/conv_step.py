@@ -26,8 +26,6 @@ from yolox.kernels.int8.packing import dense_weight, depthwise_weight, paired_we
 if TYPE_CHECKING:
     from yolox.kernels.int8.memory import Memory
 
-__all__ = ["Conv"]
-
 
 @dataclass(frozen=True, eq=False)
 class Conv(Step):

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from yolox.kernels.int8.builder import Builder
 
-__all__ = ["Convolution", "Window", "append_convolution", "read_convolution", "read_window"]
 
 LEAST_OUTPUTS = 16
 """Channels that a step computes at least: narrower groups share one, whose weights between groups are zero."""

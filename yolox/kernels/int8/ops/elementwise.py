@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from yolox.kernels.int8.builder import Builder
     from yolox.kernels.int8.memory import Memory
 
-__all__ = ["Add", "Multiply", "Product", "Sum", "read_arithmetic_of_features"]
-
 
 @dataclass(frozen=True, eq=False)
 class Sum(Layer):

@@ -8,8 +8,6 @@ from numpy.typing import NDArray
 from yolox.kernels.int8.onnx_graph import Graph, Node
 from yolox.kernels.int8.ops.convolution import Window, append_convolution
 
-__all__ = ["read_gemm", "read_matmul"]
-
 
 def read_gemm(graph: Graph, node: Node) -> None:
     """Read a Gemm with constant weights."""

@@ -19,17 +19,6 @@ if TYPE_CHECKING:
     from yolox.kernels.int8.builder import Builder
     from yolox.kernels.int8.memory import Memory
 
-__all__ = [
-    "Arithmetic",
-    "Combine",
-    "Function",
-    "Map",
-    "Operation",
-    "Unary",
-    "read_arithmetic",
-    "read_function",
-]
-
 
 class Function(IntEnum):
     """A function of one matrix."""

@@ -8,8 +8,6 @@ from yolox.kernels.int8.int8_ir import LARGEST_WINDOW
 from yolox.kernels.int8.onnx_graph import Graph, Node
 from yolox.kernels.int8.ops.convolution import Window, append_convolution
 
-__all__ = ["read_pad"]
-
 
 def read_pad(graph: Graph, node: Node) -> None:
     """Read a Pad of rows and columns with zeros."""

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from yolox.kernels.int8.builder import Builder
     from yolox.kernels.int8.memory import Memory
 
-__all__ = ["Pack", "Pixels", "read_blocks"]
-
 
 @dataclass(frozen=True, eq=False)
 class Pixels(Layer):

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from yolox.kernels.int8.builder import Builder
     from yolox.kernels.int8.memory import Memory
 
-__all__ = ["Average", "AveragePool", "MaxPool", "Pool", "read_average", "read_global_average", "read_max", "read_mean"]
 
 MOST_PIXELS = 2**22
 """Of a window whose bytes are added in 32 bits."""

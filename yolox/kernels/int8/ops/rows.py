@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from yolox.kernels.int8.builder import Builder
 
-__all__ = ["Columns", "Rows", "read_identity", "read_reshape", "read_slice", "read_transpose"]
-
 
 @dataclass(frozen=True, eq=False)
 class Rows(Layer):

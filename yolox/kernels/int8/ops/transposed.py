@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from yolox.kernels.int8.builder import Builder
 
-__all__ = ["Interleave", "read_transposed_convolution"]
-
 
 @dataclass(frozen=True, eq=False)
 class Interleave(Layer):
