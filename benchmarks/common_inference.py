@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.protocol import MakePart, Part, run_benchmark
+from benchmarks.protocol import MakePart, Part, Row, run_benchmark
 
 ABOUT = "ResNet-50 and MobileNetV2 with random weights, 224 pixels: ours against the int8 of other engines, by turns."
 METHODS = ("native_int8", "openvino_int8", "onnxruntime_int8_qlinear", "onnxruntime_fp32")
@@ -68,10 +68,12 @@ def _measure(name: str, batch: int, quick: bool) -> Part:
         for turn in range(rounds):
             for method in methods[:: -1 if turn % 2 else 1]:
                 found[method] += _latencies(chosen[method], sample, seconds)
-    rows = [{"method": method, **_statistics(found[method], batch)} for method in methods]
-    ours = float(np.median(found["native_int8"]))
-    for row in rows:
-        row["times"] = row["ms"] / ours
+    ours = _statistics(found["native_int8"], batch)
+    rows: list[Row] = []
+    for method in methods:
+        figures = _statistics(found[method], batch)
+        noise = _signal_to_noise(chosen[method], network, sample)
+        rows.append({"method": method, **figures, "times": figures["ms"] / ours["ms"], "decibels": noise})
     columns = {
         "method": "{method}",
         "p50 ms": "{ms:.2f}",
@@ -79,6 +81,7 @@ def _measure(name: str, batch: int, quick: bool) -> Part:
         "p90": "{p90:.2f}",
         "images/s": "{rate:.0f}",
         "times native_int8": "{times:.2f}",
+        "signal to noise, dB": "{decibels:.1f}",
     }
     settings = {"rounds": rounds, "seconds": seconds, "size": size, "threads": threads}
     return Part(rows, columns, settings, ["Every engine with the fastest of its settings; all in one process."])
@@ -118,6 +121,16 @@ def _latencies(run: Callable[..., Any], sample: np.ndarray[Any, Any], seconds: f
         run(sample)
         found.append(1e3 * (time.perf_counter() - start))
     return found
+
+
+def _signal_to_noise(run: Callable[..., Any], network: Any, sample: np.ndarray[Any, Any]) -> float:
+    """Return how much stronger the outputs are than their difference to the module's, in decibels."""
+    import torch
+
+    with torch.inference_mode():
+        wanted = network(torch.from_numpy(sample)).numpy()
+    (found,) = run(sample)
+    return float(10 * np.log10(np.var(wanted) / max(float(np.square(found - wanted).mean()), 1e-20)))
 
 
 def _statistics(samples: list[float], batch: int) -> dict[str, float]:

@@ -22,7 +22,8 @@ class _Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return [batch, 4 * width, height / stride, width / stride]."""
         y = self.expand(self.middle(self.reduce(x).relu()).relu())
-        return (y + self.shortcut(x)).relu()
+        z: Tensor = y + self.shortcut(x)
+        return z.relu()
 
 
 def resnet50() -> nn.Module:

@@ -159,4 +159,4 @@ def prepare(module: nn.Module, folder: Path, sample: np.ndarray) -> NativeRunner
 
 def signal_to_noise(ours: np.ndarray, theirs: np.ndarray) -> float:
     """Return how much stronger the outputs are than the difference, in decibels."""
-    return float(10 * np.log10(np.var(theirs) / np.square(ours - theirs).mean()))
+    return float(10 * np.log10(np.var(theirs) / max(float(np.square(ours - theirs).mean()), 1e-12)))

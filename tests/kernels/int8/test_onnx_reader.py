@@ -207,7 +207,7 @@ def test_sigmoids_stay_where_the_plain_values_are_needed_too(tmp_path: Path) -> 
     ("module", "reason"),
     [
         (Ending(nn.Softsign()), "Abs|Softsign"),
-        (Ending(nn.MaxPool2d(3, 1, 2, dilation=2)), r"MaxPool .*dilated"),
+        (Ending(nn.MaxPool2d(3, 1, 1, dilation=2)), r"MaxPool .*dilated"),
         (Ending(nn.Upsample(scale_factor=2, mode="bicubic")), r"Resize .*nearest or linear"),
         (Ending(nn.Conv2d(8, 8, 3, (1, 2))), r"Conv .*strides \[1, 2\]"),
         (Ending(nn.Hardtanh()), r"Clip .*lower bound of 0"),

@@ -150,7 +150,7 @@ def append_convolution(
     found = follower(graph, node.output)
     if found.factor != 1.0 or found.shift != 0.0:
         weight, bias = weight * found.factor, bias * found.factor + found.shift
-    weight, bias = (np.ascontiguousarray(one, np.float32) for one in (weight, bias))
+    weight, bias = (np.array(one, np.float32, order="C") for one in (weight, bias))  # copies: torch wants to own them
     graph.layers.append(
         Convolution(node.name, (source,), found.output, weight, bias, window, groups, found.function, found.alpha)
     )
