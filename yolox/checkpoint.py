@@ -20,21 +20,6 @@ from yolox.published_weights import find_checkpoint
 from yolox.safe_weights import read_safetensors
 from yolox.torch_files import read_torch_file
 
-__all__ = [
-    "LoadReport",
-    "LoadedModel",
-    "check_weights",
-    "class_names_of",
-    "load_model",
-    "load_weights_",
-    "num_classes_of",
-    "own_experiment",
-    "read_checkpoint",
-    "recognise",
-    "save_checkpoint",
-    "weights_of",
-]
-
 NEWEST_FORMAT = 1
 _SAFE_TORCH = (2, 10)  # earlier ones can be made to write past the end of memory even with weights_only
 _CLASS_KEY = "head.cls_preds.0.weight"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["COCO_NAMES", "plain_name"]
-
 COCO_NAMES: tuple[str, ...] = (
     "person",
     "bicycle",

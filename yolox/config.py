@@ -16,22 +16,6 @@ from yolox.errors import UsageError, did_you_mean
 from yolox.fields import Ascending, FileName, Fixed, Multiple, Range, Text, convert
 from yolox.structures import Size
 
-__all__ = [
-    "DATA_PATHS",
-    "DataConfig",
-    "EvalConfig",
-    "Experiment",
-    "ModelConfig",
-    "RecipeConfig",
-    "apply_fields",
-    "apply_overrides",
-    "experiment_from_dict",
-    "experiment_to_dict",
-    "field_names",
-    "flatten",
-    "parse_overrides",
-]
-
 STRIDE = 32
 SQUARE_640 = Size(640, 640)
 
@@ -122,6 +106,7 @@ class RecipeConfig:
     n_candidate_k: Annotated[int, Range(1, 100)] = 10  # best overlaps whose sum says how many anchors an object takes
     accumulate: Count = 1  # batches whose gradients make one step
     clip: Annotated[float | None, Range(0, what="a norm of gradients", above=True)] = None
+    on_nonfinite: Literal["stop", "skip", "restore"] = "stop"  # what follows NaN or infinite numbers: `recipe.finite`
     freeze: tuple[str, ...] = ()  # names of parts of the network, with * and ?
     patience: Annotated[int | None, Range(1, what="a number of epochs")] = None  # without a better AP, then it stops
     eval_interval: Count = 10
@@ -134,7 +119,7 @@ class RecipeConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """How the network is judged."""
+    """How the network is evaluated."""
 
     test_size: Edges = SQUARE_640
     test_conf: Share = 0.01

@@ -10,8 +10,6 @@ import numpy as np
 
 from yolox.structures import Detections, Image
 
-__all__ = ["color_of", "draw_detections"]
-
 _GOLDEN_RATIO = 0.618033988749895
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 Bgr = tuple[int, int, int]

@@ -1,4 +1,4 @@
-"""Every benchmark runs with tiny settings and writes the figures it promises; no figure is judged."""
+"""Every benchmark runs with tiny settings and writes the figures it promises; no figure is checked."""
 
 from __future__ import annotations
 

@@ -303,10 +303,21 @@ def test_a_loss_that_is_not_finite_stops_the_run(data: Path, tmp_path: Path, cap
     error = capfd.readouterr().err
     assert "training stopped at step" in error
     assert "of process 0 (images" in error or "the gradients" in error
+    assert "No checkpoint had been written" in error
     assert "Traceback" not in error
-    written = tmp_path / "yolox_nano" / "latest_ckpt.pth"
-    weights = torch.load(written, weights_only=True)["model"] if written.exists() else {}
-    assert all(bool(value.isfinite().all()) for value in weights.values())
+    assert not list(tmp_path.rglob("*.pth"))  # nothing was evaluated: there is no best checkpoint without an AP
+
+
+def test_skipped_steps_are_counted_in_the_outcome(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ruinous = ("basic_lr_per_img", "100000", "warmup_epochs", "0", "eval_interval", "9", "max_epoch", "2")
+    assert train_tool.main([*words(data, tmp_path, "--json"), *ruinous, "on_nonfinite", "skip"]) == 0
+    said = capfd.readouterr()
+    facts = json.loads(said.out)
+    assert 1 <= facts["skipped_steps"] < 6
+    assert facts["restored"] == 0
+    assert f"not finite: {facts['skipped_steps']} steps skipped" in said.err
 
 
 def test_recipe_of_a_fine_tuning_is_chosen_and_printed(

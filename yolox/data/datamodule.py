@@ -25,8 +25,6 @@ from yolox.errors import DataError, printable
 from yolox.files import mark_inputs
 from yolox.structures import Size
 
-__all__ = ["YoloxDataModule", "build_augmentation", "build_data_module", "build_val_loader", "find_dataset"]
-
 _WORTH_A_WORKER = 512  # images that take as long to read as a worker takes to start
 
 

@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 
 from yolox.errors import DataError, UsageError
 
-__all__ = ["RequestStream", "SampleRequest"]
-
 _ORDER, _SAMPLE = 0, 1  # keep the two families of generators apart
 
 

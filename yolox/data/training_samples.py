@@ -14,8 +14,6 @@ from yolox.data.sampling import SampleRequest
 from yolox.data.transforms import TrainTransform
 from yolox.structures import Sample
 
-__all__ = ["Augmentation", "TrainingSamples"]
-
 _MAX_REPLACEMENTS = 64
 _NO_OBJECTS = (np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
 

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from yolox.errors import DataError
 from yolox.structures import Detections
 
-__all__ = ["METRICS", "ClassResult", "CocoResult", "coco_metric", "coco_results", "coco_rows"]
-
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """The twelve numbers of COCO, in their order."""
 

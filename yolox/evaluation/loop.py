@@ -16,8 +16,6 @@ from yolox.evaluation.coco_metric import CocoResult, coco_metric
 from yolox.evaluation.postprocess import postprocess, rescale
 from yolox.structures import Batch, Detections, Size
 
-__all__ = ["EvaluationResult", "Predict", "Share", "Times", "evaluate", "merge_shares", "predict_share"]
-
 Predict = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Maps uint8 images ``[B, 3, H, W]`` to ``boxes_xyxy`` ``[B, A, 4]`` and ``scores`` ``[B, A, C]``."""
 

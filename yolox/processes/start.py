@@ -24,18 +24,6 @@ from typing import IO, Any, Protocol
 
 from yolox.processes.messages import Channel
 
-__all__ = [
-    "Process",
-    "ProcessFailure",
-    "Program",
-    "Started",
-    "import_path",
-    "kill_all",
-    "start",
-    "tail",
-    "wait_for_any",
-]
-
 # the empty entry is the working directory, where a file may have the name of any module
 _BOOT = (
     f"import sys; sys.path = sys.argv[1].split({os.pathsep!r}) + [entry for entry in sys.path if entry]; "
@@ -101,7 +89,7 @@ def start(program: Program, descriptor: int = -1, **streams: Any) -> subprocess.
 
     Args:
         program: What it runs.
-        descriptor: Of the connection for it; -1 without one.
+        descriptor: File descriptor of its connection; -1 without one.
         streams: ``stdout`` and ``stderr`` of `subprocess.Popen`.
 
     Raises:

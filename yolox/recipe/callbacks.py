@@ -17,8 +17,6 @@ from yolox.evaluation.predictor import build_predict
 from yolox.recipe.module import YoloxModule
 from yolox.recipe.phases import final_phase_epoch
 
-__all__ = ["BEST", "LATEST", "CheckpointFiles", "Evaluation"]
-
 LATEST, BEST = "latest_ckpt.pth", "best_ckpt.pth"
 _log = logging.getLogger(__name__)
 

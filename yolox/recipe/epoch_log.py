@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from pathlib import Path
+from statistics import fmean
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
 from yolox.files import atomic_path, write_text
 from yolox.recipe.callbacks import Evaluation
-
-__all__ = ["EpochLog", "draw_curves"]
 
 _LOSSES = ("total", "iou", "objectness", "classes", "l1")
 
@@ -27,8 +27,7 @@ class EpochLog(Callback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.rows: list[dict[str, float]] = []
-        self._sums: dict[str, float] = {}
-        self._steps = 0
+        self._values: dict[str, list[float]] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin with the evaluation of the start weights, where there was one."""
@@ -38,21 +37,20 @@ class EpochLog(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        """Add the step's terms to the means of the epoch."""
-        self._steps += 1
+        """Add the step's terms to the means of the epoch; a term that is not finite is of a step that was left out."""
         for name in _LOSSES:
-            value = trainer.callback_metrics.get(f"train/{name}")
-            if value is not None:
-                self._sums[name] = self._sums.get(name, 0.0) + float(value)
+            value = float(trainer.callback_metrics.get(f"train/{name}", math.nan))
+            if math.isfinite(value):
+                self._values.setdefault(name, []).append(value)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the epoch's row."""
         epoch = float(trainer.current_epoch + 1)
-        row = {"epoch": epoch, **{f"train/{name}": total / self._steps for name, total in self._sums.items()}}
+        row = {"epoch": epoch, **{f"train/{name}": fmean(values) for name, values in self._values.items()}}
         row["lr"] = float(trainer.callback_metrics.get("lr", float("nan")))
         row.update(next((past for past in self._evaluations(trainer) if past["epoch"] == epoch), {}))
         self.rows = [past for past in self.rows if past["epoch"] < epoch] + [row]
-        self._sums, self._steps = {}, 0
+        self._values = {}
         if trainer.is_global_zero:
             write_text(self.folder / "results.csv", _as_csv(self.rows))
 

@@ -26,8 +26,6 @@ from yolox.structures import Batch, Decoded, LossTerms
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["CHECKPOINT_FORMAT", "YoloxModule"]
-
 CHECKPOINT_FORMAT = 1
 
 
@@ -131,7 +129,8 @@ class YoloxModule(pl.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step the optimizer, then let the averages follow; batches that only accumulate gradients come by neither."""
         super().optimizer_step(*args, **kwargs)
-        if self.ema is not None:
+        # a step that `recipe.finite` has left out has no gradients any more
+        if self.ema is not None and any(parameter.grad is not None for parameter in self.detector.parameters()):
             self.ema.update_(self.detector)
 
     def _optimizer(self) -> torch.optim.SGD:

@@ -12,15 +12,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from yolox.config import SECTIONS, Experiment, RecipeConfig
 from yolox.errors import UsageError
 
-__all__ = [
-    "changed_fields",
-    "check_same_frozen_parts",
-    "check_same_network",
-    "move_to_epoch_",
-    "resumed_epoch",
-    "set_rates_",
-]
-
 _PER_MACHINE = {"data.data_num_workers", "data.cache", "recipe.print_interval"}  # they change no result
 
 
@@ -103,7 +94,7 @@ def set_rates_(checkpoint: dict[str, Any], optimizer: Optimizer, factor: Callabl
         checkpoint: Loaded; its optimizer has the groups of ``optimizer``, its ``global_step`` is the number of steps
             done.
         optimizer: Built with the settings of the resumed run.
-        factor: Of the highest rate, at each step.
+        factor: Share of the highest rate at each step.
     """
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]

@@ -11,8 +11,6 @@ from yolox.errors import UsageError, did_you_mean
 from yolox.tools.arguments import run_tool
 from yolox.tools.parser import ToolParser, called_as
 
-__all__ = ["COMMANDS", "completion", "main"]
-
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "train": ("train", "train or fine-tune on a data set"),
     "val": ("eval", "COCO AP and speed of a model on a data set"),

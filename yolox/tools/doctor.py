@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from yolox.data.formats.description import Finding
     from yolox.data.report import DatasetReport
 
-__all__ = ["build_parser", "main"]
-
 _PATHS = ("train_ann", "val_ann", "train_images", "val_images")
 
 

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from yolox.data.loader import ValLoader
     from yolox.evaluation.loop import EvaluationResult, Predict
 
-__all__ = ["Subject", "build_parser", "load_subject", "main", "open_loader", "run"]
-
 
 @dataclass(frozen=True)
 class Subject:

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from yolox.inference.search.results import MethodResult, OptimizationReport
     from yolox.tools.inference_images import EvalImages, InferenceImages
 
-__all__ = ["NOTHING_BETTER", "build_parser", "main", "run"]
-
 NOTHING_BETTER = 6
 """Exit code when no method is faster than the original within ``--max_drop``; the original is kept then."""
 METRICS = ("AP", "AP50")

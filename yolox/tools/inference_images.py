@@ -1,4 +1,4 @@
-"""The images that the inference table measures, calibrates and judges on: a labelled data set, or what there is."""
+"""The images that the inference table measures, calibrates and evaluates on: a labelled data set, or what there is."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from yolox.checkpoint import LoadedModel
     from yolox.data.coco import CocoDataset
 
-__all__ = ["EvalImages", "InferenceImages", "calibration_images", "read_eval_images", "read_inference_images"]
-
 CALIBRATION_BATCH = 32
 _SPLITS: tuple[Literal["val", "train"], ...] = ("val", "train")
 
@@ -32,7 +30,7 @@ class EvalImages:
         path: ``.npy`` file, uint8 ``[N, 3, H, W]``.
         image_ids: ``[N]``.
         original_sizes: Height and width of each image, ``[N, 2]``.
-        ground_truth: The data set as a COCO dict; without annotations when there are no labels to judge by.
+        ground_truth: The data set as a COCO dict; without annotations when there are no labels to evaluate by.
         source: One line: which data.
     """
 
@@ -96,7 +94,7 @@ class InferenceImages:
 def read_inference_images(
     config: DataConfig, loaded: LoadedModel, size: Size, limits: tuple[int, int], path: Path, calib: Path | None = None
 ) -> InferenceImages:
-    """Read the images to measure, judge and calibrate on.
+    """Read the images to measure, evaluate and calibrate on.
 
     A data set that the user named must fit the model. The one found without being named (the default place, or the
     built-in sample set) need not: its images are used, and AP is not measured.

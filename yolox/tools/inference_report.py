@@ -11,8 +11,6 @@ from typing import Any
 from yolox.inference.search.results import MethodResult, OptimizationReport
 from yolox.inference.search.run import Listener
 
-__all__ = ["LiveProgress", "draw_plot", "machine_facts"]
-
 WIDTH = 110
 SMALLEST_SPAN = 0.1
 """The least range of the plot's axis of AP: a drop of 0.01 is then a tenth of its height."""

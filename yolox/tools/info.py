@@ -14,8 +14,6 @@ from yolox import __version__
 from yolox.tools.arguments import run_tool
 from yolox.tools.parser import ToolParser
 
-__all__ = ["build_parser", "main"]
-
 _LIBRARIES = (
     *("torch", "pytorch-lightning", "numpy", "opencv-python-headless", "openvino", "onnx", "onnxruntime", "nncf"),
     *("torchao", "neural-compressor", "intel-extension-for-pytorch", "ray", "pyspark", "fastapi", "uvicorn"),

@@ -15,8 +15,6 @@ from yolox.tools.arguments import ToolParser, add_model_arguments, asked_experim
 if TYPE_CHECKING:
     from yolox.kernels.training.choose import Row
 
-__all__ = ["build_parser", "main"]
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool and return its exit code."""

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["build_parser", "main"]
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool and return its exit code."""
@@ -31,7 +29,7 @@ def build_parser() -> ToolParser:
     """Return the parser of the command line."""
     parser = ToolParser(
         "postprocess",
-        "Decode, suppress and judge what a foreign runtime found: for the image 7, 7.bin or 7_0.bin (float32 "
+        "Decode, suppress and evaluate what a foreign runtime found: for the image 7, 7.bin or 7_0.bin (float32 "
         "[A, 5 + C], as exports give it) or 7_0.bin and 7_1.bin (boxes [A, 4] xyxy and scores [A, C]).",
     )
     parser.add_argument("folder", help="what 'yolox preprocess' wrote, or a COCO annotation file for --results FILE")

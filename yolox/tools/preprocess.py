@@ -20,8 +20,6 @@ from yolox.tools.arguments import (
 )
 from yolox.tools.parser import ToolParser
 
-__all__ = ["INDEX", "TRUTH", "build_parser", "main"]
-
 INDEX, TRUTH = "index.json", "annotations.json"
 
 

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from yolox.data.datamodule import YoloxDataModule
     from yolox.recipe.module import YoloxModule
 
-__all__ = ["StartWeights", "fit_recipe", "keep_choices"]
-
 
 class StartWeights:
     """The weights of a checkpoint to fine-tune.

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from yolox.recipe.module import YoloxModule
     from yolox.tools.resuming import RunState
 
-__all__ = ["build_parser", "main", "run"]
-
 BATCH_SIZE = 64
 MIN_NORMALISED = 8  # images a process: 4 end 0.05 AP lower than one process (README), 8 within 0.03
 
@@ -301,9 +299,14 @@ def _sizes(experiment: Experiment) -> str:
 def _finish(folder: Path, trainer: Any) -> dict[str, Any]:
     """Print what the run came to and return it."""
     from yolox.recipe.callbacks import BEST, LATEST, Evaluation
+    from yolox.recipe.finite import FiniteValues
 
     evaluation = next(item for item in trainer.callbacks if isinstance(item, Evaluation))
+    finite = next(item for item in trainer.callbacks if isinstance(item, FiniteValues))
     facts: dict[str, Any] = {"folder": str(folder), "best_epoch": evaluation.best_epoch}
+    facts.update(skipped_steps=finite.skipped, restored=finite.restored)
+    if finite.skipped or finite.restored:
+        print(f"not finite: {finite.skipped} steps skipped, {finite.restored} times back to a checkpoint")
     if evaluation.best_epoch is not None:
         best = next(row for row in evaluation.history if row["epoch"] == evaluation.best_epoch)
         which = f"epoch {evaluation.best_epoch}" if evaluation.best_epoch else "the weights of the start"

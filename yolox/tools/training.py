@@ -12,8 +12,6 @@ from yolox.errors import MissingDependencyError, UsageError
 from yolox.tools.arguments import positive_int
 from yolox.tools.parser import ToolParser
 
-__all__ = ["LOGGERS", "STRATEGIES", "add_recipe_arguments", "build_trainer", "recipe_fields"]
-
 STRATEGIES = ("subprocess", "spawn", "ray", "spark")
 LOGGERS = ("tensorboard", "wandb", "mlflow", "none")
 
@@ -65,7 +63,8 @@ def build_trainer(experiment: Experiment, folder: Path, args: argparse.Namespace
     progress = LiveProgress(recipe.print_interval, ("train/total", "train/iou", "train/objectness", "train/classes"))
     evaluation = Evaluation(experiment, before_training=args.ckpt is not None and not args.resume)
     files = CheckpointFiles(folder, history, every_epochs=recipe.ckpt_interval, every_steps=recipe.ckpt_interval_steps)
-    callbacks = [FiniteValues(), Throughput(), progress, evaluation, EpochLog(folder), files]
+    finite = FiniteValues(recipe.on_nonfinite, files.latest)
+    callbacks = [finite, Throughput(), progress, evaluation, EpochLog(folder), files]
     if args.time is not None:
         callbacks.insert(0, TimeBudget(args.time))  # before the checkpoints, which look whether the run ends
     callbacks.append(RunReport(folder / "run.json", {"experiment": experiment_to_dict(experiment)}))

@@ -17,8 +17,6 @@ from pytorch_lightning.callbacks import Callback, ProgressBar
 from yolox.files import atomic_path
 from yolox.trainer.tensors import first_dimension
 
-__all__ = ["EpochRecord", "LiveProgress", "Throughput", "TraceProfile"]
-
 _log = logging.getLogger(__name__)
 EpochRecord = dict[str, float]
 """``epoch`` (from 1), ``steps``, ``images``, ``data_seconds`` and ``step_seconds`` (means), ``seconds``,

@@ -14,8 +14,6 @@ from yolox.tables import text_table
 from yolox.trainer.launchers.base import Slot
 from yolox.trainer.launchers.joined import JoinedRank
 
-__all__ = ["BACKENDS", "ExecutionPlan", "Request", "make_plan"]
-
 BACKENDS = ("subprocess", "spawn", "ray", "spark")
 """Ways to start processes."""
 _LOCAL = ("subprocess", "spawn")

@@ -18,8 +18,6 @@ from yolox.precision_names import PrecisionName
 from yolox.trainer.operator_precision import NO_OPERATORS, OperatorLists, OperatorPrecisionMode, hold_in_fp32_
 from yolox.trainer.tensors import map_tensors
 
-__all__ = ["PrecisionOptions", "build_precision"]
-
 
 @dataclass(frozen=True)
 class PrecisionOptions:

@@ -31,8 +31,6 @@ from yolox.trainer.resolve import Parts, Settings, resolve
 from yolox.trainer.restarts import run_with_restarts
 from yolox.trainer.saving import load_module, save_module
 
-__all__ = ["Trainer"]
-
 _log = logging.getLogger(__name__)
 _OPTIONAL = (IPEX, CCL, "ray", "pyspark")
 

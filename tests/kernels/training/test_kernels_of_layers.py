@@ -26,7 +26,7 @@ def _variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_batchnorm_silu_equals_float64(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_norm_act_equals_float64(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     _compare_batchnorm(shape, dtype, SILU, nn.SiLU())
 
 

@@ -15,8 +15,6 @@ from yolox.errors import ModelFileError
 from yolox.inference.artifacts.data_files import check_npz, check_onnx, check_openvino
 from yolox.inference.artifacts.manifest import MANIFEST_NAME, Manifest, file_entry
 
-__all__ = ["FORMATS", "ArtifactFormat", "check_files", "check_trust", "needs_trust"]
-
 
 @dataclass(frozen=True)
 class ArtifactFormat:

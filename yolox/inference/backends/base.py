@@ -42,19 +42,6 @@ if TYPE_CHECKING:
 
     from yolox.inference.artifacts.manifest import Manifest
 
-__all__ = [
-    "Array",
-    "Arrays",
-    "Backend",
-    "Method",
-    "PrepareContext",
-    "Runner",
-    "Settings",
-    "as_numpy",
-    "like_inputs",
-    "run_in_chunks",
-]
-
 Array: TypeAlias = Any
 """A ``torch.Tensor`` on the CPU or a ``numpy.ndarray``."""
 

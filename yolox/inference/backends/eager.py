@@ -24,8 +24,6 @@ from yolox.inference.convert.flat import FlatModule
 from yolox.inference.convert.folding import fold_normalisations
 from yolox.precision_names import Precision
 
-__all__ = ["BACKEND", "EagerBackend"]
-
 WEIGHTS = "weights.safetensors"
 ORIGINAL = "original"
 

@@ -21,10 +21,9 @@ from yolox.errors import MissingDependencyError, ModelFileError
 from yolox.inference.artifacts.manifest import Manifest
 from yolox.inference.backends.base import Method, PrepareContext, Runner, Settings
 from yolox.inference.backends.int8_lowering import strip_checks_
+from yolox.inference.backends.torch_internals import compile_package, load_package
 from yolox.inference.backends.torch_runner import TorchRunner, export_program
 from yolox.precision_names import Precision
-
-__all__ = ["BACKEND", "InductorBackend"]
 
 PACKAGE = "model.pt2"
 QUANTIZERS = {
@@ -93,14 +92,11 @@ def _compile(model: nn.Module, context: PrepareContext, target: Path) -> Path:
         # the compiler speaks of its own use of deprecated names
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
-        path = torch._inductor.aoti_compile_and_package(
-            program, package_path=str(target), inductor_configs={"freezing": True}
-        )
-    return Path(path)
+        return compile_package(program, target)
 
 
 def _runner(package: Path, settings: Settings, batch: int | None, share: float | None) -> TorchRunner:
-    compiled = torch._inductor.aoti_load_package(str(package))
+    compiled = load_package(package)
 
     def call(*inputs: Tensor) -> tuple[Tensor, ...]:
         outputs = compiled(*(tensor.contiguous() for tensor in inputs))

@@ -25,8 +25,6 @@ from yolox.inference.backends.torch_runner import TorchRunner, to_layout, torch_
 from yolox.inference.convert.folding import fold_normalisations
 from yolox.precision_names import Precision
 
-__all__ = ["BACKEND", "IpexBackend", "interpreter"]
-
 SCRIPT = "model.torchscript"
 Call = Callable[..., tuple[Tensor, ...]]
 

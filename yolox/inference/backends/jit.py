@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from yolox.errors import ModelFileError
 from yolox.inference.artifacts.manifest import Manifest
 from yolox.inference.backends.base import Method, PrepareContext, Runner, Settings
+from yolox.inference.backends.torch_internals import inline_calls_
 from yolox.inference.backends.torch_runner import TorchRunner, to_layout, torch_sample
 from yolox.precision_names import Precision
-
-__all__ = ["BACKEND", "JitBackend"]
 
 SCRIPT = "model.torchscript"
 
@@ -112,7 +111,7 @@ def _trace(model: nn.Module, method: Method, context: PrepareContext, channels_l
         # the outputs are compared with the original's afterwards; what tracing fixes shows there
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         script = torch.jit.trace(own, sample, check_trace=False)  # type: ignore[no-untyped-call]
-    torch._C._jit_pass_inline(script.graph)
+    inline_calls_(script)
     return script
 
 

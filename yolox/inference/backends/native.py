@@ -29,8 +29,6 @@ from yolox.kernels.int8.storage import load_program, save_program
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["BACKEND", "NativeBackend", "NativeRunner"]
-
 _log = logging.getLogger(__name__)
 
 

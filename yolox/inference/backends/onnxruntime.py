@@ -23,8 +23,6 @@ from yolox.precision_names import Precision
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["BACKEND", "OnnxFile", "OnnxRuntimeBackend", "OnnxRuntimeRunner", "int8_share", "read_onnx"]
-
 MODEL = "model.onnx"
 INT8_KERNELS = (
     *("QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat"),
@@ -128,8 +126,8 @@ class OnnxRuntimeRunner:
         if self.batch is not None or batch_size == 1:
             return (Settings(threads), Settings(1)) if threads > 1 else (Settings(threads),)
         sizes = [size for size in (4, 8, 2, 1, 16) if size < batch_size]
-        side_by_side = [Settings(threads, threads, size) for size in sizes if threads > 1 and size * 2 <= batch_size]
-        return (*side_by_side, *(Settings(threads, 1, size) for size in sizes[:2]), Settings(threads))
+        in_streams = [Settings(threads, threads, size) for size in sizes if threads > 1 and size * 2 <= batch_size]
+        return (*in_streams, *(Settings(threads, 1, size) for size in sizes[:2]), Settings(threads))
 
     def configured(self, settings: Settings) -> OnnxRuntimeRunner:
         """Return the runner with other settings; its sessions start at the first call."""
@@ -189,7 +187,7 @@ class OnnxFile:
 
     Args:
         runner: Runs it.
-        input_shape: Of its only input, None for free axes.
+        input_shape: Shape of its only input, None for free axes.
         num_outputs: Number of outputs.
         metadata: Its custom metadata.
     """

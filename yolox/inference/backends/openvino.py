@@ -20,8 +20,6 @@ from yolox.precision_names import Precision
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["BACKEND", "OpenVinoBackend", "OpenVinoRunner", "int8_share"]
-
 MODEL = "model.xml"
 COMPILED_SIZES = 4
 """Batch sizes kept compiled; one more replaces the oldest."""

@@ -16,15 +16,6 @@ from torch import Tensor, nn
 
 from yolox.inference.backends.base import Array, Arrays, PrepareContext, Settings, as_numpy, run_in_chunks
 
-__all__ = [
-    "TorchRunner",
-    "export_program",
-    "sizes_to_try",
-    "to_layout",
-    "torch_sample",
-    "torch_threads",
-]
-
 Call = Callable[..., tuple[Tensor, ...]]
 
 

@@ -69,9 +69,9 @@ def build_program(
 
     Args:
         network: The layers.
-        parameters: Of every feature.
-        weights: Of every convolution, by the name of its output.
-        shapes: Of every value, without the batch axis.
+        parameters: Quantization parameters of every feature.
+        weights: Weights of every convolution, by the name of its output.
+        shapes: Shape of every value, without the batch axis.
 
     Raises:
         YoloxError: For layers in an order that no step computes.

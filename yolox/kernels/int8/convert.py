@@ -26,7 +26,7 @@ def convert(
     Args:
         network: The layers.
         observers: What ``observe`` found, by the name of the value.
-        shapes: Of every value, without the batch axis.
+        shapes: Shape of every value, without the batch axis.
         quantile: See ``RangeObserver.parameters``.
         in_pairs: See ``quantize_weights``.
 

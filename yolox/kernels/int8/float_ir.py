@@ -75,8 +75,8 @@ class Convolution(Layer):
     Args:
         weight: [out, in, height, width]; [channels, 1, height, width] if depthwise.
         bias: [out].
-        stride: Of rows and columns.
-        padding: Of every side.
+        stride: Step over rows and columns.
+        padding: Rows and columns of zeros at every side.
         depthwise: Each channel on its own.
         activation: What follows.
     """

@@ -135,8 +135,8 @@ class Conv:
         weight: int8 [out, in, height, width]; [channels, 1, height, width] if depthwise.
         multiplier: float32 [out].
         offset: float32 [out].
-        stride: Of rows and columns.
-        padding: Of every side.
+        stride: Step over rows and columns.
+        padding: Rows and columns of zeros at every side.
         activation: What follows.
         depthwise: Each channel on its own.
         first_row: Where a matrix as output is written from: several levels share one matrix.

@@ -134,8 +134,8 @@ def quantize_weights(
 
     Args:
         layer: The convolution.
-        parameters: Of its input.
-        observer: Of its input.
+        parameters: Quantization parameters of its input.
+        observer: Ranges of its input.
         in_pairs: Keep the sums of two neighbouring inputs' weights small, too: see ``packing.paired_weight``.
     """
     shape = (-1, 1, 1, 1) if layer.depthwise else (1, -1, 1, 1)

@@ -12,24 +12,6 @@ from torch import Tensor
 
 from yolox.kernels.library import kernels
 
-__all__ = [
-    "DOUBLE",
-    "POINTER",
-    "TYPES",
-    "Activation",
-    "Gradient",
-    "Images",
-    "NextNorm",
-    "Norm",
-    "Residual",
-    "Running",
-    "Shape",
-    "SplitTensor",
-    "StemInput",
-    "call",
-    "has_pointwise",
-]
-
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 POINTER, LONG, DOUBLE = ctypes.c_void_p, ctypes.c_long, ctypes.c_double
 
@@ -98,11 +80,11 @@ class Shape(ctypes.Structure):
 
 
 _PARAMETERS = {
-    "batchnorm_silu_statistics": (POINTER, LONG, LONG, POINTER),
-    "batchnorm_silu_moments": (POINTER, DOUBLE, DOUBLE, LONG, Norm, Running),
-    "batchnorm_silu_forward": (POINTER, POINTER, LONG, LONG, Norm, Residual),
-    "batchnorm_silu_gradient_sums": (Gradient, POINTER, Norm, POINTER),
-    "batchnorm_silu_backward": (POINTER, POINTER, LONG, LONG, Norm, POINTER, DOUBLE),
+    "norm_act_statistics": (POINTER, LONG, LONG, POINTER),
+    "norm_act_moments": (POINTER, DOUBLE, DOUBLE, LONG, Norm, Running),
+    "norm_act_forward": (POINTER, POINTER, LONG, LONG, Norm, Residual),
+    "norm_act_gradient_sums": (Gradient, POINTER, Norm, POINTER),
+    "norm_act_backward": (POINTER, POINTER, LONG, LONG, Norm, POINTER, DOUBLE),
     "depthwise_forward": (POINTER, Norm, POINTER, Images, POINTER, POINTER),
     "depthwise_backward": (
         *(POINTER, POINTER, Norm, POINTER, DOUBLE),

@@ -21,8 +21,6 @@ from yolox.trainer.launchers.supervise import supervise
 from yolox.trainer.launchers.worker import RunDirectory, serve
 from yolox.trainer.launchers.worker_group import LocalWorkerGroup
 
-__all__ = ["SpawnLauncher"]
-
 _GUARD = (
     "; spawn imports the main script again, which must start nothing outside 'if __name__ == \"__main__\":'. "
     "Add that line, or take distributed_backend='subprocess'"

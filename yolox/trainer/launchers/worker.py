@@ -27,8 +27,6 @@ from yolox.processes.pickling import dumps
 from yolox.trainer.launchers.base import Failure, FailureKind, Phase, Slot, Worker
 from yolox.trainer.launchers.heartbeat import Heartbeat
 
-__all__ = ["RunDirectory", "Setup", "serve"]
-
 _FAILED = 1
 
 

@@ -12,8 +12,6 @@ from yolox.trainer.launchers.base import Phase
 from yolox.trainer.launchers.heartbeat import CpuActivity, read_cpu_activity, read_heartbeat
 from yolox.trainer.launchers.worker import RunDirectory
 
-__all__ = ["LocalWorkerGroup", "WorkerGroup"]
-
 
 class WorkerGroup(Protocol):
     """The processes of a run by rank; what they write arrives in the supervisor's run directory."""

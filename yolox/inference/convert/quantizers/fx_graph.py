@@ -20,8 +20,6 @@ from yolox.inference.convert.quantizers.mixed_precision import Layer, search_mix
 from yolox.inference.convert.quantizers.ranges import RangeFinder, relative_noise
 from yolox.kernels.int8.overflow import sums_may_overflow, weight_bounds
 
-__all__ = ["export_graph", "fold_weights_", "heavy_nodes", "int8_share", "keep_observers_", "quantize_graph"]
-
 CALIBRATION_ROWS = 64
 MEASURED_ROWS = 4
 CHUNK = 8

@@ -18,8 +18,6 @@ from yolox.inference.backends.base import Array, Arrays, PrepareContext, as_nump
 from yolox.inference.backends.torch_runner import torch_sample
 from yolox.inference.convert.quantizers.mixed_precision import first_accurate
 
-__all__ = ["quantize_static"]
-
 NUM_CALIBRATION = 64
 
 

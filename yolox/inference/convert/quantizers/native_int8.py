@@ -17,8 +17,6 @@ from yolox.kernels.int8.float_ir import Convolution, Network
 from yolox.kernels.int8.int8_ir import Program
 from yolox.kernels.int8.quantize import observe
 
-__all__ = ["quantize_network"]
-
 CALIBRATION_ROWS = 32
 QUANTILES = (1.0, 0.95, 0.8)
 """Which of the extremes of the calibration images a channel's bytes span, one attempt each: all of them, or fewer."""

@@ -15,8 +15,6 @@ from yolox.inference.backends.base import Arrays, PrepareContext
 from yolox.inference.convert.quantizers.mixed_precision import Layer, search_mixed_precision
 from yolox.inference.convert.quantizers.ranges import relative_noise
 
-__all__ = ["HEAVY", "multiply_accumulates", "quantize_openvino"]
-
 HEAVY = ("Convolution", "GroupConvolution", "MatMul", "ConvolutionBackpropData", "GroupConvolutionBackpropData")
 CALIBRATION_ROWS = 128
 MEASURED_ROWS = 4

@@ -17,8 +17,6 @@ from yolox.inference.convert.quantizers.mixed_precision import Layer, search_mix
 from yolox.inference.convert.quantizers.ranges import RangeFinder, relative_noise
 from yolox.kernels.int8.overflow import sums_may_overflow, weight_bounds
 
-__all__ = ["quantize_onnx"]
-
 CALIBRATION_ROWS = 64
 MEASURED_ROWS = 4
 HEAVY = ("Conv", "MatMul", "Gemm")

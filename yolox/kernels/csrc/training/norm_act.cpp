@@ -238,23 +238,23 @@ void backward(const T* x, T* dx, long pixels, long channels, Norm norm, const do
 
 }  // namespace
 
-extern "C" void batchnorm_silu_moments(const double* sums, double count, double eps, long channels, Norm norm,
+extern "C" void norm_act_moments(const double* sums, double count, double eps, long channels, Norm norm,
                                        Running running) {
   moments(sums, count, eps, channels, norm, running);
 }
 
 #define EXPORT(NAME, T)                                                                                    \
-  extern "C" void batchnorm_silu_statistics_##NAME(const T* x, long pixels, long channels, double* sums) { \
+  extern "C" void norm_act_statistics_##NAME(const T* x, long pixels, long channels, double* sums) { \
     statistics(x, pixels, channels, sums);                                                                 \
   }                                                                                                        \
-  extern "C" void batchnorm_silu_forward_##NAME(const T* x, T* y, long pixels, long channels, Norm norm,   \
+  extern "C" void norm_act_forward_##NAME(const T* x, T* y, long pixels, long channels, Norm norm,   \
                                                 Residual<T> added) {                                       \
     forward(x, y, pixels, channels, norm, added);                                                          \
   }                                                                                                        \
-  extern "C" void batchnorm_silu_gradient_sums_##NAME(Gradient<T> g, T* dx, Norm norm, double* sums) {     \
+  extern "C" void norm_act_gradient_sums_##NAME(Gradient<T> g, T* dx, Norm norm, double* sums) {     \
     with_activation<T>(norm.activation, [=](auto f) { gradient_sums(g, dx, norm, sums, f); });             \
   }                                                                                                        \
-  extern "C" void batchnorm_silu_backward_##NAME(const T* x, T* dx, long pixels, long channels, Norm norm, \
+  extern "C" void norm_act_backward_##NAME(const T* x, T* dx, long pixels, long channels, Norm norm, \
                                                  const double* sums, double count) {                       \
     backward(x, dx, pixels, channels, norm, sums, count);                                                  \
   }
