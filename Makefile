@@ -53,7 +53,7 @@ demo: env  ## sample data, a training from scratch, evaluation, pictures, the in
 	$(PY) -m yolox.tools.demo image -c $(DEMO_DIR)/best_ckpt.pth --path $(DEMO_IMAGES) --output_dir $(DEMO_DIR)/pictures
 	$(PY) -m yolox.tools.inference_demo -c $(DEMO_DIR)/best_ckpt.pth -b 16 --methods $(DEMO_METHODS) --time_budget 180 \
 	  --plot $(DEMO_DIR)/inference.png --save $(DEMO_DIR)/deployed
-	@echo "look at: $(DEMO_DIR)/pictures  $(DEMO_DIR)/curves.png  $(DEMO_DIR)/inference.png"
+	@echo "look at: $(DEMO_DIR)/report.html  $(DEMO_DIR)/pictures  $(DEMO_DIR)/inference.png"
 
 test: env lint docs  ## style, types, the documentation site and all tests but the slow ones
 	@$(MAKE) --no-print-directory ipex || { \

@@ -53,12 +53,13 @@ ARROWS: dict[str, set[str]] = {
     "prediction": LOW
     | {"downloads", "checkpoint", "models", "experiments", "data", "evaluation", "inference", "visualize"},
     "evaluation": LOW | {"models", "data", "inference"},
-    "recipe": LOW | {"models", "losses", "data", "evaluation"},
+    "report": LOW | {"data", "evaluation", "visualize"},
+    "recipe": LOW | {"models", "losses", "data", "evaluation", "report"},
     "trainer": ENGINE_LOW | {"kernels", "processes"},
     "inference": ENGINE_LOW | {"kernels", "processes"},
     "tools": LOW
     | {"experiments", "checkpoint", "models", "losses", "data", "evaluation", "recipe", "trainer", "inference"}
-    | {"kernels", "visualize", "prediction", "processes", "published_weights", "safe_weights", "serve"}
+    | {"kernels", "visualize", "prediction", "processes", "published_weights", "safe_weights", "serve", "report"}
     | {"__init__"},
     "serve": LOW | {"prediction"},
     "api": {"errors", "precision_names", "config", "prediction", "tools", "evaluation"},

@@ -204,3 +204,14 @@ def test_the_published_weights_reach_their_ap(nano_weights: Path, coco_mini: Pat
     assert values["AP50"] == pytest.approx(0.5154, abs=0.003)
     assert values["images"] == 64
     assert values["images_missing"] == 0
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_report(labels: bool, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, page = write_data(tmp_path / "some", labels=labels), tmp_path / "page.html"
+    words = ["-c", str(checkpoint), "--data_dir", str(data), "--conf", "0.0001", "--report", str(page), *FAST]
+    assert main(words) == 0
+    assert f"written: {page}" in capsys.readouterr().out
+    text = page.read_text(encoding="utf-8")
+    assert ("Confusion" in text) is labels
+    assert ("none: the images have no labels" in text) is not labels

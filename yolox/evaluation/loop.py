@@ -139,7 +139,7 @@ def merge_shares(shares: Sequence[Share], ground_truth: Mapping[str, Any]) -> Ev
         times.num_images += part.times.num_images
     if not detections:
         raise DataError("the loader delivered no image to evaluate; expected at least one. Check the data set.")
-    seen = _only_images(ground_truth, set(detections))
+    seen = only_images(ground_truth, set(detections))
     num_missing = len(ground_truth["images"]) - len(seen["images"])
     return EvaluationResult(coco_metric(seen, detections), times, detections, num_missing)
 
@@ -183,7 +183,7 @@ def predict_share(
     return share
 
 
-def _only_images(ground_truth: Mapping[str, Any], image_ids: set[int]) -> dict[str, Any]:
+def only_images(ground_truth: Mapping[str, Any], image_ids: set[int]) -> dict[str, Any]:
     """Return the ground truth of some images: those that cannot be read are no misses of the detector."""
     return {
         **ground_truth,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolox.errors import DataError
 from yolox.structures import Detections, Size
-from yolox.tools.arguments import MULTI_LABEL, keep_stdout_for_json, probability, run_tool
+from yolox.tools.arguments import MULTI_LABEL, keep_stdout_for_json, probability, run_tool, write_json
 from yolox.tools.parser import ToolParser
 from yolox.tools.preprocess import INDEX, TRUTH
 
@@ -46,7 +46,7 @@ def build_parser() -> ToolParser:
 def _run(args: argparse.Namespace) -> None:
     from yolox.evaluation.loop import Share, merge_shares
     from yolox.evaluation.summary import summary
-    from yolox.files import mark_inputs, refuse_inputs, write_text
+    from yolox.files import mark_inputs, refuse_inputs
 
     folder, results = Path(args.folder), Path(args.results)
     mark_inputs(folder, results)
@@ -57,12 +57,7 @@ def _run(args: argparse.Namespace) -> None:
         found = _from_rows(results, truth) if results.is_file() else _from_binaries(folder, results, args)
         result = merge_shares([Share(found)], truth)
         print(summary(result))
-        text = json.dumps(result.as_json(), indent=2) + "\n"
-        if args.json == "-":
-            machines.write(text)
-        elif target is not None:
-            write_text(target, text)
-            print(f"written: {target}")
+        write_json(result.as_json(), args.json, machines)
 
 
 def _read_json(path: Path, key: str | None) -> Any:

@@ -300,6 +300,7 @@ def _finish(folder: Path, trainer: Any) -> dict[str, Any]:
     """Print what the run came to and return it."""
     from yolox.recipe.callbacks import BEST, LATEST, Evaluation
     from yolox.recipe.finite import FiniteValues
+    from yolox.recipe.html_report import REPORT
 
     evaluation = next(item for item in trainer.callbacks if isinstance(item, Evaluation))
     finite = next(item for item in trainer.callbacks if isinstance(item, FiniteValues))
@@ -312,7 +313,7 @@ def _finish(folder: Path, trainer: Any) -> dict[str, Any]:
         which = f"epoch {evaluation.best_epoch}" if evaluation.best_epoch else "the weights of the start"
         print(f"best: {which}, AP {best['val/AP']:.4f}, AP50 {best['val/AP50']:.4f}")
         facts.update(AP=best["val/AP"], AP50=best["val/AP50"])
-    names = (BEST, LATEST, "results.csv", "curves.png", "run.json")
+    names = (BEST, LATEST, "results.csv", "curves.png", "run.json", REPORT)
     facts["files"] = [name for name in names if (folder / name).exists()]
     print(f"written to {folder}: {', '.join(facts['files'])}")
     return facts

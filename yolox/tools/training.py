@@ -49,27 +49,11 @@ def _duration(text: str) -> float:
 
 def build_trainer(experiment: Experiment, folder: Path, args: argparse.Namespace) -> Any:
     """Return the trainer of a run with its callbacks, loggers and files in ``folder``."""
-    from yolox.recipe.callbacks import LATEST, CheckpointFiles, Evaluation
-    from yolox.recipe.epoch_log import EpochLog
-    from yolox.recipe.finite import FiniteValues
-    from yolox.recipe.time_budget import TimeBudget
-    from yolox.trainer.callbacks import LiveProgress, Throughput, TraceProfile
-    from yolox.trainer.run_report import RunReport
+    from yolox.recipe.callbacks import LATEST
     from yolox.trainer.trainer import Trainer
 
     _quiet_lightning()
     recipe = experiment.recipe
-    history = recipe.max_history_ckpt if recipe.save_history_ckpt else 0
-    progress = LiveProgress(recipe.print_interval, ("train/total", "train/iou", "train/objectness", "train/classes"))
-    evaluation = Evaluation(experiment, before_training=args.ckpt is not None and not args.resume)
-    files = CheckpointFiles(folder, history, every_epochs=recipe.ckpt_interval, every_steps=recipe.ckpt_interval_steps)
-    finite = FiniteValues(recipe.on_nonfinite, files.latest)
-    callbacks = [finite, Throughput(), progress, evaluation, EpochLog(folder), files]
-    if args.time is not None:
-        callbacks.insert(0, TimeBudget(args.time))  # before the checkpoints, which look whether the run ends
-    callbacks.append(RunReport(folder / "run.json", {"experiment": experiment_to_dict(experiment)}))
-    if args.profile:
-        callbacks.append(TraceProfile(folder / "trace.json"))
     return Trainer(
         num_processes=args.num_processes,
         use_ipex=args.use_ipex,
@@ -91,7 +75,7 @@ def build_trainer(experiment: Experiment, folder: Path, args: argparse.Namespace
         max_steps=recipe.steps or -1,
         accumulate_grad_batches=recipe.accumulate,
         gradient_clip_val=recipe.clip,
-        callbacks=callbacks,
+        callbacks=_callbacks(experiment, folder, args),
         logger=_logger(args.logger, folder, experiment.exp_name),
         default_root_dir=str(folder),
         log_every_n_steps=recipe.print_interval,
@@ -99,6 +83,35 @@ def build_trainer(experiment: Experiment, folder: Path, args: argparse.Namespace
         num_sanity_val_steps=0,
         enable_model_summary=False,
     )
+
+
+def _callbacks(experiment: Experiment, folder: Path, args: argparse.Namespace) -> list[Any]:
+    """Return what happens around the steps of a run, in its order."""
+    from yolox.recipe.callbacks import CheckpointFiles, Evaluation
+    from yolox.recipe.epoch_log import EpochLog
+    from yolox.recipe.finite import FiniteValues
+    from yolox.recipe.html_report import HtmlReport
+    from yolox.recipe.time_budget import TimeBudget
+    from yolox.trainer.callbacks import Throughput, TraceProfile
+    from yolox.trainer.live_progress import LiveProgress
+    from yolox.trainer.run_report import RunReport
+
+    recipe = experiment.recipe
+    history = recipe.max_history_ckpt if recipe.save_history_ckpt else 0
+    losses = tuple(f"train/{name}" for name in ("total", "iou", "objectness", "classes"))
+    asked = "recipe.print_interval" in experiment.given
+    progress = LiveProgress(recipe.print_interval if asked else None, losses)
+    evaluation = Evaluation(experiment, args.ckpt is not None and not args.resume, folder)
+    files = CheckpointFiles(folder, history, every_epochs=recipe.ckpt_interval, every_steps=recipe.ckpt_interval_steps)
+    finite = FiniteValues(recipe.on_nonfinite, files.latest)
+    callbacks = [finite, Throughput(losses), progress, evaluation, EpochLog(folder), files]
+    if args.time is not None:
+        callbacks.insert(0, TimeBudget(args.time))  # before the checkpoints, which look whether the run ends
+    callbacks.append(RunReport(folder / "run.json", {"experiment": experiment_to_dict(experiment)}))
+    callbacks.append(HtmlReport(folder))  # of what the others have written
+    if args.profile:
+        callbacks.append(TraceProfile(folder / "trace.json"))
+    return callbacks
 
 
 def _quiet_lightning() -> None:

@@ -1,6 +1,6 @@
 """The inside of a worker process: take its place, run the function, write down how it ended.
 
-The main script of the parent is never run again, except by ``spawn``.
+The main script of the parent is never run again.
 """
 
 from __future__ import annotations
