@@ -27,8 +27,34 @@ SPLITS = ("train", "val")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["draw"]:
+        draw(Path(words[1]), Path(words[2]))
+        return 0
     parts = {"40-images-3-classes": partial(_measure, 40, 3), "128-images": partial(_measure, 128, 80)}
-    return run_benchmark("fine_tuning", ABOUT, parts, argv)
+    return run_benchmark("fine_tuning", ABOUT, parts, words)
+
+
+def draw(results: Path, picture: Path) -> None:
+    """Draw AP over the epochs, a diagram for each part of a result file and each number of epochs."""
+    from matplotlib.figure import Figure
+
+    parts = json.loads(results.read_text(encoding="utf-8"))["parts"]
+    lengths = sorted({row["epochs"] for part in parts.values() for row in part["rows"]})
+    figure = Figure(figsize=(4.5 * len(lengths), 2.9 * len(parts)), layout="constrained")
+    grid = figure.subplots(len(parts), len(lengths), squeeze=False)
+    for axes_row, (name, part) in zip(grid, parts.items(), strict=True):
+        for axes, epochs in zip(axes_row, lengths, strict=True):
+            rows = [row for row in part["rows"] if row["epochs"] == epochs]
+            for row in rows:
+                axes.plot([int(epoch) for epoch in row["AP"]], list(row["AP"].values()), label=row["precision"])
+            axes.axhline(rows[0]["start"], color="grey", linestyle=":", label="start")
+            axes.set(title=f"{name.replace('-', ' ')}, {epochs} epochs", xlabel="epoch", ylabel="AP")
+            low, high = axes.get_ylim()
+            middle = (low + high) / 2
+            axes.set_ylim(min(low, middle - 0.04), max(high, middle + 0.04))  # noise must not look like mountains
+            axes.legend()
+    figure.savefig(picture, dpi=110)
 
 
 def choose_images(data: Path, target: Path, num_images: int, num_classes: int) -> list[str]:
