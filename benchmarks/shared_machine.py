@@ -45,7 +45,7 @@ def _measure(against: Path | None, quick: bool) -> Part:
         sides[f"{threads} threads, {against.name}"] = (against.resolve(), threads)
     found: dict[tuple[str, int], list[float]] = {}
     with tempfile.TemporaryDirectory(prefix="benchmark-shared-") as folder, ExitStack() as stack:
-        _save_program(Path(folder), size)
+        save_program(Path(folder), size)
         command = ["-m", "benchmarks.shared_machine", "--serve", folder, "--threads"]
         living = {
             name: stack.enter_context(CheckoutProcess(source, [*command, str(count)]))
@@ -74,7 +74,7 @@ def _row(side: str, latencies: dict[int, list[float]]) -> dict[str, float | str]
     return row
 
 
-def _save_program(folder: Path, size: int) -> None:
+def save_program(folder: Path, size: int) -> None:
     """Write an 8-bit YOLOX-Nano with random weights."""
     import torch
 

@@ -100,6 +100,7 @@ PRIVATE: dict[str, set[str]] = {
     },
     "inference/backends/ipex.py": {"_C"},  # whether IPEX takes the processor for one with bf16
     "inference/convert/quantizers/neural_compressor.py": {"_exported"},  # its own export function sets it
+    "kernels/training/bindings.py": {"_fields_"},  # the public name of what ctypes.Structure declares
     "kernels/training/acceleration.py": {"_BatchNorm"},  # the base class of all batch normalisations
     "kernels/training/graph.py": {"_BatchNorm"},
     "kernels/training/eligibility.py": {  # whether somebody watches a layer
@@ -260,6 +261,17 @@ def test_words_are_those_of_the_field() -> None:
     del texts[Path(__file__).resolve()]
     found = [f"{path}: {word}" for path, text in texts.items() for word in re.findall(rf"(?i)\b_?(?:{WORDS})\b", text)]
     assert not found
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md"])
+def test_the_reading_order_is_short(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    way = re.search(r"`structures` →.*?`losses/detection_loss`", text, re.DOTALL)
+    assert way is not None
+    order = re.findall(r"`([a-z_/]+)`", way.group())
+    files = [PACKAGE / f"{name}.py" for name in order]
+    assert len(files) <= 8
+    assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files) <= 1000
 
 
 def test_no_package_without_a_name() -> None:

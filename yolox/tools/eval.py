@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from yolox.config import DataConfig, Experiment
 from yolox.errors import DataError, ModelFileError, UsageError
 from yolox.precision_names import eval_precision
+from yolox.tables import shortened
 from yolox.tools.arguments import (
     MULTI_LABEL,
     ToolParser,
@@ -238,14 +239,10 @@ def open_loader(subject: Subject, batch_size: int, share: tuple[int, int] = (0, 
             print(f"the checkpoint names no classes; its {len(ours)} classes are taken in the order of the data set")
             return loader
         raise ModelFileError(
-            f"the checkpoint predicts {len(ours)} classes ({_few(ours)}), the data set has {len(theirs)} "
-            f"({_few(theirs)}). Give the data set that the model was trained for (--data_dir), or fine-tune it: "
-            "python -m yolox.tools.train -c."
+            f"the checkpoint predicts {len(ours)} classes ({shortened(ours, 4)}), the data set has "
+            f"{len(theirs)} ({shortened(theirs, 4)}). Give the data set that the model was trained for "
+            "(--data_dir), or fine-tune it: python -m yolox.tools.train -c."
         ) from error
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
 def _settings(experiment: Experiment, args: argparse.Namespace) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class InductorBackend:
             model = _Autocast(model)
         context.progress("compiling")
         package = _compile(model, context, context.work_dir.parent / f"{method.name}.pt2")
-        return _runner(package, Settings(threads=context.threads), _batch(context), share)
+        return _runner(package, Settings(threads=context.threads), context.fixed_batch, share)
 
     def load(self, folder: Path, manifest: Manifest, module: nn.Module | None = None) -> Runner:
         """Load the package.
@@ -80,10 +80,6 @@ class InductorBackend:
             )
         batch = manifest.fixed_batch
         return _runner(package, manifest.settings, batch, manifest.int8_share)
-
-
-def _batch(context: PrepareContext) -> int | None:
-    return None if context.dynamic_batch else len(context.sample[0])
 
 
 def _compile(model: nn.Module, context: PrepareContext, target: Path) -> Path:

@@ -47,7 +47,7 @@ class JitBackend:
             return _call(_frozen(scripts[channels_last]))
 
         return _runner(
-            build, scripts, Settings(context.threads, channels_last=layouts[0]), layouts, _batch(context), share
+            build, scripts, Settings(context.threads, channels_last=layouts[0]), layouts, context.fixed_batch, share
         )
 
     def load(self, folder: Path, manifest: Manifest, module: nn.Module | None = None) -> Runner:
@@ -91,13 +91,8 @@ def _runner(
     return TorchRunner(build, settings, write, layouts=layouts, batch=batch, int8_share=share)
 
 
-def _batch(context: PrepareContext) -> int | None:
-    return None if context.dynamic_batch else len(context.sample[0])
-
-
 def _trace(model: nn.Module, method: Method, context: PrepareContext, channels_last: bool) -> Any:
-    rows = min(2, len(context.sample[0])) if context.dynamic_batch else None
-    sample = tuple(to_layout(tensor, channels_last) for tensor in torch_sample(context, rows))
+    sample = tuple(to_layout(tensor, channels_last) for tensor in torch_sample(context, 2))
     with _without_deprecations():
         own = copy.deepcopy(model)
     if channels_last:

@@ -94,7 +94,7 @@ class NativeBackend:
         path = context.work_dir / "model.onnx"
         export_onnx(model, context.sample, path, dynamic_batch=context.dynamic_batch)
         network: Network = read_network(path)
-        sample = tuple(array[:2] for array in context.sample) if context.dynamic_batch else context.sample
+        sample = context.small_sample(2)
         check_outputs(model, sample, network(*sample))
 
         def build(program: Program) -> NativeRunner:

@@ -229,9 +229,9 @@ class OnnxRuntimeBackend:
         context.progress("exporting")
         path = context.work_dir / MODEL
         export_onnx(model, context.sample, path, dynamic_batch=context.dynamic_batch)
-        batch = None if context.dynamic_batch else len(context.sample[0])
+        batch = context.fixed_batch
         runner = OnnxRuntimeRunner(path.read_bytes(), Settings(context.threads), batch)
-        sample = context.sample if batch else tuple(array[:2] for array in context.sample)
+        sample = context.small_sample(2)
         check_outputs(model, sample, runner(*sample))
         settings = runner.candidates(len(context.sample[0]), context.threads)[0]
         if method.precision is not Precision.INT8:
@@ -242,8 +242,7 @@ class OnnxRuntimeBackend:
             return OnnxRuntimeRunner(quantized, settings, batch)
 
         quantized = quantize_onnx(path, method.options["quantizer"], context, build)
-        row = context.sample if batch else tuple(array[:1] for array in context.sample)
-        return replace(build(quantized), int8_share=int8_share(quantized, row))
+        return replace(build(quantized), int8_share=int8_share(quantized, context.small_sample(1)))
 
     def load(self, folder: Path, manifest: Manifest, module: nn.Module | None = None) -> OnnxRuntimeRunner:
         """Load the model; torch is not needed.

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from yolox.errors import UsageError
 from yolox.inference.backends.base import Array, Arrays, PrepareContext, as_numpy, like_inputs, run_in_chunks
 from yolox.inference.backends.int8_lowering import lower_int8_, silence_quantize_warning
 from yolox.inference.backends.torch_runner import export_program
@@ -84,11 +83,9 @@ def quantize_graph(
     Raises:
         UsageError: Without calibration data.
     """
-    rows = list(context.calibration_samples(CALIBRATION_ROWS))
-    if not rows:
-        raise UsageError("int8 needs real data to calibrate on, and none arrived. Give a loader as training_data.")
+    rows = context.calibration_rows(CALIBRATION_ROWS)
     source = export_graph(model, context)
-    batch = _fixed_batch(context)
+    batch = context.fixed_batch
     context.progress(f"calibrating on {len(rows)} rows")
     intervals = _find_intervals(source, rows, batch)
     layers, depthwise_macs = _measure_layers(source, rows[:MEASURED_ROWS], intervals, batch)
@@ -298,7 +295,3 @@ def _pieces(rows: Sequence[Arrays], size: int, fill: bool) -> Iterator[tuple[Ten
         least = size if fill else min(2, size)
         piece += [piece[-1]] * (least - len(piece))
         yield tuple(torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*piece, strict=True))
-
-
-def _fixed_batch(context: PrepareContext) -> int | None:
-    return None if context.dynamic_batch else len(context.sample[0])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yolox.errors import UsageError, YoloxError
+from yolox.errors import YoloxError
 from yolox.inference.backends.base import Arrays, PrepareContext
 from yolox.inference.convert.quantizers.mixed_precision import first_accurate
 from yolox.kernels.int8.convert import convert, with_early_sigmoids
@@ -64,10 +64,8 @@ def _batches(context: PrepareContext) -> Iterator[tuple[NDArray[Any], ...]]:
     Raises:
         UsageError: When there are none.
     """
-    rows = list(context.calibration_samples(CALIBRATION_ROWS))
-    if not rows:
-        raise UsageError("int8 needs real data to calibrate on, and none arrived. Give a loader as training_data.")
-    size = 1 if context.dynamic_batch else len(context.sample[0])
+    rows = context.calibration_rows(CALIBRATION_ROWS)
+    size = context.fixed_batch or 1
     for start in range(0, len(rows), size):
         chosen = [rows[index % len(rows)] for index in range(start, start + size)]
         yield tuple(np.concatenate(arrays) for arrays in zip(*chosen, strict=True))
