@@ -86,7 +86,8 @@ def test_prints_everything_and_writes_json(
 
 def test_written_detections_have_the_ids_of_the_label_file(data: Path, checkpoint: Path, tmp_path: Path) -> None:
     labels = data / "annotations" / "instances_val2017.json"
-    words = ["-c", str(checkpoint), "--data_dir", str(data), "--conf", "0.00001", "--multi_label", *FAST, "--detections"]
+    words = ["-c", str(checkpoint), "--data_dir", str(data), *FAST]
+    words += ["--conf", "0.00001", "--multi_label", "--detections"]
     assert main([*words, str(tmp_path / "all.json")]) == 0
     content = json.loads(labels.read_text())
     content["categories"] = [{"id": 5, "name": "crab"}, {"id": 9, "name": "apple"}]
