@@ -45,6 +45,6 @@ def test_unknown_words_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_process_that_ends_is_named(tmp_path: Path) -> None:
-    with CheckoutProcess(tmp_path, ["-c", "raise SystemExit(3)"]) as process:
-        with pytest.raises(RuntimeError, match="code 3"):
-            process.ask(1)
+    command = ["-c", "raise SystemExit(3)"]
+    with CheckoutProcess(tmp_path, command) as process, pytest.raises(RuntimeError, match="code 3"):
+        process.ask(1)
