@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from benchmarks.checkouts import CheckoutProcess, checkout_of
 from benchmarks.guard_side import MEASUREMENTS
@@ -112,13 +113,13 @@ def _measure(name: str, old: Ask, new: Ask, rounds: int) -> Verdict:
     return judge(name, medians["before"], medians["after"])
 
 
-def judge(name: str, before: Sequence[float], after: Sequence[float]) -> Verdict:
+def judge(name: str, before: ArrayLike, after: ArrayLike) -> Verdict:
     """Return the verdict on the medians of the rounds, which belong together pairwise.
 
     The interval is the bootstrap's: rounds drawn again with replacement, two thousand times.
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13.
     """
-    old, new = np.asarray(before), np.asarray(after)
+    old, new = np.asarray(before, np.float64), np.asarray(after, np.float64)
     ratios = new / old
     drawn = np.random.default_rng(0).integers(0, len(ratios), (2000, len(ratios)))
     low, high = np.percentile(np.median(ratios[drawn], axis=1), [2.5, 97.5])
