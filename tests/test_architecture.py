@@ -101,6 +101,7 @@ PRIVATE: dict[str, set[str]] = {
     },
     "inference/backends/ipex.py": {"_C"},  # whether IPEX takes the processor for one with bf16
     "inference/convert/quantizers/neural_compressor.py": {"_exported"},  # its own export function sets it
+    "kernels/training/bindings.py": {"_fields_"},  # the public name of what ctypes.Structure declares
     "kernels/training/acceleration.py": {"_BatchNorm"},  # the base class of all batch normalisations
     "kernels/training/graph.py": {"_BatchNorm"},
     "kernels/training/eligibility.py": {  # whether somebody watches a layer
