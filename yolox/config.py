@@ -207,11 +207,6 @@ def _scaled(data: DataConfig, height: int) -> tuple[int, int] | None:
     return low, high
 
 
-def apply_overrides(experiment: Experiment, words: Iterable[str]) -> Experiment:
-    """Return ``experiment`` with command-line overrides applied; see `parse_overrides` and `apply_fields`."""
-    return apply_fields(experiment, parse_overrides(words))
-
-
 def parse_overrides(words: Iterable[str]) -> dict[str, object]:
     """Return command-line overrides as values by field name.
 

@@ -40,13 +40,17 @@ def built_library(variant: Variant) -> Path:
         MissingDependencyError: Where there is no C++ compiler.
         YoloxError: When the compiler fails, with what it printed.
     """
-    name = library_name(variant)
-    for folder in (SHIPPED, cache_root()):
-        if (folder / name).exists():
-            return folder / name
-    library = cache_root() / name
-    compile_library(variant, library)
+    library = found_library(variant)
+    if library is None:
+        library = cache_root() / library_name(variant)
+        compile_library(variant, library)
     return library
+
+
+def found_library(variant: Variant) -> Path | None:
+    """Return the library of a variant, the wheel's or that of an earlier call; None where there is none yet."""
+    paths = (folder / library_name(variant) for folder in (SHIPPED, cache_root()))
+    return next((path for path in paths if path.exists()), None)
 
 
 @cache

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from yolox.config import DATA_PATHS, DataConfig, Experiment, apply_fields, parse_overrides
-from yolox.errors import UsageError, YoloxError, printable
+from yolox.errors import MissingDependencyError, UsageError, YoloxError, printable
 from yolox.experiments import experiment_from_file, get_experiment
 from yolox.files import describe_failed_write, write_text
 from yolox.tools.parser import ToolParser
@@ -278,6 +278,8 @@ def run_tool(body: Callable[[], object]) -> int:
     except YoloxError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        return _tell_missing(error)
     except KeyboardInterrupt:
         print("stopped by the user", file=sys.stderr)
         return INTERRUPTED
@@ -290,6 +292,17 @@ def run_tool(body: Callable[[], object]) -> int:
         else:
             print(f"error: {failed_write}", file=sys.stderr)
         return 1
+
+
+def _tell_missing(error: ModuleNotFoundError) -> int:
+    """Report a library that this package asks for: where deployed models are run, most need not be installed."""
+    library = (error.name or "").partition(".")[0]
+    if library in {"", "yolox"}:
+        traceback.print_exc()
+        return 1
+    missing = MissingDependencyError(library, "pip install yolox-cpu, which brings all that this command needs")
+    print(f"error: {missing}", file=sys.stderr)
+    return missing.exit_code
 
 
 class _ErrorStreamHandler(logging.Handler):
