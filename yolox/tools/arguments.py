@@ -17,6 +17,7 @@ from yolox.config import DATA_PATHS, DataConfig, Experiment, apply_fields, parse
 from yolox.errors import YoloxError, printable
 from yolox.experiments import experiment_from_file, get_experiment
 from yolox.files import describe_failed_write
+from yolox.tools.early_interrupt import INTERRUPTED, raise_on_interrupt
 from yolox.tools.parser import ToolParser
 
 __all__ = [
@@ -36,8 +37,6 @@ __all__ = [
 
 MULTI_LABEL = "let a box be a detection of each class that is sure enough, not of its best class alone"
 """Help of the option ``--multi_label``."""
-
-INTERRUPTED = 130  # the exit code of a program stopped by Ctrl-C
 
 
 def positive_int(text: str) -> int:
@@ -164,6 +163,7 @@ def run_tool(body: Callable[[], object]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal may lack letters that a message has
     try:
+        raise_on_interrupt()
         code = copy_context().run(body)  # the inputs that a run announces are its own
         return code if isinstance(code, int) else 0
     except YoloxError as error:

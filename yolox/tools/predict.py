@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolox.errors import DataError, UsageError
+from yolox.errors import DataError, UsageError, printable
 from yolox.precision_names import eval_precision
 from yolox.tools.arguments import (
     MULTI_LABEL,
@@ -120,7 +120,7 @@ def _write_all(
         for result in _shown(results):
             total += 1
             where = result.path or result.name if result.source is None else f"{result.source} frame {result.index + 1}"
-            print(f"{where}: {describe(result)}, {result.elapsed_ms:.1f} ms")
+            print(f"{printable(str(where))}: {describe(result)}, {result.elapsed_ms:.1f} ms")
             if args.json:
                 print(json.dumps(result.to_dict()), file=report, flush=True)
             if folder is not None:
