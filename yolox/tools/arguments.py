@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import io
 import logging
+import math
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from contextvars import copy_context
-from typing import TextIO
+from typing import Any, TextIO
 
 from yolox.config import DATA_PATHS, DataConfig, Experiment, apply_fields, parse_overrides
 from yolox.errors import YoloxError, printable
 from yolox.experiments import experiment_from_file, get_experiment
+from yolox.fields import Range, convert
 from yolox.files import describe_failed_write
 from yolox.tools.early_interrupt import INTERRUPTED, raise_on_interrupt
 from yolox.tools.parser import ToolParser
@@ -32,6 +34,7 @@ __all__ = [
     "positive_int",
     "prepare_cpu",
     "probability",
+    "ranged",
     "run_tool",
 ]
 
@@ -53,6 +56,21 @@ def probability(text: str) -> float:
     if not 0.0 <= value <= 1.0:
         raise argparse.ArgumentTypeError(f"got {value}, expected a value from 0 to 1")
     return value
+
+
+def ranged(option: str, kind: type[int] | type[float], low: float, high: float = math.inf) -> Callable[[str], Any]:
+    """Return the function that converts the value of ``option`` to a finite number from ``low`` to ``high``.
+
+    Raises:
+        UsageError: From that function, when it gets another value.
+    """
+
+    def converted(text: str) -> Any:
+        value = convert(option, text, kind)
+        Range(low, high).check(option, value)
+        return value
+
+    return converted
 
 
 def add_model_arguments(parser: ToolParser, checkpoint_help: str) -> None:

@@ -22,6 +22,7 @@ from yolox.tools.arguments import (
     positive_int,
     prepare_cpu,
     probability,
+    ranged,
     run_tool,
 )
 from yolox.tools.parser import ToolParser
@@ -76,7 +77,11 @@ def add_prediction_options(parser: ToolParser) -> None:
     parser.add_argument("-b", "--batch-size", type=positive_int, default=1, help="images at once (%(default)s)")
     parser.add_argument("--precision", type=eval_precision, default="32", help="of a checkpoint: 32 or bf16 (32)")
     parser.add_argument(
-        "--max_reconnects", type=int, default=10, metavar="N", help="of a camera or stream (%(default)s)"
+        "--max_reconnects",
+        type=ranged("--max_reconnects", int, 0),
+        default=10,
+        metavar="N",
+        help="of a camera or stream (%(default)s)",
     )
     add_overrides(parser)
 
