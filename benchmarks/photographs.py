@@ -10,8 +10,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["write_photographs"]
-
 SIZES = ((480, 640), (427, 640), (640, 480))
 NUM_CLASSES = 80
 QUALITY = 93

@@ -22,8 +22,6 @@ from yolox.cpu.machine import read_machine
 from yolox.files import make_output_dir, write_text
 from yolox.tables import markdown_table
 
-__all__ = ["REAL_DATA", "ROOT", "Part", "machine_block", "native_precisions", "run_benchmark", "summary"]
-
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 REAL_DATA = ROOT.parent / "shared" / "data"
@@ -84,7 +82,7 @@ def native_precisions() -> tuple[str, ...]:
 
 
 def machine_block() -> dict[str, Any]:
-    """Return what a reader needs to judge the figures: processor, libraries, allocator, source version."""
+    """Return what a reader needs to assess the figures: processor, libraries, allocator, source version."""
     setting = keep_freed_memory()
     return {
         **read_machine().as_dict(),

@@ -17,14 +17,12 @@ from yolox.cpu.machine import pretend_machine, read_machine
 from yolox.inference.search.latency import interleave
 from yolox.trainer.plan import Request, make_plan
 
-__all__ = ["main", "projected"]
-
 ABOUT = "How the cost of training grows: processes and threads, batch, image size, network, images in the data set."
 BIG = {"2 x 28 cores": pretend_machine(2, 28), "4 x 56 cores": pretend_machine(4, 56)}
 BANDWIDTH = 5e9
 """Assumed bytes a second at which the processes of one machine sum up gradients."""
 PARAMETERS = 0.91e6
-"""Of the nano network."""
+"""Number of parameters of the nano network."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

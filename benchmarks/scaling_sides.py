@@ -13,8 +13,6 @@ from benchmarks.side_process import CommandLine
 from benchmarks.training_sides import experiment_of, random_batch
 from yolox.structures import Batch
 
-__all__ = ["MemoryData", "processes"]
-
 
 class _Repeated:
     """The same batch, so many times an epoch."""

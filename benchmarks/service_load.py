@@ -18,8 +18,6 @@ import time
 from collections import Counter
 from pathlib import Path
 
-__all__ = ["main"]
-
 LARGEST_COUNT, LONGEST_S, MOST_CLIENTS = 100_000, 600.0, 64
 AFTERWARDS = 20
 
@@ -28,7 +26,7 @@ class Load:
     """Clients that ask as fast as they get answers, until the time or the number of requests is used up.
 
     Args:
-        port: Of the service on the loopback.
+        port: Port of the service on the loopback.
         data: The bytes of an image file.
         seconds: How long.
         count: Requests in all, at most.

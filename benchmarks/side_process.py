@@ -23,8 +23,6 @@ from yolox.processes.inside import peak_memory_mb
 from yolox.processes.messages import Channel
 from yolox.processes.start import Process, ProcessFailure, Program
 
-__all__ = ["CommandLine", "Side", "measure_sides", "timed_steps"]
-
 _MALLOC_SETTINGS = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_THRESHOLD_")
 START_SECONDS = 300.0
 
@@ -88,6 +86,7 @@ class Side:
         settings: JSON values for it; with ``as_tool`` the process starts as our tools do.
         our_allocator: Whether it is one of ours; other sides keep glibc's default.
         interpreter: The Python to use.
+        path: Folders to import from; None for those of this process.
     """
 
     def __init__(
@@ -98,13 +97,14 @@ class Side:
         *,
         our_allocator: bool = True,
         interpreter: str = sys.executable,
+        path: Sequence[str] | None = None,
     ) -> None:
         self.name = name
         self.settings = dict(settings)
         environment = {key: value for key, value in os.environ.items() if key not in _MALLOC_SETTINGS}
         environment.update(TORCH_CPP_LOG_LEVEL="ERROR")
         environment["YOLOX_MALLOPT"] = "1" if our_allocator else "0"
-        program = Program(f"{__name__}:serve", (target, self.settings), interpreter, environment, cwd=str(ROOT))
+        program = Program(f"{__name__}:serve", (target, self.settings), interpreter, environment, path, str(ROOT))
         self._process = Process(program, [Reply])
         self._process.doing = "running the side"
 

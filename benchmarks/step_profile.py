@@ -10,8 +10,6 @@ from unittest import mock
 
 from torch.profiler import ProfilerActivity, profile, record_function
 
-__all__ = ["StepProfile"]
-
 GROUPS = (
     ("loss and assignment", r"^detection_loss$"),
     ("optimizer and averages", r"^Optimizer\.|_foreach_lerp_|_fused_sgd"),

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from yolox.config import ModelConfig
 from yolox.structures import Predictions, Size
 
-__all__ = ["StockDetector"]
-
 
 class _Conv(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> None:

@@ -15,8 +15,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["StockPipeline"]
-
 Array = NDArray[Any]
 FILL = 114
 
@@ -28,7 +26,7 @@ class StockPipeline:
         folder: The data set.
         side: Side of the network's input.
         scales: Range of the scale after a mosaic.
-        seed: Of its generator.
+        seed: Seed of its generator.
     """
 
     def __init__(self, folder: Path, side: int, scales: tuple[float, float], seed: int = 0) -> None:

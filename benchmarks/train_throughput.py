@@ -12,8 +12,6 @@ from benchmarks.protocol import MakePart, Part, Row, native_precisions, run_benc
 from benchmarks.side_process import Side, measure_sides
 from yolox.cpu.ipex_location import locate_ipex
 
-__all__ = ["main"]
-
 ABOUT = "Training steps, data in memory: the trainer of yolox.tools.train against PyTorch, stock and tuned, and IPEX."
 COLUMNS = {
     "side": "{side}",

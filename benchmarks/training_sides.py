@@ -23,8 +23,6 @@ from yolox.losses.detection_loss import detection_loss
 from yolox.models.detector import build_detector
 from yolox.structures import Batch, Size, Targets
 
-__all__ = ["experiment_of", "ipex", "ours", "random_batch", "stock", "tuned"]
-
 OBJECTS_PER_IMAGE = 8
 """About what Mosaic images of COCO hold after cropping."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -52,12 +53,13 @@ ARROWS: dict[str, set[str]] = {
     "prediction": LOW
     | {"downloads", "checkpoint", "models", "experiments", "data", "evaluation", "inference", "visualize"},
     "evaluation": LOW | {"models", "data", "inference"},
-    "recipe": LOW | {"models", "losses", "data", "evaluation"},
+    "report": LOW | {"data", "evaluation", "visualize"},
+    "recipe": LOW | {"models", "losses", "data", "evaluation", "report"},
     "trainer": ENGINE_LOW | {"kernels", "processes"},
     "inference": ENGINE_LOW | {"kernels", "processes"},
     "tools": LOW
     | {"experiments", "checkpoint", "models", "losses", "data", "evaluation", "recipe", "trainer", "inference"}
-    | {"kernels", "visualize", "prediction", "processes", "published_weights", "safe_weights", "serve"}
+    | {"kernels", "visualize", "prediction", "processes", "published_weights", "safe_weights", "serve", "report"}
     | {"__init__"},
     "serve": LOW | {"prediction"},
     "api": {"errors", "precision_names", "config", "prediction", "tools", "evaluation"},
@@ -72,6 +74,7 @@ OPTIONAL: dict[str, set[str]] = {
         "inference/convert/quantizers/onnx.py",
         "inference/backends/onnxruntime.py",
         "kernels/int8/onnx_reader.py",
+        "kernels/int8/onnx_cut.py",
     },
     "nncf": {"inference/convert/quantizers/nncf.py"},
     "torchao": {"inference/convert/quantizers/pt2e.py"},
@@ -86,6 +89,32 @@ OPTIONAL: dict[str, set[str]] = {
     "pyspark": {"trainer/launchers/spark_barrier.py"},
 }
 PRIVATE_LIGHTNING = "trainer/lightning_bridge.py"
+
+# file -> private names of other libraries that it uses, since there is no public way
+PRIVATE: dict[str, set[str]] = {
+    "inference/backends/torch_internals.py": {
+        "_assert_tensor_metadata",
+        "_C",
+        "_create_function_from_graph",
+        "_inductor",
+        "_jit_pass_inline",
+    },
+    "inference/backends/ipex.py": {"_C"},  # whether IPEX takes the processor for one with bf16
+    "inference/convert/quantizers/neural_compressor.py": {"_exported"},  # its own export function sets it
+    "kernels/training/bindings.py": {"_fields_"},  # the public name of what ctypes.Structure declares
+    "kernels/training/acceleration.py": {"_BatchNorm"},  # the base class of all batch normalisations
+    "kernels/training/graph.py": {"_BatchNorm"},
+    "kernels/training/eligibility.py": {  # whether somebody watches a layer
+        "_backward_hooks",
+        "_backward_pre_hooks",
+        "_forward_hooks",
+        "_forward_pre_hooks",
+        "_has_any_global_hook",
+    },
+    "trainer/ipex.py": {"_C", "_parameters", "_unpack_cast_to_fp32"},  # its packed weights have no public access
+    "trainer/launchers/spark_barrier.py": {"_active_spark_context", "_gateway", "_jvm"},  # the Java process to end
+    "trainer/sync_batchnorm.py": {"_BatchNorm"},
+}
 
 
 def relative(file: Path) -> str:
@@ -192,6 +221,21 @@ def is_private_lightning(node: ast.AST) -> bool:
 
 
 @pytest.mark.parametrize("file", FILES, ids=relative)
+def test_private_parts_of_other_libraries_are_listed(file: Path) -> None:
+    if relative(file) != PRIVATE_LIGHTNING:
+        nodes = list(ast.walk(tree(file)))
+        own = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+
+        found = {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+        for node in nodes:
+            if isinstance(node, ast.Attribute):
+                is_own = isinstance(node.value, ast.Name) and node.value.id in {"self", "cls"}
+                (own if is_own else found).add(node.attr)
+        private = {name for name in found if name.startswith("_") and not name.startswith("__")}
+        assert private - own - {"_asdict", "_replace", "_exit"} == PRIVATE.get(relative(file), set())
+
+
+@pytest.mark.parametrize("file", FILES, ids=relative)
 def test_nothing_is_mocked_outside_the_tests(file: Path) -> None:
     found = {name.split(".")[0] for name in imports(tree(file))} & {"unittest", "mock", "pytest"}
     assert not found, f"{relative(file)} imports {found}"
@@ -203,6 +247,32 @@ def test_setup_imports_no_torch() -> None:
     code = "import sys, yolox.kernels.build; print({'torch', 'numpy', 'cv2'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert found.strip() == "set()", "what setup.py imports must not need what is not yet installed"
+
+
+WORDS = (
+    "batchnorm_silu|crew|desk|hand_over|ladder|light_silu|mailbag|may_wait|return_mail|shared_sums|side_by_side|"
+    "switchboard"
+)
+"""Names that were ours alone; the words of PyTorch, Lightning, ONNX and the paper stand in their place."""
+
+
+def test_words_are_those_of_the_field() -> None:
+    files = [path for folder in ("yolox", "docs", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.*")]
+    texts = {path: path.read_text(encoding="utf-8") for path in files if path.suffix in {".py", ".md", ".cpp", ".h"}}
+    del texts[Path(__file__).resolve()]
+    found = [f"{path}: {word}" for path, text in texts.items() for word in re.findall(rf"(?i)\b_?(?:{WORDS})\b", text)]
+    assert not found
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md"])
+def test_the_reading_order_is_short(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    way = re.search(r"`structures` →.*?`losses/detection_loss`", text, re.DOTALL)
+    assert way is not None
+    order = re.findall(r"`([a-z_/]+)`", way.group())
+    files = [PACKAGE / f"{name}.py" for name in order]
+    assert len(files) <= 8
+    assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files) <= 1000
 
 
 def test_no_package_without_a_name() -> None:

@@ -168,7 +168,7 @@ class YOLOX:
 
         Args:
             folder: Where the deployed model goes.
-            data: Data set to calibrate and judge on; None takes what there is.
+            data: Data set to calibrate and evaluate on; None takes what there is.
             options: Options of ``yolox optimize`` (``max_drop=0.005``, ``methods=["native_int8"]``).
 
         Raises:

@@ -14,17 +14,6 @@ from torch import Tensor
 
 from yolox.structures import Size
 
-__all__ = [
-    "anchor_grid",
-    "area_xyxy",
-    "clip_xyxy",
-    "cxcywh_to_xyxy",
-    "decode_cxcywh",
-    "iou_xyxy",
-    "paired_iou_cxcywh",
-    "xyxy_to_cxcywh",
-]
-
 
 def cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
     """Return boxes given by centre and size as corners."""
@@ -42,12 +31,6 @@ def area_xyxy(boxes_xyxy: Tensor) -> Tensor:
     """Return the area of each box, 0 where the corners are crossed."""
     width, height = (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).clamp(min=0).unbind(-1)
     return width * height
-
-
-def clip_xyxy(boxes_xyxy: Tensor, size: Size) -> Tensor:
-    """Return the part of each box inside an image of ``size``."""
-    limits = boxes_xyxy.new_tensor([size[1], size[0]] * 2)
-    return torch.minimum(boxes_xyxy.clamp(min=0), limits)
 
 
 def iou_xyxy(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:

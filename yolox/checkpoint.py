@@ -18,22 +18,8 @@ from yolox.files import atomic_path
 from yolox.models.detector import Detector, build_detector
 from yolox.published_weights import find_checkpoint
 from yolox.safe_weights import read_safetensors
+from yolox.tables import shortened
 from yolox.torch_files import read_torch_file
-
-__all__ = [
-    "LoadReport",
-    "LoadedModel",
-    "check_weights",
-    "class_names_of",
-    "load_model",
-    "load_weights_",
-    "num_classes_of",
-    "own_experiment",
-    "read_checkpoint",
-    "recognise",
-    "save_checkpoint",
-    "weights_of",
-]
 
 NEWEST_FORMAT = 1
 _SAFE_TORCH = (2, 10)  # earlier ones can be made to write past the end of memory even with weights_only
@@ -66,11 +52,11 @@ class LoadReport:
         lines = [f"{self.loaded} tensors loaded"]
         if self.mismatched:
             shapes = [f"{key} {list(theirs)} -> {list(ours)}" for key, theirs, ours in self.mismatched]
-            lines.append(f"{len(shapes)} left out, other shape (file -> network): {_some(shapes)}")
+            lines.append(f"{len(shapes)} left out, other shape (file -> network): {shortened(shapes, 4)}")
         if self.missing:
-            lines.append(f"{len(self.missing)} not in the file, freshly initialised: {_some(self.missing)}")
+            lines.append(f"{len(self.missing)} not in the file, freshly initialised: {shortened(self.missing, 4)}")
         if self.unused:
-            lines.append(f"{len(self.unused)} in the file only, ignored: {_some(self.unused)}")
+            lines.append(f"{len(self.unused)} in the file only, ignored: {shortened(self.unused, 4)}")
         return "\n".join(lines)
 
 
@@ -320,8 +306,3 @@ def class_names_of(content: Mapping[str, Any], count: int, path: str | Path) -> 
     if count == len(COCO_NAMES):
         return COCO_NAMES
     return tuple(f"class {index}" for index in range(count))
-
-
-def _some(items: tuple[str, ...] | list[str], most: int = 4) -> str:
-    rest = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + rest

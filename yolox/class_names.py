@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from yolox.errors import printable
 
-__all__ = ["COCO_NAMES", "clean_name", "plain_name"]
-
 COCO_NAMES: tuple[str, ...] = (
     "person",
     "bicycle",

@@ -16,22 +16,6 @@ from yolox.errors import UsageError, did_you_mean
 from yolox.fields import Ascending, FileName, Fixed, Multiple, Range, Text, convert
 from yolox.structures import Size
 
-__all__ = [
-    "DATA_PATHS",
-    "DataConfig",
-    "EvalConfig",
-    "Experiment",
-    "ModelConfig",
-    "RecipeConfig",
-    "apply_fields",
-    "apply_overrides",
-    "experiment_from_dict",
-    "experiment_to_dict",
-    "field_names",
-    "flatten",
-    "parse_overrides",
-]
-
 STRIDE = 32
 SQUARE_640 = Size(640, 640)
 
@@ -87,6 +71,7 @@ class DataConfig:
     mixup_scale: Annotated[tuple[float, float], Range(0, 100, above=True), Ascending()] = (0.5, 1.5)
     shear: Annotated[float, Range(0, 89, "an angle")] = 2.0
     max_labels: Annotated[int, Range(1, 100_000)] = 120
+    repeat_threshold: Share = 0.0  # classes in a smaller share of the images are drawn more often, see `repeat_factors`
 
     @property
     def size_range(self) -> tuple[int, int]:
@@ -135,7 +120,7 @@ class RecipeConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """How the network is judged."""
+    """How the network is evaluated."""
 
     test_size: Edges = SQUARE_640
     test_conf: Share = 0.01
@@ -220,11 +205,6 @@ def _scaled(data: DataConfig, height: int) -> tuple[int, int] | None:
         return None
     low, high = (max(1, round(units * height / data.input_size.height)) for units in data.random_size)
     return low, high
-
-
-def apply_overrides(experiment: Experiment, words: Iterable[str]) -> Experiment:
-    """Return ``experiment`` with command-line overrides applied; see `parse_overrides` and `apply_fields`."""
-    return apply_fields(experiment, parse_overrides(words))
 
 
 def parse_overrides(words: Iterable[str]) -> dict[str, object]:

@@ -15,8 +15,6 @@ from typing import Any
 
 from yolox.errors import DataError, YoloxError
 
-__all__ = ["DownloadError", "download", "read_address", "sha256_of"]
-
 _log = logging.getLogger(__name__)
 
 LARGEST_IMAGE_BYTES = 100_000_000

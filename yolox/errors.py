@@ -8,16 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = [
-    "DataError",
-    "MissingDependencyError",
-    "ModelFileError",
-    "UsageError",
-    "YoloxError",
-    "did_you_mean",
-    "printable",
-]
-
 
 class YoloxError(Exception):
     """A run that cannot go on; tools print its message without a traceback."""

@@ -17,8 +17,6 @@ from yolox.structures import Size
 
 _MAX_BYTES = 1_000_000  # of an experiment file
 
-__all__ = ["EXPERIMENTS", "canonical_name", "experiment_from_file", "get_experiment", "published_name"]
-
 
 def _csp(name: str, depth: float, width: float) -> Experiment:
     return Experiment(exp_name=name, model=ModelConfig(depth=depth, width=width))

@@ -15,8 +15,6 @@ from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origi
 from yolox.errors import UsageError, did_you_mean
 from yolox.structures import Size
 
-__all__ = ["Ascending", "Constraint", "FileName", "Fixed", "Multiple", "Range", "Text", "convert"]
-
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 _MAX_ITEMS = 10_000  # of a field that takes any number of them
 _MAX_WHOLE = 2**53  # the largest up to which a float tells all whole numbers apart

@@ -23,18 +23,6 @@ _TORCH_WRITE_FAILURES = ("PytorchStreamWriter", "iostream error", "unexpected po
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # what `_temporary` makes
 
-__all__ = [
-    "atomic_path",
-    "cache_root",
-    "check_outputs",
-    "describe_failed_write",
-    "make_output_dir",
-    "mark_inputs",
-    "refuse_inputs",
-    "remove_temporary_files",
-    "write_text",
-]
-
 _inputs: ContextVar[frozenset[Path]] = ContextVar("inputs", default=frozenset())
 _input_siblings: ContextVar[frozenset[Path]] = ContextVar("input_siblings", default=frozenset())
 

@@ -7,8 +7,6 @@ from typing import Literal
 
 from yolox.errors import UsageError
 
-__all__ = ["EvalPrecision", "Precision", "PrecisionName", "canonical_precision", "eval_precision"]
-
 PrecisionName = Literal["64", "32", "16", "bf16"]
 """What a network is trained in."""
 

@@ -19,8 +19,6 @@ from yolox.errors import DataError, ModelFileError, UsageError
 from yolox.experiments import canonical_name
 from yolox.files import cache_root, make_output_dir
 
-__all__ = ["PUBLISHED", "find_checkpoint", "weights_folder"]
-
 _log = logging.getLogger(__name__)
 
 RELEASE = "https://github.com/Megvii-BaseDetection/YOLOX/releases/download/0.1.1rc0"

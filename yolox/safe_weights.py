@@ -15,8 +15,6 @@ from yolox.config import Experiment, experiment_to_dict
 from yolox.errors import ModelFileError
 from yolox.files import atomic_path
 
-__all__ = ["read_safetensors", "write_safetensors"]
-
 _KEY, _FORMAT = "yolox", 1
 
 

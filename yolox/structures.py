@@ -16,19 +16,6 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:  # the command line reads Size without paying for torch
     from torch import Tensor
 
-__all__ = [
-    "Assignment",
-    "Batch",
-    "Decoded",
-    "Detections",
-    "Image",
-    "LossTerms",
-    "Predictions",
-    "Sample",
-    "Size",
-    "Targets",
-]
-
 Image = NDArray[np.uint8]
 """An image ``[height, width, 3]``, BGR, uint8."""
 

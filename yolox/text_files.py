@@ -10,8 +10,6 @@ from typing import Any
 
 from yolox.errors import DataError, YoloxError
 
-__all__ = ["MAX_TEXT_BYTES", "MAX_YAML_BYTES", "decode_text", "read_bytes", "read_lines", "read_text", "read_yaml"]
-
 MAX_TEXT_BYTES = 64 << 20
 """A label file or list of images may not be larger."""
 MAX_YAML_BYTES = 4 << 20

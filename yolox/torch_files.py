@@ -16,8 +16,6 @@ import torch
 
 from yolox.errors import ModelFileError
 
-__all__ = ["read_torch_file"]
-
 _ZIP_START = b"PK\x03\x04"
 _MAX_STRUCTURE = 64 * 2**20  # bytes of the pickled structure around the tensors
 _MAX_MEMBERS = 100_000

@@ -10,8 +10,6 @@ import numpy as np
 
 from yolox.structures import Detections, Image
 
-__all__ = ["color_of", "draw_detections"]
-
 _GOLDEN_RATIO = 0.618033988749895
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 Bgr = tuple[int, int, int]
@@ -32,6 +30,7 @@ def draw_detections(
     *,
     lowest_score: float = 0.0,
     captions: Sequence[str] | None = None,
+    show_scores: bool = True,
 ) -> Image:
     """Return a copy of the image with boxes, class names and scores; the best detections lie on top.
 
@@ -41,6 +40,7 @@ def draw_detections(
         class_names: By class index; unnamed classes are shown by number.
         lowest_score: Detections below are left out.
         captions: What to call each detection instead of its class name.
+        show_scores: Write the score behind the name; labels have none.
     """
     canvas: Image = image.copy()
     height, width = canvas.shape[:2]
@@ -57,7 +57,8 @@ def draw_detections(
         name = class_names[label] if label < len(class_names) else f"class {label}"
         if captions is not None:
             name = captions[index]
-        _write_label_(canvas, f"{name} {100 * score:.0f}%", (left, top), color, thickness)
+        text = f"{name} {100 * score:.0f}%" if show_scores else name
+        _write_label_(canvas, text, (left, top), color, thickness)
     return canvas
 
 

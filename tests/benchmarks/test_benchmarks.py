@@ -1,15 +1,16 @@
-"""Every benchmark runs with tiny settings and writes the figures it promises; no figure is judged."""
+"""Every benchmark runs with tiny settings and writes the figures it promises; no figure is checked."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import data_pipeline, evaluation, fine_tuning, inference_methods, scaling, train_throughput
+from benchmarks import data_pipeline, evaluation, fine_tuning, inference_methods, scaling, train_throughput, wheel
 from benchmarks.protocol import native_precisions
 
 SUMMARY = {"median", "p10", "p90", "count"}
@@ -48,6 +49,17 @@ def test_help_names_the_parts(main: Main, name: str, capsys: pytest.CaptureFixtu
     text = capsys.readouterr().out
     assert f"python -m benchmarks.{name}" in text
     assert "parts:" in text
+
+
+@pytest.mark.processes
+def test_wheel(tmp_path: Path) -> None:
+    def main(words: Sequence[str]) -> int:
+        return wheel.main([sys.executable, *words])
+
+    for part in ("training", "native_int8"):
+        rows = run(main, "wheel", part, tmp_path)
+        assert [row["side"] for row in rows] == ["checkout", "wheel"]
+        assert all(row["ms"]["median"] > 0 for row in rows)
 
 
 @pytest.mark.processes

@@ -274,7 +274,7 @@ def test_voc_lists_that_overlap_or_are_empty(tmp_path: Path) -> None:
     assert load_split(resolve_dataset(tmp_path).require("val")).file_name(0) == "c.png"
 
 
-def test_voc_train_alone_trains_where_val_judges(tmp_path: Path) -> None:
+def test_voc_train_alone_trains_where_val_is_evaluated_on(tmp_path: Path) -> None:
     voc(tmp_path, "a", "a")
     voc(tmp_path, "b", "a")
     voc(tmp_path, "a", "a", list_name="train")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -93,7 +94,7 @@ import ctypes
 library = ctypes.CDLL({str(built_library(host_variants()[0]))!r})
 assert not [line for line in open('/proc/self/maps') if 'gomp' in line]
 values, sums = (ctypes.c_float * 64)(*range(64)), (ctypes.c_double * 32)()
-library.batchnorm_silu_statistics_float32(values, ctypes.c_long(4), ctypes.c_long(16), sums)
+library.norm_act_statistics_float32(values, ctypes.c_long(4), ctypes.c_long(16), sums)
 assert sums[0] == 0 + 16 + 32 + 48, sums[0]
 """
     done = run(code)
@@ -108,3 +109,14 @@ def test_processes_may_compile_at_once(tmp_path: Path) -> None:
     both = [subprocess.Popen(command, env=environment) for _ in range(2)]
     assert [process.wait(timeout=300) for process in both] == [0, 0]
     assert [path.suffix for path in tmp_path.iterdir()] == [".so"], "nothing half done is left"
+
+
+@needs_compiler
+def test_the_library_runs_on_the_c_library_of_pytorchs_wheels() -> None:
+    """``auditwheel`` would refuse the tag ``manylinux_2_28``, that of PyTorch's wheels, for what asks for more."""
+    content = built_library(host_variants()[0]).read_bytes()
+    needed = {tuple(map(int, version.split(b"."))) for version in re.findall(rb"\0GLIBC_([\d.]+)\0", content)}
+    assert needed
+    assert max(needed) <= (2, 28)
+    assert b"GLIBCXX_" not in content, "the C++ library is linked in"
+    assert b"libgomp" not in content, "a process must not have two OpenMP libraries"

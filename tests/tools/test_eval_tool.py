@@ -84,6 +84,22 @@ def test_prints_everything_and_writes_json(
     assert values["APl"] is None  # no large object is labelled
 
 
+def test_written_detections_have_the_ids_of_the_label_file(data: Path, checkpoint: Path, tmp_path: Path) -> None:
+    labels = data / "annotations" / "instances_val2017.json"
+    words = ["-c", str(checkpoint), "--data_dir", str(data), *FAST]
+    words += ["--conf", "0.00001", "--multi_label", "--detections"]
+    assert main([*words, str(tmp_path / "all.json")]) == 0
+    content = json.loads(labels.read_text())
+    content["categories"] = [{"id": 5, "name": "crab"}, {"id": 9, "name": "apple"}]
+    content["annotations"] = [{**row, "category_id": 5} for row in content["annotations"]]
+    labels.write_text(json.dumps(content))
+    assert main([*words, str(tmp_path / "two.json")]) == 0
+    found, kept = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("all", "two"))
+    ids = {1: 9, 3: 5}  # apple and crab; the file has no bolt
+    assert {row["category_id"] for row in found} == {1, 2, 3}
+    assert kept == [{**row, "category_id": ids[row["category_id"]]} for row in found if row["category_id"] in ids]
+
+
 def test_several_classes_a_box_in_every_process(data: Path, checkpoint: Path, tmp_path: Path) -> None:
     words = ["-c", str(checkpoint), "--data_dir", str(data), "--conf", "0.00001", *FAST, "--detections"]
     found = []
@@ -204,3 +220,14 @@ def test_the_published_weights_reach_their_ap(nano_weights: Path, coco_mini: Pat
     assert values["AP50"] == pytest.approx(0.5154, abs=0.003)
     assert values["images"] == 64
     assert values["images_missing"] == 0
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_report(labels: bool, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, page = write_data(tmp_path / "some", labels=labels), tmp_path / "page.html"
+    words = ["-c", str(checkpoint), "--data_dir", str(data), "--conf", "0.0001", "--report", str(page), *FAST]
+    assert main(words) == 0
+    assert f"written: {page}" in capsys.readouterr().out
+    text = page.read_text(encoding="utf-8")
+    assert ("Confusion" in text) is labels
+    assert ("none: the images have no labels" in text) is not labels

@@ -60,7 +60,9 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_files_of_a_run(finished: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = finished / "yolox_nano"
-    assert {"latest_ckpt.pth", "best_ckpt.pth", "results.csv", "curves.png"} <= {item.name for item in folder.iterdir()}
+    assert {"latest_ckpt.pth", "best_ckpt.pth", "results.csv", "curves.png", "report.html"} <= {
+        item.name for item in folder.iterdir()
+    }
     history = rows(finished)
     assert [row["epoch"] for row in history] == [1, 2, 3, 4]
     assert all("val/AP" in row for row in (history[1], history[3]))
@@ -119,8 +121,10 @@ def test_two_processes(synchronised: bool, data: Path, tmp_path: Path, capsys: p
     more = ["--num_processes", "2", *(["--sync_bn"] if synchronised else [])]
     assert train_tool.main(words(data, tmp_path, *more)) == 0
     assert ("BatchNorm sees the 2 images of each process" in capsys.readouterr().out) is not synchronised
-    report = json.loads((tmp_path / "yolox_nano" / "run.json").read_text())
+    folder = tmp_path / "yolox_nano"
+    report = json.loads((folder / "run.json").read_text())
     assert len(report["plan"]["slots"]) == 2
+    assert "2 process(es)" in (folder / "report.html").read_text()
     assert rows(tmp_path)[3]["val/AP"] >= 0
 
 
@@ -334,7 +338,7 @@ def test_recipe_of_a_fine_tuning_is_chosen_and_printed(
     assert "  ema_decay" not in said
     recipe = load_model(tmp_path / "yolox_nano" / "latest_ckpt.pth").experiment.recipe
     assert (recipe.ema_decay, recipe.no_aug_epochs, recipe.scheduler) == (0.5, 2, "warmcos")
-    assert recipe.basic_lr_per_img == pytest.approx(0.01 / 64 * 10 / 80 / 2)
+    assert recipe.basic_lr_per_img == pytest.approx(0.01 / 64 * 10 / 256 / 2)
     assert train_tool.main([*words(data, tmp_path, "--resume"), "max_epoch", "3"]) == 0
     assert "recipe for" not in capsys.readouterr().out
     resumed = load_model(tmp_path / "yolox_nano" / "latest_ckpt.pth").experiment.recipe
@@ -379,3 +383,33 @@ def test_fewer_images_than_a_batch_and_images_without_labels(data: Path, tmp_pat
     history = rows(tmp_path)
     assert [row["epoch"] for row in history] == [1, 2]
     assert all(math.isfinite(row["train/total"]) for row in history)
+
+
+def report_of(out: Path) -> str:
+    return (out / "yolox_nano" / "report.html").read_text(encoding="utf-8")
+
+
+def test_report_of_a_resumed_run_still_shows_the_best_epoch(
+    finished: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished, tmp_path / "out")
+    assert "Of epoch 2, 4 images." in report_of(finished)  # the first of two evaluations without any match
+    assert train_tool.main([*words(data, tmp_path / "out", "--resume"), "max_epoch", "6"]) == 0
+    page = report_of(tmp_path / "out")
+    assert "6 of 6 epochs, 18 steps of 4 images" in page
+    best = max(rows(tmp_path / "out"), key=lambda row: row.get("val/AP", -1.0))
+    assert f"{best['val/AP']:.4f} (AP50" in page
+    assert f"Of epoch {best['epoch']:.0f}, 4 images." in page
+    assert "report.html" in capsys.readouterr().out
+
+
+def test_a_report_that_cannot_be_drawn_fails_no_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr("yolox.recipe.html_report.write_report", broken)
+    assert train_tool.main([*words(data, tmp_path), "max_epoch", "1", "no_aug_epochs", "0"]) == 0
+    assert "report.html was not written: RuntimeError: no fonts" in capsys.readouterr().err
+    assert (tmp_path / "yolox_nano" / "best_ckpt.pth").exists()

@@ -51,8 +51,7 @@ def meet(worker: Worker) -> None:
     dist.init_process_group("gloo", init_method=worker.rendezvous, rank=slot.rank, world_size=slot.world)
 
 
-@pytest.mark.parametrize("backend", ["subprocess", "spawn"])
-def test_ranks_meet_and_sit_where_they_should(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_meet_and_sit_where_they_should(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ports and addresses of another launcher in the environment do not matter, even where the port is taken."""
     import socket
 
@@ -73,7 +72,7 @@ def test_ranks_meet_and_sit_where_they_should(backend: str, monkeypatch: pytest.
         monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
         monkeypatch.setenv("KMP_AFFINITY", "granularity=fine,compact")
         before = dict(os.environ)
-        results = build_launcher(backend, HangLimits()).run(work, SLOTS)
+        results = build_launcher("subprocess", HangLimits()).run(work, SLOTS)
     assert results == [(0, 3.0, [CPU], 1), (1, 3.0, [CPU], 1)]
     assert dict(os.environ) == before
     assert no_worker_is_left()

@@ -59,5 +59,5 @@ def test_left_over_variables_change_nothing(tmp_path: Path, variables: dict[str,
     assert "trained" in run(tmp_path, variables)
 
 
-def test_spawn_works_from_standard_input(tmp_path: Path) -> None:
-    assert "trained" in run(tmp_path, {}, "num_processes=2, distributed_backend='spawn'", stdin=True)
+def test_processes_start_from_standard_input(tmp_path: Path) -> None:
+    assert "trained" in run(tmp_path, {}, "num_processes=2", stdin=True)

@@ -55,6 +55,7 @@ def assert_same_weights(one: torch.nn.Module, other: torch.nn.Module, tolerance:
 
 @pytest.mark.parametrize(("backend", "normalise"), [("subprocess", True), ("spawn", False)])
 def test_two_processes_equal_one(backend: str, normalise: bool, tmp_path: Path) -> None:
+    """``spawn`` is another name of ``subprocess``."""
     alone, expected, best_alone, losses_alone = run_twice(tmp_path / "one", normalise)
     trainer, module, best, losses = run_twice(
         tmp_path / "two", normalise, num_processes=2, distributed_backend=backend, sync_batchnorm=True

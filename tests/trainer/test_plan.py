@@ -133,6 +133,10 @@ def test_one_process_needs_no_cluster() -> None:
     assert "10.0.0.1:6379 is not used" in note
 
 
+def test_spawn_is_another_name_of_subprocess() -> None:
+    assert make_plan(Request(2, "spawn"), SMALL) == make_plan(Request(2), SMALL)
+
+
 @pytest.mark.parametrize("backend", ["ray", "spark"])
 def test_processes_of_a_cluster_are_not_bound(backend: str) -> None:
     plan = make_plan(Request(2, backend, importable=frozenset({"ray", "pyspark"})), SMALL)

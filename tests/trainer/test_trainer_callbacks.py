@@ -1,41 +1,94 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Callback
 from tiny import QUIET, make_loader, make_module, make_trainer
 from torch import nn
 
 from yolox.errors import UsageError
 from yolox.structures import Targets
 from yolox.trainer.auto_lr import ScaledLearningRate
-from yolox.trainer.callbacks import LiveProgress, Throughput, TraceProfile, format_seconds
+from yolox.trainer.callbacks import Throughput, TraceProfile
+from yolox.trainer.live_progress import LiveProgress, format_seconds
 from yolox.trainer.run_report import RunReport, peak_memory_bytes
 from yolox.trainer.tensors import first_dimension, map_tensors
 
 pytestmark = QUIET
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
-def test_progress_shows_losses_speed_and_time_left(stream: io.StringIO, tmp_path: Path) -> None:
+def test_progress_on_request_is_a_line_every_few_steps_without_a_terminal(tmp_path: Path) -> None:
+    stream = io.StringIO()
     progress = LiveProgress(interval=1, names=["loss"], stream=stream)
     trainer = make_trainer(tmp_path, callbacks=[progress], enable_progress_bar=True)
     trainer.fit(make_module(), make_loader())
-    lines = [line for line in stream.getvalue().replace("\r", "\n").splitlines() if line.strip()]
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 4
     assert lines[0].startswith("epoch 1/2  step 1/2  loss ")
     assert "images/s" in lines[-1]
-    assert lines[-1].rstrip().endswith("0:00:00 left")
-    assert ("\r" in stream.getvalue()) == stream.isatty()
+    assert lines[-1].endswith("0:00:00 left")
+
+
+def trained_into(descriptor: int, folder: Path, **settings: Any) -> None:
+    """Train two epochs of two steps with the live view on ``descriptor`` and close that."""
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        progress = LiveProgress(names=["loss"], stream=stream)
+        trainer = make_trainer(folder, callbacks=[progress, *settings.pop("callbacks", [])], enable_progress_bar=True)
+        trainer.fit(make_module(), make_loader())
+
+
+def read_all(descriptor: int) -> str:
+    content = b""
+    with os.fdopen(descriptor, "rb", buffering=0) as source, contextlib.suppress(OSError):  # EIO: the pty's other end
+        while part := source.read(65536):
+            content += part
+    return content.decode()
+
+
+def test_progress_on_a_terminal_is_one_line_with_a_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Chatter(Callback):
+        def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            trainer.progress_bar_callback.print(f"above [red] {trainer.current_epoch}")
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("NO_COLOR", "1")
+    control, terminal = os.openpty()
+    trained_into(terminal, tmp_path, callbacks=[Chatter()])
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", read_all(control))
+    shown = re.split(r"[\r\n]+", text)
+    assert [line.strip() for line in shown if "above" in line] == ["above [red] 0", "above [red] 1"]
+    (last,) = {line.strip() for line in shown if line.startswith("epoch 2/2") and " 2/2  " in line}
+    assert "━" * 10 in last
+    assert "0:00:00 left" in last
+    assert "images/s" in last
+    assert "loss " in last
+    assert all(len(line) <= 100 for line in shown)
+    assert text.count("\n") <= 4, "two lines of others, and the one that stays"
+
+
+def test_progress_in_a_pipe_is_silent(tmp_path: Path) -> None:
+    source, pipe = os.pipe()
+    trained_into(pipe, tmp_path)
+    assert read_all(source) == ""
+
+
+def test_the_line_of_an_epoch_names_values(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "yolox")
+    make_trainer(tmp_path, callbacks=[Throughput(["loss", "missing"])]).fit(make_module(), make_loader())
+    lines = [record.getMessage() for record in caplog.records if "images/s" in record.getMessage()]
+    assert len(lines) == 2
+    assert re.match(r"epoch 2: loss \S+, data \d+ ms, step \d+ ms, [\d.]+ images/s, ", lines[1])
 
 
 def test_a_run_leaves_its_figures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

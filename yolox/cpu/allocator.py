@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import PurePath
 
-__all__ = ["AllocatorSetting", "keep_freed_memory"]
-
 # parameters of mallopt(3), from glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _NEVER_TRIM = -1  # glibc reads it as the largest size_t

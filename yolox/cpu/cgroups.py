@@ -6,8 +6,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-__all__ = ["available_memory", "cpu_quota", "cpuset", "format_cpu_list", "memory_limit", "parse_cpu_list"]
-
 _MEMORY_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 _NO_MEMORY_LIMIT = 2**60  # version 1 writes a number near 2**63 where there is no limit
 

@@ -9,8 +9,6 @@ from yolox.cpu.cgroups import format_cpu_list
 from yolox.cpu.machine import LogicalCpu, Machine
 from yolox.errors import UsageError
 
-__all__ = ["CoreShare", "chosen_shares", "share_cores"]
-
 Core = tuple[LogicalCpu, ...]
 
 

@@ -16,8 +16,6 @@ from pathlib import Path
 
 from yolox.errors import UsageError
 
-__all__ = ["INSTALL", "VARIABLE", "IpexLocation", "locate_ipex", "source_root"]
-
 VARIABLE = "YOLOX_IPEX_PYTHON"
 INSTALL = "make ipex"
 _ENVIRONMENT = ".venv-ipex"

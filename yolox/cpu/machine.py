@@ -11,8 +11,6 @@ from pathlib import Path
 
 from yolox.cpu.cgroups import cpu_quota, cpuset, memory_limit, parse_cpu_list
 
-__all__ = ["LogicalCpu", "Machine", "pretend_machine", "read_cpu_flags", "read_machine"]
-
 _INTERESTING_FLAGS = frozenset(
     {"avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16"}
     | {"amx_fp16", "asimd", "asimdhp", "bf16", "i8mm", "sve"}  # the second line is ARM's

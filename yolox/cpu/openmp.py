@@ -6,8 +6,6 @@ import os
 import sys
 from collections.abc import MutableMapping
 
-__all__ = ["shorten_waits"]
-
 _COUNT = "GOMP_SPINCOUNT"
 _CHOICES = (_COUNT, "OMP_WAIT_POLICY")
 _TURNS = "20000"  # some 50 microseconds; 2000 costs a tenth of the speed of training, the default is 300,000

@@ -19,8 +19,6 @@ from yolox.errors import DataError
 from yolox.files import cache_root
 from yolox.structures import Image, Size
 
-__all__ = ["ResizedImages", "open_cache"]
-
 _LOG = logging.getLogger(__name__)
 _VERSION = 1
 _RESERVE = 0.05  # share of the free space that stays free

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from yolox.data.formats.description import Categories, Finding
 from yolox.structures import Size
 
-__all__ = ["CocoDataset", "clipped_xyxy", "ends"]
-
 
 @dataclass(frozen=True, eq=False)
 class CocoDataset:

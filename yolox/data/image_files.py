@@ -15,18 +15,6 @@ from numpy.typing import NDArray
 
 from yolox.structures import Image, Size
 
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "MAX_PIXELS",
-    "OTHER_IMAGE_SUFFIXES",
-    "decode",
-    "is_turned",
-    "list_images",
-    "read_file_size",
-    "read_image",
-    "why_unreadable",
-]
-
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")
 )

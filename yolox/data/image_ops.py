@@ -14,23 +14,6 @@ from numpy.typing import NDArray
 
 from yolox.structures import Image, Size
 
-__all__ = [
-    "FILL",
-    "affine_matrix",
-    "clip_boxes",
-    "fit_ratio",
-    "fitted_size",
-    "flip_boxes",
-    "flip_image",
-    "has_area",
-    "jitter_hsv",
-    "letterbox",
-    "resize",
-    "warp_affine",
-    "warp_boxes",
-    "xyxy_to_cxcywh",
-]
-
 FILL = 114
 """Grey level of every pixel that no image covers."""
 _HSV_GAINS = (5, 30, 30)

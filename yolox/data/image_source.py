@@ -15,8 +15,6 @@ from yolox.data.mapped_file import MappedFile
 from yolox.errors import DataError
 from yolox.structures import Image, Sample, Size
 
-__all__ = ["ImageCache", "ImageHealth", "ImageSource", "too_many_bad"]
-
 _LOG = logging.getLogger(__name__)
 _UNSEEN, _GOOD, _BAD = 0, 1, 2
 TOO_MANY = 0.1

@@ -18,8 +18,6 @@ from yolox.data.formats.description import Finding, examples
 from yolox.data.image_files import IMAGE_SUFFIXES, read_image, why_unreadable
 from yolox.data.image_source import too_many_bad
 
-__all__ = ["inspect_images"]
-
 _AT_ONCE = 64  # images between two reports of progress
 _BLANK = 1.0  # standard deviation of grey levels below which an image shows nothing
 _TINY = 2.0  # side of a box in pixels below which a detector has nothing to see

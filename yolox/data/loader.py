@@ -30,8 +30,6 @@ from yolox.data.transforms import letterbox_sample
 from yolox.processes.sockets import keep_socket_paths_short
 from yolox.structures import Batch, Sample, Size
 
-__all__ = ["TrainLoader", "ValLoader", "default_num_workers"]
-
 _LOG = logging.getLogger(__name__)
 _NICE = 10  # the computation's threads wait for each other, so what a worker takes from one it takes from all
 

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MappedFile"]
-
 
 class MappedFile:
     """A mapped file; a process that gets a copy of this object maps the same bytes.

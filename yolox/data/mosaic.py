@@ -15,8 +15,6 @@ from yolox.data.image_ops import FILL, affine_matrix, clip_boxes, has_area, lett
 from yolox.data.transforms import flip
 from yolox.structures import Image, Sample, Size
 
-__all__ = ["Affine", "mix_up", "mosaic", "mosaic_centre", "visible_places", "warp"]
-
 _REACH = 2.0  # pixels: bilinear interpolation looks one further, and so do boxes on a size cut to whole pixels
 Matrix = NDArray[np.float64]
 

@@ -19,8 +19,6 @@ from yolox.data.image_source import too_many_bad
 from yolox.errors import DataError, printable
 from yolox.tables import text_table
 
-__all__ = ["DatasetReport", "report_dataset"]
-
 _LOG = logging.getLogger(__name__)
 MAX_DETECTIONS = 100
 """COCO's AP counts so many detections of a class in an image."""
@@ -179,14 +177,14 @@ def _crowded(split: str, data: CocoDataset, limit: int) -> list[Finding]:
 
 
 def _classes_without_boxes(train: CocoDataset, val: CocoDataset) -> list[Finding]:
-    learnt, judged = class_counts(train) > 0, class_counts(val) > 0
+    learnt, evaluated = class_counts(train) > 0, class_counts(val) > 0
     names = train.class_names
     findings = []
-    unlearnt = [names[i] for i in np.flatnonzero(judged & ~learnt)]
+    unlearnt = [names[i] for i in np.flatnonzero(evaluated & ~learnt)]
     if unlearnt and learnt.any():
         text = f"{len(unlearnt)} classes have boxes in val but none in train"
         findings.append(Finding("warning", "classes-not-learnt", text, len(unlearnt), examples(unlearnt)))
-    unused = [names[i] for i in np.flatnonzero(~judged & ~learnt)]
+    unused = [names[i] for i in np.flatnonzero(~evaluated & ~learnt)]
     if unused:
         text = f"{len(unused)} of {len(names)} classes have no box at all"
         findings.append(Finding("note", "classes-without-boxes", text, len(unused), examples(unused)))

@@ -21,8 +21,6 @@ from yolox.errors import DataError
 from yolox.files import cache_root
 from yolox.structures import Image
 
-__all__ = ["CLASS_NAMES", "draw_sample_set", "sample_set_dir"]
-
 _LOG = logging.getLogger(__name__)
 CLASS_NAMES = ("circle", "square", "triangle", "star", "cross", "ring")
 VERSION = 1

@@ -19,8 +19,6 @@ from yolox.data.mapped_file import MappedFile
 from yolox.data.transforms import collate
 from yolox.structures import Batch, Image, Sample, Size
 
-__all__ = ["PREFETCH", "BatchPart", "BatchPartMaker", "BatchParts", "collate_readable", "collect"]
-
 PREFETCH = 2
 """BatchParts that each worker may be ahead."""
 _NO_PIXELS = np.empty((0, 0, 3), np.uint8)

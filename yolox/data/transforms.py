@@ -12,8 +12,6 @@ from torch import Tensor
 from yolox.data.image_ops import flip_boxes, flip_image, has_area, jitter_hsv, letterbox, xyxy_to_cxcywh
 from yolox.structures import Batch, Sample, Size, Targets
 
-__all__ = ["TrainTransform", "collate", "letterbox_sample"]
-
 _SMALLEST_BOX = 1.0  # pixels, at the network's input
 
 

@@ -13,21 +13,21 @@ from numpy.typing import NDArray
 from yolox.errors import DataError
 from yolox.structures import Detections
 
-__all__ = ["METRICS", "ClassResult", "CocoResult", "coco_metric", "coco_results", "coco_rows"]
-
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """The twelve numbers of COCO, in their order."""
 
 MAX_PER_CLASS = 100
 """COCO looks at the best hundred detections of a class in an image; the others change nothing."""
+_IOU_50 = 0  # the first of COCO's ten thresholds
 
 
 @dataclass(frozen=True)
 class ClassResult:
-    """AP and AR (at 100 detections) of one class, 0...1, NaN when no object of the class is labelled."""
+    """AP, AP50 and AR (at 100 detections) of one class, 0...1, NaN when no object of the class is labelled."""
 
     name: str
     ap: float
+    ap50: float
     ar: float
     num_objects: int
 
@@ -42,6 +42,8 @@ class CocoResult:
         num_images: Images of the data set.
         num_objects: Labelled objects, crowds left out.
         num_detections: Detections given.
+        precision50: ``[K, 101]``, for each class its precision at IoU 0.5 and recalls 0, 0.01 ... 1, made to fall
+            as COCO does; the mean of a row is the AP50 of the class. NaN where no object of the class is labelled.
     """
 
     metrics: Mapping[str, float]
@@ -49,6 +51,7 @@ class CocoResult:
     num_images: int
     num_objects: int
     num_detections: int
+    precision50: NDArray[np.float64]
 
     @property
     def has_labels(self) -> bool:
@@ -72,7 +75,7 @@ def coco_metric(ground_truth: Mapping[str, Any], detections: Mapping[int, Detect
     category_ids = [int(category["id"]) for category in categories]
     image_ids = {int(image["id"]) for image in ground_truth["images"]}
     _check_detections(detections, image_ids, len(category_ids))
-    annotations = _clean_annotations(ground_truth)
+    annotations = clean_annotations(ground_truth)
     results = list(coco_results(detections, category_ids))
     truth = {
         "images": [{"id": image_id} for image_id in sorted(image_ids)],
@@ -88,13 +91,16 @@ def coco_metric(ground_truth: Mapping[str, Any], detections: Mapping[int, Detect
         ClassResult(
             name=str(category.get("name", category["id"])),
             ap=_mean_of_defined(precision_TRKAM[:, :, index, 0, -1]),
+            ap50=_mean_of_defined(precision_TRKAM[_IOU_50, :, index, 0, -1]),
             ar=_mean_of_defined(recall_TKAM[:, index, 0, -1]),
             num_objects=int(counts[index]),
         )
         for index, category in enumerate(categories)
     )
     num_detections = sum(len(found.scores) for found in detections.values())
-    return CocoResult(metrics, per_class, len(image_ids), int(counts.sum()), num_detections)
+    precision50_KR = precision_TRKAM[_IOU_50, :, :, 0, -1].T
+    precision50_KR = np.where(precision50_KR > -1, precision50_KR, np.nan)
+    return CocoResult(metrics, per_class, len(image_ids), int(counts.sum()), num_detections, precision50_KR)
 
 
 def _check_detections(detections: Mapping[int, Detections], image_ids: set[int], num_classes: int) -> None:
@@ -112,7 +118,7 @@ def _check_detections(detections: Mapping[int, Detections], image_ids: set[int],
         )
 
 
-def _clean_annotations(ground_truth: Mapping[str, Any]) -> list[dict[str, Any]]:
+def clean_annotations(ground_truth: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return annotations with what COCO needs and new ids from 1, because COCO reads id 0 as 'unmatched'."""
     cleaned = []
     for number, annotation in enumerate(ground_truth.get("annotations", ()), start=1):
@@ -130,20 +136,20 @@ def _clean_annotations(ground_truth: Mapping[str, Any]) -> list[dict[str, Any]]:
     return cleaned
 
 
-def coco_results(detections: Mapping[int, Detections], category_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
+def coco_results(detections: Mapping[int, Detections], category_ids: Sequence[int | None]) -> Iterator[dict[str, Any]]:
     """Yield the rows of a COCO results file, whose ``bbox`` is left, top, width, height.
 
     Args:
         detections: By image id, boxes in pixels of the image.
-        category_ids: The category id of each class index.
+        category_ids: The category id of each class index, as the rows have it.
     """
     for image_id, found in detections.items():
-        kept = _best_of_each_class(found)
+        kept = counted_detections(found)
         best = Detections(found.boxes_xyxy[kept], found.scores[kept], found.labels[kept])
         yield from coco_rows(best, image_id, category_ids)
 
 
-def coco_rows(found: Detections, image_id: int, category_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
+def coco_rows(found: Detections, image_id: int, category_ids: Sequence[int | None]) -> Iterator[dict[str, Any]]:
     """Yield the rows of one image; as `coco_results`, but of all its detections."""
     boxes = found.boxes_xyxy.astype(np.float64)
     boxes[:, 2:] -= boxes[:, :2]
@@ -151,7 +157,7 @@ def coco_rows(found: Detections, image_id: int, category_ids: Sequence[int]) -> 
         yield {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
 
 
-def _best_of_each_class(found: Detections) -> NDArray[np.int64]:
+def counted_detections(found: Detections) -> NDArray[np.int64]:
     """Return the indices of the detections that COCO looks at, to spare the memory of the others."""
     if len(found.scores) <= MAX_PER_CLASS:
         return np.arange(len(found.scores))

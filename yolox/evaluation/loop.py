@@ -16,8 +16,6 @@ from yolox.evaluation.coco_metric import CocoResult, coco_metric
 from yolox.evaluation.postprocess import postprocess, rescale
 from yolox.structures import Batch, Detections, Size
 
-__all__ = ["EvaluationResult", "Predict", "Share", "Times", "evaluate", "merge_shares", "predict_share"]
-
 Predict = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Maps uint8 images ``[B, 3, H, W]`` to ``boxes_xyxy`` ``[B, A, 4]`` and ``scores`` ``[B, A, C]``."""
 
@@ -141,7 +139,7 @@ def merge_shares(shares: Sequence[Share], ground_truth: Mapping[str, Any]) -> Ev
         times.num_images += part.times.num_images
     if not detections:
         raise DataError("the loader delivered no image to evaluate; expected at least one. Check the data set.")
-    seen = _only_images(ground_truth, set(detections))
+    seen = only_images(ground_truth, set(detections))
     num_missing = len(ground_truth["images"]) - len(seen["images"])
     return EvaluationResult(coco_metric(seen, detections), times, detections, num_missing)
 
@@ -185,7 +183,7 @@ def predict_share(
     return share
 
 
-def _only_images(ground_truth: Mapping[str, Any], image_ids: set[int]) -> dict[str, Any]:
+def only_images(ground_truth: Mapping[str, Any], image_ids: set[int]) -> dict[str, Any]:
     """Return the ground truth of some images: those that cannot be read are no misses of the detector."""
     return {
         **ground_truth,

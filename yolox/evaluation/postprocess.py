@@ -15,8 +15,6 @@ from yolox.data.image_ops import fit_ratio
 from yolox.errors import UsageError
 from yolox.structures import Detections, Size
 
-__all__ = ["nms_xyxy", "postprocess", "rescale"]
-
 LARGEST_COORDINATE = 1e7
 """Boxes beyond this many pixels come from a diverged network; they would exhaust the precision of class offsets."""
 

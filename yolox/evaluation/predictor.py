@@ -13,8 +13,6 @@ from yolox.models.decoding import DecodedDetector
 from yolox.models.detector import Detector
 from yolox.precision_names import EvalPrecision
 
-__all__ = ["build_predict"]
-
 SMALL = (64, 64)
 """Height and width of an image that shows the order of the layers."""
 

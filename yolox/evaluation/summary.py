@@ -9,8 +9,6 @@ from yolox.evaluation.coco_metric import CocoResult
 from yolox.evaluation.loop import EvaluationResult, Times
 from yolox.tables import text_table
 
-__all__ = ["class_table", "coco_lines", "summary", "time_line"]
-
 _ROWS = (
     ("AP", "0.50:0.95", "all", 100),
     ("AP50", "0.50", "all", 100),

@@ -11,18 +11,6 @@ from yolox.errors import MissingDependencyError, UsageError, did_you_mean
 from yolox.inference.backends.base import Method
 from yolox.precision_names import Precision
 
-__all__ = [
-    "ALIASES",
-    "DEFAULT_METHODS",
-    "INSTALL",
-    "METHODS",
-    "MethodQuery",
-    "describe_method",
-    "get_method",
-    "missing_package",
-    "select_methods",
-]
-
 IPEX = "intel_extension_for_pytorch"
 _FP32, _BF16, _FP16, _INT8 = Precision.FP32, Precision.BF16, Precision.FP16, Precision.INT8
 

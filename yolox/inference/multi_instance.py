@@ -23,8 +23,6 @@ from yolox.processes.start import Process, ProcessFailure, wait_for_any
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["MultiInstance"]
-
 
 class MultiInstance:
     """Call it with an iterable of batches (a tensor, an array or a tuple of them each); outputs come in order.

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     from yolox.inference.multi_instance import MultiInstance
 
-__all__ = ["InferenceOptimizer", "Limits"]
-
 
 @dataclass(frozen=True)
 class Limits:

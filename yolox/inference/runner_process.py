@@ -19,8 +19,6 @@ from yolox.inference.backends.base import Settings, as_numpy
 from yolox.processes.messages import Channel
 from yolox.processes.start import Process, ProcessFailure, Program
 
-__all__ = ["Batch", "Failed", "Outputs", "await_loaded", "start_runner"]
-
 
 @dataclass(frozen=True)
 class Batch:

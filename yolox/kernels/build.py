@@ -17,16 +17,15 @@ from yolox.errors import MissingDependencyError, YoloxError
 from yolox.files import atomic_path, cache_root
 from yolox.kernels.variants import Variant
 
-__all__ = ["SHIPPED", "built_library", "compile_library", "compiler", "library_name"]
-
 SHIPPED = Path(__file__).parent / "lib"
 """Where a wheel has the libraries."""
 
 _SOURCES = Path(__file__).parent / "csrc"
 _FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fno-gnu-unique")
 _WARNINGS = ("-Wno-psabi",)
-# No OpenMP library: csrc/openmp.cpp says why. Nothing else may be left open.
-_LINK = ("-shared", "-pthread", "-static-libgcc", "-static-libstdc++", "-Wl,-z,defs")
+# No OpenMP library: csrc/openmp.cpp says why. Nothing else may be left open. Of the C++ library only what is used stays
+# and is hidden: the rest would ask for a newer C library than csrc/glibc.cpp does.
+_LINK = ("-shared", "-pthread", "-static-libstdc++", "-Wl,--gc-sections", "-Wl,--exclude-libs,ALL", "-Wl,-z,defs")
 _SECONDS = 300
 
 _log = logging.getLogger(__name__)
@@ -41,13 +40,17 @@ def built_library(variant: Variant) -> Path:
         MissingDependencyError: Where there is no C++ compiler.
         YoloxError: When the compiler fails, with what it printed.
     """
-    name = library_name(variant)
-    for folder in (SHIPPED, cache_root()):
-        if (folder / name).exists():
-            return folder / name
-    library = cache_root() / name
-    compile_library(variant, library)
+    library = found_library(variant)
+    if library is None:
+        library = cache_root() / library_name(variant)
+        compile_library(variant, library)
     return library
+
+
+def found_library(variant: Variant) -> Path | None:
+    """Return the library of a variant, the wheel's or that of an earlier call; None where there is none yet."""
+    paths = (folder / library_name(variant) for folder in (SHIPPED, cache_root()))
+    return next((path for path in paths if path.exists()), None)
 
 
 @cache

@@ -15,8 +15,6 @@ from yolox.errors import UsageError, YoloxError
 from yolox.kernels.build import built_library
 from yolox.kernels.variants import Variant, supported_variants
 
-__all__ = ["SWITCH", "host_variants", "kernels", "required_kernels"]
-
 SWITCH = "YOLOX_KERNELS"
 """Environment variable: the name of a variant to use; ``0`` trains with PyTorch's own operators instead."""
 

@@ -6,8 +6,6 @@ import platform
 from collections.abc import Collection
 from dataclasses import dataclass
 
-__all__ = ["VARIANTS", "Variant", "machine_variants", "supported_variants"]
-
 
 @dataclass(frozen=True)
 class Variant:

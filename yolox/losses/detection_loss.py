@@ -13,8 +13,6 @@ from yolox.losses.iou import iou_loss
 from yolox.losses.simota import assign
 from yolox.structures import Assignment, LossTerms, Predictions, Targets
 
-__all__ = ["detection_loss"]
-
 IOU_WEIGHT = 5.0
 
 

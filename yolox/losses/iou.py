@@ -6,8 +6,6 @@ from torch import Tensor
 
 from yolox.boxes import paired_iou_cxcywh
 
-__all__ = ["iou_loss"]
-
 
 def iou_loss(boxes_cxcywh: Tensor, targets_cxcywh: Tensor) -> Tensor:
     """Return 1 - IoU^2 of each box and its target, ``[P, 4]`` and ``[P, 4]`` to ``[P]``."""

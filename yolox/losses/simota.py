@@ -16,8 +16,6 @@ from torch import Tensor
 from yolox.boxes import anchor_grid, decode_cxcywh, paired_iou_cxcywh
 from yolox.structures import Assignment, Predictions, Size, Targets
 
-__all__ = ["assign"]
-
 CENTRE_RADIUS = 1.5  # in cells; reaches at most 3 cells along each axis
 IOU_WEIGHT = 3.0
 CHUNK_ELEMENTS = 1 << 18  # keeps the temporaries of the T x F overlaps in the processor's cache

@@ -6,8 +6,6 @@ from torch import Tensor, nn
 
 from yolox.models.layers import CspLayer, Focus, SppBottleneck, conv_block
 
-__all__ = ["CspDarknet"]
-
 
 class CspDarknet(nn.Module):
     """Turns an image into feature maps of strides 8, 16 and 32.

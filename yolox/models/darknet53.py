@@ -6,8 +6,6 @@ from torch import Tensor, nn
 
 from yolox.models.layers import ConvBnAct, ResLayer, SppBottleneck, as_float
 
-__all__ = ["Darknet53"]
-
 
 class Darknet53(nn.Module):
     """Turns an image into feature maps of strides 8, 16 and 32 with 256, 512 and 512 channels.

@@ -13,16 +13,6 @@ from yolox.boxes import anchor_grid, cxcywh_to_xyxy, decode_cxcywh
 from yolox.models.detector import Detector
 from yolox.structures import Decoded, Predictions, Size
 
-__all__ = [
-    "OUTPUT_LAYOUTS",
-    "DecodedDetector",
-    "GridRelativeDetector",
-    "OfficialDetector",
-    "OutputLayout",
-    "decode",
-    "official_output",
-]
-
 
 def _boxes_cxcywh(predictions: Predictions) -> Tensor:
     """Return boxes in pixels; bf16 would round a coordinate of 600 to a multiple of 4."""

@@ -12,8 +12,6 @@ from yolox.models.head import DetectionHead
 from yolox.models.necks import PaFpn, YoloFpn
 from yolox.structures import Predictions, Size
 
-__all__ = ["Detector", "ModelSummary", "build_detector", "summarize"]
-
 
 class Detector(nn.Module):
     """A YOLOX network. Its state-dict keys are those of the official weights.

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from yolox.models.layers import ConvBnAct, conv_block
 from yolox.structures import Predictions, Size
 
-__all__ = ["DetectionHead"]
-
 PRIOR_PROBABILITY = 0.01  # of an object and of a class before training (RetinaNet, section 4.1)
 
 

@@ -8,20 +8,6 @@ from torch import Tensor, nn
 
 from yolox.errors import UsageError
 
-__all__ = [
-    "Bottleneck",
-    "ConvBnAct",
-    "CspLayer",
-    "DepthwiseConv",
-    "Focus",
-    "ResLayer",
-    "SppBottleneck",
-    "activation",
-    "as_float",
-    "conv_block",
-    "space_to_depth",
-]
-
 BN_EPS, BN_MOMENTUM = 1e-3, 0.03  # of the official models; PyTorch's defaults cost published weights their AP
 
 

@@ -10,8 +10,6 @@ from yolox.models.csp_darknet import CspDarknet
 from yolox.models.darknet53 import Darknet53
 from yolox.models.layers import ConvBnAct, CspLayer, conv_block
 
-__all__ = ["PaFpn", "YoloFpn"]
-
 
 def _beside(top: Tensor, side: Tensor) -> Tensor:
     """Return ``top`` at twice its size, and the channels of ``side`` after its own."""

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from yolox.checkpoint import LoadedModel
     from yolox.config import Experiment
 
-__all__ = ["Network", "Predictor", "is_deployed", "load_predictor", "predictor_of_checkpoint"]
-
 MAX_FACTOR, MAX_CLASSES = 4.0, 100_000
 """Largest depth, width and number of classes of a deployed detector: the published ones go up to 1.33, 1.25 and 80."""
 
@@ -120,7 +118,7 @@ def load_predictor(
     Args:
         model: A published name (``yolox_nano``), a checkpoint, a folder saved by the inference engine, or an ONNX file
             of this package or of the official export.
-        precision: Of a checkpoint's network.
+        precision: What the network of a checkpoint computes in.
         input_size: Side, or height and width, of the network's input; None takes the model's own.
         experiment: Describes a checkpoint that does not describe itself.
         trust: Load deployed models that are programs (TorchScript, Inductor, IPEX).

@@ -14,8 +14,6 @@ from yolox.class_names import COCO_NAMES, clean_name
 from yolox.errors import ModelFileError
 from yolox.structures import Size
 
-__all__ = ["boxes_and_scores", "class_names_of", "input_size_of"]
-
 _STRIDES = (8, 16, 32)
 _LARGEST_SIDE = 8192
 
@@ -26,7 +24,7 @@ def boxes_and_scores(outputs: Sequence[Any], size: Size, path: Path) -> tuple[ND
     Args:
         outputs: Boxes and scores, or the official ``[B, A, 5 + C]``: decoded to pixels, or relative to the grid of
             strides 8, 16 and 32 (then ``cx = (x + column) * stride`` and ``w = exp(log w) * stride``).
-        size: Of the network's input.
+        size: Height and width of the network's input.
         path: The file, for messages.
 
     Raises:

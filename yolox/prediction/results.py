@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from yolox.errors import MissingDependencyError, YoloxError
 from yolox.structures import Detections, Image, Size
 
-__all__ = ["Boxes", "Result", "encode_image"]
-
 
 @dataclass(frozen=True)
 class Boxes:

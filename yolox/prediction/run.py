@@ -10,8 +10,6 @@ from yolox.prediction.results import Boxes, Result
 from yolox.prediction.sources import Picture
 from yolox.structures import Detections
 
-__all__ = ["Thresholds", "predict"]
-
 
 @dataclass(frozen=True)
 class Thresholds:

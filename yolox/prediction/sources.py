@@ -17,8 +17,6 @@ import numpy as np
 from yolox.errors import DataError, UsageError
 from yolox.structures import Image, Size
 
-__all__ = ["VIDEO_SUFFIXES", "Picture", "Source", "Sources"]
-
 _log = logging.getLogger(__name__)
 
 Source: TypeAlias = Any

@@ -16,8 +16,6 @@ from yolox.structures import Image
 if TYPE_CHECKING:
     import cv2
 
-__all__ = ["frames", "watch_together"]
-
 _log = logging.getLogger(__name__)
 
 OPEN_TIMEOUT_MS, READ_TIMEOUT_MS = 10_000, 10_000

@@ -10,8 +10,6 @@ import numpy as np
 from yolox.errors import MissingDependencyError
 from yolox.prediction.results import Result
 
-__all__ = ["track"]
-
 _USUAL_RATE = 30.0
 
 

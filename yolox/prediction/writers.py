@@ -20,8 +20,6 @@ from yolox.structures import Image
 if TYPE_CHECKING:
     import cv2
 
-__all__ = ["FORMATS", "ResultWriter"]
-
 _USUAL_RATE = 25.0  # frames a second where a video does not say
 _CSV_FIELDS = ("image", "index", "name", "label", "score", "left", "top", "right", "bottom", "track_id")
 

@@ -14,8 +14,6 @@ from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-__all__ = ["end_with_parent", "main", "peak_memory_mb", "release_memory"]
-
 _PR_SET_PDEATHSIG = 1  # from <sys/prctl.h>
 _WATCH_SECONDS = 0.5
 

@@ -16,8 +16,6 @@ from typing import Any, Union, get_args, get_origin
 
 import numpy as np
 
-__all__ = ["Channel", "from_json", "to_json"]
-
 
 class Channel:
     """One end of a connection on which both sides send messages of types that they have agreed on.

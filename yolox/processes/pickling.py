@@ -12,8 +12,6 @@ import cloudpickle
 
 from yolox.errors import UsageError
 
-__all__ = ["dumps"]
-
 _MAX_DEPTH = 12
 _REFUSALS = (TypeError, AttributeError, ValueError, RuntimeError, pickle.PicklingError, NotImplementedError)
 

@@ -8,8 +8,6 @@ from multiprocessing import util
 
 from yolox.errors import UsageError
 
-__all__ = ["keep_socket_paths_short"]
-
 _LONGEST = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")
 _OTHERS = ("/tmp", "/var/tmp", "/dev/shm")
 

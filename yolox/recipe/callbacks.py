@@ -12,14 +12,14 @@ import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint
 
 from yolox.config import Experiment
+from yolox.evaluation.detections_file import write_detections
 from yolox.evaluation.loop import EvaluationResult, Share, evaluate
 from yolox.evaluation.predictor import build_predict
 from yolox.recipe.module import YoloxModule
 from yolox.recipe.phases import final_phase_epoch
 
-__all__ = ["BEST", "LATEST", "CheckpointFiles", "Evaluation"]
-
 LATEST, BEST = "latest_ckpt.pth", "best_ckpt.pth"
+BEST_DETECTIONS = "best_detections.npz"
 _log = logging.getLogger(__name__)
 
 
@@ -33,12 +33,14 @@ class Evaluation(Callback):
     Args:
         experiment: Gives the interval, the phases and the thresholds.
         before_training: Also evaluate the weights that the run starts from, so that worse ones never replace them.
+        folder: Where what the best weights find is written, ``best_detections.npz``; None for nowhere.
     """
 
-    def __init__(self, experiment: Experiment, before_training: bool = False) -> None:
+    def __init__(self, experiment: Experiment, before_training: bool = False, folder: Path | None = None) -> None:
         self.recipe = experiment.recipe
         self.settings = experiment.eval
         self.before_training = before_training
+        self.folder = folder
         self.best_epoch: int | None = None
         self.history: list[dict[str, float]] = []
 
@@ -74,6 +76,8 @@ class Evaluation(Callback):
         values = {f"val/{key}": float(result.metrics[key]) for key in ("AP", "AP50", "AP75")}
         if values["val/AP"] > max((past["val/AP"] for past in self.history), default=-1.0):
             self.best_epoch = epoch
+            if self.folder is not None and trainer.is_global_zero:
+                write_detections(self.folder / BEST_DETECTIONS, result.detections, epoch)
         # a run that its time ended inside an epoch evaluates that epoch again, once it is whole
         self.history = [past for past in self.history if past["epoch"] != epoch]
         self.history.append({"epoch": float(epoch), **values})

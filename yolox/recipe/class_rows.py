@@ -9,8 +9,6 @@ from torch import Tensor
 from yolox.class_names import plain_name
 from yolox.models.detector import Detector
 
-__all__ = ["carry_classes"]
-
 _CLASS_PREFIX = "head.cls_preds."
 
 

@@ -8,8 +8,7 @@ from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
-
-__all__ = ["ModelEma", "ema_decay"]
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 def ema_decay(updates: int, time_constant: float = 2000.0, limit: float = 0.9998) -> float:
@@ -54,7 +53,10 @@ class ModelEma(Generic[Model]):
                 currents.append(state[key].to(average.dtype))
             else:
                 average.copy_(state[key])
-        torch._foreach_lerp_(averages, currents, 1.0 - ema_decay(self.updates, self.time_constant, self.limit))
+        average = get_ema_multi_avg_fn(  # type: ignore[no-untyped-call]
+            ema_decay(self.updates, self.time_constant, self.limit)
+        )
+        average(averages, currents, self.updates)
 
     def load_(self, weights: dict[str, Tensor], updates: int) -> None:
         """Continue from saved averages."""

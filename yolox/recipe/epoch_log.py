@@ -1,4 +1,4 @@
-"""One row for each epoch in ``results.csv``, and the curves drawn from it."""
+"""One row for each epoch in ``results.csv``, and the curves that follow from it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from statistics import fmean
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from yolox.files import atomic_path, write_text
+from yolox.files import write_text
 from yolox.recipe.callbacks import Evaluation
-
-__all__ = ["EpochLog", "draw_curves"]
+from yolox.report.figures import curves_figure, write_png
 
 _LOSSES = ("total", "iou", "objectness", "classes", "l1")
 
@@ -64,7 +63,7 @@ class EpochLog(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the curves."""
         if trainer.is_global_zero and self.rows:
-            draw_curves(self.rows, self.folder / "curves.png")
+            write_png(curves_figure(self.rows), self.folder / "curves.png")
 
     def state_dict(self) -> dict[str, object]:
         """Return the rows so far."""
@@ -82,26 +81,3 @@ def _as_csv(rows: list[dict[str, float]]) -> str:
     writer.writeheader()
     writer.writerows({key: f"{value:.9g}" for key, value in row.items()} for row in rows)
     return text.getvalue()
-
-
-def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
-    """Draw losses and AP over the epochs to a PNG file."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    losses, accuracy = figure.subplots(1, 2)
-    for axes, prefix, title in ((losses, "train/", "loss terms, mean of the epoch"), (accuracy, "val/", "COCO AP")):
-        for key in dict.fromkeys(key for row in rows for key in row if key.startswith(prefix)):
-            points = [(row["epoch"], row[key]) for row in rows if key in row]
-            axes.plot(
-                *zip(*points, strict=True), label=key.removeprefix(prefix), marker="." if len(points) < 40 else None
-            )
-        axes.set(title=title, xlabel="epoch")
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend()
-    accuracy.set_ylim(0, 1)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)

@@ -16,8 +16,6 @@ from torch.optim import Optimizer
 from yolox.errors import YoloxError
 from yolox.recipe.module import YoloxModule
 
-__all__ = ["MAX_RESTORED", "MAX_SKIPPED_IN_A_ROW", "RESTORED_RATE", "FiniteValues", "NotFiniteError"]
-
 MAX_SKIPPED_IN_A_ROW = 10
 MAX_RESTORED = 3
 RESTORED_RATE = 0.5  # the factor of the learning rate each time the run goes back

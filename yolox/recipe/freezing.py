@@ -9,8 +9,6 @@ from torch import nn
 
 from yolox.errors import UsageError, did_you_mean
 
-__all__ = ["freeze_"]
-
 
 def freeze_(network: nn.Module, patterns: Sequence[str]) -> tuple[nn.Module, ...]:
     """Take the parameters of the named parts out of training and return these parts.

@@ -26,8 +26,6 @@ from yolox.structures import Batch, Decoded, LossTerms
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["CHECKPOINT_FORMAT", "YoloxModule"]
-
 CHECKPOINT_FORMAT = 1
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["build_optimizer", "parameter_groups"]
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -21,7 +21,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
                 continue
             if name == "bias":
                 biases.append(parameter)
-            elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            elif isinstance(module, _NORMS):
                 norm_weights.append(parameter)
             else:
                 weights.append(parameter)
@@ -38,7 +38,7 @@ def build_optimizer(
         model: Its trainable parameters are optimised.
         learning_rate: The highest rate of the schedule.
         momentum: Nesterov momentum; without momentum the steps are plain.
-        weight_decay: Of convolution weights.
+        weight_decay: Weight decay of convolution weights.
         fused: Update all parameters in one pass over memory. A gradient scaler (precision 16) cannot unscale gradients
             before the step of a fused optimizer, so they could be neither clipped nor checked.
     """

@@ -10,8 +10,6 @@ from torch.nn import functional as F
 from yolox.config import STRIDE, RecipeConfig
 from yolox.structures import Size, Targets
 
-__all__ = ["final_phase_epoch", "resize_batch", "size_of_step", "trained_sizes"]
-
 STEPS_PER_SIZE = 10
 
 

@@ -11,15 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from yolox.config import SECTIONS, Experiment, RecipeConfig
 from yolox.errors import UsageError
-
-__all__ = [
-    "changed_fields",
-    "check_same_frozen_parts",
-    "check_same_network",
-    "move_to_epoch_",
-    "resumed_epoch",
-    "set_rates_",
-]
+from yolox.tables import shortened
 
 _PER_MACHINE = {"data.data_num_workers", "data.cache", "recipe.print_interval"}  # they change no result
 
@@ -78,7 +70,7 @@ def _differences(section: str, before: Any, after: Any) -> list[str]:
 
 
 def _few(names: Sequence[str]) -> str:
-    return f"{len(names)} ({', '.join(map(str, names[:5]))}{', ...' if len(names) > 5 else ''})"
+    return f"{len(names)} ({shortened(names, 5)})"
 
 
 def resumed_epoch(checkpoint: Mapping[str, Any], steps_per_epoch: int) -> int | None:
@@ -103,7 +95,7 @@ def set_rates_(checkpoint: dict[str, Any], optimizer: Optimizer, factor: Callabl
         checkpoint: Loaded; its optimizer has the groups of ``optimizer``, its ``global_step`` is the number of steps
             done.
         optimizer: Built with the settings of the resumed run.
-        factor: Of the highest rate, at each step.
+        factor: Share of the highest rate at each step.
     """
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]

@@ -17,8 +17,6 @@ from yolox.errors import UsageError, YoloxError
 from yolox.files import make_output_dir, remove_temporary_files
 from yolox.recipe.callbacks import BEST, LATEST
 
-__all__ = ["holds_run", "open_run_folder"]
-
 _log = logging.getLogger(__name__)
 
 

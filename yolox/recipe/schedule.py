@@ -8,8 +8,6 @@ from collections.abc import Callable
 
 from yolox.config import RecipeConfig
 
-__all__ = ["build_schedule", "highest_learning_rate", "steps_of_epoch"]
-
 
 def highest_learning_rate(recipe: RecipeConfig, batch_size: int) -> float:
     """Return the rate after warm-up: that of an image times the images of a step.

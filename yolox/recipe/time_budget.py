@@ -9,8 +9,6 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-__all__ = ["TimeBudget"]
-
 _log = logging.getLogger(__name__)
 
 

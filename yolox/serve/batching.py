@@ -13,8 +13,6 @@ from yolox.prediction.models import Predictor
 from yolox.serve.metrics import Metrics
 from yolox.structures import Detections, Image
 
-__all__ = ["Batcher", "BusyError"]
-
 
 class BusyError(YoloxError):
     """The queue is full."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import threading
 from collections import Counter
 
-__all__ = ["Metrics"]
-
 _BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 

@@ -18,8 +18,6 @@ from yolox.serve.batching import Batcher, BusyError
 from yolox.serve.metrics import Metrics
 from yolox.structures import Detections, Image
 
-__all__ = ["Limits", "build_app", "serve"]
-
 _log = logging.getLogger(__name__)
 
 

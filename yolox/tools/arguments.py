@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import logging
 import math
 import os
+import platform
 import sys
+import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from contextvars import copy_context
+from pathlib import Path
 from typing import Any, TextIO
 
 from yolox.config import DATA_PATHS, DataConfig, Experiment, apply_fields, parse_overrides
-from yolox.errors import YoloxError, printable
+from yolox.errors import MissingDependencyError, UsageError, YoloxError, printable
 from yolox.experiments import experiment_from_file, get_experiment
 from yolox.fields import Range, convert
-from yolox.files import describe_failed_write
+from yolox.files import describe_failed_write, write_text
 from yolox.tools.early_interrupt import INTERRUPTED, raise_on_interrupt
 from yolox.tools.parser import ToolParser
 
@@ -73,6 +77,16 @@ def ranged(option: str, kind: type[int] | type[float], low: float, high: float =
     return converted
 
 
+def _size_or_auto(text: str) -> int | str:
+    """Convert a batch size, or leave the word ``auto``."""
+    if text == "auto":
+        return text
+    try:
+        return positive_int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"got '{text}', expected a whole number or auto") from error
+
+
 def add_model_arguments(parser: ToolParser, checkpoint_help: str) -> None:
     """Add ``-n -f -c -expn``."""
     parser.add_argument("-n", "--name", help="published model: yolox_nano, -tiny, -s, -m, -l, -x, yolov3")
@@ -81,11 +95,11 @@ def add_model_arguments(parser: ToolParser, checkpoint_help: str) -> None:
     parser.add_argument("-expn", "--experiment-name", metavar="NAME", help="name of the output sub-folder")
 
 
-def add_data_arguments(parser: ToolParser, batch_size: int) -> None:
-    """Add ``-b --data_dir --val_fraction --num_workers``."""
-    parser.add_argument(
-        "-b", "--batch-size", type=positive_int, default=batch_size, help=f"images of a step in all ({batch_size})"
-    )
+def add_data_arguments(parser: ToolParser, batch_size: int, auto: bool = False) -> None:
+    """Add ``-b --data_dir --val_fraction --num_workers``; ``auto`` lets ``-b auto`` be said."""
+    what = "images of a step in all, or auto: as many as memory allows" if auto else "images of a step in all"
+    kind = _size_or_auto if auto else positive_int
+    parser.add_argument("-b", "--batch-size", type=kind, default=batch_size, help=f"{what} ({batch_size})")
     parser.add_argument("--data_dir", metavar="DIR", help="data set; default $YOLOX_DATADIR, datasets/COCO, samples")
     parser.add_argument(
         "--val_fraction",
@@ -94,6 +108,13 @@ def add_data_arguments(parser: ToolParser, batch_size: int) -> None:
         help="share of the images to evaluate on where the data set has no val split (for instance 0.2)",
     )
     parser.add_argument("--num_workers", type=int, metavar="N", help="loader processes; default: fits the cores")
+
+
+def add_test_arguments(parser: ToolParser) -> None:
+    """Add ``--conf --nms --tsize`` of an evaluation."""
+    parser.add_argument("--conf", type=probability, help="lowest score for AP (default: test_conf, 0.01)")
+    parser.add_argument("--nms", type=probability, help="IoU of non-maximum suppression (default: nmsthre, 0.65)")
+    parser.add_argument("--tsize", type=positive_int, help="side of the square input (default: test_size)")
 
 
 def add_overrides(parser: ToolParser) -> None:
@@ -135,6 +156,94 @@ def apply_arguments(experiment: Experiment, args: argparse.Namespace) -> Experim
         return asked
     print(f"note: '{other}' is not the data set of the experiment; its {', '.join(stored)} do not apply")
     return apply_fields(experiment, {**{name: getattr(DataConfig(), name) for name in stored}, **values})
+
+
+def chosen_checkpoint(args: argparse.Namespace, asked: Experiment | None) -> Path:
+    """Return the file of ``-c``, or the best checkpoint of the run that the options name.
+
+    Raises:
+        UsageError: When the options name neither.
+    """
+    if args.ckpt is not None:
+        return Path(args.ckpt)
+    if asked is None:
+        raise UsageError("no checkpoint given; expected -c FILE (or -n, -f for the best one of an earlier training).")
+    chosen = apply_arguments(asked, args)
+    best, latest = (Path(chosen.output_dir) / chosen.exp_name / f"{name}_ckpt.pth" for name in ("best", "latest"))
+    if latest.is_file() and not best.is_file():
+        print(f"note: the run in '{best.parent}' has no best checkpoint, since no AP was measured; its latest is taken")
+        return latest
+    return best
+
+
+def experiment_of_test(described: Experiment, args: argparse.Namespace) -> Experiment:
+    """Return a model's experiment with the options of an evaluation applied; its network is fixed by the weights.
+
+    Raises:
+        UsageError: When an override asks for another network.
+    """
+    given = {
+        "eval.test_conf": getattr(args, "conf", None),
+        "eval.nmsthre": getattr(args, "nms", None),
+        "eval.test_size": args.tsize,
+    }
+    fields = {key: str(value) for key, value in given.items() if value is not None}
+    experiment = apply_fields(apply_arguments(described, args), fields)
+    if experiment.model != described.model:
+        raise UsageError(
+            f"the overrides ask for {experiment.model}, the checkpoint holds {described.model}. "
+            "Leave overrides of the model out; the weights decide."
+        )
+    return experiment
+
+
+def machine_facts() -> dict[str, Any]:
+    """Return what measured numbers depend on."""
+    import torch
+
+    from yolox.cpu.machine import read_machine
+
+    return {
+        **read_machine().as_dict(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def report_progress(interval: float) -> Callable[[int, int], None]:
+    """Return ``show(done, total)``, which says every ``interval`` seconds on stderr how many images are done.
+
+    On a terminal it keeps one line up to date.
+    """
+    live = sys.stderr.isatty()
+    started = shown = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if now - shown < (0.2 if live else interval) and not (live and done == total):
+            return
+        shown = now
+        left = (now - started) / done * (total - done)
+        start, end = ("\r" if live else "", "\n" if not live or done == total else "")
+        print(f"{start}{done}/{total} images, {left:.0f} s left ", end=end, file=sys.stderr, flush=True)
+
+    return show
+
+
+def write_json(facts: Mapping[str, Any], name: str | None, machines: TextIO) -> None:
+    """Write facts to the file of ``--json FILE``, or to ``machines`` for a bare ``--json``."""
+    if name is None:
+        return
+    text = json.dumps(facts, indent=2) + "\n"
+    if name == "-":
+        machines.write(text)
+    else:
+        write_text(Path(name), text)
+        print(f"written: {name}")
 
 
 def prepare_cpu(with_torch: bool = True) -> str:
@@ -187,6 +296,8 @@ def run_tool(body: Callable[[], object]) -> int:
     except YoloxError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        return _tell_missing(error)
     except KeyboardInterrupt:
         print("stopped by the user", file=sys.stderr)
         return INTERRUPTED
@@ -199,6 +310,17 @@ def run_tool(body: Callable[[], object]) -> int:
         else:
             print(f"error: {failed_write}", file=sys.stderr)
         return 1
+
+
+def _tell_missing(error: ModuleNotFoundError) -> int:
+    """Report a library that this package asks for: where deployed models are run, most need not be installed."""
+    library = (error.name or "").partition(".")[0]
+    if library in {"", "yolox"}:
+        traceback.print_exc()
+        return 1
+    missing = MissingDependencyError(library, "pip install yolox-cpu, which brings all that this command needs")
+    print(f"error: {missing}", file=sys.stderr)
+    return missing.exit_code
 
 
 class _ErrorStreamHandler(logging.Handler):

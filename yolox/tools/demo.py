@@ -11,8 +11,6 @@ from yolox.tools.arguments import add_model_arguments, ranged, run_tool
 from yolox.tools.parser import ToolParser
 from yolox.tools.predict import add_prediction_options, look
 
-__all__ = ["build_parser", "main"]
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool and return its exit code."""

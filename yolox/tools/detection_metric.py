@@ -12,8 +12,6 @@ from yolox.inference.search.scorer import Score
 from yolox.structures import Detections
 from yolox.tools.inference_images import EvalImages
 
-__all__ = ["DetectionMetric"]
-
 BLOCKS = 10
 """Blocks of images for the interval of a drop; AP is computed once more for each."""
 

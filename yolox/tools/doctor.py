@@ -6,22 +6,19 @@ import argparse
 import json
 import logging
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolox.errors import DataError, printable
-from yolox.tools.arguments import ToolParser, probability, ranged, run_tool
+from yolox.tools.arguments import ToolParser, probability, ranged, report_progress, run_tool, write_json
 
 if TYPE_CHECKING:
     from yolox.data.coco import CocoDataset
     from yolox.data.dataset_paths import DatasetPaths
     from yolox.data.formats.description import Finding
     from yolox.data.report import DatasetReport
-
-__all__ = ["build_parser", "main"]
 
 _PATHS = ("train_ann", "val_ann", "train_images", "val_images")
 
@@ -65,7 +62,7 @@ def build_parser() -> ToolParser:
 
 def _run(args: argparse.Namespace) -> int:
     from yolox.data.dataset_paths import default_data_dir
-    from yolox.files import check_outputs, mark_inputs, write_text
+    from yolox.files import check_outputs, mark_inputs
 
     folder, reason = default_data_dir(args.data)
     to_stdout = args.json == "-"
@@ -81,9 +78,7 @@ def _run(args: argparse.Namespace) -> int:
         if report is not None:
             print(report.summary())
         print(_table(findings))
-        if args.json is not None:
-            write_text(Path(args.json), json.dumps(facts, indent=2) + "\n")
-            print(f"written: {args.json}")
+        write_json(facts, args.json, sys.stdout)
     drawn = _draw(args, report, findings)
     if drawn and not to_stdout:
         print(f"drawn: {drawn} images in {args.output_dir}")
@@ -121,7 +116,7 @@ def _examine(args: argparse.Namespace, folder: Path) -> tuple[DatasetReport | No
     report = report_dataset(train, val, max_labels=args.max_labels, thorough=True)
     findings += report.findings
     if not args.quick:
-        findings += inspect_images(report.splits, _progress())
+        findings += inspect_images(report.splits, report_progress(10.0))
     rank = ("error", "warning", "note").index
     return report, sorted(findings, key=lambda finding: rank(finding.severity))
 
@@ -214,28 +209,11 @@ def _draw_one(folder: Path, prefix: str, data: CocoDataset, index: int) -> bool:
         return False
     boxes, labels = data.objects(index)
     found = Detections(boxes, np.ones(len(labels), np.float32), labels)
-    picture = draw_detections(resize(image, size), found, data.class_names)
+    picture = draw_detections(resize(image, size), found, data.class_names, show_scores=False)
     target = make_output_dir(folder) / f"{prefix}_{Path(data.file_name(index)).stem}.jpg"
     with atomic_path(target) as temporary:
         temporary.write_bytes(cv2.imencode(".jpg", picture)[1].tobytes())
     return True
-
-
-def _progress() -> Callable[[int, int], None]:
-    """Return a callback that shows every few seconds how many images were looked at."""
-    shown = started = time.monotonic()
-    interval = 0.5 if sys.stderr.isatty() else 10.0
-
-    def show(done: int, total: int) -> None:
-        nonlocal shown
-        now = time.monotonic()
-        if now - shown < interval:
-            return
-        shown = now
-        left = (now - started) / done * (total - done)
-        print(f"{done}/{total} images, {left:.0f} s left", file=sys.stderr, flush=True)
-
-    return show
 
 
 if __name__ == "__main__":

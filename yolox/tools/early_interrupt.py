@@ -7,8 +7,6 @@ import signal
 import sys
 from types import FrameType
 
-__all__ = ["INTERRUPTED", "end_on_interrupt", "raise_on_interrupt", "starts_a_command"]
-
 INTERRUPTED = 130  # the exit code of a program stopped by Ctrl-C
 
 

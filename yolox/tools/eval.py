@@ -5,35 +5,38 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from yolox.config import Experiment, apply_fields
+from yolox.config import DataConfig, Experiment
 from yolox.errors import DataError, ModelFileError, UsageError
 from yolox.precision_names import eval_precision
+from yolox.tables import shortened
 from yolox.tools.arguments import (
     MULTI_LABEL,
     ToolParser,
     add_data_arguments,
     add_model_arguments,
     add_overrides,
-    apply_arguments,
+    add_test_arguments,
     asked_experiment,
+    chosen_checkpoint,
+    experiment_of_test,
     keep_stdout_for_json,
+    machine_facts,
     positive_int,
     prepare_cpu,
-    probability,
+    report_progress,
     run_tool,
+    write_json,
 )
 
 if TYPE_CHECKING:
+    from yolox.data.coco_dataset import CocoDataset
     from yolox.data.loader import ValLoader
     from yolox.evaluation.loop import EvaluationResult, Predict
-
-__all__ = ["Subject", "build_parser", "load_subject", "main", "open_loader", "run"]
 
 
 @dataclass(frozen=True)
@@ -69,10 +72,8 @@ def build_parser() -> ToolParser:
     add_data_arguments(parser, batch_size=16)
     parser.add_argument("--num_processes", type=positive_int, default=1, metavar="N", help="share the images (1)")
     parser.add_argument("--trust", action="store_true", help="load a deployed model even if it is a program")
-    parser.add_argument("--conf", type=probability, help="lowest score (default: test_conf, 0.01)")
-    parser.add_argument("--nms", type=probability, help="IoU of non-maximum suppression (default: nmsthre, 0.65)")
+    add_test_arguments(parser)
     parser.add_argument("--multi_label", action="store_true", help=MULTI_LABEL)
-    parser.add_argument("--tsize", type=positive_int, help="side of the square input (default: test_size)")
     parser.add_argument("--precision", type=eval_precision, default="32", help="of a checkpoint: 32 or bf16 (32)")
     parser.add_argument(
         "--json",
@@ -82,6 +83,7 @@ def build_parser() -> ToolParser:
         help="also write AP, AP50, ..., times and machine to FILE; bare: to stdout, and all else to stderr",
     )
     parser.add_argument("--detections", metavar="FILE.json", help="also write what was found as COCO result rows")
+    parser.add_argument("--report", metavar="FILE.html", help="also draw curves, confusions and images into one page")
     add_overrides(parser)
     return parser
 
@@ -99,20 +101,18 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> EvaluationResult:
 
 def _evaluate(args: argparse.Namespace, words: Sequence[str], machines: TextIO) -> EvaluationResult:
     from yolox.data.report import report_dataset
-    from yolox.evaluation.coco_metric import coco_results
     from yolox.evaluation.loop import merge_shares, predict_share
     from yolox.evaluation.summary import summary
-    from yolox.files import check_outputs, refuse_inputs, write_text
+    from yolox.files import check_outputs, refuse_inputs
     from yolox.tools.eval_processes import predict_in_processes
 
     print(prepare_cpu())
-    target = None if args.json in (None, "-") else Path(args.json)
-    rows_file = None if args.detections is None else Path(args.detections)
-    check_outputs(target, rows_file)
+    outputs = (None if args.json == "-" else args.json, args.detections, args.report)
+    check_outputs(*outputs)
     subject = load_subject(args)
     settings = subject.experiment.eval
     loader = open_loader(subject, args.batch_size)
-    refuse_inputs(target, rows_file)  # the data set is known now
+    refuse_inputs(*outputs)  # the data set is known now
     print(f"model: {subject.source}")
     print(
         f"data: {loader.dataset.source}, {len(loader.dataset)} images; confidence {settings.test_conf:g}, "
@@ -121,7 +121,11 @@ def _evaluate(args: argparse.Namespace, words: Sequence[str], machines: TextIO) 
     report = report_dataset(None, loader.dataset)
     print(report.summary())
     report.check()
-    progress = _progress(len(loader.dataset))
+    show, num_images = report_progress(10.0), len(loader.dataset)
+
+    def progress(done: int) -> None:
+        show(done, num_images)
+
     thresholds = {"confidence": settings.test_conf, "nms_iou": settings.nmsthre, "multi_label": args.multi_label}
     try:
         if args.num_processes > 1:
@@ -130,22 +134,39 @@ def _evaluate(args: argparse.Namespace, words: Sequence[str], machines: TextIO) 
             shares = [predict_share(subject.predict, loader, **thresholds, on_batch=progress)]
     finally:
         loader.close()
-    truth = loader.dataset.ground_truth_json()
-    result = merge_shares(shares, truth)
+    result = merge_shares(shares, loader.dataset.ground_truth_json())
     print(summary(result))
-    if rows_file is not None:
-        category_ids = sorted(int(category["id"]) for category in truth["categories"])
-        write_text(rows_file, json.dumps(list(coco_results(result.detections, category_ids))))
-        print(f"written: {rows_file}")
-    if args.json is not None:
-        facts = {**result.as_json(), "settings": _settings(subject.experiment, args), "machine": _machine()}
-        text = json.dumps(facts, indent=2) + "\n"
-        if target is None:
-            machines.write(text)
-        else:
-            write_text(target, text)
-            print(f"written: {target}")
+    _write(result, loader.dataset, subject, args, machines)
     return result
+
+
+def _write(
+    result: EvaluationResult, data: CocoDataset, subject: Subject, args: argparse.Namespace, machines: TextIO
+) -> None:
+    """Write the files that were asked for, and JSON to ``machines``."""
+    from yolox.evaluation.coco_metric import coco_results
+    from yolox.files import write_text
+    from yolox.tools.eval_report import draw_report
+
+    if args.detections is not None:
+        ids = _ids_in_file(data, subject.experiment.data)
+        rows = [row for row in coco_results(result.detections, ids) if row["category_id"] is not None]
+        write_text(Path(args.detections), json.dumps(rows))
+        print(f"written: {args.detections}")
+    if args.report is not None:
+        draw_report(Path(args.report), result, data, subject.experiment, subject.source)
+    if args.json is not None:
+        facts = {**result.as_json(), "settings": _settings(subject.experiment, args), "machine": machine_facts()}
+        write_json(facts, args.json, machines)
+
+
+def _ids_in_file(data: CocoDataset, config: DataConfig) -> list[int | None]:
+    """Return the id that the label file gives each class of the model; None for a class that it does not have."""
+    from yolox.data.datamodule import find_dataset
+    from yolox.data.dataset_paths import load_split
+
+    own = {name: number for number, name in load_split(find_dataset(config)[0].require("val")).categories}
+    return [own.get(name) for name in data.class_names]
 
 
 def load_subject(args: argparse.Namespace) -> Subject:
@@ -159,7 +180,7 @@ def load_subject(args: argparse.Namespace) -> Subject:
     from yolox.prediction.models import is_deployed
 
     asked = asked_experiment(args)
-    checkpoint = _checkpoint_path(args, asked)
+    checkpoint = chosen_checkpoint(args, asked)
     mark_inputs(checkpoint, args.exp_file)
     if is_deployed(checkpoint):
         return _deployed(checkpoint, args, asked)
@@ -168,7 +189,7 @@ def load_subject(args: argparse.Namespace) -> Subject:
     from yolox.models.detector import summarize
 
     loaded = load_model(checkpoint, asked)
-    experiment = _experiment(loaded.experiment, args)
+    experiment = experiment_of_test(loaded.experiment, args)
     source = f"{loaded.source}; {summarize(experiment.model, experiment.eval.test_size)}"
     predict = build_predict(loaded.detector, args.precision)
     return Subject(predict, loaded.class_names, loaded.has_own_names, experiment, source)
@@ -182,7 +203,7 @@ def _deployed(path: Path, args: argparse.Namespace, asked: Experiment | None) ->
     if args.tsize is not None:
         raise UsageError("--tsize cannot change a deployed model, whose input size is fixed. Leave it out.")
     predictor = load_predictor(path, trust=args.trust)
-    experiment = _experiment(asked or Experiment(predictor.name), args)
+    experiment = experiment_of_test(asked or Experiment(predictor.name), args)
     experiment = replace(experiment, eval=replace(experiment.eval, test_size=predictor.input_size))
 
     def predict(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -190,33 +211,6 @@ def _deployed(path: Path, args: argparse.Namespace, asked: Experiment | None) ->
         return torch.as_tensor(boxes), torch.as_tensor(scores)
 
     return Subject(predict, predictor.class_names, bool(predictor.class_names), experiment, predictor.source)
-
-
-def _checkpoint_path(args: argparse.Namespace, asked: Experiment | None) -> Path:
-    if args.ckpt is not None:
-        return Path(args.ckpt)
-    if asked is None:
-        raise UsageError("no checkpoint given; expected -c FILE (or -n, -f for the best one of an earlier training).")
-    chosen = apply_arguments(asked, args)
-    best, latest = (Path(chosen.output_dir) / chosen.exp_name / f"{name}_ckpt.pth" for name in ("best", "latest"))
-    if latest.is_file() and not best.is_file():
-        print(f"note: the run in '{best.parent}' has no best checkpoint, since no AP was measured; its latest is taken")
-        return latest
-    return best
-
-
-def _experiment(described: Experiment, args: argparse.Namespace) -> Experiment:
-    """Return the checkpoint's experiment with the options applied; the network itself is fixed by the weights."""
-    experiment = apply_arguments(described, args)
-    given = {"eval.test_conf": args.conf, "eval.nmsthre": args.nms, "eval.test_size": args.tsize}
-    fields = {key: str(value) for key, value in given.items() if value is not None}
-    experiment = apply_fields(experiment, fields)
-    if experiment.model != described.model:
-        raise UsageError(
-            f"the overrides ask for {experiment.model}, the checkpoint holds {described.model}. "
-            "Leave overrides of the model out; the weights decide."
-        )
-    return experiment
 
 
 def open_loader(subject: Subject, batch_size: int, share: tuple[int, int] = (0, 1)) -> ValLoader:
@@ -245,33 +239,10 @@ def open_loader(subject: Subject, batch_size: int, share: tuple[int, int] = (0, 
             print(f"the checkpoint names no classes; its {len(ours)} classes are taken in the order of the data set")
             return loader
         raise ModelFileError(
-            f"the checkpoint predicts {len(ours)} classes ({_few(ours)}), the data set has {len(theirs)} "
-            f"({_few(theirs)}). Give the data set that the model was trained for (--data_dir), or fine-tune it: "
-            "python -m yolox.tools.train -c."
+            f"the checkpoint predicts {len(ours)} classes ({shortened(ours, 4)}), the data set has "
+            f"{len(theirs)} ({shortened(theirs, 4)}). Give the data set that the model was trained for "
+            "(--data_dir), or fine-tune it: python -m yolox.tools.train -c."
         ) from error
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-
-
-def _progress(num_images: int) -> Callable[[int], None]:
-    """Return a callback that keeps one line of the terminal up to date, or logs every ten seconds without one."""
-    live = sys.stderr.isatty()
-    started = shown = time.monotonic()
-
-    def show(done: int) -> None:
-        nonlocal shown
-        now = time.monotonic()
-        if not live and now - shown < 10.0:
-            return
-        shown = now
-        left = (now - started) / done * (num_images - done)
-        end = "\n" if not live or done == num_images else ""
-        start = "\r" if live else ""
-        print(f"{start}{done}/{num_images} images, {left:.0f} s left ", end=end, file=sys.stderr, flush=True)
-
-    return show
 
 
 def _settings(experiment: Experiment, args: argparse.Namespace) -> dict[str, Any]:
@@ -285,23 +256,6 @@ def _settings(experiment: Experiment, args: argparse.Namespace) -> dict[str, Any
         "precision": args.precision,
         "batch_size": args.batch_size,
         "num_processes": args.num_processes,
-    }
-
-
-def _machine() -> dict[str, Any]:
-    import platform
-
-    import torch
-
-    from yolox.cpu.machine import read_machine
-
-    return {
-        **read_machine().as_dict(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
 
 

@@ -19,8 +19,6 @@ from yolox.structures import Detections
 if TYPE_CHECKING:
     from yolox.evaluation.loop import Share
 
-__all__ = ["predict_in_processes", "work"]
-
 
 @dataclass(frozen=True)
 class Progress:

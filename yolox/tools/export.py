@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from yolox.inference.convert.deploy import Deployment
     from yolox.structures import Size
 
-__all__ = ["build_parser", "main", "run"]
-
 _SUFFIXES = {
     ".onnx": "onnx",
     ".xml": "openvino",

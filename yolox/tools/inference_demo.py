@@ -10,19 +10,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolox.config import Experiment, apply_fields, experiment_to_dict
+from yolox.config import Experiment, experiment_to_dict
 from yolox.errors import UsageError
 from yolox.tools.arguments import (
     ToolParser,
     add_data_arguments,
     add_model_arguments,
     add_overrides,
-    apply_arguments,
+    add_test_arguments,
     asked_experiment,
+    chosen_checkpoint,
+    experiment_of_test,
     keep_stdout_for_json,
+    machine_facts,
     positive_int,
     prepare_cpu,
-    probability,
     ranged,
     run_tool,
 )
@@ -32,8 +34,6 @@ if TYPE_CHECKING:
     from yolox.inference.optimizer import InferenceOptimizer
     from yolox.inference.search.results import MethodResult, OptimizationReport
     from yolox.tools.inference_images import EvalImages, InferenceImages
-
-__all__ = ["NOTHING_BETTER", "build_parser", "main", "run"]
 
 NOTHING_BETTER = 6
 """Exit code when no method is faster than the original within ``--max_drop``; the original is kept then."""
@@ -52,9 +52,7 @@ def build_parser() -> ToolParser:
     parser = ToolParser("inference_demo", "Measure latency, memory and AP of every way to run a checkpoint here.")
     add_model_arguments(parser, "checkpoint; alone it is enough. Default: best_ckpt.pth of -n, -f or -expn")
     add_data_arguments(parser, batch_size=64)
-    parser.add_argument("--conf", type=probability, help="lowest score for AP (default: test_conf, 0.01)")
-    parser.add_argument("--nms", type=probability, help="IoU of non-maximum suppression (default: nmsthre, 0.65)")
-    parser.add_argument("--tsize", type=positive_int, help="side of the square input (default: test_size)")
+    add_test_arguments(parser)
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these methods, and the original")
     parser.add_argument("--includes", nargs="+", default=[], metavar="NAME", help="add these methods")
     parser.add_argument("--excludes", nargs="+", default=[], metavar="NAME", help="leave these methods out")
@@ -112,12 +110,12 @@ def _run(args: argparse.Namespace) -> int:
     _check_files(args)
     asked = asked_experiment(args)
     print(prepare_cpu())
-    checkpoint = _checkpoint_path(args, asked)
+    checkpoint = chosen_checkpoint(args, asked)
     mark_inputs(checkpoint, args.exp_file, args.calib)
     files = [name for name in (args.json, args.csv, args.markdown, args.plot) if name != "-"]
     check_outputs(*files, folder=args.save)
     loaded = load_model(checkpoint, asked)
-    experiment = _experiment(loaded.experiment, args)
+    experiment = experiment_of_test(loaded.experiment, args)
     output = make_output_dir(Path(experiment.output_dir) / experiment.exp_name / f"inference_b{args.batch_size}")
     print(f"model: {loaded.source}")
     with tempfile.TemporaryDirectory(prefix="inference-demo-") as folder:
@@ -236,7 +234,7 @@ def _doubts(report: OptimizationReport, images: EvalImages, num_calibration: int
 
 def _write_files(args: argparse.Namespace, table: OptimizationReport, best: MethodResult) -> None:
     from yolox.files import write_text
-    from yolox.tools.inference_report import draw_plot, machine_facts
+    from yolox.tools.inference_report import draw_plot
 
     facts = {"best": best.name, "max_drop": args.max_drop, "batch_size": args.batch_size, "machine": machine_facts()}
     if args.json == "-":
@@ -265,27 +263,6 @@ def _query(args: argparse.Namespace) -> dict[str, Any]:
         "precision": tuple(args.precision or ()),
         "search_mode": args.search_mode,
     }
-
-
-def _checkpoint_path(args: argparse.Namespace, asked: Experiment | None) -> Path:
-    if args.ckpt is not None:
-        return Path(args.ckpt)
-    if asked is None:
-        raise UsageError("no checkpoint given; expected -c FILE (or -n, -f for the best one of an earlier training).")
-    chosen = apply_arguments(asked, args)
-    return Path(chosen.output_dir) / chosen.exp_name / "best_ckpt.pth"
-
-
-def _experiment(described: Experiment, args: argparse.Namespace) -> Experiment:
-    given = {"eval.test_conf": args.conf, "eval.nmsthre": args.nms, "eval.test_size": args.tsize}
-    fields = {key: str(value) for key, value in given.items() if value is not None}
-    experiment = apply_fields(apply_arguments(described, args), fields)
-    if experiment.model != described.model:
-        raise UsageError(
-            f"the overrides ask for {experiment.model}, the checkpoint holds {described.model}. "
-            "Leave overrides of the model out; the weights decide."
-        )
-    return experiment
 
 
 def _check_files(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""The images that the inference table measures, calibrates and judges on: a labelled data set, or what there is."""
+"""The images that the inference table measures, calibrates and evaluates on: a labelled data set, or what there is."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 from yolox.config import DataConfig
 from yolox.errors import DataError
 from yolox.structures import Batch, Size
+from yolox.tables import shortened
 
 if TYPE_CHECKING:
     from yolox.checkpoint import LoadedModel
     from yolox.data.coco import CocoDataset
-
-__all__ = ["EvalImages", "InferenceImages", "calibration_images", "read_eval_images", "read_inference_images"]
 
 CALIBRATION_BATCH = 32
 _SPLITS: tuple[Literal["val", "train"], ...] = ("val", "train")
@@ -32,7 +31,7 @@ class EvalImages:
         path: ``.npy`` file, uint8 ``[N, 3, H, W]``.
         image_ids: ``[N]``.
         original_sizes: Height and width of each image, ``[N, 2]``.
-        ground_truth: The data set as a COCO dict; without annotations when there are no labels to judge by.
+        ground_truth: The data set as a COCO dict; without annotations when there are no labels to evaluate by.
         source: One line: which data.
     """
 
@@ -97,7 +96,7 @@ class InferenceImages:
 def read_inference_images(
     config: DataConfig, loaded: LoadedModel, size: Size, limits: tuple[int, int], path: Path, calib: Path | None = None
 ) -> InferenceImages:
-    """Read the images to measure, judge and calibrate on.
+    """Read the images to measure, evaluate and calibrate on.
 
     A data set that the user named must fit the model. The one found without being named (the default place, or the
     built-in sample set) need not: its images are used, and AP is not measured.
@@ -153,8 +152,8 @@ def read_eval_images(config: DataConfig, loaded: LoadedModel, size: Size, limit:
         except DataError as error:
             if loaded.has_own_names or len(loaded.class_names) != len(dataset.class_names):
                 raise DataError(
-                    f"'{dataset.source}' labels {_listed(dataset.class_names)}; the model knows "
-                    f"{_listed(loaded.class_names)}. Check --data_dir."
+                    f"'{dataset.source}' labels {shortened(dataset.class_names, 6)}; the model knows "
+                    f"{shortened(loaded.class_names, 6)}. Check --data_dir."
                 ) from error
     images, indices = _letterboxed(dataset, size, limit)
     np.save(path, images, allow_pickle=False)
@@ -270,8 +269,3 @@ def _letterboxed(dataset: CocoDataset, size: Size, limit: int) -> tuple[NDArray[
 
 def _in_batches(images: NDArray[np.uint8], size: int = CALIBRATION_BATCH) -> list[NDArray[np.float32]]:
     return [images[start : start + size].astype(np.float32) for start in range(0, len(images), size)]
-
-
-def _listed(names: Sequence[str], most: int = 6) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest

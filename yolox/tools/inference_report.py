@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +9,6 @@ from typing import Any
 
 from yolox.inference.search.results import MethodResult, OptimizationReport
 from yolox.inference.search.run import Listener
-
-__all__ = ["LiveProgress", "draw_plot", "machine_facts"]
 
 WIDTH = 110
 SMALLEST_SPAN = 0.1
@@ -128,17 +125,3 @@ def _around(distance: int) -> tuple[tuple[int, int], ...]:
     """Return offsets in points: above, below, right, left, and the corners."""
     d = distance
     return ((0, d), (0, -d), (d, 0), (-d, 0), (d, d), (-d, d), (d, -d), (-d, -d))
-
-
-def machine_facts() -> dict[str, Any]:
-    """Return what the numbers depend on."""
-    import torch
-
-    from yolox.cpu.machine import read_machine
-
-    return {
-        **read_machine().as_dict(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }

@@ -14,8 +14,6 @@ from yolox import __version__
 from yolox.tools.arguments import run_tool
 from yolox.tools.parser import ToolParser
 
-__all__ = ["build_parser", "main"]
-
 _LIBRARIES = (
     *("torch", "pytorch-lightning", "numpy", "opencv-python-headless", "openvino", "onnx", "onnxruntime", "nncf"),
     *("torchao", "neural-compressor", "intel-extension-for-pytorch", "ray", "pyspark", "fastapi", "uvicorn"),
@@ -63,11 +61,25 @@ def _installation() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": str(read_machine()),
+        "kernels": _kernels(),
         "libraries": installed,
         "not installed": missing,
         "weights": str(folder),
         "downloaded": sorted(path.name for path in folder.glob("*.pth")),
     }
+
+
+def _kernels() -> str:
+    """Return for which instructions kernels are used here and where they come from; nothing is compiled for it."""
+    from yolox.kernels.build import SHIPPED, compiler, found_library
+    from yolox.kernels.library import host_variants
+
+    variant = host_variants()[0]
+    library = found_library(variant)
+    if library is not None:
+        return f"{variant.name} ({'installed' if library.parent == SHIPPED else f'compiled: {library}'})"
+    how = "missing, and no C++ compiler" if compiler() is None else f"compiled on first use: {compiler()}"
+    return f"{variant.name} ({how})"
 
 
 def _model(model: str, trust: bool) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,6 @@ from yolox.tools.arguments import ToolParser, add_model_arguments, asked_experim
 
 if TYPE_CHECKING:
     from yolox.kernels.training.choose import Row
-
-__all__ = ["build_parser", "main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,3 +65,7 @@ def _rows(args: argparse.Namespace, *, in_bf16: bool) -> list[Row]:
     with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
         network(images.contiguous(memory_format=torch.channels_last))
     return table(network)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -13,8 +13,6 @@ from typing import Any, NoReturn
 from yolox.config import field_names
 from yolox.errors import UsageError, did_you_mean
 
-__all__ = ["ELSEWHERE", "ToolParser", "called_as"]
-
 _GPU = "This package runs on CPUs; leave it out."
 _RATE = "Write 'basic_lr_per_img RATE' at the end: the rate of one image, which is {value} divided by the batch."
 ELSEWHERE = {

@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from yolox.errors import DataError
 from yolox.structures import Detections, Size
-from yolox.tools.arguments import MULTI_LABEL, keep_stdout_for_json, probability, run_tool
+from yolox.tools.arguments import MULTI_LABEL, keep_stdout_for_json, probability, run_tool, write_json
 from yolox.tools.parser import ToolParser
 from yolox.tools.preprocess import INDEX, TRUTH
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-__all__ = ["build_parser", "main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +29,7 @@ def build_parser() -> ToolParser:
     """Return the parser of the command line."""
     parser = ToolParser(
         "postprocess",
-        "Decode, suppress and judge what a foreign runtime found: for the image 7, 7.bin or 7_0.bin (float32 "
+        "Decode, suppress and evaluate what a foreign runtime found: for the image 7, 7.bin or 7_0.bin (float32 "
         "[A, 5 + C], as exports give it) or 7_0.bin and 7_1.bin (boxes [A, 4] xyxy and scores [A, C]).",
     )
     parser.add_argument("folder", help="what 'yolox preprocess' wrote, or a COCO annotation file for --results FILE")
@@ -48,7 +46,7 @@ def build_parser() -> ToolParser:
 def _run(args: argparse.Namespace) -> None:
     from yolox.evaluation.loop import Share, merge_shares
     from yolox.evaluation.summary import summary
-    from yolox.files import mark_inputs, refuse_inputs, write_text
+    from yolox.files import mark_inputs, refuse_inputs
 
     folder, results = Path(args.folder), Path(args.results)
     mark_inputs(folder, results)
@@ -59,12 +57,7 @@ def _run(args: argparse.Namespace) -> None:
         found = _from_rows(results, truth) if results.is_file() else _from_binaries(folder, results, args)
         result = merge_shares([Share(found)], truth)
         print(summary(result))
-        text = json.dumps(result.as_json(), indent=2) + "\n"
-        if args.json == "-":
-            machines.write(text)
-        elif target is not None:
-            write_text(target, text)
-            print(f"written: {target}")
+        write_json(result.as_json(), args.json, machines)
 
 
 def _read_json(path: Path, key: str | None) -> Any:

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from yolox.prediction.results import Result
     from yolox.prediction.sources import Sources
 
-__all__ = ["add_prediction_options", "build_parser", "choose_predictor", "look", "main"]
-
 RESULT_FORMATS = ("pictures", "coco", "yolo", "csv", "crops")
 _KEY_ESCAPE = 27
 

@@ -8,19 +8,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from yolox.config import Experiment, apply_fields
+from yolox.config import Experiment
 from yolox.tools.arguments import (
     add_data_arguments,
     add_model_arguments,
     add_overrides,
-    apply_arguments,
     asked_experiment,
+    experiment_of_test,
     positive_int,
     run_tool,
 )
 from yolox.tools.parser import ToolParser
-
-__all__ = ["INDEX", "TRUTH", "build_parser", "main"]
 
 INDEX, TRUTH = "index.json", "annotations.json"
 
@@ -89,10 +87,7 @@ def _experiment(args: argparse.Namespace) -> tuple[Experiment, tuple[str, ...] |
 
         loaded = load_model(args.ckpt, experiment)
         experiment, class_names = loaded.experiment, loaded.class_names if loaded.has_own_names else None
-    experiment = apply_arguments(experiment or Experiment("yolox"), args)
-    if args.tsize is not None:
-        experiment = apply_fields(experiment, {"eval.test_size": str(args.tsize)})
-    return experiment, class_names
+    return experiment_of_test(experiment or Experiment("yolox"), args), class_names
 
 
 if __name__ == "__main__":

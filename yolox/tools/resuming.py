@@ -16,8 +16,6 @@ from yolox.experiments import published_name
 if TYPE_CHECKING:
     from yolox.recipe.module import YoloxModule
 
-__all__ = ["RunState", "find_checkpoint", "read_run_state"]
-
 _NEEDED = {
     "state_dict": dict,
     "model": dict,

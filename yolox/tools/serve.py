@@ -10,8 +10,6 @@ from yolox.precision_names import eval_precision
 from yolox.tools.arguments import positive_int, prepare_cpu, ranged, run_tool
 from yolox.tools.parser import ToolParser
 
-__all__ = ["build_parser", "main"]
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool and return its exit code."""

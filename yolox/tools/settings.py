@@ -13,8 +13,6 @@ from yolox.config import Experiment, experiment_to_dict
 from yolox.tools.arguments import add_model_arguments, add_overrides, apply_arguments, asked_experiment, run_tool
 from yolox.tools.parser import ToolParser
 
-__all__ = ["VARIABLES", "build_parser", "main"]
-
 VARIABLES: Mapping[str, str] = {
     "YOLOX_DATADIR": "data set where --data_dir is not given",
     "YOLOX_CACHE": "folder for things that can be made again: weights, compiled kernels, sample data",

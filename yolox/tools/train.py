@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from yolox.recipe.module import YoloxModule
     from yolox.tools.resuming import RunState
 
-__all__ = ["build_parser", "main", "run"]
-
 BATCH_SIZE = 64
 MIN_NORMALISED = 8  # images a process: 4 end 0.05 AP lower than one process (README), 8 within 0.03
 
@@ -53,7 +51,7 @@ def build_parser() -> ToolParser:
     """Return the parser of the command line."""
     parser = ToolParser("train", "Train YOLOX on ordinary CPUs.")
     add_model_arguments(parser, "weights to start from, by name and shape; with --resume the checkpoint to go on from")
-    add_data_arguments(parser, BATCH_SIZE)
+    add_data_arguments(parser, BATCH_SIZE, auto=True)
     parser.set_defaults(batch_size=None)  # a resumed run keeps its own
     parser.add_argument("--resume", action="store_true", help="go on from -c, or from latest_ckpt.pth of this run")
     parser.add_argument(
@@ -160,20 +158,21 @@ def _train(args: argparse.Namespace, follower: bool) -> dict[str, Any]:
     """Train and return the facts of the run for ``--json``."""
     shorten_waits()  # before PyTorch is imported
     from yolox.data.datamodule import build_data_module
+    from yolox.data.repeat_factors import describe_repeats
     from yolox.recipe.module import YoloxModule
     from yolox.recipe.phases import final_phase_epoch
     from yolox.recipe.run_folder import open_run_folder
     from yolox.recipe.schedule import steps_of_epoch
+    from yolox.tools.auto_batch import auto_batch
     from yolox.tools.start import StartWeights, fit_recipe, keep_choices
 
     state = _resumed(args)
     experiment, explicit_classes = _experiment(args, state)
-    batch_size = args.batch_size or (state.batch_size if state is not None else None) or BATCH_SIZE
     print(prepare_cpu())
     folder = Path(experiment.output_dir) / experiment.exp_name
     data = build_data_module(
         experiment.data,
-        batch_size=batch_size,
+        batch_size=_batch_size(args, state),
         test_size=experiment.eval.test_size,
         seed=experiment.seed,
     )
@@ -181,13 +180,17 @@ def _train(args: argparse.Namespace, follower: bool) -> dict[str, Any]:
     report = data.report()
     print(report.summary())
     report.check()
+    if experiment.data.repeat_threshold > 0:
+        print(describe_repeats(data.train_set, experiment.data.repeat_threshold))
     experiment = _fit_classes(experiment, data, explicit_classes)
+    if args.batch_size == "auto":
+        data.batch_size = auto_batch(args, experiment, len(data.train_set))
     start = None if args.ckpt is None or args.resume else StartWeights(args.ckpt)
     experiment = keep_choices(experiment, state.experiment) if state else fit_recipe(experiment, data, start)
     data.final_phase_from_epoch = final_phase_epoch(experiment.recipe)
     start_epoch = None if args.start_epoch is None else args.start_epoch - 1
     steps = steps_of_epoch(data.batches_per_epoch, experiment.recipe)
-    module = YoloxModule(experiment, data.class_names, batch_size, steps, start_epoch)
+    module = YoloxModule(experiment, data.class_names, data.batch_size, steps, start_epoch)
     if state is not None:
         state.compare(module)
     if start is not None:
@@ -202,6 +205,15 @@ def _train(args: argparse.Namespace, follower: bool) -> dict[str, Any]:
     with nullcontext(resumed) if follower else open_run_folder(folder, resumed) as checkpoint:
         _fit(trainer, module, data, checkpoint)
     return {} if follower else _finish(folder, trainer)
+
+
+def _batch_size(args: argparse.Namespace, state: RunState | None) -> int:
+    """Return the total batch, so far as it is known: ``auto`` needs the data and the number of its classes."""
+    kept = None if state is None else state.batch_size
+    if args.batch_size == "auto" and kept is not None:
+        print(f"-b auto: the run goes on with its batch of {kept}")
+        args.batch_size = kept
+    return BATCH_SIZE if args.batch_size == "auto" else args.batch_size or kept or BATCH_SIZE
 
 
 def _resumed(args: argparse.Namespace) -> RunState | None:
@@ -309,6 +321,7 @@ def _finish(folder: Path, trainer: Any) -> dict[str, Any]:
     """Print what the run came to and return it."""
     from yolox.recipe.callbacks import BEST, LATEST, Evaluation
     from yolox.recipe.finite import FiniteValues
+    from yolox.recipe.html_report import REPORT
 
     evaluation = next(item for item in trainer.callbacks if isinstance(item, Evaluation))
     finite = next(item for item in trainer.callbacks if isinstance(item, FiniteValues))
@@ -321,7 +334,7 @@ def _finish(folder: Path, trainer: Any) -> dict[str, Any]:
         which = f"epoch {evaluation.best_epoch}" if evaluation.best_epoch else "the weights of the start"
         print(f"best: {which}, AP {best['val/AP']:.4f}, AP50 {best['val/AP50']:.4f}")
         facts.update(AP=best["val/AP"], AP50=best["val/AP50"])
-    names = (BEST, LATEST, "results.csv", "curves.png", "run.json")
+    names = (BEST, LATEST, "results.csv", "curves.png", "run.json", REPORT)
     facts["files"] = [name for name in names if (folder / name).exists()]
     print(f"written to {folder}: {', '.join(facts['files'])}")
     return facts

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +16,6 @@ from yolox.config import Experiment, experiment_to_dict
 from yolox.errors import MissingDependencyError, UsageError
 from yolox.tools.arguments import positive_int
 from yolox.tools.parser import ToolParser
-
-__all__ = ["LOGGERS", "STRATEGIES", "add_recipe_arguments", "build_trainer", "recipe_fields"]
 
 STRATEGIES = ("subprocess", "spawn", "ray", "spark")
 LOGGERS = ("tensorboard", "wandb", "mlflow", "none")
@@ -54,27 +56,11 @@ def _duration(text: str) -> float:
 
 def build_trainer(experiment: Experiment, folder: Path, args: argparse.Namespace) -> Any:
     """Return the trainer of a run with its callbacks, loggers and files in ``folder``."""
-    from yolox.recipe.callbacks import LATEST, CheckpointFiles, Evaluation
-    from yolox.recipe.epoch_log import EpochLog
-    from yolox.recipe.finite import FiniteValues
-    from yolox.recipe.time_budget import TimeBudget
-    from yolox.trainer.callbacks import LiveProgress, Throughput, TraceProfile
-    from yolox.trainer.run_report import RunReport
+    from yolox.recipe.callbacks import LATEST
     from yolox.trainer.trainer import Trainer
 
     _quiet_lightning()
     recipe = experiment.recipe
-    history = recipe.max_history_ckpt if recipe.save_history_ckpt else 0
-    progress = LiveProgress(recipe.print_interval, ("train/total", "train/iou", "train/objectness", "train/classes"))
-    evaluation = Evaluation(experiment, before_training=args.ckpt is not None and not args.resume)
-    files = CheckpointFiles(folder, history, every_epochs=recipe.ckpt_interval, every_steps=recipe.ckpt_interval_steps)
-    finite = FiniteValues(recipe.on_nonfinite, files.latest)
-    callbacks = [finite, Throughput(), progress, evaluation, EpochLog(folder), files]
-    if args.time is not None:
-        callbacks.insert(0, TimeBudget(args.time))  # before the checkpoints, which look whether the run ends
-    callbacks.append(RunReport(folder / "run.json", {"experiment": experiment_to_dict(experiment)}))
-    if args.profile:
-        callbacks.append(TraceProfile(folder / "trace.json"))
     return Trainer(
         num_processes=args.num_processes,
         use_ipex=args.use_ipex,
@@ -96,14 +82,43 @@ def build_trainer(experiment: Experiment, folder: Path, args: argparse.Namespace
         max_steps=recipe.steps or -1,
         accumulate_grad_batches=recipe.accumulate,
         gradient_clip_val=recipe.clip,
-        callbacks=callbacks,
-        logger=_logger(args.logger, folder, experiment.exp_name),
+        callbacks=_callbacks(experiment, folder, args),
+        logger=_logger(args, folder, experiment),
         default_root_dir=str(folder),
         log_every_n_steps=recipe.print_interval,
         limit_val_batches=0,
         num_sanity_val_steps=0,
         enable_model_summary=False,
     )
+
+
+def _callbacks(experiment: Experiment, folder: Path, args: argparse.Namespace) -> list[Any]:
+    """Return what happens around the steps of a run, in its order."""
+    from yolox.recipe.callbacks import CheckpointFiles, Evaluation
+    from yolox.recipe.epoch_log import EpochLog
+    from yolox.recipe.finite import FiniteValues
+    from yolox.recipe.html_report import HtmlReport
+    from yolox.recipe.time_budget import TimeBudget
+    from yolox.trainer.callbacks import Throughput, TraceProfile
+    from yolox.trainer.live_progress import LiveProgress
+    from yolox.trainer.run_report import RunReport
+
+    recipe = experiment.recipe
+    history = recipe.max_history_ckpt if recipe.save_history_ckpt else 0
+    losses = tuple(f"train/{name}" for name in ("total", "iou", "objectness", "classes"))
+    asked = "recipe.print_interval" in experiment.given
+    progress = LiveProgress(recipe.print_interval if asked else None, losses)
+    evaluation = Evaluation(experiment, args.ckpt is not None and not args.resume, folder)
+    files = CheckpointFiles(folder, history, every_epochs=recipe.ckpt_interval, every_steps=recipe.ckpt_interval_steps)
+    finite = FiniteValues(recipe.on_nonfinite, files.latest)
+    callbacks = [finite, Throughput(losses), progress, evaluation, EpochLog(folder), files]
+    if args.time is not None:
+        callbacks.insert(0, TimeBudget(args.time))  # before the checkpoints, which look whether the run ends
+    callbacks.append(RunReport(folder / "run.json", {"experiment": experiment_to_dict(experiment)}))
+    callbacks.append(HtmlReport(folder))  # of what the others have written
+    if args.profile:
+        callbacks.append(TraceProfile(folder / "trace.json"))
+    return callbacks
 
 
 def _quiet_lightning() -> None:
@@ -134,17 +149,38 @@ def _cpu_range(first: str, last: str | None = None) -> range:
     return range(int(first), int(first if last is None else last) + 1)
 
 
-def _logger(name: str, folder: Path, run: str) -> Any:
-    """Return Lightning's logger of that name, or False."""
+def _logger(args: argparse.Namespace, folder: Path, experiment: Experiment) -> Any:
+    """Return Lightning's logger of the name asked for, or False.
+
+    Raises:
+        MissingDependencyError: When it needs a library that is not installed, and the run is a strict one.
+    """
     from pytorch_lightning import loggers
 
+    from yolox.trainer.forgiving_logger import ForgivingLogger
+
+    name, run = args.logger, experiment.exp_name
     if name == "none":
         return False
-    try:
-        if name == "wandb":
-            return loggers.WandbLogger(name=run, save_dir=folder)
-        if name == "mlflow":
-            return loggers.MLFlowLogger(experiment_name=run, save_dir=str(folder / "mlruns"))
-        return loggers.TensorBoardLogger(folder, name="", version="tensorboard")
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(name, f"pip install {name}") from error
+    services: dict[str, Callable[[], Any]] = {
+        "wandb": partial(loggers.WandbLogger, name=run, save_dir=folder),
+        "mlflow": partial(_mlflow_logger, run, f"sqlite:///{folder.absolute()}/mlflow.db"),
+    }
+    if name in services and find_spec(name) is not None:
+        return ForgivingLogger(name, services[name], experiment_to_dict(experiment))
+    if name in services:
+        missing = MissingDependencyError(name, f"pip install 'yolox-cpu[{name}]'")
+        if args.strict:
+            raise missing
+        print(f"note: {missing} This run is logged to TensorBoard.")
+    return loggers.TensorBoardLogger(folder, name="", version="tensorboard")
+
+
+def _mlflow_logger(run: str, file: str) -> Any:
+    """Return the logger to the server of ``MLFLOW_TRACKING_URI``, or else to a file."""
+    from pytorch_lightning.loggers import MLFlowLogger
+
+    # a server that does not answer holds the run up for a few seconds; by default for minutes
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    return MLFlowLogger(run, tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or file)

@@ -7,8 +7,6 @@ from pytorch_lightning.callbacks import Callback
 
 from yolox.kernels.training.acceleration import accelerate, restore
 
-__all__ = ["TrainingKernels"]
-
 
 class TrainingKernels(Callback):
     """Has the layers of the module computed by the training kernels during a fit; afterwards it is as it was."""

@@ -17,18 +17,6 @@ from pytorch_lightning.accelerators import AcceleratorRegistry
 from yolox.errors import MissingDependencyError, UsageError, did_you_mean
 from yolox.trainer.precision import PrecisionOptions
 
-__all__ = [
-    "as_list",
-    "check_accelerator",
-    "check_arguments",
-    "count_processes",
-    "ignore_foreign_warnings",
-    "refuse",
-    "silence_advertisements",
-    "unknown_operators",
-    "warmup_epochs",
-]
-
 _NOT_OFFERED = {
     "use_hpo": "search for hyper-parameters is not offered; run the trainer from Optuna or Ray Tune",
     "algorithms": "SelectiveBackprop is not offered; write it as a callback",

@@ -10,15 +10,13 @@ from pytorch_lightning.callbacks import Callback
 
 from yolox.errors import UsageError
 
-__all__ = ["ScaledLearningRate"]
-
 _log = logging.getLogger(__name__)
 
 
 class ScaledLearningRate(Callback):
     """Multiplies every learning rate by the number of processes when training starts, and says so.
 
-    Without a scheduler of the module's own, the rate then climbs from its old value over the warm-up.
+    Without a scheduler of the module's own, the rate then rises from its old value over the warm-up.
 
     Args:
         warmup_epochs: Length of the warm-up; None for a tenth of the run.
@@ -55,7 +53,7 @@ class ScaledLearningRate(Callback):
             _log.warning("auto_lr: learning rates multiplied by %d processes (%s); %s", world, rates, after)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Climb from the unscaled rate to the scaled one."""
+        """Raise the rate from the unscaled rate to the scaled one."""
         steps = self._warmup_steps(trainer)
         if not self._targets or trainer.global_step > steps:
             return

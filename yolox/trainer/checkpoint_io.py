@@ -15,8 +15,6 @@ from yolox.errors import ModelFileError
 from yolox.files import atomic_path
 from yolox.torch_files import read_torch_file
 
-__all__ = ["AtomicCheckpointIO"]
-
 
 def _place_copy(file: Path, target: Path) -> None:
     with atomic_path(target) as temporary:

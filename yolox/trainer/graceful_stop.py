@@ -12,8 +12,6 @@ from pytorch_lightning.callbacks import Callback
 
 from yolox.trainer.lightning_bridge import stop_requested
 
-__all__ = ["GracefulStop"]
-
 _log = logging.getLogger(__name__)
 
 

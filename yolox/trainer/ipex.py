@@ -26,8 +26,6 @@ from torch import Tensor, nn
 from yolox.cpu.ipex_location import INSTALL, IpexLocation, source_root
 from yolox.errors import MissingDependencyError, UsageError
 
-__all__ = ["IpexPlan", "IpexTraining", "PreparedModule", "plan_ipex", "prepare_", "run_again"]
-
 GUARD = "YOLOX_IPEX_RERUN"
 """Set for the second run, which never starts a third."""
 _log = logging.getLogger(__name__)

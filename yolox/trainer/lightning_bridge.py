@@ -33,16 +33,6 @@ from yolox.trainer.slot_environment import SlotEnvironment
 from yolox.trainer.state_transfer import StateTransfer
 from yolox.trainer.sync_batchnorm import SyncBatchNormLayers
 
-__all__ = [
-    "LauncherStrategy",
-    "StopSignals",
-    "forget_rank",
-    "install_stop_signals",
-    "set_counters_",
-    "stop_requested",
-    "synchronise_batchnorm",
-]
-
 _log = logging.getLogger(__name__)
 _TIMEOUT = timedelta(minutes=30)  # of one collective; the supervisor notices a hang long before
 

@@ -10,17 +10,15 @@ from typing import Any
 
 import cloudpickle
 
-__all__ = ["LogSettings", "WarningFilters"]
-
 
 @dataclass(frozen=True)
 class LogSettings:
     """How one logger is set up.
 
     Args:
-        name: Of the logger; empty for the root.
+        name: Name of the logger; empty for the root.
         level: Its own level, 0 for that of its parent.
-        formatter: Of its first handler that shows records to the user; None without one.
+        formatter: Formatter of its first handler that shows records to the user; None without one.
         propagate: Whether its records go to its parent as well.
     """
 

@@ -19,8 +19,6 @@ from yolox.errors import UsageError, did_you_mean
 from yolox.text_files import read_lines
 from yolox.trainer.tensors import map_tensors
 
-__all__ = ["NO_OPERATORS", "OperatorLists", "OperatorPrecisionMode", "hold_in_fp32_", "read_operator_lists"]
-
 _SAME = {"truediv": "div", "max_pool2d_with_indices": "max_pool2d", "rtruediv": "div", "rmul": "mul", "radd": "add"}
 _FIRST_ONLY = {"batch_norm", "layer_norm", "group_norm", "instance_norm"}  # statistics and scales stay in fp32
 

@@ -12,8 +12,6 @@ from torch.optim import Optimizer
 
 from yolox.errors import UsageError
 
-__all__ = ["PlainModule", "compile_module"]
-
 
 def compile_module(
     model: nn.Module,

@@ -14,16 +14,14 @@ from yolox.tables import text_table
 from yolox.trainer.launchers.base import Slot
 from yolox.trainer.launchers.joined import JoinedRank
 
-__all__ = ["BACKENDS", "ExecutionPlan", "Request", "make_plan"]
-
 BACKENDS = ("subprocess", "spawn", "ray", "spark")
-"""Ways to start processes."""
+"""Ways to start processes; ``spawn`` is BigDL-Nano's other name for what ``subprocess`` does."""
 _LOCAL = ("subprocess", "spawn")
 _NO_LONGER = {
     "k8s": "Kubernetes pods are not started from here; start one Ray or Spark worker per pod and use that",
     "horovod": "Horovod is not offered; 'ray' does the same",
     "ddp": "DDP is what every backend does; choose how processes start",
-    "ddp_spawn": "use 'spawn'",
+    "ddp_spawn": "use 'subprocess'",
 }
 _GROUPS = {None: "gloo", "gloo": "gloo", "ccl": "ccl", "mpi": "mpi"}
 _IPEX_PRECISIONS = ("32", "bf16")
@@ -164,7 +162,9 @@ def make_plan(request: Request, machine: Machine) -> ExecutionPlan:
 def _launcher(request: Request, in_process: bool) -> str:
     if request.joined is not None:
         return request.joined.starter
-    return "none" if in_process else request.distributed_backend
+    if in_process:
+        return "none"
+    return "subprocess" if request.distributed_backend in _LOCAL else request.distributed_backend
 
 
 def _slots(shares: Sequence[CoreShare]) -> tuple[Slot, ...]:

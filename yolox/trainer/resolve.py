@@ -26,8 +26,6 @@ from yolox.trainer.precision import PrecisionOptions, build_precision
 from yolox.trainer.resume import ResumeCounters
 from yolox.trainer.slot_environment import SlotEnvironment
 
-__all__ = ["Parts", "Settings", "resolve"]
-
 
 @dataclass(frozen=True)
 class Settings:

@@ -11,8 +11,6 @@ from pathlib import Path
 from yolox.trainer.checkpoint_io import AtomicCheckpointIO
 from yolox.trainer.launchers.base import RankError
 
-__all__ = ["run_with_restarts"]
-
 _log = logging.getLogger(__name__)
 
 

@@ -9,8 +9,6 @@ from pytorch_lightning.callbacks import Callback
 
 from yolox.trainer.lightning_bridge import set_counters_
 
-__all__ = ["ResumeCounters"]
-
 
 class ResumeCounters(Callback):
     """Has a run go on from the ``epoch`` and ``global_step`` that the module left in the loaded checkpoint.

@@ -10,8 +10,6 @@ from pytorch_lightning.callbacks import Callback
 
 from yolox.trainer.launchers.base import Phase
 
-__all__ = ["HeartbeatCallback"]
-
 
 class HeartbeatCallback(Callback):
     """Tells the supervisor of a worker what it does next.

@@ -19,8 +19,6 @@ from yolox.files import write_text
 from yolox.trainer.callbacks import Throughput
 from yolox.trainer.plan import ExecutionPlan
 
-__all__ = ["RunReport"]
-
 
 class RunReport(Callback):
     """Writes a JSON file after training: images/s, seconds a step, data wait, final metrics, memory, plan, machine.

@@ -15,8 +15,6 @@ from yolox.errors import ModelFileError, UsageError
 from yolox.files import atomic_path, make_output_dir, write_text
 from yolox.torch_files import read_torch_file
 
-__all__ = ["load_module", "save_module"]
-
 _WEIGHTS, _META, _KIND = "saved_weight.pt", "meta.json", "yolox-trainer-weights"
 _log = logging.getLogger(__name__)
 

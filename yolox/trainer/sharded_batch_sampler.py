@@ -11,8 +11,6 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Itera
 
 from yolox.errors import UsageError
 
-__all__ = ["ShardedBatchSampler", "shard_loader"]
-
 _log = logging.getLogger(__name__)
 
 
@@ -100,5 +98,5 @@ def _with_own_generator(batches: Any, seed: int) -> Any:
     if type(sampler) is not RandomSampler or sampler.generator is not None or type(batches) is not BatchSampler:
         return batches
     generator = torch.Generator().manual_seed(seed)
-    same = RandomSampler(sampler.data_source, sampler.replacement, sampler._num_samples, generator)
+    same = RandomSampler(sampler.data_source, sampler.replacement, sampler.num_samples, generator)
     return BatchSampler(same, batches.batch_size, batches.drop_last)

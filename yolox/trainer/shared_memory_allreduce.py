@@ -17,8 +17,6 @@ from torch import Tensor
 
 from yolox.errors import YoloxError
 
-__all__ = ["sum_over_ranks"]
-
 CAPACITY = 1 << 15  # numbers in a message
 _AWAKE_S = 1e-3  # a rank that waits keeps its core so long: a sleeper would often get it back milliseconds later
 _NAP_S = 5e-5

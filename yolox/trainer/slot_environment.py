@@ -6,8 +6,6 @@ from lightning_fabric.plugins import ClusterEnvironment
 
 from yolox.trainer.launchers.base import Worker
 
-__all__ = ["SlotEnvironment"]
-
 
 class SlotEnvironment(ClusterEnvironment):
     """Tells Lightning which rank this process is; here, before launching, it is rank 0.

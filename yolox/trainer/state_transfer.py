@@ -19,8 +19,6 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, ProgressBar
 from torch import Tensor
 
-__all__ = ["StateTransfer"]
-
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), list, dict, tuple, set, deque, OrderedDict, defaultdict)
 _log = logging.getLogger(__name__)
 

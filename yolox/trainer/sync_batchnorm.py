@@ -13,8 +13,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from yolox.kernels.training.sync import SharedNormalisation
 from yolox.trainer.shared_memory_allreduce import sum_over_ranks
 
-__all__ = ["CpuSyncBatchNorm", "SyncBatchNormLayers"]
-
 
 class _Normalise(torch.autograd.Function):
     """Batch normalisation with mean and variance over the samples of all ranks; shapes [B, C, ...] and [C].

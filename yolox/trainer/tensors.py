@@ -8,8 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["first_dimension", "map_tensors", "tensors_of"]
-
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     """Return ``value`` with every tensor in its dicts, lists, tuples and dataclasses replaced by ``function`` of it."""

@@ -31,8 +31,6 @@ from yolox.trainer.resolve import Parts, Settings, resolve
 from yolox.trainer.restarts import run_with_restarts
 from yolox.trainer.saving import load_module, save_module
 
-__all__ = ["Trainer"]
-
 _log = logging.getLogger(__name__)
 _OPTIONAL = (IPEX, CCL, "ray", "pyspark")
 
@@ -47,7 +45,7 @@ class Trainer(pl.Trainer):
     Args:
         num_processes: Data-parallel processes; None means one, or one for each list of ``cpu_for_each_process``.
         use_ipex: Use Intel's extension where it can be found.
-        distributed_backend: How processes start: ``subprocess``, ``spawn``, ``ray`` or ``spark``.
+        distributed_backend: How processes start: ``subprocess`` (or its other name ``spawn``), ``ray`` or ``spark``.
         process_group_backend: How processes talk: None for gloo, ``gloo``, ``ccl`` or ``mpi``.
         cpu_for_each_process: For each process the hardware threads it is bound to.
         channels_last: Whether module and 4-D batches take the channels_last memory format.

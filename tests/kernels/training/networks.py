@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["MobileNet", "ResNet", "UNet"]
-
 
 class _Residual(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:

@@ -14,8 +14,6 @@ from yolox.data.coco_dataset import CocoDataset, clipped_xyxy, ends
 from yolox.data.formats.description import Categories, Finding, SplitDescription, examples
 from yolox.errors import DataError
 
-__all__ = ["MAX_CLASSES", "as_arrays", "check_images", "check_split"]
-
 _LOG = logging.getLogger(__name__)
 MAX_CLASSES = 20_000
 """More are refused: the largest public set has 13,204, and scores of one image already take 700 MB there."""

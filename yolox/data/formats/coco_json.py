@@ -19,8 +19,6 @@ from yolox.data.image_files import read_file_size
 from yolox.errors import DataError
 from yolox.text_files import read_text
 
-__all__ = ["describe_coco", "read_coco_json"]
-
 _EXPECTED = "a COCO detection JSON with images, annotations and categories"
 _MEMORY_PER_BYTE = 9  # what Python's objects take for a byte of JSON
 _NO = ("", "0", "false", "no", "off", "none", "null", "n", "f")

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from yolox.errors import printable
 
-__all__ = ["Categories", "Finding", "SplitDescription", "examples"]
-
 Categories = tuple[tuple[int, str], ...]
 """Pairs (category id, name), sorted by id; the position is the class index."""
 _NUM_EXAMPLES = 3

@@ -15,8 +15,6 @@ from yolox.data.formats.description import Finding, examples
 from yolox.data.image_files import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES
 from yolox.errors import DataError
 
-__all__ = ["base_name", "locate_images"]
-
 _PROBES = 16
 _MAX_FOLDERS = 20_000  # a data set's folder that is really a whole disk is not searched to its end
 _ALL_SUFFIXES = IMAGE_SUFFIXES | OTHER_IMAGE_SUFFIXES

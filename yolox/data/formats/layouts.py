@@ -16,8 +16,6 @@ from yolox.data.image_files import IMAGE_SUFFIXES
 from yolox.errors import DataError
 from yolox.text_files import read_text
 
-__all__ = ["SPLIT_NAMES", "Split", "SplitPaths", "find_split", "find_unsplit", "image_dirs_of", "other_names"]
-
 _LOG = logging.getLogger(__name__)
 Split = Literal["train", "val"]
 SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
@@ -181,7 +179,7 @@ def _find_voc(root: Path, split: Split, given_dirs: tuple[Path, ...]) -> SplitPa
     for base in (root, *reversed(years)):
         lists = {name: path for name in ("train", "trainval", "val", "test") if (path := _voc_list(base, name))}
         val = lists.get("test") or lists.get("val")
-        # trainval holds the images of val: where those judge, train alone trains
+        # trainval holds the images of val: where val is evaluated on, train alone trains
         train = lists.get("trainval") if "test" in lists or "train" not in lists else lists.get("train")
         labels = (train or lists.get("train")) if split == "train" else val
         if labels is not None:

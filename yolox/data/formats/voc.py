@@ -18,8 +18,6 @@ from yolox.errors import DataError
 from yolox.structures import Size
 from yolox.text_files import read_bytes, read_lines
 
-__all__ = ["describe_voc", "listed_stems"]
-
 _EXPECTED = "a Pascal VOC annotation"
 _DECLARATION = re.compile(rb"^\s*<\?xml[^>]*?encoding\s*=\s*[\"']([A-Za-z0-9._-]+)[\"'][^>]*\?>")
 _FLAG = re.compile(r"^(.+?)\s+(-1|0|1)$")

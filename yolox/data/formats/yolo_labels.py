@@ -14,8 +14,6 @@ from yolox.errors import DataError
 from yolox.structures import Size
 from yolox.text_files import read_lines
 
-__all__ = ["NAMES_FILES", "LabelFiles", "LabelLine", "pixel_box", "read_label_file"]
-
 NAMES_FILES = ("classes.txt", "obj.names", "classes.names", "_darknet.labels", "predefined_classes.txt", "labels.txt")
 """Files that list the class names, one a line."""
 _NOT_LABELS = frozenset((*NAMES_FILES, "train.txt", "val.txt", "valid.txt", "test.txt", "readme.txt", "notes.txt"))

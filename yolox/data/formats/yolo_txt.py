@@ -17,8 +17,6 @@ from yolox.errors import DataError
 from yolox.structures import Size
 from yolox.text_files import read_lines, read_yaml
 
-__all__ = ["YAML_SUFFIXES", "describe_yolo", "split_entry"]
-
 YAML_SUFFIXES = (".yaml", ".yml")
 _EXPECTED = "YAML with train, val and names"
 _FEW_LABELS = 0.5

@@ -11,8 +11,6 @@ from xml.etree import ElementTree
 
 from yolox.errors import ModelFileError
 
-__all__ = ["check_npz", "check_onnx", "check_openvino"]
-
 MAX_XML_BYTES = 256 * 1024**2
 _OPSET = re.compile(r"opset\d{1,3}")
 

@@ -15,8 +15,6 @@ from yolox.files import write_text
 from yolox.inference.backends.base import Settings
 from yolox.precision_names import Precision
 
-__all__ = ["MANIFEST_NAME", "Manifest", "file_entries", "read_manifest", "write_manifest"]
-
 MANIFEST_NAME = "manifest.json"
 FORMAT = 2
 MAX_BYTES = 16 * 1024**2

@@ -27,14 +27,6 @@ from yolox.kernels.int8.overflow import sums_may_overflow
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = [
-    "AcceleratedModel",
-    "copy_artifact",
-    "folder_size_mb",
-    "load_model",
-    "save_model",
-]
-
 _log = logging.getLogger(__name__)
 
 _LIBRARIES = ("torch", "openvino", "nncf", "onnx", "onnxruntime", "torchao", "neural_compressor", "numpy")

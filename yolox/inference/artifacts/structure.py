@@ -11,8 +11,6 @@ from typing import Any
 
 from yolox.errors import UsageError
 
-__all__ = ["describe", "flatten", "unflatten"]
-
 
 def _is_array(value: Any) -> bool:
     return hasattr(value, "shape") and hasattr(value, "dtype")

@@ -28,32 +28,20 @@ message is the reason shown in the table, so make it one useful sentence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
+from yolox.errors import UsageError
 from yolox.precision_names import Precision
 
 if TYPE_CHECKING:
     from torch import nn
 
     from yolox.inference.artifacts.manifest import Manifest
-
-__all__ = [
-    "Array",
-    "Arrays",
-    "Backend",
-    "Method",
-    "PrepareContext",
-    "Runner",
-    "Settings",
-    "as_numpy",
-    "like_inputs",
-    "run_in_chunks",
-]
 
 Array: TypeAlias = Any
 """A ``torch.Tensor`` on the CPU or a ``numpy.ndarray``."""
@@ -124,7 +112,7 @@ class PrepareContext:
     Args:
         sample: The inputs of one batch (C-contiguous numpy arrays, batch on axis 0); its latency is measured.
         calibration: The inputs of some batches of real data, ``calibration[i]`` is like ``sample`` (its batch size may
-            differ); int8 methods calibrate on it. Empty when the user gave no data: then raise ``UsageError``.
+            differ); int8 methods calibrate on it. Empty when the user gave no data.
         threads: Cores that this run may use.
         work_dir: An empty folder for temporary files (an exported ONNX file, say); removed afterwards.
         dynamic_batch: Whether axis 0 may vary. When not, prepare for the batch size of ``sample`` alone.
@@ -148,15 +136,25 @@ class PrepareContext:
     deadline_s: float = float("inf")
     progress: Callable[[str], None] = lambda message: None
 
-    def calibration_samples(self, limit: int) -> Iterator[tuple[np.ndarray[Any, Any], ...]]:
-        """Yield at most ``limit`` calibration items of batch size 1."""
-        left = limit
-        for inputs in self.calibration:
-            for index in range(min(left, len(inputs[0]))):
-                yield tuple(array[index : index + 1] for array in inputs)
-            left -= len(inputs[0])
-            if left <= 0:
-                return
+    @property
+    def fixed_batch(self) -> int | None:
+        """The only batch size to prepare for, or None for any."""
+        return None if self.dynamic_batch else len(self.sample[0])
+
+    def small_sample(self, rows: int) -> tuple[np.ndarray[Any, Any], ...]:
+        """Return the first ``rows`` rows of ``sample``, or all of them where the batch size is fixed."""
+        return tuple(array[:rows] for array in self.sample) if self.dynamic_batch else self.sample
+
+    def calibration_rows(self, limit: int) -> list[tuple[np.ndarray[Any, Any], ...]]:
+        """Return at most ``limit`` calibration items of batch size 1.
+
+        Raises:
+            UsageError: When there are none.
+        """
+        rows = [tuple(a[i : i + 1] for a in inputs) for inputs in self.calibration for i in range(len(inputs[0]))]
+        if not rows:
+            raise UsageError("int8 needs real data to calibrate on, and none arrived. Give a loader as training_data.")
+        return rows[:limit]
 
 
 class Runner(Protocol):

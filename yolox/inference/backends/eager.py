@@ -24,8 +24,6 @@ from yolox.inference.convert.flat import FlatModule
 from yolox.inference.convert.folding import fold_normalisations
 from yolox.precision_names import Precision
 
-__all__ = ["BACKEND", "EagerBackend"]
-
 WEIGHTS = "weights.safetensors"
 ORIGINAL = "original"
 
@@ -39,11 +37,11 @@ class EagerBackend:
         return _runner(
             model,
             method.name,
-            torch_sample(context, 1 if context.dynamic_batch else None),
+            torch_sample(context, 1),
             Settings(threads=context.threads, channels_last=forced),
             layouts=(True,) if forced else (False, True),
             autocast=method.precision is Precision.BF16,
-            batch=None if context.dynamic_batch else len(context.sample[0]),
+            batch=context.fixed_batch,
         )
 
     def load(self, folder: Path, manifest: Manifest, module: nn.Module | None = None) -> Runner:

@@ -27,10 +27,9 @@ from yolox.errors import MissingDependencyError, ModelFileError, YoloxError
 from yolox.inference.artifacts.manifest import Manifest
 from yolox.inference.backends.base import Method, PrepareContext, Runner, Settings
 from yolox.inference.backends.int8_lowering import strip_checks_
+from yolox.inference.backends.torch_internals import compile_package, load_package
 from yolox.inference.backends.torch_runner import TorchRunner, export_program
 from yolox.precision_names import Precision
-
-__all__ = ["BACKEND", "InductorBackend"]
 
 PACKAGE = "model.pt2"
 LARGEST_ERROR = 0.2
@@ -73,7 +72,7 @@ class InductorBackend:
         # not in work_dir, which goes before the runner saves the package
         folder = Path(tempfile.mkdtemp(prefix=f"{method.name}-", dir=context.work_dir.parent))
         package = _compile(model, context, folder / PACKAGE)
-        runner = _runner(package, Settings(threads=context.threads), _batch(context), share)
+        runner = _runner(package, Settings(threads=context.threads), context.fixed_batch, share)
         weakref.finalize(runner.write, shutil.rmtree, folder, ignore_errors=True)
         if method.precision is Precision.INT8:
             _check(runner, model, context)
@@ -98,20 +97,13 @@ class InductorBackend:
         return _runner(package, manifest.settings, batch, manifest.int8_share)
 
 
-def _batch(context: PrepareContext) -> int | None:
-    return None if context.dynamic_batch else len(context.sample[0])
-
-
 def _compile(model: nn.Module, context: PrepareContext, target: Path) -> Path:
     program = export_program(model, context)
     with torch.no_grad(), warnings.catch_warnings(), _own_cache():
         # the compiler speaks of its own use of deprecated names
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
-        path = torch._inductor.aoti_compile_and_package(
-            program, package_path=str(target), inductor_configs={"freezing": True}
-        )
-    return Path(path)
+        return compile_package(program, target)
 
 
 @contextmanager
@@ -145,8 +137,9 @@ def _check(runner: TorchRunner, model: nn.Module, context: PrepareContext) -> No
         expected = model(*(torch.from_numpy(np.array(array)) for array in rows))
     for number, (ours, theirs) in enumerate(zip(runner(*rows), expected, strict=True)):
         reference = theirs.numpy().astype(np.float64)
-        error, spread = np.linalg.norm(ours - reference), np.linalg.norm(reference - reference.mean())
-        if not error <= LARGEST_ERROR * spread + 1e-6 * np.linalg.norm(reference):
+        error = float(np.linalg.norm(ours - reference))
+        spread = float(np.linalg.norm(reference - reference.mean()))
+        if not error <= LARGEST_ERROR * spread + 1e-6 * float(np.linalg.norm(reference)):
             raise YoloxError(
                 f"PyTorch's compiler made a wrong int8 program: output {number} differs from that of the quantized "
                 f"network by {error / max(spread, 1e-12):.0%} of its spread. Use another method."
@@ -154,7 +147,7 @@ def _check(runner: TorchRunner, model: nn.Module, context: PrepareContext) -> No
 
 
 def _runner(package: Path, settings: Settings, batch: int | None, share: float | None) -> TorchRunner:
-    compiled = torch._inductor.aoti_load_package(str(package))
+    compiled = load_package(package)
 
     def call(*inputs: Tensor) -> tuple[Tensor, ...]:
         outputs = compiled(*(tensor.contiguous() for tensor in inputs))

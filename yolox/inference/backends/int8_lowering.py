@@ -9,14 +9,13 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-__all__ = ["lower_int8_", "silence_quantize_warning", "strip_checks_"]
+from yolox.inference.backends.torch_internals import TENSOR_CHECK, torchscript_function
 
 _ATEN = torch.ops.aten
 # The pre-packing op and this list type cannot be traced, but TorchScript's own representation can hold them.
@@ -77,7 +76,7 @@ def strip_checks_(module: GraphModule) -> None:
     """Take torch.export's checks of shapes and types out: they can neither be traced nor survive autocast."""
     for node in list(module.graph.nodes):
         guards = node.op == "call_module" and str(node.target) == "_guards_fn"
-        if (guards or node.target == _ATEN._assert_tensor_metadata.default) and not node.users:
+        if (guards or node.target == TENSOR_CHECK) and not node.users:
             module.graph.erase_node(node)
     module.recompile()
 
@@ -110,18 +109,12 @@ def _dequantize(x: Tensor, scale: float, zero_point: int) -> Tensor:
     return (x.to(torch.float32) - zero_point) * scale
 
 
-@cache
-def _compiled(name: str, text: str) -> Callable[..., Tensor]:
-    function: Callable[..., Tensor] = torch._C._create_function_from_graph(name, torch._C.parse_ir(text))
-    return function
-
-
 def _convolve(*arguments: Any) -> Tensor:
-    return _compiled("int8_convolution", _CONVOLUTION)(*arguments)
+    return torchscript_function("int8_convolution", _CONVOLUTION)(*arguments)
 
 
 def _multiply(*arguments: Any) -> Tensor:
-    return _compiled("int8_linear", _LINEAR)(*arguments)
+    return torchscript_function("int8_linear", _LINEAR)(*arguments)
 
 
 def _lower_convolution_(module: GraphModule, node: Node) -> None:

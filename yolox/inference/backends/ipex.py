@@ -25,8 +25,6 @@ from yolox.inference.backends.torch_runner import TorchRunner, to_layout, torch_
 from yolox.inference.convert.folding import fold_normalisations
 from yolox.precision_names import Precision
 
-__all__ = ["BACKEND", "IpexBackend", "interpreter"]
-
 SCRIPT = "model.torchscript"
 Call = Callable[..., tuple[Tensor, ...]]
 
@@ -62,7 +60,7 @@ class IpexBackend:
             raise YoloxError(
                 "this processor has no AVX-512, without which IPEX computes nothing in bf16. Use fp32_ipex."
             )
-        model = fold_normalisations(model, torch_sample(context, 1 if context.dynamic_batch else None))
+        model = fold_normalisations(model, torch_sample(context, 1))
         share = None
         if method.precision is Precision.INT8:
             from yolox.inference.convert.quantizers.ipex_static import quantize_static
@@ -90,7 +88,7 @@ class IpexBackend:
             write=write,
             layouts=(True,) if forced else (False, True),
             autocast=half and not traced,
-            batch=None if context.dynamic_batch else len(context.sample[0]),
+            batch=context.fixed_batch,
             int8_share=share,
         )
 
@@ -130,8 +128,7 @@ class IpexBackend:
 
 
 def _trace(model: nn.Module, context: PrepareContext, half: bool, channels_last: bool) -> Any:
-    rows = min(2, len(context.sample[0])) if context.dynamic_batch else None
-    sample = tuple(to_layout(tensor, channels_last) for tensor in torch_sample(context, rows))
+    sample = tuple(to_layout(tensor, channels_last) for tensor in torch_sample(context, 2))
     with (
         torch.no_grad(),
         torch.autocast("cpu", torch.bfloat16, enabled=half, cache_enabled=False),

@@ -17,8 +17,6 @@ from yolox.inference.backends.base import Array, Arrays, Settings, as_numpy, lik
 from yolox.inference.runner_process import Batch, Failed, await_loaded, start_runner
 from yolox.processes.start import ProcessFailure
 
-__all__ = ["RemoteRunner"]
-
 
 class RemoteRunner:
     """The runner of an artifact whose library lives in another Python.

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from yolox.errors import ModelFileError
 from yolox.inference.artifacts.manifest import Manifest
 from yolox.inference.backends.base import Method, PrepareContext, Runner, Settings
+from yolox.inference.backends.torch_internals import inline_calls_
 from yolox.inference.backends.torch_runner import TorchRunner, to_layout, torch_sample
 from yolox.precision_names import Precision
-
-__all__ = ["BACKEND", "JitBackend"]
 
 SCRIPT = "model.torchscript"
 
@@ -48,7 +47,7 @@ class JitBackend:
             return _call(_frozen(scripts[channels_last]))
 
         return _runner(
-            build, scripts, Settings(context.threads, channels_last=layouts[0]), layouts, _batch(context), share
+            build, scripts, Settings(context.threads, channels_last=layouts[0]), layouts, context.fixed_batch, share
         )
 
     def load(self, folder: Path, manifest: Manifest, module: nn.Module | None = None) -> Runner:
@@ -92,13 +91,8 @@ def _runner(
     return TorchRunner(build, settings, write, layouts=layouts, batch=batch, int8_share=share)
 
 
-def _batch(context: PrepareContext) -> int | None:
-    return None if context.dynamic_batch else len(context.sample[0])
-
-
 def _trace(model: nn.Module, method: Method, context: PrepareContext, channels_last: bool) -> Any:
-    rows = min(2, len(context.sample[0])) if context.dynamic_batch else None
-    sample = tuple(to_layout(tensor, channels_last) for tensor in torch_sample(context, rows))
+    sample = tuple(to_layout(tensor, channels_last) for tensor in torch_sample(context, 2))
     with _without_deprecations():
         own = copy.deepcopy(model)
     if channels_last:
@@ -112,7 +106,7 @@ def _trace(model: nn.Module, method: Method, context: PrepareContext, channels_l
         # the outputs are compared with the original's afterwards; what tracing fixes shows there
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         script = torch.jit.trace(own, sample, check_trace=False)  # type: ignore[no-untyped-call]
-    torch._C._jit_pass_inline(script.graph)
+    inline_calls_(script)
     return script
 
 

@@ -23,8 +23,6 @@ from yolox.precision_names import Precision
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["BACKEND", "OnnxFile", "OnnxRuntimeBackend", "OnnxRuntimeRunner", "int8_share", "read_onnx"]
-
 MODEL = "model.onnx"
 INT8_KERNELS = (
     *("QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat"),
@@ -128,8 +126,8 @@ class OnnxRuntimeRunner:
         if self.batch is not None or batch_size == 1:
             return (Settings(threads), Settings(1)) if threads > 1 else (Settings(threads),)
         sizes = [size for size in (4, 8, 2, 1, 16) if size < batch_size]
-        side_by_side = [Settings(threads, threads, size) for size in sizes if threads > 1 and size * 2 <= batch_size]
-        return (*side_by_side, *(Settings(threads, 1, size) for size in sizes[:2]), Settings(threads))
+        in_streams = [Settings(threads, threads, size) for size in sizes if threads > 1 and size * 2 <= batch_size]
+        return (*in_streams, *(Settings(threads, 1, size) for size in sizes[:2]), Settings(threads))
 
     def configured(self, settings: Settings) -> OnnxRuntimeRunner:
         """Return the runner with other settings; its sessions start at the first call."""
@@ -184,12 +182,45 @@ def _numpy_type(name: str) -> np.dtype[Any]:
 
 
 @dataclass(frozen=True)
+class OnnxPart:
+    """A part of a network that reads and gives values by their names in the file.
+
+    Args:
+        model: The serialized ONNX file.
+        threads: Threads of one call.
+    """
+
+    model: bytes = field(repr=False)
+    threads: int = 1
+
+    @cached_property
+    def session(self) -> Any:
+        """The library's session, started at the first call.
+
+        Raises:
+            MissingDependencyError: Without ONNX Runtime.
+            ModelFileError: When the file is damaged.
+        """
+        with _as_model_error(Path(MODEL)):
+            return make_session(self.model, self.threads)
+
+    def __call__(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the outputs by name for a batch."""
+        fed = {
+            port.name: np.ascontiguousarray(values[port.name], _numpy_type(port.type))
+            for port in self.session.get_inputs()
+        }
+        names = [port.name for port in self.session.get_outputs()]
+        return dict(zip(names, self.session.run(names, fed), strict=True))
+
+
+@dataclass(frozen=True)
 class OnnxFile:
     """An ONNX file from anywhere, ready to run.
 
     Args:
         runner: Runs it.
-        input_shape: Of its only input, None for free axes.
+        input_shape: Shape of its only input, None for free axes.
         num_outputs: Number of outputs.
         metadata: Its custom metadata.
     """
@@ -231,9 +262,9 @@ class OnnxRuntimeBackend:
         context.progress("exporting")
         path = context.work_dir / MODEL
         export_onnx(model, context.sample, path, dynamic_batch=context.dynamic_batch)
-        batch = None if context.dynamic_batch else len(context.sample[0])
+        batch = context.fixed_batch
         runner = OnnxRuntimeRunner(path.read_bytes(), Settings(context.threads), batch)
-        sample = context.sample if batch else tuple(array[:2] for array in context.sample)
+        sample = context.small_sample(2)
         check_outputs(model, sample, runner(*sample))
         settings = runner.candidates(len(context.sample[0]), context.threads)[0]
         if method.precision is not Precision.INT8:
@@ -244,8 +275,7 @@ class OnnxRuntimeBackend:
             return OnnxRuntimeRunner(quantized, settings, batch)
 
         quantized = quantize_onnx(path, method.options["quantizer"], context, build)
-        row = context.sample if batch else tuple(array[:1] for array in context.sample)
-        return replace(build(quantized), int8_share=int8_share(quantized, row))
+        return replace(build(quantized), int8_share=int8_share(quantized, context.small_sample(1)))
 
     def load(self, folder: Path, manifest: Manifest, module: nn.Module | None = None) -> OnnxRuntimeRunner:
         """Load the model; torch is not needed.

@@ -20,8 +20,6 @@ from yolox.precision_names import Precision
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["BACKEND", "OpenVinoBackend", "OpenVinoRunner", "int8_share"]
-
 MODEL = "model.xml"
 COMPILED_SIZES = 4
 """Batch sizes kept compiled; one more replaces the oldest."""
@@ -234,9 +232,9 @@ class OpenVinoBackend:
         context.progress("exporting")
         path = context.work_dir / "model.onnx"
         export_onnx(model, context.sample, path, dynamic_batch=context.dynamic_batch)
-        batch = None if context.dynamic_batch else len(context.sample[0])
+        batch = context.fixed_batch
         runner = OpenVinoRunner(_core().read_model(str(path)), Settings(context.threads), batch=batch)
-        sample = context.sample if batch else tuple(array[:2] for array in context.sample)
+        sample = context.small_sample(2)
         check_outputs(model, sample, runner(*sample))
         fast = replace(runner, settings=_best_guess(runner, context), hint=hint, _pools={})
         if method.precision is Precision.FP16:

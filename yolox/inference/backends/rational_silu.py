@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["use_rational_silu_"]
-
 LIMIT = 10.0
 """Beyond it the sigmoid is taken as constant: 4.5e-5 from 0 or 1."""
 # With v = x / SCALE, sigmoid(x) - 1/2 is about v (v^4 + P1 v^2 + P0) / (v^4 + Q1 v^2 + Q0): a minimax fit on [0, 10]

@@ -16,15 +16,6 @@ from torch import Tensor, nn
 
 from yolox.inference.backends.base import Array, Arrays, PrepareContext, Settings, as_numpy, run_in_chunks
 
-__all__ = [
-    "TorchRunner",
-    "export_program",
-    "sizes_to_try",
-    "to_layout",
-    "torch_sample",
-    "torch_threads",
-]
-
 Call = Callable[..., tuple[Tensor, ...]]
 
 
@@ -115,17 +106,16 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def torch_sample(context: PrepareContext, batch: int | None = None) -> tuple[Tensor, ...]:
-    """Return the sample inputs as tensors of their own, cut to ``batch`` rows if given."""
-    return tuple(torch.from_numpy(np.array(array[:batch])) for array in context.sample)
+def torch_sample(context: PrepareContext, rows: int) -> tuple[Tensor, ...]:
+    """Return `PrepareContext.small_sample` as tensors of their own."""
+    return tuple(torch.from_numpy(np.array(array)) for array in context.small_sample(rows))
 
 
 def export_program(model: nn.Module, context: PrepareContext) -> torch.export.ExportedProgram:
     """Export ``model`` with a free batch axis where the context allows it."""
     # two rows: torch.export bakes a size of one into the program
-    rows = min(2, len(context.sample[0])) if context.dynamic_batch else None
-    inputs = torch_sample(context, rows)
-    if context.dynamic_batch and rows == 1:
+    inputs = torch_sample(context, 2)
+    if context.dynamic_batch and len(inputs[0]) == 1:
         inputs = tuple(torch.cat([tensor, tensor]) for tensor in inputs)
     axes: tuple[Any, ...] | None = ({0: torch.export.Dim.DYNAMIC},) * len(inputs) if context.dynamic_batch else None
     if axes is not None and _takes_any_number(model):

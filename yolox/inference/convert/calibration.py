@@ -12,8 +12,6 @@ import numpy as np
 from yolox.errors import UsageError
 from yolox.inference.backends.base import as_numpy
 
-__all__ = ["ModelInputs", "as_inputs", "count_inputs", "gather_inputs"]
-
 NumpyArrays = tuple[np.ndarray[Any, Any], ...]
 
 

@@ -18,8 +18,6 @@ from yolox.files import describe_failed_write
 from yolox.inference.convert.onnx_export import add_metadata, quiet
 from yolox.inference.convert.onnx_nms import SUPPRESSION_FROM, Suppression, add_nms
 
-__all__ = ["FORMATS", "OPSETS", "Deployment", "check_deployment", "write_deployment"]
-
 OPSETS = range(9, 24)
 """ONNX opsets that PyTorch writes."""
 

@@ -6,8 +6,6 @@ from torch import Tensor, nn
 
 from yolox.inference.artifacts.structure import flatten
 
-__all__ = ["FlatModule"]
-
 
 class FlatModule(nn.Module):
     """Calls ``model`` with positional tensors and returns the tensors of its output as a flat tuple.

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from yolox.inference.artifacts.structure import flatten
 
-__all__ = ["fold_normalisations"]
-
 TOLERANCE = 1e-3
 
 

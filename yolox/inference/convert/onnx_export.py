@@ -16,8 +16,6 @@ from torch import Tensor, nn
 
 from yolox.errors import YoloxError
 
-__all__ = ["add_metadata", "check_outputs", "export_onnx", "input_names", "output_names", "quiet"]
-
 OPSET = 18
 """Understood by every release of ONNX Runtime and OpenVINO of the last three years."""
 

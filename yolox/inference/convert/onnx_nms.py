@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["DETECTIONS", "DETECTIONS_LAYOUT", "SUPPRESSION_FROM", "Suppression", "add_nms"]
-
 DETECTIONS = "detections"
 """Name of the only output of a graph with suppression."""
 

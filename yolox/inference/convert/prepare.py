@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from yolox.inference.search.scorer import Scorer
 
-__all__ = ["OutputFacts", "accuracy_of", "prepare_model"]
-
 
 @dataclass(frozen=True)
 class OutputFacts:

@@ -25,8 +25,6 @@ from yolox.inference.methods import METHODS, missing_package
 from yolox.inference.search.scorer import Scorer
 from yolox.precision_names import Precision
 
-__all__ = ["Wish", "convert", "inference_context", "quantize", "trace"]
-
 
 @dataclass(frozen=True)
 class Wish:

@@ -14,8 +14,6 @@ import numpy as np
 
 from yolox.processes.pickling import dumps
 
-__all__ = ["Job", "Payload"]
-
 NumpyArrays = tuple[np.ndarray[Any, Any], ...]
 
 

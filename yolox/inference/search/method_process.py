@@ -17,8 +17,6 @@ from yolox.inference.search.stages import Stage, Status
 from yolox.processes.messages import to_json
 from yolox.processes.start import Process, ProcessFailure, Program
 
-__all__ = ["MethodFailure", "MethodProcess"]
-
 _WORKER = "yolox.inference.search.method_worker:run"
 STOP_SECONDS = 3.0
 Message = TypeVar("Message")

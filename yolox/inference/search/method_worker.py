@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from yolox.inference.artifacts.model import AcceleratedModel
     from yolox.inference.search.scorer import Scorer
 
-__all__ = ["main", "run"]
-
 EARLY_STOP_FACTOR = 12.0  # a method this much slower than the original is given up
 
 

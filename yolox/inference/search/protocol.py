@@ -10,8 +10,6 @@ from yolox.inference.backends.base import Settings
 from yolox.inference.search.latency import MeasurePlan
 from yolox.inference.search.stages import Stage, Status
 
-__all__ = ["Failed", "Go", "Measure", "Prepared", "Progress", "Ready", "Samples"]
-
 
 @dataclass(frozen=True)
 class Progress:
@@ -39,7 +37,7 @@ class Ready:
         peak_memory_mb: Largest resident set of the process so far.
         settings: The settings that the tuner chose.
         int8_share: Share of multiply-accumulates that run in int8.
-        facts: Of the original only: ``structure`` and ``dynamic_batch``.
+        facts: What is known of the original, and of it alone: ``structure`` and ``dynamic_batch``.
         max_difference: Largest absolute difference from the original's outputs.
         slow_ms: Times of a method that is too slow to go on with; empty for others.
         scores: What the metric said, by name.

@@ -23,8 +23,6 @@ from yolox.inference.search.results import MethodResult
 from yolox.inference.search.stages import Status
 from yolox.precision_names import Precision
 
-__all__ = ["Listener", "Search", "SearchOptions"]
-
 ROUND_SECONDS_LIMIT = 300.0
 PREPARED_TOGETHER = 2
 RUN_ORDER = ("eager", "native", "openvino", "onnxruntime", "jit", "ipex", "inductor")

@@ -1,4 +1,4 @@
-"""A saved model runs: loaded again in a fresh process, it gives the outputs that were judged."""
+"""A saved model runs: loaded again in a fresh process, it gives the outputs that were measured."""
 
 from __future__ import annotations
 
@@ -15,13 +15,11 @@ from yolox.inference.runner_process import Batch, Failed, await_loaded, start_ru
 from yolox.inference.search.jobs import Payload
 from yolox.processes.start import ProcessFailure
 
-__all__ = ["check_saved"]
-
 OTHER_BATCHES = (1, 8)
 """Rows of further batches that a model with a free batch axis must run."""
 
 TOLERANCES = {"fp32": 1e-3, "bf16": 2e-2, "fp16": 2e-2, "int8": 2e-2}
-"""Largest distance to the judged outputs, as a share of their size (Euclidean norms), for the judged batch."""
+"""Largest distance to the measured outputs, as a share of their size (Euclidean norms), for the measured batch."""
 
 OTHER_BATCH_FACTOR = 10
 """So many times as far may the same rows be in another batch: int8 scales may be taken from each batch as a whole."""
@@ -42,7 +40,7 @@ def check_saved(model: AcceleratedModel, folder: Path, payload: Payload, threads
         YoloxError: When it cannot be loaded, fails, or gives other outputs.
     """
     sample = payload.arrays("sample")
-    judged = model.run(*sample)
+    measured = model.run(*sample)
     settings = replace(model.runner.settings, threads=min(threads, model.runner.settings.threads))
     process = start_runner(folder, settings, module=payload.folder / "model.pkl")
     try:
@@ -54,7 +52,7 @@ def check_saved(model: AcceleratedModel, folder: Path, payload: Payload, threads
                 raise YoloxError(f"the saved model does not run a batch of {rows}: {answer.reason}")
             same = rows == len(sample[0])
             tolerance = TOLERANCES[model.manifest.precision] * (1 if same else OTHER_BATCH_FACTOR)
-            _compare(answer.arrays, _rows_of(judged, rows, same), tolerance, rows)
+            _compare(answer.arrays, _rows_of(measured, rows, same), tolerance, rows)
     except ProcessFailure as failure:
         raise YoloxError(f"the saved model does not run: its process {failure.reason}") from failure
     finally:
@@ -70,21 +68,21 @@ def _batches(sample: Sequence[Any], dynamic: bool) -> Iterator[tuple[int, tuple[
             yield rows, tuple(np.ascontiguousarray(array[np.arange(rows) % count]) for array in sample)
 
 
-def _rows_of(judged: Sequence[Any], rows: int, same: bool) -> tuple[Any, ...]:
-    return tuple(array if same else array[np.arange(rows) % len(array)] for array in judged)
+def _rows_of(measured: Sequence[Any], rows: int, same: bool) -> tuple[Any, ...]:
+    return tuple(array if same else array[np.arange(rows) % len(array)] for array in measured)
 
 
-def _compare(outputs: Sequence[Any], judged: Sequence[Any], tolerance: float, rows: int) -> None:
-    if [array.shape for array in outputs] != [array.shape for array in judged]:
+def _compare(outputs: Sequence[Any], measured: Sequence[Any], tolerance: float, rows: int) -> None:
+    if [array.shape for array in outputs] != [array.shape for array in measured]:
         shapes = [tuple(array.shape) for array in outputs]
-        raise YoloxError(f"the saved model returns shapes {shapes} for a batch of {rows}, not those that were judged.")
-    for number, (ours, theirs) in enumerate(zip(outputs, judged, strict=True)):
+        raise YoloxError(f"the saved model returns shapes {shapes} for a batch of {rows}, not the measured ones.")
+    for number, (ours, theirs) in enumerate(zip(outputs, measured, strict=True)):
         reference = np.nan_to_num(np.asarray(theirs, np.float64))
         distance = float(np.linalg.norm(np.nan_to_num(np.asarray(ours, np.float64)) - reference))
         size = float(np.linalg.norm(reference))
         if not distance <= tolerance * max(size, 1e-6):
             share = distance / max(size, 1e-6)
             raise YoloxError(
-                f"output {number} of the saved model is not the one that was judged: for a batch of {rows} it differs "
+                f"output {number} of the saved model is not the measured one: for a batch of {rows} it differs "
                 f"by {share:.2%} of its size."
             )

@@ -12,8 +12,6 @@ from typing import Any
 from yolox.errors import UsageError
 from yolox.inference.convert.calibration import as_inputs
 
-__all__ = ["Score", "Scorer"]
-
 
 @dataclass(frozen=True)
 class Score:

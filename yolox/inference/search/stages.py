@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from enum import Enum
 
-__all__ = ["Stage", "Status"]
-
 
 class Status(str, Enum):
     """How a method ended."""

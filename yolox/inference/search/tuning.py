@@ -10,8 +10,6 @@ import numpy as np
 
 from yolox.inference.backends.base import Arrays, Runner, Settings
 
-__all__ = ["Trial", "tune"]
-
 SLOWER = 1.25
 """A layout this many times slower than the best at first sight is not tried in other combinations."""
 

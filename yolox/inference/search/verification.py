@@ -13,8 +13,6 @@ from yolox.inference.artifacts.model import AcceleratedModel
 from yolox.inference.artifacts.structure import describe
 from yolox.inference.backends.base import Arrays
 
-__all__ = ["largest_difference", "learn_facts"]
-
 FP32_TOLERANCE = 0.05
 """An fp32 method that differs by more than this share of the largest value computes something else."""
 

@@ -17,8 +17,6 @@ from yolox.kernels.training.choose import Precision, Row
 from yolox.kernels.training.eligibility import StandIn, has_hooks, has_own_forward
 from yolox.kernels.training.plan import Plan
 
-__all__ = ["accelerate", "restore", "table"]
-
 _log = logging.getLogger(__name__)
 _MOST_PLANS = 64
 """So often is one module planned; one that changes at each step is left to PyTorch after that."""

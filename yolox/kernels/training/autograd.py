@@ -15,16 +15,6 @@ from yolox.kernels.training import ops
 from yolox.kernels.training.norms import BatchNorm, NormAct
 from yolox.kernels.training.sync import SharedNormalisation
 
-__all__ = [
-    "batchnorm_act",
-    "dense_gradient",
-    "depthwise_conv",
-    "normalised",
-    "parameter_gradients",
-    "share_",
-    "strided_depthwise_conv",
-]
-
 
 def batchnorm_act(x: Tensor, norm: NormAct) -> Tensor:
     """Return ``x`` ``[B, C, H, W]`` normalised over the batch and activated, and move the running statistics.
@@ -58,7 +48,7 @@ def strided_depthwise_conv(x: Tensor, weight: Tensor, padding: tuple[int, ...]) 
     Args:
         x: ``[B, C, H, W]``, bfloat16.
         weight: ``[C, 1, kernel, kernel]``, rounded to the precision of ``x``.
-        padding: Of height and width.
+        padding: Rows and columns of zeros at each side.
     """
     with torch.autocast("cpu", enabled=False):
         y: Tensor = _StridedDepthwise.apply(x, weight.to(x.dtype), padding)  # type: ignore[no-untyped-call]

@@ -24,8 +24,6 @@ from torch.fx.proxy import TraceError
 from yolox.kernels.training.eligibility import has_hooks, has_own_forward
 from yolox.kernels.training.graph import is_in_place, readers_of_values
 
-__all__ = ["Capture", "CaptureError", "capture", "tensors_in"]
-
 _CONSTANTS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, type(...))
 _COPIED = (list, dict, set)
 

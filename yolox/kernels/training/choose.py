@@ -24,8 +24,6 @@ from yolox.kernels.training.ops import CHANNEL_BLOCK, MOST_CHANNELS
 from yolox.kernels.training.space_to_depth import find_space_to_depth
 from yolox.kernels.training.steps import Step
 
-__all__ = ["Precision", "Row", "choose"]
-
 
 @dataclass(frozen=True)
 class Precision:

@@ -16,21 +16,6 @@ from yolox.kernels.training import ops
 from yolox.kernels.training.autograd import normalised, parameter_gradients, share_
 from yolox.kernels.training.norms import BatchNorm, NextNorm, NormAct
 
-__all__ = [
-    "Deferred",
-    "Features",
-    "Shortcut",
-    "add_shortcut",
-    "defer_norm",
-    "depthwise_block",
-    "materialize",
-    "pointwise_block",
-    "pointwise_prediction",
-    "pointwise_with_shortcut",
-    "raw",
-    "stem_block",
-]
-
 
 class Deferred:
     """What a convolution returned, and the normalisation and activation that its readers take it through.

@@ -11,21 +11,6 @@ from yolox.kernels.training.bindings import TYPES
 from yolox.kernels.training.ops import CHANNEL_BLOCK, MOST_CHANNELS
 from yolox.kernels.training.sync import SharedNormalisation
 
-__all__ = [
-    "StandIn",
-    "has_global_hooks",
-    "has_hooks",
-    "has_own_forward",
-    "is_depthwise",
-    "is_plain_tensor",
-    "supports_tensor",
-    "why_not_conv",
-    "why_not_depthwise",
-    "why_not_norm",
-    "why_not_pointwise",
-    "why_not_prediction",
-]
-
 
 def has_hooks(module: nn.Module) -> bool:
     """Return whether a hook wants to see the module being called."""

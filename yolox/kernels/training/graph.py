@@ -15,18 +15,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from yolox.kernels.training.eligibility import has_hooks
 from yolox.kernels.training.norms import IDENTITY, RELU, RELU6, SILU, Activation, NormAct
 
-__all__ = [
-    "Block",
-    "Layer",
-    "addends",
-    "channels_of",
-    "concatenated",
-    "find_blocks",
-    "is_in_place",
-    "readers_of_values",
-    "reads_only_shape",
-]
-
 _FUNCTIONS: dict[Any, Activation] = {F.silu: SILU, F.relu: RELU, torch.relu: RELU, F.relu6: RELU6}
 _SAME_CHANNELS = (nn.MaxPool2d, nn.AvgPool2d, nn.Upsample, nn.Dropout, nn.Dropout2d, nn.Identity, nn.ReLU, nn.SiLU)
 _SAME_CHANNELS_FUNCTIONS = (F.interpolate, F.max_pool2d, F.avg_pool2d, F.dropout, F.silu, F.relu)

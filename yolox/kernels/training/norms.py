@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from yolox.kernels.training import bindings
 
-__all__ = ["IDENTITY", "RELU", "RELU6", "SILU", "Activation", "BatchNorm", "NextNorm", "NormAct"]
-
 
 class Activation(NamedTuple):
     """The activation that follows a normalisation.

@@ -16,23 +16,6 @@ from torch import Tensor, nn
 from yolox.kernels.training import bindings
 from yolox.kernels.training.norms import Activation, BatchNorm, NextNorm
 
-__all__ = [
-    "CHANNEL_BLOCK",
-    "MOST_CHANNELS",
-    "Gradients",
-    "activate",
-    "depthwise",
-    "depthwise_backward",
-    "gradient_sums",
-    "normalise",
-    "normalise_backward_",
-    "pointwise",
-    "pointwise_backward",
-    "statistics",
-    "stem",
-    "stem_backward",
-]
-
 CHANNEL_BLOCK = 16
 """Kernels that go pixel by pixel want a multiple of so many channels."""
 MOST_CHANNELS = 1024
@@ -96,7 +79,7 @@ def _strided(gradient: Tensor) -> tuple[Tensor, int]:
 def statistics(x: Tensor) -> Tensor:
     """Return the sums ``[2, C]`` of x and of its squares."""
     sums = _sums(x.shape[1])
-    bindings.call("batchnorm_silu_statistics", x.dtype, x, _pixels(x), x.shape[1], sums)
+    bindings.call("norm_act_statistics", x.dtype, x, _pixels(x), x.shape[1], sums)
     return sums
 
 
@@ -108,7 +91,7 @@ def normalise(sums: Tensor, count: float, norm: nn.BatchNorm2d, activation: Acti
     moments = torch.empty(2, norm.num_features, dtype=torch.float32)
     result = BatchNorm(norm.weight, norm.bias, moments, activation)
     moving = bindings.Running(norm.running_mean.data_ptr(), norm.running_var.data_ptr(), norm.momentum or 0.0)
-    bindings.call("batchnorm_silu_moments", None, sums, count, norm.eps, norm.num_features, result(), moving)
+    bindings.call("norm_act_moments", None, sums, count, norm.eps, norm.num_features, result(), moving)
     norm.num_batches_tracked.add_(1)
     return result
 
@@ -117,7 +100,7 @@ def activate(x: Tensor, norm: BatchNorm, added: Tensor | None = None, added_norm
     """Return ``norm(x)``, activated, with ``added`` or the activated ``added_norm(added)`` added."""
     y = torch.empty_like(x)
     more = bindings.Residual() if added is None else bindings.Residual(added.data_ptr(), _norm(added_norm))
-    bindings.call("batchnorm_silu_forward", x.dtype, x, y, _pixels(x), x.shape[1], norm(), more)
+    bindings.call("norm_act_forward", x.dtype, x, y, _pixels(x), x.shape[1], norm(), more)
     return y
 
 
@@ -129,13 +112,13 @@ def gradient_sums(grad: Tensor, x: Tensor, norm: BatchNorm) -> tuple[Tensor, Ten
     """
     (dy, stride), dz, sums = _strided(grad.to(x.dtype)), torch.empty_like(x), _sums(x.shape[1])
     gradient = bindings.Gradient(dy.data_ptr(), stride, x.data_ptr(), _pixels(x), x.shape[1])
-    bindings.call("batchnorm_silu_gradient_sums", x.dtype, gradient, dz, norm(), sums)
+    bindings.call("norm_act_gradient_sums", x.dtype, gradient, dz, norm(), sums)
     return dz, sums
 
 
 def normalise_backward_(dz: Tensor, sums: Tensor, count: float, x: Tensor, norm: BatchNorm) -> Tensor:
     """Turn the gradient before the activation into that of ``x``, in place."""
-    bindings.call("batchnorm_silu_backward", x.dtype, x, dz, _pixels(x), x.shape[1], norm(), sums, count)
+    bindings.call("norm_act_backward", x.dtype, x, dz, _pixels(x), x.shape[1], norm(), sums, count)
     return dz
 
 

@@ -12,8 +12,6 @@ from yolox.kernels.training.capture import Capture
 from yolox.kernels.training.choose import Precision, Row, choose
 from yolox.kernels.training.deferred import materialize
 
-__all__ = ["Plan"]
-
 
 class Plan:
     """Computes what the forward method of a module does in training, for one precision and one kind of arguments.

@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-__all__ = ["find_space_to_depth"]
-
 _FUNCTIONS = {
     *(getattr, operator.getitem, operator.floordiv, operator.truediv, operator.mul, operator.sub, operator.add),
     *(torch.cat, torch.concat, torch.permute, torch.reshape, torch.flatten, F.pixel_unshuffle, torch.pixel_unshuffle),
@@ -31,7 +29,7 @@ def find_space_to_depth(
     Args:
         node: What a convolution reads.
         channels: Its channels.
-        modules: Of the captured module, by name.
+        modules: Parts of the captured module, by name.
 
     Returns:
         The tensor that is rearranged, and a function that turns a 3x3 weight over blocks into the 6x6 weight over

@@ -21,20 +21,6 @@ from yolox.kernels.training.deferred import Deferred, Features, Shortcut, materi
 from yolox.kernels.training.eligibility import is_depthwise, supports_tensor
 from yolox.kernels.training.graph import Block, reads_only_shape
 
-__all__ = [
-    "Step",
-    "add",
-    "call",
-    "concatenate",
-    "depthwise",
-    "folded_conv",
-    "norm_act",
-    "pointwise",
-    "prediction",
-    "residual_pointwise",
-    "stem",
-]
-
 
 @dataclass(frozen=True, eq=False)
 class Step:

@@ -6,8 +6,6 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-__all__ = ["SharedNormalisation"]
-
 
 class SharedNormalisation(ABC):
     """A batch normalisation layer whose statistics in training are those of several processes together.

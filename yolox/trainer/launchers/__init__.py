@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from yolox.errors import UsageError
 from yolox.trainer.launchers.base import Launcher
 from yolox.trainer.launchers.heartbeat import HangLimits
 from yolox.trainer.launchers.popen import PopenLauncher
-from yolox.trainer.launchers.spawn import SpawnLauncher
 
 __all__ = ["build_launcher"]
 
@@ -32,7 +29,6 @@ def build_launcher(name: str, limits: HangLimits | None, cluster: str | None = N
         from yolox.trainer.launchers.spark_barrier import SparkLauncher
 
         return SparkLauncher(cluster, limits)
-    local: dict[str, Callable[[HangLimits | None], Launcher]] = {"subprocess": PopenLauncher, "spawn": SpawnLauncher}
-    if name not in local:
+    if name != "subprocess":
         raise UsageError(f"there is no distributed_backend '{name}'; use 'subprocess', 'spawn', 'ray' or 'spark'.")
-    return local[name](limits)
+    return PopenLauncher(limits)

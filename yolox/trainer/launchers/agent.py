@@ -39,8 +39,6 @@ from yolox.trainer.launchers.protocol import (
 from yolox.trainer.launchers.worker import RunDirectory, Setup
 from yolox.trainer.launchers.worker_group import LocalWorkerGroup
 
-__all__ = ["limit_silence", "machine_identity", "serve_node"]
-
 _ROUND_SECONDS = 0.1
 _REPORT_SECONDS = 0.5
 _STACK_SECONDS = 0.2

@@ -28,8 +28,6 @@ from yolox.trainer.launchers.protocol import (
 )
 from yolox.trainer.launchers.worker import RunDirectory
 
-__all__ = ["AgentConnection", "AgentServer"]
-
 _START_SECONDS = 120.0
 _NEWS_SECONDS = 15.0
 _log = logging.getLogger(__name__)

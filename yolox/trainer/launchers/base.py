@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-__all__ = ["FailureKind", "Launcher", "Phase", "RankError", "Slot", "Worker", "no_beat"]
-
 Phase = Literal["setup", "step", "data", "other"]
 """What a rank is doing: starting, computing a batch, fetching a batch, anything else (evaluation, files ...)."""
 

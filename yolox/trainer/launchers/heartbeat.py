@@ -19,17 +19,6 @@ from typing import get_args
 
 from yolox.trainer.launchers.base import Phase
 
-__all__ = [
-    "CpuActivity",
-    "HangLimits",
-    "HangWatch",
-    "Heartbeat",
-    "RankActivity",
-    "is_busy",
-    "read_cpu_activity",
-    "read_heartbeat",
-]
-
 _PHASES: tuple[Phase, ...] = get_args(Phase)
 _RECORD = struct.Struct("=qq")  # number of beats, index of the phase
 _MIN_COMPUTED, _MIN_RUNNABLE = 0.03, 0.4  # seconds a second; less is housekeeping, not work

@@ -6,8 +6,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["JoinedRank", "joined_rank"]
-
 _INTERACTIVE = ("bash", "interactive")
 _FIRST_PORT, _NUM_PORTS = 15_000, 20_000
 

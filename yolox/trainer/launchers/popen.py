@@ -21,8 +21,6 @@ from yolox.trainer.launchers.supervise import supervise
 from yolox.trainer.launchers.worker import RunDirectory
 from yolox.trainer.launchers.worker_group import LocalWorkerGroup
 
-__all__ = ["WORKER", "PopenLauncher", "package_path", "start_worker", "worker_environment"]
-
 WORKER = Program("yolox.trainer.launchers.worker:serve")
 """What the process of a slot runs."""
 

@@ -9,18 +9,6 @@ from yolox.cpu.machine import Machine
 from yolox.trainer.launchers.base import Phase, Slot
 from yolox.trainer.launchers.heartbeat import CpuActivity
 
-__all__ = [
-    "AllEnded",
-    "FilePart",
-    "JoinInfo",
-    "Output",
-    "RankState",
-    "Registration",
-    "SendSignal",
-    "StartRequest",
-    "States",
-]
-
 
 @dataclass(frozen=True)
 class JoinInfo:

@@ -18,8 +18,6 @@ from yolox.trainer.launchers.heartbeat import HangLimits
 from yolox.trainer.launchers.protocol import JoinInfo
 from yolox.trainer.launchers.remote import run_remote
 
-__all__ = ["RayLauncher", "share_nodes"]
-
 _END_SECONDS = 5.0
 _STORE_BYTES = 80 * 2**20  # nothing of ours goes through Ray's object store
 _log = logging.getLogger(__name__)
@@ -32,7 +30,7 @@ class RayLauncher:
     ``$RAY_ADDRESS``, is joined for the run; without an address, a Ray of this machine is started for the run.
 
     Args:
-        address: Of a running cluster, ``host:6379``.
+        address: Address of a running cluster, ``host:6379``.
         limits: When a run that does nothing is taken to hang; None for never.
     """
 
@@ -110,7 +108,7 @@ def share_nodes(cpus: Mapping[str, float], world: int, own: str) -> dict[str, in
     """Return how many ranks each node gets: as many for each CPU everywhere, the own node first.
 
     Args:
-        cpus: Of each node; those without any get no ranks.
+        cpus: CPUs of each node; nodes without any get no ranks.
         world: Number of ranks.
         own: The node of this process, which gets rank 0 if it computes.
 

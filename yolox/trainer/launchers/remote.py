@@ -28,8 +28,6 @@ from yolox.trainer.launchers.protocol import JoinInfo, Registration, SendSignal,
 from yolox.trainer.launchers.supervise import supervise
 from yolox.trainer.launchers.worker import RunDirectory
 
-__all__ = ["Engine", "Place", "place_ranks", "run_remote"]
-
 _SILENCE_SECONDS = 7.0
 _PAUSE_SECONDS = 3.0
 _log = logging.getLogger(__name__)

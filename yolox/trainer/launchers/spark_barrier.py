@@ -23,8 +23,6 @@ from yolox.trainer.launchers.popen import package_path
 from yolox.trainer.launchers.protocol import JoinInfo
 from yolox.trainer.launchers.remote import run_remote
 
-__all__ = ["SparkLauncher", "first_reason"]
-
 _END_SECONDS = 5.0
 _REGISTER_SECONDS = 20.0  # for executors to come up before their number counts
 _LOGGING = """
@@ -46,7 +44,7 @@ class SparkLauncher:
     ``spark-submit`` or its defaults say, or on this machine alone.
 
     Args:
-        master: Of a cluster, ``spark://host:7077``.
+        master: Address of a cluster, ``spark://host:7077``.
         limits: When a run that does nothing is taken to hang; None for never.
     """
 

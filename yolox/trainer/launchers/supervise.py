@@ -21,8 +21,6 @@ from yolox.trainer.launchers.heartbeat import CpuActivity, HangLimits, HangWatch
 from yolox.trainer.launchers.worker import RunDirectory
 from yolox.trainer.launchers.worker_group import WorkerGroup
 
-__all__ = ["describe_stop", "supervise"]
-
 _POLL_SECONDS = 0.1
 _LOOK_SECONDS = 1.0
 _PAUSE_SECONDS = 5.0

@@ -1,6 +1,6 @@
 """The inside of a worker process: take its place, run the function, write down how it ended.
 
-The main script of the parent is never run again, except by ``spawn``.
+The main script of the parent is never run again.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ from yolox.processes.messages import from_json, to_json
 from yolox.processes.pickling import dumps
 from yolox.trainer.launchers.base import Failure, FailureKind, Phase, Slot, Worker
 from yolox.trainer.launchers.heartbeat import Heartbeat
-
-__all__ = ["RunDirectory", "Setup", "serve"]
 
 _FAILED = 1
 

@@ -12,15 +12,12 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from yolox.errors import UsageError
 from yolox.inference.backends.base import Array, Arrays, PrepareContext, as_numpy, like_inputs, run_in_chunks
 from yolox.inference.backends.int8_lowering import lower_int8_, silence_quantize_warning
 from yolox.inference.backends.torch_runner import export_program
 from yolox.inference.convert.quantizers.mixed_precision import Layer, search_mixed_precision
 from yolox.inference.convert.quantizers.ranges import RangeFinder, relative_noise
 from yolox.kernels.int8.overflow import sums_may_overflow, weight_bounds
-
-__all__ = ["export_graph", "fold_weights_", "heavy_nodes", "int8_share", "keep_observers_", "quantize_graph"]
 
 CALIBRATION_ROWS = 64
 MEASURED_ROWS = 4
@@ -88,11 +85,9 @@ def quantize_graph(
     Raises:
         UsageError: Without calibration data.
     """
-    rows = list(context.calibration_samples(CALIBRATION_ROWS))
-    if not rows:
-        raise UsageError("int8 needs real data to calibrate on, and none arrived. Give a loader as training_data.")
+    rows = context.calibration_rows(CALIBRATION_ROWS)
     source = export_graph(model, context)
-    batch = _fixed_batch(context)
+    batch = context.fixed_batch
     context.progress(f"calibrating on {len(rows)} rows")
     intervals = _find_intervals(source, rows, batch)
     layers, float_macs = _measure_layers(source, rows[:MEASURED_ROWS], intervals, batch)
@@ -293,7 +288,3 @@ def _pieces(rows: Sequence[Arrays], size: int, fill: bool) -> Iterator[tuple[Ten
         least = size if fill else min(2, size)
         piece += [piece[-1]] * (least - len(piece))
         yield tuple(torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*piece, strict=True))
-
-
-def _fixed_batch(context: PrepareContext) -> int | None:
-    return None if context.dynamic_batch else len(context.sample[0])

@@ -12,13 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from yolox.errors import UsageError
 from yolox.inference.artifacts.structure import flatten
 from yolox.inference.backends.base import Array, Arrays, PrepareContext, as_numpy, like_inputs
 from yolox.inference.backends.torch_runner import torch_sample
 from yolox.inference.convert.quantizers.mixed_precision import first_accurate
-
-__all__ = ["quantize_static"]
 
 NUM_CALIBRATION = 64
 
@@ -34,10 +31,9 @@ def quantize_static(ipex: Any, model: nn.Module, context: PrepareContext) -> tup
     Raises:
         UsageError: When there is no calibration data.
     """
-    if not context.calibration:
-        raise UsageError("int8 needs real data to calibrate on, and none arrived. Give training_data.")
+    rows = context.calibration_rows(NUM_CALIBRATION)
     work = count_work(model, torch_sample(context, 1))
-    prepared = _calibrated(ipex, model, context)
+    prepared = _calibrated(ipex, model, context, rows)
     summary_file = context.work_dir / "ipex_int8.json"
     prepared.save_qconf_summary(str(summary_file))
     summary = json.loads(summary_file.read_text(encoding="utf-8"))
@@ -106,14 +102,14 @@ def _is_last(part: nn.Module, names: list[str], parts: dict[str, nn.Module]) -> 
     return given not in taken
 
 
-def _calibrated(ipex: Any, model: nn.Module, context: PrepareContext) -> Any:
-    sample = torch_sample(context, 1 if context.dynamic_batch else None)
+def _calibrated(ipex: Any, model: nn.Module, context: PrepareContext, rows: list[Arrays]) -> Any:
+    sample = torch_sample(context, 1)
     mapping = ipex.quantization.default_static_qconfig_mapping
     with torch.no_grad():
         prepared = ipex.quantization.prepare(model, mapping, example_inputs=sample, inplace=True, bn_folding=False)
         context.progress("calibrating")
         if context.dynamic_batch:
-            for inputs in context.calibration_samples(NUM_CALIBRATION):
+            for inputs in rows:
                 prepared(*(torch.from_numpy(array.copy()) for array in inputs))
         else:
             for inputs in context.calibration:
@@ -132,10 +128,9 @@ def _converted(ipex: Any, prepared: Any, summary: dict[str, Any], file: Path) ->
 
 
 def _predictor(module: nn.Module, context: PrepareContext) -> Callable[..., Arrays]:
-    rows = 1 if context.dynamic_batch else None
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        script: Any = torch.jit.trace(module, torch_sample(context, rows), check_trace=False)  # type: ignore[no-untyped-call]
+        script: Any = torch.jit.trace(module, torch_sample(context, 1), check_trace=False)  # type: ignore[no-untyped-call]
         script = torch.jit.freeze(script.eval())
 
     def predict(*inputs: Array) -> Arrays:

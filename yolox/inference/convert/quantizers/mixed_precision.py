@@ -10,8 +10,6 @@ from typing import TypeVar
 
 from yolox.inference.backends.base import Arrays, PrepareContext
 
-__all__ = ["LEAST_INT8_SHARE", "Layer", "first_accurate", "float_layer_sets", "search_mixed_precision"]
-
 Quantized = TypeVar("Quantized")
 
 FLOAT_SHARES = (0.05, 0.16, 0.25, 0.4)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from yolox.errors import UsageError, YoloxError
+from yolox.errors import YoloxError
 from yolox.inference.backends.base import Arrays, PrepareContext
 from yolox.inference.convert.quantizers.mixed_precision import first_accurate
 from yolox.kernels.int8.convert import convert, with_early_sigmoids
-from yolox.kernels.int8.float_ir import Convolution, Network
+from yolox.kernels.int8.float_ir import Network
 from yolox.kernels.int8.int8_ir import Program
+from yolox.kernels.int8.ops.convolution import Convolution
 from yolox.kernels.int8.quantize import observe
-
-__all__ = ["quantize_network"]
 
 CALIBRATION_ROWS = 32
 QUANTILES = (1.0, 0.95, 0.8)
@@ -30,6 +29,7 @@ def quantize_network(
     build: Callable[[Program], Callable[..., Arrays]],
     *,
     in_pairs: bool = False,
+    read: Callable[[Sequence[NDArray[Any]]], tuple[NDArray[Any], ...]] | None = None,
 ) -> Program:
     """Return the first program that keeps the accuracy, or the best one if none does.
 
@@ -38,6 +38,7 @@ def quantize_network(
         context: Calibration data and the bound on accuracy; without a way to measure it, the first attempt is taken.
         build: Gives a runnable for a program.
         in_pairs: See ``quantize_weights``.
+        read: Turns a batch of the calibration data into what ``network`` reads; ``None`` where that is the same.
 
     Raises:
         UsageError: Without calibration data.
@@ -46,7 +47,7 @@ def quantize_network(
     network = with_early_sigmoids(network)
     if not any(isinstance(layer, Convolution) for layer in network.layers):
         raise YoloxError("no convolution arrived that could be computed in 8 bits. Use another method.")
-    batches = list(_batches(context))
+    batches = [arrays if read is None else read(arrays) for arrays in _batches(context)]
     context.progress(f"calibrating on {sum(len(arrays[0]) for arrays in batches)} rows")
     observers = observe(network, batches)
     shapes = network.shapes(batches[0])
@@ -66,10 +67,8 @@ def _batches(context: PrepareContext) -> Iterator[tuple[NDArray[Any], ...]]:
     Raises:
         UsageError: When there are none.
     """
-    rows = list(context.calibration_samples(CALIBRATION_ROWS))
-    if not rows:
-        raise UsageError("int8 needs real data to calibrate on, and none arrived. Give a loader as training_data.")
-    size = 1 if context.dynamic_batch else len(context.sample[0])
+    rows = context.calibration_rows(CALIBRATION_ROWS)
+    size = context.fixed_batch or 1
     for start in range(0, len(rows), size):
         chosen = [rows[index % len(rows)] for index in range(start, start + size)]
         yield tuple(np.concatenate(arrays) for arrays in zip(*chosen, strict=True))

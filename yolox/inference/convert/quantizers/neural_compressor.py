@@ -15,8 +15,6 @@ from yolox.errors import MissingDependencyError
 from yolox.inference.backends.base import PrepareContext
 from yolox.inference.convert.quantizers.fx_graph import fold_weights_, quantize_graph
 
-__all__ = ["quantize_static"]
-
 
 def quantize_static(model: nn.Module, context: PrepareContext) -> tuple[GraphModule, float]:
     """Return the calibrated and converted graph of ``model``, and its share of int8 multiply-accumulates.

@@ -10,12 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from yolox.errors import MissingDependencyError, UsageError
+from yolox.errors import MissingDependencyError
 from yolox.inference.backends.base import Arrays, PrepareContext
 from yolox.inference.convert.quantizers.mixed_precision import Layer, search_mixed_precision
 from yolox.inference.convert.quantizers.ranges import relative_noise
-
-__all__ = ["HEAVY", "multiply_accumulates", "quantize_openvino"]
 
 HEAVY = ("Convolution", "GroupConvolution", "MatMul", "ConvolutionBackpropData", "GroupConvolutionBackpropData")
 CALIBRATION_ROWS = 128
@@ -41,12 +39,8 @@ def quantize_openvino(graph: Any, context: PrepareContext, build: Callable[[Any]
         import nncf
     except ImportError as error:
         raise MissingDependencyError("nncf", "pip install nncf") from error
-    rows = list(context.calibration_samples(CALIBRATION_ROWS))
-    if not rows:
-        raise UsageError("int8 needs real data to calibrate on, and none arrived. Give a loader as training_data.")
-    if not context.dynamic_batch:
-        size = len(context.sample[0])
-        rows = [tuple(np.repeat(array, size, axis=0) for array in row) for row in rows]
+    rows = context.calibration_rows(CALIBRATION_ROWS)
+    rows = [tuple(np.repeat(array, context.fixed_batch or 1, axis=0) for array in row) for row in rows]
     kinds = {node.get_type_name() for node in graph.get_ops()}
     light = sorted(kinds - {*HEAVY, "Constant", "Parameter", "Result"})
     dataset = nncf.Dataset([dict(enumerate(row)) for row in rows])

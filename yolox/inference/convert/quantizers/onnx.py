@@ -11,13 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from yolox.errors import MissingDependencyError, UsageError
+from yolox.errors import MissingDependencyError
 from yolox.inference.backends.base import Arrays, PrepareContext
 from yolox.inference.convert.quantizers.mixed_precision import Layer, search_mixed_precision
 from yolox.inference.convert.quantizers.ranges import RangeFinder, relative_noise
 from yolox.kernels.int8.overflow import sums_may_overflow, weight_bounds
-
-__all__ = ["quantize_onnx"]
 
 CALIBRATION_ROWS = 64
 MEASURED_ROWS = 4
@@ -64,12 +62,8 @@ def quantize_onnx(
         import onnx
     except ImportError as error:
         raise MissingDependencyError("onnx", "pip install onnx") from error
-    rows = list(context.calibration_samples(CALIBRATION_ROWS))
-    if not rows:
-        raise UsageError("int8 needs real data to calibrate on, and none arrived. Give a loader as training_data.")
-    if not context.dynamic_batch:
-        size = len(context.sample[0])
-        rows = [tuple(np.repeat(array, size, axis=0) for array in row) for row in rows]
+    rows = context.calibration_rows(CALIBRATION_ROWS)
+    rows = [tuple(np.repeat(array, context.fixed_batch or 1, axis=0) for array in row) for row in rows]
     model = onnx.load(str(path))
     context.progress(f"calibrating on {len(rows)} rows")
     facts = _calibrate(model, rows, outputs_too=kind == "qlinear")

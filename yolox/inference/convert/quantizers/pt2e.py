@@ -14,8 +14,6 @@ from yolox.errors import MissingDependencyError
 from yolox.inference.backends.base import PrepareContext
 from yolox.inference.convert.quantizers.fx_graph import quantize_graph
 
-__all__ = ["quantize_pt2e"]
-
 
 def quantize_pt2e(model: nn.Module, context: PrepareContext) -> tuple[GraphModule, float]:
     """Return the calibrated and converted graph of ``model``, and its share of int8 multiply-accumulates.

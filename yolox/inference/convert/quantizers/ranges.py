@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["RangeFinder", "fake_quantize", "relative_noise"]
-
 LEVELS = 255
 BINS = 2048
 VALUES_PER_ROW = 8192

@@ -9,6 +9,11 @@
 #include <unistd.h>
 #include <vector>
 
+#if defined(__x86_64__) && defined(__GLIBC__)
+// The version under which every glibc has it; that of 2.34 and later would shut out the earlier ones.
+__asm__(".symver pthread_create, pthread_create@GLIBC_2.2.5");
+#endif
+
 namespace native {
 
 int64_t now_ns() {
