@@ -119,7 +119,7 @@ def _lose_model(artifact: Path) -> None:
 
 @pytest.mark.parametrize(
     ("damage", "message"),
-    [(_swap_weights, "not the one that was judged"), (_lose_model, "missing")],
+    [(_swap_weights, "is not the measured one"), (_lose_model, "missing")],
 )
 def test_a_saved_model_that_answers_otherwise_is_no_success(
     damage: Callable[[Path], Any], message: str, tmp_path: Path
