@@ -18,7 +18,7 @@ from yolox.kernels.int8.convert import with_early_sigmoids
 from yolox.kernels.int8.float_ir import Convolution, Enlarge, Join, Map, Network, Pixels, Pool, Sum
 from yolox.kernels.int8.int8_ir import Activation, Function
 from yolox.kernels.int8.onnx_reader import read_network
-from yolox.models.decoding import DecodedDetector, OfficialDetector
+from yolox.models.decoding import DecodedDetector, official_output
 from yolox.models.detector import build_detector
 
 pytestmark = pytest.mark.backends
@@ -92,7 +92,7 @@ def test_large_images_are_understood(tmp_path: Path) -> None:
 
 def test_a_fixed_batch_is_understood(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = OfficialDetector(build_detector(get_experiment("yolox_nano").model)).eval()
+    model = DecodedDetector(build_detector(get_experiment("yolox_nano").model), official_output).eval()
     check(model, read(model, tmp_path, pixels(), dynamic_batch=False), pixels())
 
 
