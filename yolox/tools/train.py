@@ -150,7 +150,7 @@ def _safe_start(args: argparse.Namespace, folder: Path) -> tuple[str, ...]:
 def _train(args: argparse.Namespace, follower: bool) -> dict[str, Any]:
     """Train and return the facts of the run for ``--json``."""
     shorten_waits()  # before PyTorch is imported
-    from yolox.data.datamodule import build_data_module
+    from yolox.data.datamodule import YoloxDataModule
     from yolox.recipe.module import YoloxModule
     from yolox.recipe.phases import final_phase_epoch
     from yolox.recipe.run_folder import open_run_folder
@@ -162,7 +162,7 @@ def _train(args: argparse.Namespace, follower: bool) -> dict[str, Any]:
     batch_size = args.batch_size or (state.batch_size if state is not None else None) or BATCH_SIZE
     print(prepare_cpu())
     folder = Path(experiment.output_dir) / experiment.exp_name
-    data = build_data_module(
+    data = YoloxDataModule(
         experiment.data,
         batch_size=batch_size,
         test_size=experiment.eval.test_size,
