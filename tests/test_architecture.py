@@ -74,6 +74,7 @@ OPTIONAL: dict[str, set[str]] = {
         "inference/convert/quantizers/onnx.py",
         "inference/backends/onnxruntime.py",
         "kernels/int8/onnx_reader.py",
+        "kernels/int8/onnx_cut.py",
     },
     "nncf": {"inference/convert/quantizers/nncf.py"},
     "torchao": {"inference/convert/quantizers/pt2e.py"},

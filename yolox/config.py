@@ -71,6 +71,7 @@ class DataConfig:
     mixup_scale: Annotated[tuple[float, float], Range(0, 100, above=True), Ascending()] = (0.5, 1.5)
     shear: Annotated[float, Range(0, 89, "an angle")] = 2.0
     max_labels: Annotated[int, Range(1, 100_000)] = 120
+    repeat_threshold: Share = 0.0  # classes in a smaller share of the images are drawn more often, see `repeat_factors`
 
     @property
     def size_range(self) -> tuple[int, int]:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def train_loader(
 ) -> TrainLoader:
     augmentation = Augmentation(TrainTransform(TARGET), mosaic_prob=0.7)
     samples = TrainingSamples(ImageSource(dataset, TARGET), augmentation)
-    settings = {"batch_size": 3, "seed": 11, **stream}
+    settings: dict[str, Any] = {"batch_size": 3, "seed": 11, **stream}
     return TrainLoader(samples, RequestStream(len(dataset), **settings), num_workers, start_method)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import pytorch_lightning as pl
@@ -17,6 +18,7 @@ from yolox.data.dataset_paths import DatasetPaths, default_data_dir, load_split,
 from yolox.data.image_source import ImageSource
 from yolox.data.loader import TrainLoader, ValLoader, default_num_workers
 from yolox.data.mosaic import Affine
+from yolox.data.repeat_factors import WeightedImages, repeat_factors
 from yolox.data.report import DatasetReport, report_dataset
 from yolox.data.sampling import RequestStream
 from yolox.data.training_samples import Augmentation, TrainingSamples
@@ -161,7 +163,14 @@ class YoloxDataModule(pl.LightningDataModule):
     @property
     def batches_per_epoch(self) -> int:
         """Training steps of an epoch."""
-        return -(-len(self.train_set) // self.batch_size)
+        draws = len(self.train_set) if self.weighted is None else self.weighted.draws_per_pass
+        return -(-draws // self.batch_size)
+
+    @cached_property
+    def weighted(self) -> WeightedImages | None:
+        """What draws images with rare classes more often; None where each is drawn once."""
+        threshold = self.config.repeat_threshold
+        return WeightedImages(repeat_factors(self.train_set, threshold)) if threshold > 0 else None
 
     def report(self) -> DatasetReport:
         """Return counts of both splits and what looks wrong; a missing split is an error.
@@ -208,6 +217,7 @@ class YoloxDataModule(pl.LightningDataModule):
             rank=rank,
             world=world,
             no_mosaic_from_batch=None if final is None else final * self.batches_per_epoch,
+            weighted=self.weighted,
         )
 
     def train_dataloader(self) -> TrainLoader:
@@ -215,7 +225,7 @@ class YoloxDataModule(pl.LightningDataModule):
         if self._train_loader is None:
             stream = self._stream(*self._place())
             source = self._source(self.train_set, self.config.input_size, reduced_decode=self.config.reduced_decode)
-            samples = TrainingSamples(source, build_augmentation(self.config))
+            samples = TrainingSamples(source, build_augmentation(self.config), self.weighted)
             self._train_loader = TrainLoader(samples, stream, _num_workers(self.config))
             if self.trainer is not None:
                 self._train_loader.seek(self.trainer.global_step * self.trainer.accumulate_grad_batches)

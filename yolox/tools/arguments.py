@@ -60,6 +60,16 @@ def probability(text: str) -> float:
     return value
 
 
+def _size_or_auto(text: str) -> int | str:
+    """Convert a batch size, or leave the word ``auto``."""
+    if text == "auto":
+        return text
+    try:
+        return positive_int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"got '{text}', expected a whole number or auto") from error
+
+
 def add_model_arguments(parser: ToolParser, checkpoint_help: str) -> None:
     """Add ``-n -f -c -expn``."""
     parser.add_argument("-n", "--name", help="published model: yolox_nano, -tiny, -s, -m, -l, -x, yolov3")
@@ -68,11 +78,11 @@ def add_model_arguments(parser: ToolParser, checkpoint_help: str) -> None:
     parser.add_argument("-expn", "--experiment-name", metavar="NAME", help="name of the output sub-folder")
 
 
-def add_data_arguments(parser: ToolParser, batch_size: int) -> None:
-    """Add ``-b --data_dir --val_fraction --num_workers``."""
-    parser.add_argument(
-        "-b", "--batch-size", type=positive_int, default=batch_size, help=f"images of a step in all ({batch_size})"
-    )
+def add_data_arguments(parser: ToolParser, batch_size: int, auto: bool = False) -> None:
+    """Add ``-b --data_dir --val_fraction --num_workers``; ``auto`` lets ``-b auto`` be said."""
+    what = "images of a step in all, or auto: as many as memory allows" if auto else "images of a step in all"
+    kind = _size_or_auto if auto else positive_int
+    parser.add_argument("-b", "--batch-size", type=kind, default=batch_size, help=f"{what} ({batch_size})")
     parser.add_argument("--data_dir", metavar="DIR", help="data set; default $YOLOX_DATADIR, datasets/COCO, samples")
     parser.add_argument(
         "--val_fraction",
