@@ -19,7 +19,7 @@ from benchmarks.stock_pipeline import StockPipeline
 from yolox.config import Experiment
 from yolox.cpu.allocator import keep_freed_memory
 from yolox.data.cache import open_cache
-from yolox.data.coco import CocoDataset
+from yolox.data.coco_dataset import CocoDataset
 from yolox.data.datamodule import YoloxDataModule, build_augmentation
 from yolox.data.dataset_paths import load_split, resolve_dataset
 from yolox.data.image_source import ImageSource

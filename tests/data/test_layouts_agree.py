@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from yolox.data.coco import CocoDataset
+from yolox.data.coco_dataset import CocoDataset
 from yolox.data.dataset_paths import load_split, resolve_dataset
 from yolox.evaluation.coco_metric import coco_metric
 from yolox.structures import Detections
