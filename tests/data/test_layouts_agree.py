@@ -14,7 +14,7 @@ import pytest
 
 from yolox.checkpoint import load_model
 from yolox.config import DataConfig
-from yolox.data.coco import CocoDataset
+from yolox.data.coco_dataset import CocoDataset
 from yolox.data.datamodule import build_val_loader
 from yolox.data.dataset_paths import load_split, resolve_dataset
 from yolox.evaluation.coco_metric import coco_metric

@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from yolox.config import Experiment, apply_fields
-from yolox.data.datamodule import build_data_module
+from yolox.data.datamodule import YoloxDataModule
 from yolox.data.sample_dataset import draw_sample_set
 from yolox.experiments import EXPERIMENTS
 from yolox.recipe.callbacks import CheckpointFiles, Evaluation
@@ -91,7 +91,7 @@ def fit(
 ) -> tuple[FiniteValues, States, Poisoned]:
     """Train with batches of two: three steps an epoch."""
     folder.mkdir(exist_ok=True)
-    data = build_data_module(experiment.data, batch_size=2, test_size=experiment.eval.test_size, seed=0)
+    data = YoloxDataModule(experiment.data, batch_size=2, test_size=experiment.eval.test_size, seed=0)
     module = Poisoned(experiment, data.class_names, 2, data.batches_per_epoch)
     module.poisoned_steps, module.poisoned_rank = tuple(steps), arguments.get("num_processes", 1) - 1
     files = CheckpointFiles(folder)

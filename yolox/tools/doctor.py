@@ -15,7 +15,7 @@ from yolox.errors import DataError, printable
 from yolox.tools.arguments import ToolParser, probability, ranged, report_progress, run_tool, write_json
 
 if TYPE_CHECKING:
-    from yolox.data.coco import CocoDataset
+    from yolox.data.coco_dataset import CocoDataset
     from yolox.data.dataset_paths import DatasetPaths
     from yolox.data.formats.description import Finding
     from yolox.data.report import DatasetReport

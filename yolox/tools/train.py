@@ -157,7 +157,7 @@ def _safe_start(args: argparse.Namespace, folder: Path) -> tuple[str, ...]:
 def _train(args: argparse.Namespace, follower: bool) -> dict[str, Any]:
     """Train and return the facts of the run for ``--json``."""
     shorten_waits()  # before PyTorch is imported
-    from yolox.data.datamodule import build_data_module
+    from yolox.data.datamodule import YoloxDataModule
     from yolox.data.repeat_factors import describe_repeats
     from yolox.recipe.module import YoloxModule
     from yolox.recipe.phases import final_phase_epoch
@@ -170,7 +170,7 @@ def _train(args: argparse.Namespace, follower: bool) -> dict[str, Any]:
     experiment, explicit_classes = _experiment(args, state)
     print(prepare_cpu())
     folder = Path(experiment.output_dir) / experiment.exp_name
-    data = build_data_module(
+    data = YoloxDataModule(
         experiment.data,
         batch_size=_batch_size(args, state),
         test_size=experiment.eval.test_size,
