@@ -16,7 +16,7 @@ DEMO_METHODS += bf16 openvino_bf16
 endif
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help env ipex demo test quick lint docs slow bench dist dist-check lock versions clean
+.PHONY: help env ipex demo test quick lint docs slow bench bench-guard dist dist-check lock versions clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -84,6 +84,9 @@ bench: env  ## all benchmarks, under 30 minutes on two cores; results in benchma
 	$(PY) -m benchmarks.inference_methods
 	$(PY) -m benchmarks.scaling
 	$(PY) -m benchmarks.evaluation
+
+bench-guard: env  ## what became slower since the commit AGAINST (the one before), by turns in one run
+	$(PY) -m benchmarks.guard $(or $(AGAINST),HEAD~1)
 
 dist: env $(DIST_VENV)/.ready  ## a release of the last commit in dist/: wheel and source, with hashes, licences and bill of materials
 	.ci/wheel $(DIST_VENV)

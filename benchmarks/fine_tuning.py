@@ -27,8 +27,34 @@ SPLITS = ("train", "val")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["draw"]:
+        draw(Path(words[1]), Path(words[2]))
+        return 0
     parts = {"40-images-3-classes": partial(_measure, 40, 3), "128-images": partial(_measure, 128, 80)}
-    return run_benchmark("fine_tuning", ABOUT, parts, argv)
+    return run_benchmark("fine_tuning", ABOUT, parts, words)
+
+
+def draw(results: Path, picture: Path) -> None:
+    """Draw AP over the epochs, a diagram for each part of a result file and each number of epochs."""
+    from matplotlib.figure import Figure
+
+    parts = json.loads(results.read_text(encoding="utf-8"))["parts"]
+    lengths = sorted({row["epochs"] for part in parts.values() for row in part["rows"]})
+    figure = Figure(figsize=(4.5 * len(lengths), 2.9 * len(parts)), layout="constrained")
+    grid = figure.subplots(len(parts), len(lengths), squeeze=False)
+    for axes_row, (name, part) in zip(grid, parts.items(), strict=True):
+        for axes, epochs in zip(axes_row, lengths, strict=True):
+            rows = [row for row in part["rows"] if row["epochs"] == epochs]
+            for row in rows:
+                axes.plot([int(epoch) for epoch in row["AP"]], list(row["AP"].values()), label=row["precision"])
+            axes.axhline(rows[0]["start"], color="grey", linestyle=":", label="start")
+            axes.set(title=f"{name.replace('-', ' ')}, {epochs} epochs", xlabel="epoch", ylabel="AP")
+            low, high = axes.get_ylim()
+            middle = (low + high) / 2
+            axes.set_ylim(min(low, middle - 0.04), max(high, middle + 0.04))  # noise must not look like mountains
+            axes.legend()
+    figure.savefig(picture, dpi=110)
 
 
 def choose_images(data: Path, target: Path, num_images: int, num_classes: int) -> list[str]:
@@ -86,8 +112,7 @@ def _measure(num_images: int, num_classes: int, quick: bool) -> Part:
         words += ["--data_dir", str(data), *choose_images(data, folder, num_images, num_classes)]
         for precision in ("32",) if quick else native_precisions():
             for epochs in (1,) if quick else (6, 60):
-                interval = str(max(1, epochs // 12))
-                given = ["--precision", precision, "--eval_interval", interval, "max_epoch", str(epochs)]
+                given = ["--precision", precision, "--eval_interval", "1", "max_epoch", str(epochs)]
                 rows.append(_row(precision, epochs, ap_by_epoch([*words, *given], folder / f"{precision}-{epochs}")))
         num_val = len(json.loads((folder / "val.json").read_text(encoding="utf-8"))["images"])
     columns = {
@@ -97,7 +122,7 @@ def _measure(num_images: int, num_classes: int, quick: bool) -> Part:
         "lowest": "{lowest:.3f}",
         "end": "{end:.3f}",
         "best": "{best:.3f}",
-        "AP at each evaluation": "{shown}",
+        "AP at 0, a twelfth, ... of the epochs": "{shown}",
     }
     note = f"Evaluated on {num_val} validation images that show the classes; batch 64."
     return Part(rows, columns, {"images": num_images, "classes": num_classes}, [note])
@@ -105,7 +130,7 @@ def _measure(num_images: int, num_classes: int, quick: bool) -> Part:
 
 def _row(precision: str, epochs: int, ap: dict[int, float]) -> dict[str, Any]:
     values = list(ap.values())
-    shown = " ".join(f"{value:.3f}" for value in values)
+    shown = " ".join(f"{value:.3f}" for value in values[:: max(1, epochs // 12)])
     extremes = {"start": ap[0], "lowest": min(values), "end": values[-1], "best": max(values)}
     return {"precision": precision, "epochs": epochs, **extremes, "AP": ap, "shown": shown}
 

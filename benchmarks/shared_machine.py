@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
+from benchmarks.checkouts import CheckoutProcess
 from benchmarks.protocol import ROOT, Part, run_benchmark
 
 ABOUT = "native_int8, one image at a time, alone and beside busy processes, as on a machine that is shared."
@@ -46,12 +46,16 @@ def _measure(against: Path | None, quick: bool) -> Part:
     found: dict[tuple[str, int], list[float]] = {}
     with tempfile.TemporaryDirectory(prefix="benchmark-shared-") as folder, ExitStack() as stack:
         save_program(Path(folder), size)
-        living = {name: stack.enter_context(_side(Path(folder), *side)) for name, side in sides.items()}
+        command = ["-m", "benchmarks.shared_machine", "--serve", folder, "--threads"]
+        living = {
+            name: stack.enter_context(CheckoutProcess(source, [*command, str(count)]))
+            for name, (source, count) in sides.items()
+        }
         for turn in range(rounds):
             for neighbours in NEIGHBOURS:
                 with _busy(neighbours):
                     for name in list(living)[:: -1 if turn % 2 else 1]:
-                        found.setdefault((name, neighbours), []).extend(_latencies(living[name], seconds))
+                        found.setdefault((name, neighbours), []).extend(living[name].ask(seconds))
     rows = [_row(name, {count: found[name, count] for count in NEIGHBOURS}) for name in sides]
     columns = {"side": "{side}"}
     for count in NEIGHBOURS:
@@ -99,7 +103,6 @@ def _serve(folder: Path, threads: int) -> int:
     images = tuple(np.random.default_rng(0).integers(0, 256, (1, *size), np.uint8) for size in program.inputs)
     for _ in range(20):
         executable.run(images, 1, threads)
-    print("ready", flush=True)
     for line in sys.stdin:
         end, found = time.perf_counter() + float(line), []
         while time.perf_counter() < end:
@@ -108,35 +111,6 @@ def _serve(folder: Path, threads: int) -> int:
             found.append(1e3 * (time.perf_counter() - start))
         print(json.dumps(found), flush=True)
     return 0
-
-
-@contextmanager
-def _side(folder: Path, source: Path, threads: int) -> Iterator[subprocess.Popen[str]]:
-    """Keep a process that runs the program of ``folder`` with the package of ``source``."""
-    command = [sys.executable, "-m", "benchmarks.shared_machine", "--serve", str(folder), "--threads", str(threads)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(source), str(ROOT)))}
-    process = subprocess.Popen(
-        command, cwd=source, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    with process:
-        try:
-            _output(process).readline()
-            yield process
-        finally:
-            process.terminate()
-
-
-def _latencies(process: subprocess.Popen[str], seconds: float) -> list[float]:
-    assert process.stdin is not None
-    process.stdin.write(f"{seconds}\n")
-    process.stdin.flush()
-    found: list[float] = json.loads(_output(process).readline())
-    return found
-
-
-def _output(process: subprocess.Popen[str]) -> IO[str]:
-    assert process.stdout is not None
-    return process.stdout
 
 
 @contextmanager

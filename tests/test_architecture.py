@@ -35,7 +35,7 @@ ARROWS: dict[str, set[str]] = {
     "safe_weights": {"errors", "config", "files"},
     "text_files": {"errors"},
     "tables": set(),
-    "class_names": set(),
+    "class_names": {"errors"},
     "boxes": {"structures"},
     "fields": {"errors", "structures"},
     "config": {"errors", "structures", "fields"},
@@ -74,6 +74,7 @@ OPTIONAL: dict[str, set[str]] = {
         "inference/convert/quantizers/onnx.py",
         "inference/backends/onnxruntime.py",
         "kernels/int8/onnx_reader.py",
+        "kernels/int8/onnx_cut.py",
     },
     "nncf": {"inference/convert/quantizers/nncf.py"},
     "torchao": {"inference/convert/quantizers/pt2e.py"},
@@ -100,6 +101,7 @@ PRIVATE: dict[str, set[str]] = {
     },
     "inference/backends/ipex.py": {"_C"},  # whether IPEX takes the processor for one with bf16
     "inference/convert/quantizers/neural_compressor.py": {"_exported"},  # its own export function sets it
+    "kernels/training/bindings.py": {"_fields_"},  # the public name of what ctypes.Structure declares
     "kernels/training/acceleration.py": {"_BatchNorm"},  # the base class of all batch normalisations
     "kernels/training/graph.py": {"_BatchNorm"},
     "kernels/training/eligibility.py": {  # whether somebody watches a layer

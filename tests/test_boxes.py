@@ -9,7 +9,6 @@ from torch import Tensor
 from yolox.boxes import (
     anchor_grid,
     area_xyxy,
-    clip_xyxy,
     cxcywh_to_xyxy,
     decode_cxcywh,
     iou_xyxy,
@@ -68,17 +67,15 @@ def test_points_overlap_with_nothing() -> None:
     assert not iou_xyxy(torch.zeros(2, 4), torch.zeros(3, 4)).any()
 
 
-def test_clip_and_area() -> None:
-    boxes = torch.tensor([[-5.0, -5.0, 50.0, 10.0], [30.0, 30.0, 40.0, 40.0], [3.0, 3.0, 1.0, 1.0]])
-    clipped = clip_xyxy(boxes, Size(height=20, width=40))
-    assert clipped[0].tolist() == [0, 0, 40, 10]
-    assert area_xyxy(clipped).tolist() == [400, 0, 0]
+def test_area() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 40.0, 10.0], [40.0, 20.0, 30.0, 20.0], [3.0, 3.0, 1.0, 1.0]])
+    assert area_xyxy(boxes).tolist() == [400, 0, 0]
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (3, 0, 4)])
 def test_no_boxes_at_all(shape: tuple[int, ...]) -> None:
     empty = torch.zeros(shape)
-    assert cxcywh_to_xyxy(empty).shape == xyxy_to_cxcywh(empty).shape == clip_xyxy(empty, Size(8, 8)).shape == shape
+    assert cxcywh_to_xyxy(empty).shape == xyxy_to_cxcywh(empty).shape == shape
     assert iou_xyxy(empty, torch.zeros(2, 4)).shape == (*shape[:-1], 2)
 
 

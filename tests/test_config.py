@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from yolox.config import apply_fields, apply_overrides, experiment_from_dict, experiment_to_dict, flatten
+from yolox.config import apply_fields, experiment_from_dict, experiment_to_dict, flatten, parse_overrides
 from yolox.errors import UsageError
 from yolox.experiments import EXPERIMENTS, experiment_from_file, get_experiment
 from yolox.structures import Size
@@ -35,8 +35,8 @@ def test_unknown_model_names_the_nearest() -> None:
 
 
 def test_overrides_in_both_styles() -> None:
-    changed = apply_overrides(
-        NANO, ["max_epoch", "2", "data.mosaic_prob=0.25", "ema", "False", "input_size", "320,352"]
+    changed = apply_fields(
+        NANO, parse_overrides(["max_epoch", "2", "data.mosaic_prob=0.25", "ema", "False", "input_size", "320,352"])
     )
     assert changed.recipe.max_epoch == 2
     assert changed.data.mosaic_prob == 0.25
@@ -79,11 +79,13 @@ def test_overrides_in_both_styles() -> None:
         (["exp_name", ".."], "plain name"),
         (["exp_name", "a\x1b[31m"], "control characters"),
         (["data_dir", "a\0b"], "control characters"),
+        (["freeze", "backbone,\x1b[2J"], "control characters"),
+        (["on_nonfinite", "explode"], "expected stop or skip or restore. Give"),
     ],
 )
 def test_bad_overrides_are_refused(words: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        apply_overrides(NANO, words)
+        apply_fields(NANO, parse_overrides(words))
 
 
 def test_every_field_keeps_its_default() -> None:
@@ -107,7 +109,7 @@ def test_every_field_keeps_its_default() -> None:
     ],
 )
 def test_multi_scale_follows_the_input_size(name: str, words: list[str], expected: tuple[int, int]) -> None:
-    assert apply_overrides(get_experiment(name), words).data.size_range == expected
+    assert apply_fields(get_experiment(name), parse_overrides(words)).data.size_range == expected
 
 
 @pytest.mark.parametrize(

@@ -33,12 +33,6 @@ def area_xyxy(boxes_xyxy: Tensor) -> Tensor:
     return width * height
 
 
-def clip_xyxy(boxes_xyxy: Tensor, size: Size) -> Tensor:
-    """Return the part of each box inside an image of ``size``."""
-    limits = boxes_xyxy.new_tensor([size[1], size[0]] * 2)
-    return torch.minimum(boxes_xyxy.clamp(min=0), limits)
-
-
 def iou_xyxy(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:
     """Return the overlap (intersection over union) of every box of one set with every box of the other.
 

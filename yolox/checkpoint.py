@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yolox.class_names import COCO_NAMES
+from yolox.class_names import COCO_NAMES, clean_name
 from yolox.config import Experiment, ModelConfig, experiment_from_dict
 from yolox.errors import ModelFileError, UsageError
 from yolox.experiments import EXPERIMENTS
@@ -18,6 +18,7 @@ from yolox.files import atomic_path
 from yolox.models.detector import Detector, build_detector
 from yolox.published_weights import find_checkpoint
 from yolox.safe_weights import read_safetensors
+from yolox.tables import shortened
 from yolox.torch_files import read_torch_file
 
 NEWEST_FORMAT = 1
@@ -51,11 +52,11 @@ class LoadReport:
         lines = [f"{self.loaded} tensors loaded"]
         if self.mismatched:
             shapes = [f"{key} {list(theirs)} -> {list(ours)}" for key, theirs, ours in self.mismatched]
-            lines.append(f"{len(shapes)} left out, other shape (file -> network): {_some(shapes)}")
+            lines.append(f"{len(shapes)} left out, other shape (file -> network): {shortened(shapes, 4)}")
         if self.missing:
-            lines.append(f"{len(self.missing)} not in the file, freshly initialised: {_some(self.missing)}")
+            lines.append(f"{len(self.missing)} not in the file, freshly initialised: {shortened(self.missing, 4)}")
         if self.unused:
-            lines.append(f"{len(self.unused)} in the file only, ignored: {_some(self.unused)}")
+            lines.append(f"{len(self.unused)} in the file only, ignored: {shortened(self.unused, 4)}")
         return "\n".join(lines)
 
 
@@ -301,12 +302,7 @@ def class_names_of(content: Mapping[str, Any], count: int, path: str | Path) -> 
             raise ModelFileError(f"'{path}' has weights for {count} classes but names {len(names)}. Train it again.")
         if not all(isinstance(name, str) and 0 < len(name) <= 1000 for name in names):
             raise ModelFileError(f"'{path}' names its classes by something else than text. It is damaged.")
-        return tuple(names)
+        return tuple(map(clean_name, names))
     if count == len(COCO_NAMES):
         return COCO_NAMES
     return tuple(f"class {index}" for index in range(count))
-
-
-def _some(items: tuple[str, ...] | list[str], most: int = 4) -> str:
-    rest = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + rest

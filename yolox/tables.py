@@ -1,8 +1,14 @@
-"""Plain-text and Markdown tables."""
+"""Plain-text and Markdown tables, and lists in sentences."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+
+def shortened(items: Sequence[object], most: int) -> str:
+    """Return the first items, comma-separated, and how many more there are."""
+    rest = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(map(str, items[:most])) + rest
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:

@@ -46,7 +46,7 @@ def test_new_classes_are_learnt_at_a_tenth_of_the_rate() -> None:
 
 
 @pytest.mark.parametrize(
-    ("images", "epochs", "share"), [(40, 6, 1 / 12), (40, 60, 1 / 120), (128, 6, 0.1), (9000, 60, 0.1)]
+    ("images", "epochs", "share"), [(40, 6, 40 / 256 / 6), (40, 60, 40 / 256 / 60), (128, 6, 0.5 / 6), (9000, 60, 0.1)]
 )
 def test_known_classes_of_few_images_move_less(images: int, epochs: int, share: float) -> None:
     recipe = chosen(epochs, images, -(-images // 64), "known classes")

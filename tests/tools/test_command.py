@@ -48,6 +48,14 @@ def test_every_command_helps_without_heavy_imports(name: str) -> None:
     assert f"usage: yolox {name}" in done.stdout
 
 
+@pytest.mark.parametrize("module", sorted({module for module, _ in COMMANDS.values()} | {"demo"}))
+def test_every_tool_runs_as_a_module(module: str) -> None:
+    command = [sys.executable, "-m", f"yolox.tools.{module}", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"usage: python -m yolox.tools.{module}" in done.stdout
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", shell]) == 0

@@ -84,6 +84,22 @@ def test_prints_everything_and_writes_json(
     assert values["APl"] is None  # no large object is labelled
 
 
+def test_written_detections_have_the_ids_of_the_label_file(data: Path, checkpoint: Path, tmp_path: Path) -> None:
+    labels = data / "annotations" / "instances_val2017.json"
+    words = ["-c", str(checkpoint), "--data_dir", str(data), *FAST]
+    words += ["--conf", "0.00001", "--multi_label", "--detections"]
+    assert main([*words, str(tmp_path / "all.json")]) == 0
+    content = json.loads(labels.read_text())
+    content["categories"] = [{"id": 5, "name": "crab"}, {"id": 9, "name": "apple"}]
+    content["annotations"] = [{**row, "category_id": 5} for row in content["annotations"]]
+    labels.write_text(json.dumps(content))
+    assert main([*words, str(tmp_path / "two.json")]) == 0
+    found, kept = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("all", "two"))
+    ids = {1: 9, 3: 5}  # apple and crab; the file has no bolt
+    assert {row["category_id"] for row in found} == {1, 2, 3}
+    assert kept == [{**row, "category_id": ids[row["category_id"]]} for row in found if row["category_id"] in ids]
+
+
 def test_several_classes_a_box_in_every_process(data: Path, checkpoint: Path, tmp_path: Path) -> None:
     words = ["-c", str(checkpoint), "--data_dir", str(data), "--conf", "0.00001", *FAST, "--detections"]
     found = []

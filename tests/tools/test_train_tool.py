@@ -338,7 +338,7 @@ def test_recipe_of_a_fine_tuning_is_chosen_and_printed(
     assert "  ema_decay" not in said
     recipe = load_model(tmp_path / "yolox_nano" / "latest_ckpt.pth").experiment.recipe
     assert (recipe.ema_decay, recipe.no_aug_epochs, recipe.scheduler) == (0.5, 2, "warmcos")
-    assert recipe.basic_lr_per_img == pytest.approx(0.01 / 64 * 10 / 80 / 2)
+    assert recipe.basic_lr_per_img == pytest.approx(0.01 / 64 * 10 / 256 / 2)
     assert train_tool.main([*words(data, tmp_path, "--resume"), "max_epoch", "3"]) == 0
     assert "recipe for" not in capsys.readouterr().out
     resumed = load_model(tmp_path / "yolox_nano" / "latest_ckpt.pth").experiment.recipe

@@ -12,8 +12,8 @@ import torch
 from tiny import QUIET
 from torch import nn
 
-from yolox.config import Experiment, apply_overrides
-from yolox.data.datamodule import build_data_module
+from yolox.config import Experiment, apply_fields, parse_overrides
+from yolox.data.datamodule import YoloxDataModule
 from yolox.data.sample_dataset import draw_sample_set
 from yolox.experiments import get_experiment
 from yolox.recipe.callbacks import Evaluation
@@ -72,13 +72,13 @@ def drawn(folder: Path, epoch: int) -> list[int]:
 def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     folder = tmp_path_factory.mktemp("data") / "shapes"
     draw_sample_set(folder, num_train=IMAGES, num_val=8)
-    plain = apply_overrides(get_experiment("yolox_nano"), WORDS)
+    plain = apply_fields(get_experiment("yolox_nano"), parse_overrides(WORDS))
     data = replace(plain.data, data_dir=str(folder), data_num_workers=0)
     return replace(plain, data=data, model=replace(plain.model, num_classes=6))
 
 
 def train(experiment: Experiment, folder: Path, **arguments: Any) -> tuple[YoloxModule, Evaluation, Trainer]:
-    data = build_data_module(experiment.data, batch_size=BATCH, test_size=experiment.eval.test_size)
+    data = YoloxDataModule(experiment.data, batch_size=BATCH, test_size=experiment.eval.test_size)
     module = YoloxModule(experiment, data.class_names, BATCH, data.batches_per_epoch)
     let_signals_through_(module)
     evaluation = Evaluation(experiment)

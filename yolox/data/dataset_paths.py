@@ -20,8 +20,7 @@ from yolox.data.formats.voc import describe_voc
 from yolox.data.formats.yolo_txt import YAML_SUFFIXES, describe_yolo, split_entry
 from yolox.data.sample_dataset import sample_set_dir
 from yolox.errors import DataError, UsageError
-
-__all__ = ["DatasetPaths", "SplitPaths", "default_data_dir", "load_split", "resolve_dataset"]
+from yolox.tables import shortened
 
 _LOG = logging.getLogger(__name__)
 _MAIN_FOLDER = "COCO"
@@ -208,7 +207,7 @@ def _nothing_found(root: Path, split: Split, other: SplitPaths | None = None) ->
         content = sorted(path.name + ("/" if path.is_dir() else "") for path in root.iterdir())
     except OSError:
         content = []
-    listed = ", ".join(content[:8]) + (", ..." if len(content) > 8 else "") or "nothing"
+    listed = shortened(content, 8) or "nothing"
     folder = "train2017" if split == "train" else "val2017"
     remedy = " Without a val split, '--val_fraction 0.2' keeps a fifth of the images for it." if other else ""
     return DataError(

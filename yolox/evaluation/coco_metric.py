@@ -136,12 +136,12 @@ def clean_annotations(ground_truth: Mapping[str, Any]) -> list[dict[str, Any]]:
     return cleaned
 
 
-def coco_results(detections: Mapping[int, Detections], category_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
+def coco_results(detections: Mapping[int, Detections], category_ids: Sequence[int | None]) -> Iterator[dict[str, Any]]:
     """Yield the rows of a COCO results file, whose ``bbox`` is left, top, width, height.
 
     Args:
         detections: By image id, boxes in pixels of the image.
-        category_ids: The category id of each class index.
+        category_ids: The category id of each class index, as the rows have it.
     """
     for image_id, found in detections.items():
         kept = counted_detections(found)
@@ -149,7 +149,7 @@ def coco_results(detections: Mapping[int, Detections], category_ids: Sequence[in
         yield from coco_rows(best, image_id, category_ids)
 
 
-def coco_rows(found: Detections, image_id: int, category_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
+def coco_rows(found: Detections, image_id: int, category_ids: Sequence[int | None]) -> Iterator[dict[str, Any]]:
     """Yield the rows of one image; as `coco_results`, but of all its detections."""
     boxes = found.boxes_xyxy.astype(np.float64)
     boxes[:, 2:] -= boxes[:, :2]

@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from yolox.processes.messages import Channel
 
@@ -203,18 +203,7 @@ def wait_for_any(processes: Sequence[Process], seconds: float | None = None) -> 
     return [by_connection[ready] for ready in wait(list(by_connection), seconds) if isinstance(ready, Connection)]
 
 
-class Started(Protocol):
-    """A started process, whoever has started it."""
-
-    @property
-    def pid(self) -> int:
-        """Its process id; it leads a process group and a session of its own."""
-
-    def poll(self) -> int | None:
-        """Return its exit code, negative for a signal, or None while it runs."""
-
-
-def kill_all(processes: Sequence[Started]) -> None:
+def kill_all(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     """Kill processes and the children that stayed in their groups, and wait until the processes are gone."""
     for process in processes:
         with suppress(ProcessLookupError, PermissionError):

@@ -29,7 +29,7 @@ Start = Literal["scratch", "new classes", "known classes"]
 
 _WARMUP_SHARE, _FINAL_SHARE = 0.1, 0.2  # of the run, at most
 _TUNING_RATE = 0.1  # of the official rate
-_IMAGES_PER_PASS = 80.0  # images that allow one pass over the data at the official rate, see `_rate`
+_IMAGES_PER_PASS = 256.0  # images that allow one pass over the data at the official rate, see `_rate`
 _STEPS_FOR_MOSAIC = 500
 _AVERAGED_SHARE = 0.1  # of the run, what the averages of a fine-tuning reach back
 

@@ -20,6 +20,7 @@ from yolox.recipe.epoch_log import EpochLog
 from yolox.recipe.module import YoloxModule
 from yolox.report.document import Judged, Report, write_report
 from yolox.structures import Batch, Targets
+from yolox.tables import shortened
 
 REPORT = "report.html"
 _NUM_IMAGES = 8  # of a training batch
@@ -67,7 +68,7 @@ class HtmlReport(Callback):
         facts = {
             "model": f"{module.experiment.exp_name}, {parameters:,} parameters",
             "data": f"{len(train)} images to learn from, {len(val)} to judge on: {train.source}",
-            "classes": f"{len(module.class_names)}: {_few(module.class_names)}",
+            "classes": f"{len(module.class_names)}: {shortened(module.class_names, 12)}",
             **_best(evaluation),
             **_run_facts(run, module),
         }
@@ -99,12 +100,8 @@ class HtmlReport(Callback):
 def _first_images(batch: Batch) -> Batch:
     """Return a copy of the first few images: the loader uses its memory again."""
     targets = Targets(*(part[:_NUM_IMAGES].clone() for part in batch.targets))
-    rest = (batch.image_ids[:_NUM_IMAGES].clone(), batch.original_sizes[:_NUM_IMAGES].clone())
+    rest = (part[:_NUM_IMAGES].clone() for part in (batch.image_ids, batch.original_sizes, batch.num_cut))
     return Batch(batch.images[:_NUM_IMAGES].to(torch.uint8, copy=True), targets, *rest)
-
-
-def _few(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
 
 
 def _best(evaluation: Evaluation | None) -> dict[str, str]:

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from yolox.config import SECTIONS, Experiment, RecipeConfig
 from yolox.errors import UsageError
+from yolox.tables import shortened
 
 _PER_MACHINE = {"data.data_num_workers", "data.cache", "recipe.print_interval"}  # they change no result
 
@@ -69,7 +70,7 @@ def _differences(section: str, before: Any, after: Any) -> list[str]:
 
 
 def _few(names: Sequence[str]) -> str:
-    return f"{len(names)} ({', '.join(map(str, names[:5]))}{', ...' if len(names) > 5 else ''})"
+    return f"{len(names)} ({shortened(names, 5)})"
 
 
 def resumed_epoch(checkpoint: Mapping[str, Any], steps_per_epoch: int) -> int | None:

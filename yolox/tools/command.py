@@ -22,6 +22,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "preprocess": ("preprocess", "write a data set's images as the binary files that a foreign runtime reads"),
     "postprocess": ("postprocess", "COCO AP of what a foreign runtime or detector found"),
     "info": ("info", "versions, machine, optional libraries; what is in a model"),
+    "kernels": ("kernels", "what computes each layer of a network in training here, and why"),
     "settings": ("settings", "all settings that a run would use, and where they come from"),
 }
 """Each command, its module in this package, and one line about it."""

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from yolox.config import Experiment
+from yolox.config import DataConfig, Experiment
 from yolox.errors import DataError, ModelFileError, UsageError
 from yolox.precision_names import eval_precision
+from yolox.tables import shortened
 from yolox.tools.arguments import (
     MULTI_LABEL,
     ToolParser,
@@ -148,13 +149,24 @@ def _write(
     from yolox.tools.eval_report import draw_report
 
     if args.detections is not None:
-        write_text(Path(args.detections), json.dumps(list(coco_results(result.detections, data.category_ids))))
+        ids = _ids_in_file(data, subject.experiment.data)
+        rows = [row for row in coco_results(result.detections, ids) if row["category_id"] is not None]
+        write_text(Path(args.detections), json.dumps(rows))
         print(f"written: {args.detections}")
     if args.report is not None:
         draw_report(Path(args.report), result, data, subject.experiment, subject.source)
     if args.json is not None:
         facts = {**result.as_json(), "settings": _settings(subject.experiment, args), "machine": machine_facts()}
         write_json(facts, args.json, machines)
+
+
+def _ids_in_file(data: CocoDataset, config: DataConfig) -> list[int | None]:
+    """Return the id that the label file gives each class of the model; None for a class that it does not have."""
+    from yolox.data.datamodule import find_dataset
+    from yolox.data.dataset_paths import load_split
+
+    own = {name: number for number, name in load_split(find_dataset(config)[0].require("val")).categories}
+    return [own.get(name) for name in data.class_names]
 
 
 def load_subject(args: argparse.Namespace) -> Subject:
@@ -227,14 +239,10 @@ def open_loader(subject: Subject, batch_size: int, share: tuple[int, int] = (0, 
             print(f"the checkpoint names no classes; its {len(ours)} classes are taken in the order of the data set")
             return loader
         raise ModelFileError(
-            f"the checkpoint predicts {len(ours)} classes ({_few(ours)}), the data set has {len(theirs)} "
-            f"({_few(theirs)}). Give the data set that the model was trained for (--data_dir), or fine-tune it: "
-            "python -m yolox.tools.train -c."
+            f"the checkpoint predicts {len(ours)} classes ({shortened(ours, 4)}), the data set has "
+            f"{len(theirs)} ({shortened(theirs, 4)}). Give the data set that the model was trained for "
+            "(--data_dir), or fine-tune it: python -m yolox.tools.train -c."
         ) from error
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
 def _settings(experiment: Experiment, args: argparse.Namespace) -> dict[str, Any]:

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from yolox.config import DataConfig
 from yolox.errors import DataError
 from yolox.structures import Batch, Size
+from yolox.tables import shortened
 
 if TYPE_CHECKING:
     from yolox.checkpoint import LoadedModel
-    from yolox.data.coco import CocoDataset
+    from yolox.data.coco_dataset import CocoDataset
 
 CALIBRATION_BATCH = 32
 _SPLITS: tuple[Literal["val", "train"], ...] = ("val", "train")
@@ -73,6 +74,7 @@ class EvalImages:
                 nothing,
                 torch.from_numpy(self.image_ids[part]),
                 torch.from_numpy(self.original_sizes[part]),
+                torch.zeros(len(images[part]), dtype=torch.int64),
             )
 
 
@@ -150,8 +152,8 @@ def read_eval_images(config: DataConfig, loaded: LoadedModel, size: Size, limit:
         except DataError as error:
             if loaded.has_own_names or len(loaded.class_names) != len(dataset.class_names):
                 raise DataError(
-                    f"'{dataset.source}' labels {_listed(dataset.class_names)}; the model knows "
-                    f"{_listed(loaded.class_names)}. Check --data_dir."
+                    f"'{dataset.source}' labels {shortened(dataset.class_names, 6)}; the model knows "
+                    f"{shortened(loaded.class_names, 6)}. Check --data_dir."
                 ) from error
     images, indices = _letterboxed(dataset, size, limit)
     np.save(path, images, allow_pickle=False)
@@ -267,8 +269,3 @@ def _letterboxed(dataset: CocoDataset, size: Size, limit: int) -> tuple[NDArray[
 
 def _in_batches(images: NDArray[np.uint8], size: int = CALIBRATION_BATCH) -> list[NDArray[np.float32]]:
     return [images[start : start + size].astype(np.float32) for start in range(0, len(images), size)]
-
-
-def _listed(names: Sequence[str], most: int = 6) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest

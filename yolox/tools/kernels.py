@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -64,3 +65,7 @@ def _rows(args: argparse.Namespace, *, in_bf16: bool) -> list[Row]:
     with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
         network(images.contiguous(memory_format=torch.channels_last))
     return table(network)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

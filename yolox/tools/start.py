@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from yolox.class_names import plain_name
 from yolox.config import Experiment
+from yolox.tables import shortened
 
 if TYPE_CHECKING:
     from yolox.data.datamodule import YoloxDataModule
@@ -44,9 +45,9 @@ class StartWeights:
         weights, carried = carry_classes(module.detector, self.weights, self.class_names, names)
         print(f"start weights: {self.path}: {load_weights_(module.detector, weights)}")
         new = [name for name in names if name not in carried]
-        shown = ", ".join(carried[:6]) + (", ..." if len(carried) > 6 else "")
-        fresh = f"; new: {', '.join(new[:6])}{', ...' if len(new) > 6 else ''}" if new else ""
-        print(f"classes known to the weights: {len(carried)} of {len(names)}{f' ({shown})' if carried else ''}{fresh}")
+        shown = f" ({shortened(carried, 6)})" if carried else ""
+        fresh = f"; new: {shortened(new, 6)}" if new else ""
+        print(f"classes known to the weights: {len(carried)} of {len(names)}{shown}{fresh}")
         if module.ema is not None:
             module.ema.load_(module.detector.state_dict(), updates=0)
 

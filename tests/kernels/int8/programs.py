@@ -6,23 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from yolox.kernels.int8.int8_ir import (
-    Activation,
-    Add,
-    Arithmetic,
-    Concatenate,
-    Conv,
-    Feature,
-    Function,
-    Matrix,
-    MaxPool,
-    Operation,
-    Pack,
-    Program,
-    Step,
-    Unary,
-    Upsample,
-)
+from yolox.kernels.int8.int8_ir import Activation, Feature, Matrix, Program, Step
+from yolox.kernels.int8.ops.concat import Concatenate
+from yolox.kernels.int8.ops.conv_step import Conv
+from yolox.kernels.int8.ops.elementwise import Add, Multiply
+from yolox.kernels.int8.ops.matrices import Arithmetic, Function, Operation, Unary
+from yolox.kernels.int8.ops.pixels import Pack
+from yolox.kernels.int8.ops.pooling import AveragePool, MaxPool
+from yolox.kernels.int8.ops.resize import Resize, Upsample
 
 
 def random(seed: int = 0) -> np.random.Generator:
@@ -37,8 +28,7 @@ def feature(height: int, width: int, channels: int, seed: int = 0, spread: float
 
 
 def part(whole: Feature, first: int, channels: int) -> Feature:
-    chosen = slice(first, first + channels)
-    return Feature(whole.height, whole.width, whole.scale[chosen], whole.zero[chosen], whole, first)
+    return whole.part(first, channels)
 
 
 def pack(output: Feature, block: int = 1, index: int = 0) -> Pack:
@@ -54,10 +44,9 @@ def conv(source: Feature, target: Feature | Matrix, size: int = 1, outs: int | N
     inputs = weight[0].size
     multiplier = (1 + random(3).random(outs)) * 2.0 / (inputs**0.5 * 73 * 73)
     offset = random(4).normal(0, 1, outs) - multiplier * weight.reshape(outs, -1).sum(1) * 100.0
-    return Conv(
-        source, target, weight, multiplier.astype(np.float32), offset.astype(np.float32),
-        padding=options.pop("padding", size // 2), **options,
-    )  # fmt: skip
+    padding = options.pop("padding", size // 2)
+    numbers = (weight, multiplier.astype(np.float32), offset.astype(np.float32))
+    return Conv(source, target, *numbers, top=padding, left=padding, **options)
 
 
 def small_network() -> Program:
@@ -83,7 +72,7 @@ def every_kind_of_step() -> Program:
         *(
             pack(x, 2),
             conv(x, y, 3, stride=2, activation=Activation.SILU),
-            MaxPool(y, pooled, 3),
+            MaxPool(y, pooled, 3, 3, 1, 1, 1),
             Upsample(pooled, up, 2),
         ),
         *(conv(x, left, 1, activation=Activation.RELU), Add(left, left, total)),
@@ -92,3 +81,24 @@ def every_kind_of_step() -> Program:
         Concatenate(sizes, stacked, 0, 4),
     ]
     return Program(((3, 20, 20),), tuple(steps), (stacked, boxes))
+
+
+def every_kind_of_window() -> Program:
+    """Steps that other networks than YOLOX consist of."""
+    x, y, whole = feature(20, 20, 3), feature(10, 10, 24, 1), feature(10, 10, 20, 2)
+    small, gate = Feature(5, 5, y.scale, y.zero), feature(1, 1, 24, 4)
+    large, product = Feature(7, 12, whole.scale, whole.zero), feature(5, 5, 24, 5)
+    rows, columns = (random(count).integers(0, 10, (2, count)).astype(np.int32) for count in (7, 12))
+    shares = (random(1).random(7).astype(np.float32), random(2).random(12).astype(np.float32))
+    steps: list[Step] = [pack(x), conv(x, y, 7, stride=2, activation=Activation.RELU)]
+    steps += [MaxPool(y, small, 3, 3, 2, 1, 1), AveragePool(small, gate, 5, 5), Multiply(small, gate, product)]
+    steps += [Add(product, gate, product), AveragePool(y, small, 2, 3, 2, 0, 1, True)]
+    for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        places = Feature(5, 5, whole.scale, whole.zero, whole, 0, 2, row, column)
+        steps += [conv(product.part(4, 16), places, 1 + column, padding=column, activation=Activation.HARD_SWISH)]
+    dilated = feature(10, 10, 20, 6)
+    steps += [conv(whole, dilated, 3, depthwise=True, dilation=2, padding=2, activation=Activation.CLIP, alpha=1.5)]
+    steps += [Resize(whole, large, rows, columns, *shares)]
+    ends = (Matrix(84, 20), Matrix(1, 5), Matrix(100, 20))
+    steps += [conv(large, ends[0], depthwise=True), conv(gate, ends[1]), conv(dilated, ends[2], depthwise=True)]
+    return Program(((3, 20, 20),), tuple(steps), ends, ((20, 7, 12), (5,), (100, 20)))

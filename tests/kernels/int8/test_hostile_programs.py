@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mutations import survive
-from programs import every_kind_of_step, small_network
+from programs import every_kind_of_step, every_kind_of_window, small_network
 
 from yolox.kernels.build import compile_library, compiler, library_name
 from yolox.kernels.int8.executable import Executable
@@ -20,7 +20,7 @@ from yolox.kernels.library import SWITCH, host_variants
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize=alignment", "-fno-sanitize-recover=undefined", "-O1", "-g")
 
 
-@pytest.fixture(params=[small_network, every_kind_of_step], ids=["network", "steps"])
+@pytest.fixture(params=[small_network, every_kind_of_step, every_kind_of_window], ids=["network", "steps", "windows"])
 def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     (tmp_path / "changed").mkdir()
     save_program(request.param(), tmp_path)

@@ -12,24 +12,15 @@ from programs import conv, feature, pack, part, random, small_network
 from reference import interpret
 
 from yolox.errors import ModelFileError, UsageError
-from yolox.kernels.int8.bindings import CBatch, CSiluTable, CStep, Instructions
+from yolox.kernels.int8.bindings import CActivationTable, CBatch, CStep, Instructions
 from yolox.kernels.int8.executable import Executable, instructions
-from yolox.kernels.int8.int8_ir import (
-    Activation,
-    Add,
-    Arithmetic,
-    Concatenate,
-    Conv,
-    Feature,
-    Function,
-    Matrix,
-    MaxPool,
-    Operation,
-    Program,
-    Step,
-    Unary,
-    Upsample,
-)
+from yolox.kernels.int8.int8_ir import Activation, Feature, Matrix, Program, Step
+from yolox.kernels.int8.ops.concat import Concatenate
+from yolox.kernels.int8.ops.conv_step import Conv
+from yolox.kernels.int8.ops.elementwise import Add, Multiply
+from yolox.kernels.int8.ops.matrices import Arithmetic, Function, Operation, Unary
+from yolox.kernels.int8.ops.pooling import AveragePool, MaxPool
+from yolox.kernels.int8.ops.resize import Resize, Upsample
 from yolox.kernels.library import SWITCH, host_variants, required_kernels
 from yolox.kernels.variants import Variant
 
@@ -85,7 +76,13 @@ def test_pack_takes_bytes_too() -> None:
 @pytest.mark.parametrize("depthwise", [False, True])
 def test_activations(activation: Activation, depthwise: bool) -> None:
     x, y = feature(9, 11, 32), feature(9, 11, 32, seed=7)
-    same([pack(x), conv(x, y, 3, activation=activation, depthwise=depthwise)], y, (32, 9, 11))
+    same([pack(x), conv(x, y, 3, activation=activation, alpha=0.3, depthwise=depthwise)], y, (32, 9, 11))
+
+
+@pytest.mark.parametrize("activation", list(Activation))
+def test_activations_of_a_matrix(activation: Activation) -> None:
+    x, y = feature(9, 11, 32), Matrix(99, 20)
+    check(Program(((32, 9, 11),), (pack(x), conv(x, y, 3, activation=activation, alpha=0.3)), (y,)), 2e-3)
 
 
 @pytest.mark.parametrize("team", [1, 2])
@@ -142,7 +139,7 @@ def test_sums_of_the_largest_weights_and_bytes_are_exact(weights: list[int], siz
     matrix = Matrix(42, 40)
     weight = random(2).choice(weights, (40, 16, size, size)).astype(np.int8)
     ones = np.ones(40, np.float32)
-    steps = (pack(x), Conv(x, matrix, weight, ones, 0 * ones, padding=size // 2))
+    steps = (pack(x), Conv(x, matrix, weight, ones, 0 * ones, top=size // 2, left=size // 2))
     program = Program(((16, 6, 7),), steps, (matrix,))
     inputs = (random(1).choice([-1, 1], (2, 16, 6, 7)).astype(np.float32),)
     np.testing.assert_array_equal(Executable(program).run(inputs)[0], interpret(program, inputs)[0])
@@ -154,7 +151,7 @@ def test_depthwise_sums_of_the_largest_weights_and_bytes(weight: int) -> None:
     multiplier = np.full(40, 3 / (9 * 128 * 255), np.float32)
     largest = Conv(
         x, y, np.full((40, 1, 3, 3), weight, np.int8), multiplier, 0 * multiplier + (0 if weight > 0 else 3),
-        padding=1, activation=Activation.SILU, depthwise=True,
+        top=1, left=1, activation=Activation.SILU, depthwise=True,
     )  # fmt: skip
     same([pack(x), largest], y, (40, 6, 7))
 
@@ -181,7 +178,8 @@ def test_pooling_in_a_row_writes_parts_of_a_whole(channels: int, size: int) -> N
     base = feature(13, 7, channels)
     whole = Feature(13, 7, np.tile(base.scale, 3), np.tile(base.zero, 3))
     parts = [part(whole, index * channels, channels) for index in range(3)]
-    steps = [pack(parts[0]), MaxPool(parts[0], parts[1], size), MaxPool(parts[1], parts[2], size)]
+    window = (size, size, 1, size // 2, size // 2)
+    steps = [pack(parts[0]), MaxPool(parts[0], parts[1], *window), MaxPool(parts[1], parts[2], *window)]
     same(steps, whole, (channels, 13, 7), team=2)
 
 
@@ -197,6 +195,106 @@ def test_upsample(factor: int) -> None:
 def test_add(channels: int) -> None:
     a, b, c = (feature(6, 7, channels, seed=seed) for seed in (1, 2, 3))
     same([pack(a), pack(b, index=0), Add(a, b, c)], c, (channels, 6, 7), team=2)
+
+
+@pytest.mark.parametrize("step", [Add, Multiply])
+@pytest.mark.parametrize("channels", [3, 16, 100])
+def test_one_pixel_stands_for_all(channels: int, step: type[Add] | type[Multiply]) -> None:
+    a, c = (feature(6, 7, channels, seed=seed) for seed in (1, 3))
+    gate = feature(1, 1, channels, seed=2)
+    average = AveragePool(a, gate, 6, 7)
+    same([pack(a), average, step(a, gate, c)], c, (channels, 6, 7), team=2)
+
+
+def test_multiply() -> None:
+    a, b, c = (feature(6, 7, 40, seed=seed) for seed in (1, 2, 3))
+    same([pack(a), pack(b, index=0), Multiply(a, b, c)], c, (40, 6, 7), team=2)
+
+
+WINDOWS = [(3, 3, 2, 1, 1), (2, 2, 2, 0, 0), (3, 2, 1, 2, 1), (1, 5, 3, 0, 2), (11, 12, 1, 0, 0)]
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("channels", [3, 64, 100])
+@pytest.mark.parametrize("kind", ["largest", "mean", "mean with padding"])
+def test_windows(channels: int, window: tuple[int, int, int, int, int], kind: str) -> None:
+    height, width, stride, top, left = window
+    sizes = ((11 + top - height) // stride + 1, (12 + left - width) // stride + 1)
+    x = feature(11, 12, channels)
+    y = Feature(*sizes, x.scale, x.zero) if kind == "largest" else feature(*sizes, channels, seed=4)
+    pool = MaxPool(x, y, *window) if kind == "largest" else AveragePool(x, y, *window, "padding" in kind)
+    same([pack(x), pool], y, (channels, 11, 12), team=2)
+
+
+@pytest.mark.parametrize("channels", [3, 40])
+def test_resize(channels: int) -> None:
+    x = feature(5, 6, channels)
+    y = Feature(9, 4, x.scale, x.zero)
+    rows, columns = (random(length).integers(0, length, (2, count)) for length, count in ((5, 9), (6, 4)))
+    shares = (random(1).random(9).astype(np.float32), random(2).random(4).astype(np.float32))
+    resize = Resize(x, y, rows.astype(np.int32), columns.astype(np.int32), *shares)
+    same([pack(x), resize], y, (channels, 5, 6), team=2)
+
+
+@pytest.mark.parametrize("channels", [(12, 16), (7, 40), (16, 64)])
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        ((3, 3), {"dilation": 2, "top": 2, "left": 2}),
+        ((1, 7), {"left": 3}),
+        ((7, 1), {"top": 3, "stride": 2}),
+        ((2, 3), {"top": 1, "dilation": 3, "stride": 3}),
+        ((2, 1), {"top": -1, "left": -2}),
+        ((1, 1), {"top": 1, "left": 1}),
+    ],
+)
+def test_dense_windows_of_any_kind(size: tuple[int, int], options: dict[str, int], channels: tuple[int, int]) -> None:
+    x = feature(10, 29, channels[0])
+    places = {"top": 0, "left": 0, **options}
+    stride, dilation = options.get("stride", 1), options.get("dilation", 1)
+    beyond = 2  # windows end on the right and below at another distance than they begin with
+    sizes = [
+        (length + places[side] + beyond - dilation * (window - 1) - 1) // stride + 1
+        for length, side, window in zip((10, 29), ("top", "left"), size, strict=True)
+    ]
+    y = feature(*sizes, channels[1], seed=7)
+    square = conv(x, y, 7, activation=Activation.RELU)
+    one = replace(square, weight=square.weight[:, :, : size[0], : size[1]].copy(), **places)
+    one = replace(one, multiplier=one.multiplier * np.float32(7 / np.sqrt(size[0] * size[1])), offset=one.offset * 0)
+    same([pack(x), one], y, (channels[0], 10, 29), team=2)
+
+
+@pytest.mark.parametrize("options", [{"dilation": 2}, {"stride": 2}, {}])
+@pytest.mark.parametrize("size", [1, 3, 5, 7])
+@pytest.mark.parametrize("channels", [3, 16, 40, 100])
+@pytest.mark.parametrize("activation", [Activation.NONE, Activation.CLIP, Activation.HARD_SWISH])
+def test_depthwise_of_any_kind(activation: Activation, channels: int, size: int, options: dict[str, int]) -> None:
+    stride, dilation = options.get("stride", 1), options.get("dilation", 1)
+    x, y = feature(9, 13, channels), feature((9 - 1) // stride + 1, (13 - 1) // stride + 1, channels, seed=7)
+    if activation is Activation.CLIP:
+        y = replace(y, scale=np.full(channels, 2.0 / 255, np.float32), zero=np.zeros(channels, np.uint8))
+    padding = size // 2 * dilation
+    one = conv(x, y, size, depthwise=True, activation=activation, alpha=2.0, padding=padding, **options)
+    same([pack(x), one], y, (channels, 9, 13), team=2)
+
+
+@pytest.mark.parametrize("activation", [Activation.RELU, Activation.CLIP])
+@pytest.mark.parametrize("channels", [20, 64])
+def test_bounds_hold_where_rounding_to_bytes_does_not_keep_them(activation: Activation, channels: int) -> None:
+    x, y = feature(6, 7, channels), feature(6, 7, channels, seed=7)  # the byte 0 stands for less than zero
+    same([pack(x), conv(x, y, 3, activation=activation, alpha=0.5)], y, (channels, 6, 7))
+
+
+@pytest.mark.parametrize("channels", [5, 16, 40, 64])
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_every_other_pixel_of_a_whole_is_written(channels: int, depthwise: bool) -> None:
+    x, whole = feature(5, 6, channels), feature(10, 12, channels, seed=7)
+    steps: list[Step] = [pack(x)]
+    for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        places = Feature(5, 6, whole.scale, whole.zero, whole, 0, 2, row, column)
+        steps += [conv(x, places, 2 + column, padding=row + column, depthwise=depthwise)]
+    y = feature(10, 12, channels, seed=8)
+    same([*steps, conv(whole, y, 3, depthwise=True)], y, (channels, 5, 6), 3, team=2)
 
 
 def test_matrices() -> None:
@@ -259,8 +357,13 @@ def test_other_shapes_and_types_are_refused() -> None:
     [
         (0, {"input": 1}),
         (0, {"order": (0,) * 12}),
-        (1, {"padding": 0}),
-        (1, {"weight": np.zeros((32, 12, 3, 1), np.int8)}),
+        (1, {"top": -10}),
+        (1, {"dilation": 0}),
+        (1, {"stride": 129}),
+        (1, {"activation": 3}),
+        (1, {"alpha": float("nan")}),
+        (1, {"weight": np.zeros((32, 12, 3, 0), np.int8)}),
+        (1, {"weight": np.zeros((32, 12, 129, 1), np.int8)}),
         (2, {"weight": np.zeros((32, 2, 3, 3), np.int8)}),
         (3, {"output": feature(5, 5, 47)}),
         (4, {"output": part(feature(5, 5, 80), 64, 32)}),
@@ -278,7 +381,7 @@ def test_steps_that_do_not_fit_are_refused(number: int, change: dict[str, Any]) 
 def test_structures_are_as_large_as_the_kernels_ones() -> None:
     sizes = [ctypes.c_long() for _ in range(3)]
     required_kernels().native_bytes(*(ctypes.byref(size) for size in sizes))
-    assert [size.value for size in sizes] == [ctypes.sizeof(kind) for kind in (CStep, CSiluTable, CBatch)]
+    assert [size.value for size in sizes] == [ctypes.sizeof(kind) for kind in (CStep, CActivationTable, CBatch)]
 
 
 def test_each_step_says_what_it_is_and_how_long_it_took() -> None:

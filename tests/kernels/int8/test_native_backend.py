@@ -22,7 +22,9 @@ from yolox.inference.backends.base import PrepareContext, Settings
 from yolox.inference.backends.native import NativeRunner
 from yolox.inference.convert.flat import FlatModule
 from yolox.inference.methods import get_method
-from yolox.kernels.int8.int8_ir import Conv, Feature, Upsample
+from yolox.kernels.int8.int8_ir import Feature
+from yolox.kernels.int8.ops.conv_step import Conv
+from yolox.kernels.int8.ops.resize import Upsample
 from yolox.models.decoding import DecodedDetector
 from yolox.models.detector import build_detector
 
@@ -104,7 +106,7 @@ def test_the_kernels_compute_what_the_program_says(runner: NativeRunner) -> None
 
 def test_values_are_written_where_they_are_read(runner: NativeRunner) -> None:
     steps = runner.executable.program.steps
-    parts = [step.output for step in steps if isinstance(getattr(step, "output", None), Feature)]
+    parts = [step.target for step in steps if isinstance(getattr(step, "output", None), Feature)]
     assert any(part.whole is not None for part in parts)
     copies = [step for step in steps if isinstance(step, Upsample) and step.factor == 1]
     assert len(copies) == 1  # one value belongs to two concatenations
@@ -214,7 +216,7 @@ def test_damaged_and_absent_files_are_refused(runner: NativeRunner, tmp_path: Pa
             backend.load(tmp_path, manifest)
     (tmp_path / "arrays.npz").write_bytes(arrays)
     text = (tmp_path / "program.json").read_text(encoding="utf-8")
-    for damaged in (text.replace('"version": 1', '"version": 0'), text.replace('"Conv"', '"Cnov"'), text[:100], "[]"):
+    for damaged in (text.replace('"version": 2', '"version": 0'), text.replace('"Conv"', '"Cnov"'), text[:100], "[]"):
         (tmp_path / "program.json").write_text(damaged, encoding="utf-8")
         with pytest.raises(ModelFileError, match="Save the model again"):
             backend.load(tmp_path, replace(manifest))

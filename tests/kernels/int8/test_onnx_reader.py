@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yolox.errors import YoloxError
@@ -15,10 +16,17 @@ from yolox.experiments import get_experiment
 from yolox.inference.convert.flat import FlatModule
 from yolox.inference.convert.onnx_export import export_onnx
 from yolox.kernels.int8.convert import with_early_sigmoids
-from yolox.kernels.int8.float_ir import Convolution, Enlarge, Join, Map, Network, Pixels, Pool, Sum
-from yolox.kernels.int8.int8_ir import Activation, Function
+from yolox.kernels.int8.float_ir import Network
+from yolox.kernels.int8.int8_ir import Activation
 from yolox.kernels.int8.onnx_reader import read_network
-from yolox.models.decoding import DecodedDetector, OfficialDetector
+from yolox.kernels.int8.ops.concat import Join
+from yolox.kernels.int8.ops.convolution import Convolution
+from yolox.kernels.int8.ops.elementwise import Sum
+from yolox.kernels.int8.ops.matrices import Function, Map
+from yolox.kernels.int8.ops.pixels import Pixels
+from yolox.kernels.int8.ops.pooling import Pool
+from yolox.kernels.int8.ops.resize import Enlarge
+from yolox.models.decoding import DecodedDetector, official_output
 from yolox.models.detector import build_detector
 
 pytestmark = pytest.mark.backends
@@ -61,6 +69,8 @@ class Ending(nn.Module):
         self.first = nn.Conv2d(3, 8, 3, 2, 1)
         self.last = nn.Conv2d(8, 4, 1)
         self.between, self.end = between, end
+        if isinstance(between, nn.Conv2d):
+            self.last = nn.Conv2d(between.out_channels, 4, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.end(self.last(self.between(self.first(x))))
@@ -76,7 +86,7 @@ def test_every_detector_is_understood(name: str, tmp_path: Path) -> None:
     assert sum(layer.activation is Activation.NONE for layer in convolutions) == 9  # the predictions
     assert any(layer.depthwise for layer in convolutions) == (name == "yolox_nano")
     assert sum(isinstance(layer, Enlarge) for layer in network.layers) == 2
-    assert [layer.size for layer in network.layers if isinstance(layer, Pool)] in ([5, 5, 5], [5, 9, 13])
+    assert [layer.height for layer in network.layers if isinstance(layer, Pool)] in ([5, 5, 5], [5, 9, 13])
     (first,) = [layer for layer in network.layers if isinstance(layer, Pixels)]
     assert first.block == (1 if name == "yolov3" else 2)
     assert any(isinstance(layer, Sum) for layer in network.layers)
@@ -92,7 +102,7 @@ def test_large_images_are_understood(tmp_path: Path) -> None:
 
 def test_a_fixed_batch_is_understood(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = OfficialDetector(build_detector(get_experiment("yolox_nano").model)).eval()
+    model = DecodedDetector(build_detector(get_experiment("yolox_nano").model), official_output).eval()
     check(model, read(model, tmp_path, pixels(), dynamic_batch=False), pixels())
 
 
@@ -114,6 +124,58 @@ def test_activations_are_parts_of_convolutions(
     network = read(module, tmp_path, pixels(16))
     assert [layer.activation for layer in network.layers if isinstance(layer, Convolution)] == [activation, 0]
     check(module, network, pixels(16))
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        nn.Hardswish(),
+        nn.Hardsigmoid(),
+        nn.ReLU6(),
+        nn.GELU(),
+        nn.Tanh(),
+        nn.LeakyReLU(0.2),
+        lambda x: x * F.hardsigmoid(x),
+        lambda x: F.hardswish(x + x),
+        lambda x: (2.0 - x) / 3.0 * torch.arange(8.0).reshape(8, 1, 1),
+        nn.BatchNorm2d(8).eval(),
+        nn.MaxPool2d(3, 2, ceil_mode=True),
+        nn.AvgPool2d(3, 2, 1),
+        nn.AvgPool2d(3, 2, 1, count_include_pad=False),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Upsample(scale_factor=2, mode="bilinear"),
+        nn.Upsample(size=(11, 5), mode="bilinear", align_corners=True),
+        nn.Upsample(size=(11, 5), mode="nearest"),
+        nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=4),
+        nn.Conv2d(8, 16, (1, 5), padding=(0, 2), groups=8),
+        nn.ConvTranspose2d(8, 8, 3, 2, 1, output_padding=1),
+        nn.ConvTranspose2d(8, 8, 4, 2, 1),
+        nn.ZeroPad2d((1, 2, 3, 0)),
+        lambda x: F.pad(x, (-1, 0, 2, -3)),
+        lambda x: x * x.mean((2, 3), keepdim=True),
+    ],
+)
+def test_operators_are_read_as_they_compute(between: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = Ending(between)
+    check(module, read(module, tmp_path, pixels(16)), pixels(16))
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda x: x,
+        lambda x: x.relu(),
+        lambda x: x.mean((2, 3)),
+        lambda x: F.linear(x.flatten(1), torch.ones(3, 256) * 0.1, torch.ones(3)),
+        lambda x: (x.mean((2, 3)) @ torch.eye(4)[:, :3] + 2.0).relu(),
+        lambda x: x.mean((2, 3)).sigmoid() * 3.0,
+    ],
+)
+def test_outputs_are_features_and_vectors_too(end: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = Ending(nn.ReLU(), end)
+    check(module, read(module, tmp_path, pixels(16)), pixels(16))
 
 
 def test_rows_of_an_older_export_are_understood(tmp_path: Path) -> None:
@@ -144,15 +206,14 @@ def test_sigmoids_stay_where_the_plain_values_are_needed_too(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("module", "reason"),
     [
-        (Ending(nn.Hardswish()), "HardSwish"),
-        (Ending(nn.LeakyReLU(0.2)), "slope is 0.2, expected 0.1"),
-        (Ending(nn.MaxPool2d(2)), r"MaxPool .*stride 1"),
-        (Ending(nn.Upsample(scale_factor=2, mode="bilinear")), r"Resize .*nearest"),
-        (Ending(nn.Conv2d(8, 8, 3, padding=1, groups=2)), r"Conv .*in 2 groups"),
-        (Ending(nn.Conv2d(8, 8, 3, padding=2, dilation=2)), r"Conv .*dilated"),
-        (Ending(nn.Identity(), lambda values: values.mean((2, 3))), "ReduceMean"),
-        (Ending(nn.Identity(), lambda values: values), "with 4 axes"),
-        (Ending(lambda values: values * 2), r"Mul .*4 axes"),
+        (Ending(nn.Softsign()), "Abs|Softsign"),
+        (Ending(nn.MaxPool2d(3, 1, 1, dilation=2)), r"MaxPool .*dilated"),
+        (Ending(nn.Upsample(scale_factor=2, mode="bicubic")), r"Resize .*nearest or linear"),
+        (Ending(nn.Conv2d(8, 8, 3, (1, 2))), r"Conv .*strides \[1, 2\]"),
+        (Ending(nn.Hardtanh()), r"Clip .*lower bound of 0"),
+        (Ending(nn.Identity(), lambda values: values.mean(1)), r"ReduceMean .*all pixels"),
+        (Ending(lambda values: values * torch.ones(8, 8)), r"Mul .*one number for each channel"),
+        (Ending(lambda values: 1.0 / values), "a constant is divided|Reciprocal"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

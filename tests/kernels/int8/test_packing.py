@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from yolox.kernels.int8.float_ir import Convolution
 from yolox.kernels.int8.int8_ir import Activation
+from yolox.kernels.int8.ops.convolution import Convolution
 from yolox.kernels.int8.packing import MOST_OF_A_PAIR, paired_weight
 from yolox.kernels.int8.quantize import QuantizationParameters, RangeObserver, quantize_weights
 
@@ -53,9 +53,7 @@ def test_weights_are_split_without_a_change_of_any_sum(shape: tuple[int, ...], s
 def test_weights_rounded_in_pairs_need_no_split(inputs: int) -> None:
     source = np.random.default_rng(1)
     weight = (source.normal(0, 1, (48, inputs, 3, 3)) + 0.5).astype(np.float32)
-    layer = Convolution(
-        "name", ("x",), "y", weight, np.zeros(48, np.float32), 1, 1, depthwise=False, activation=Activation.SILU
-    )
+    layer = Convolution("name", ("x",), "y", weight, np.zeros(48, np.float32), activation=Activation.SILU)
     code = QuantizationParameters(np.ones(inputs, np.float32), np.zeros(inputs, np.uint8))
     extremes = RangeObserver(mean=[np.zeros(inputs, np.float32)])
     rounded = quantize_weights(layer, code, extremes, in_pairs=True)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import pytest
 import torch
 import torch.nn.functional as F
 from near import assert_near, channels_last
 from torch import nn
 
+from yolox.errors import YoloxError
 from yolox.kernels.library import SWITCH, host_variants, kernels
+from yolox.kernels.training import bindings
 from yolox.kernels.training.autograd import batchnorm_act, dense_gradient, depthwise_conv, strided_depthwise_conv
 from yolox.kernels.training.norms import IDENTITY, RELU, RELU6, SILU, Activation, NormAct
 
@@ -22,6 +26,34 @@ def _variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv(SWITCH, request.param.name)
     if kernels() is None:
         pytest.skip("no C++ compiler, or YOLOX_KERNELS=0")
+
+
+def test_structures_that_differ_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Images(ctypes.Structure):
+        _fields_ = bindings.Images._fields_[1:]
+
+    library = kernels()
+    assert library is not None
+    bindings.check_layouts(library)
+    bindings.check_layouts.cache_clear()
+    monkeypatch.setattr(bindings, "_STRUCTURES", (Images,))
+    with pytest.raises(YoloxError, match="another Images"):
+        bindings.check_layouts(library)
+
+
+@pytest.mark.parametrize("kernel", ["depthwise_forward", "stem_forward"])
+def test_memory_that_does_not_suffice_is_an_error(kernel: str) -> None:
+    """Nothing is thrown at Python or out of the threads, whose buffers the stem's kernel asks for."""
+    numbers, huge = torch.zeros(16 * 36 * 3), 2**44
+    with pytest.raises(MemoryError, match=kernel):
+        if kernel == "depthwise_forward":
+            images = bindings.Images(1, 16, 1, huge, 1)
+            bindings.call(kernel, torch.float32, numbers, bindings.Norm(), numbers, images, numbers, None)
+        elif bindings.has_pointwise(torch.bfloat16):
+            pixels = bindings.StemInput(numbers.data_ptr(), 1, 1, 2, huge, 16)
+            bindings.call(kernel, torch.bfloat16, pixels, numbers, numbers, numbers.double())
+        else:
+            raise MemoryError(f"{kernel} has no kernel here")
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

@@ -23,17 +23,30 @@ class ArtifactFormat:
     Args:
         files: Their names; nothing else may lie in the folder.
         program: Why loading them needs trust, ``None`` when they are data.
+        optional: Names of files that some models have besides.
         check: Looks at the files and raises `ModelFileError` for what no model of this back end holds.
     """
 
     files: tuple[str, ...]
     program: str | None = None
+    optional: tuple[str, ...] = ()
     check: Callable[[Path], None] | None = None
+
+
+def _check_native(folder: Path) -> None:
+    check_npz(folder / "arrays.npz")
+    for name in ("before.onnx", "after.onnx"):
+        if (folder / name).exists():
+            check_onnx(folder / name)
 
 
 FORMATS: Mapping[str, ArtifactFormat] = {
     "eager": ArtifactFormat(("weights.safetensors",)),
-    "native": ArtifactFormat(("program.json", "arrays.npz"), check=lambda folder: check_npz(folder / "arrays.npz")),
+    "native": ArtifactFormat(
+        ("program.json", "arrays.npz"),
+        optional=("before.onnx", "after.onnx"),
+        check=_check_native,
+    ),
     "openvino": ArtifactFormat(("model.xml", "model.bin"), check=check_openvino),
     "onnxruntime": ArtifactFormat(("model.onnx",), check=lambda folder: check_onnx(folder / "model.onnx")),
     "jit": ArtifactFormat(("model.torchscript",), "TorchScript is a program that can read and write files"),
@@ -70,13 +83,13 @@ def check_files(folder: Path, manifest: Manifest) -> None:
         ModelFileError: For a file that is missing, foreign, a link, changed, or not what its format allows.
     """
     known = FORMATS[manifest.backend]
-    if set(manifest.files) != set(known.files):
+    if not set(known.files) <= set(manifest.files) <= {*known.files, *known.optional}:
         raise ModelFileError(
             f"'{folder}' lists the files {_listed(manifest.files)}; a model of '{manifest.backend}' has "
             f"{_listed(known.files)}. Save the model again."
         )
     for path in folder.iterdir():
-        if path.name not in (*known.files, MANIFEST_NAME):
+        if path.name not in (*manifest.files, MANIFEST_NAME):
             raise ModelFileError(
                 f"'{folder}' holds '{path.name}', which is no part of the model. Remove it, or save the model again."
             )

@@ -182,6 +182,39 @@ def _numpy_type(name: str) -> np.dtype[Any]:
 
 
 @dataclass(frozen=True)
+class OnnxPart:
+    """A part of a network that reads and gives values by their names in the file.
+
+    Args:
+        model: The serialized ONNX file.
+        threads: Threads of one call.
+    """
+
+    model: bytes = field(repr=False)
+    threads: int = 1
+
+    @cached_property
+    def session(self) -> Any:
+        """The library's session, started at the first call.
+
+        Raises:
+            MissingDependencyError: Without ONNX Runtime.
+            ModelFileError: When the file is damaged.
+        """
+        with _as_model_error(Path(MODEL)):
+            return make_session(self.model, self.threads)
+
+    def __call__(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the outputs by name for a batch."""
+        fed = {
+            port.name: np.ascontiguousarray(values[port.name], _numpy_type(port.type))
+            for port in self.session.get_inputs()
+        }
+        names = [port.name for port in self.session.get_outputs()]
+        return dict(zip(names, self.session.run(names, fed), strict=True))
+
+
+@dataclass(frozen=True)
 class OnnxFile:
     """An ONNX file from anywhere, ready to run.
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import ctypes
 from enum import IntEnum
 
-__all__ = ["CBatch", "CFeature", "CMatrix", "CSiluTable", "CStep", "Instructions", "Kind", "Place"]
-
 _NUMBER = ctypes.c_int64
 _ADDRESS = ctypes.c_void_p
 
@@ -24,6 +22,9 @@ class Kind(IntEnum):
     UNARY = 7
     ARITHMETIC = 8
     COPY = 9
+    AVERAGE = 10
+    MULTIPLY = 11
+    RESIZE = 12
 
 
 class Place(IntEnum):
@@ -58,8 +59,8 @@ class CMatrix(ctypes.Structure):
     _fields_ = tuple((name, _NUMBER) for name in ("place", "at", "rows", "columns"))
 
 
-class CSiluTable(ctypes.Structure):
-    """SiLU as a table of straight lines and cubic polynomials."""
+class CActivationTable(ctypes.Structure):
+    """A smooth activation as a table of straight lines and cubic polynomials."""
 
     _fields_ = (
         ("start", ctypes.c_int16 * 64),
@@ -78,10 +79,12 @@ class CStep(ctypes.Structure):
         ("kind", _NUMBER),
         *((name, CFeature) for name in ("input", "other", "output")),
         *((name, CMatrix) for name in ("left", "right", "result")),
-        *((name, _NUMBER) for name in ("size", "stride", "padding", "choice", "index", "to_matrix")),
+        *((name, _NUMBER) for name in ("size", "padding", "height", "width", "stride", "dilation", "above", "before")),
+        ("alpha", ctypes.c_double),
+        *((name, _NUMBER) for name in ("choice", "index", "linear", "to_matrix")),
         *((name, _NUMBER) for name in ("first_row", "first_column", "left_column", "right_column", "columns", "wide")),
         *((name, _ADDRESS) for name in ("multiplier", "offset", "inverse", "zero", "other_multiplier")),
-        *((name, _ADDRESS) for name in ("weight", "silu_table", "order")),
+        *((name, _ADDRESS) for name in ("weight", "activation_table", "order")),
     )
 
 

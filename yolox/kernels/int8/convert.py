@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from yolox.kernels.int8.builder import build_program
-from yolox.kernels.int8.float_ir import Convolution, Layer, Map, Network, Rows, Stack
-from yolox.kernels.int8.int8_ir import Activation, Function, Program
+from yolox.kernels.int8.float_ir import Layer, Network
+from yolox.kernels.int8.int8_ir import Activation, Program
+from yolox.kernels.int8.ops.concat import Stack
+from yolox.kernels.int8.ops.convolution import Convolution
+from yolox.kernels.int8.ops.matrices import Function, Map
+from yolox.kernels.int8.ops.rows import Rows
 from yolox.kernels.int8.quantize import RangeObserver, quantization_parameters, quantize_weights
-
-__all__ = ["convert", "with_early_sigmoids"]
 
 
 def convert(
@@ -29,9 +31,6 @@ def convert(
         shapes: Shape of every value, without the batch axis.
         quantile: See ``RangeObserver.parameters``.
         in_pairs: See ``quantize_weights``.
-
-    Raises:
-        YoloxError: When layers follow each other in a way that no step computes.
     """
     parameters = quantization_parameters(network, observers, quantile)
     weights = {

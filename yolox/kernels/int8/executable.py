@@ -19,8 +19,6 @@ from yolox.kernels.int8.lowering import lower
 from yolox.kernels.int8.memory import Memory
 from yolox.kernels.library import required_kernels
 
-__all__ = ["Executable", "instructions"]
-
 
 def instructions() -> Instructions:
     """Return what this machine's kernels are made of.
@@ -83,7 +81,7 @@ class Executable:
             team: Threads for each of them.
 
         Returns:
-            [B, rows, columns] for each output of the program.
+            An array for each output of the program, of its shape: see ``Program``.
 
         Raises:
             UsageError: For inputs of other shapes or types.
@@ -126,7 +124,8 @@ class Executable:
         )
         if self._library.native_run(self._network, ctypes.byref(batch)):
             raise MemoryError(f"no memory for {streams} images at a time, {self._memory.size / 2**20:.0f} MiB each")
-        return tuple(self._result(matrix, outputs, images) for matrix in self.program.outputs)
+        results = (self._result(matrix, outputs, images) for matrix in self.program.outputs)
+        return tuple(self.program.shaped(result, index) for index, result in enumerate(results))
 
     def _result(self, matrix: Matrix, outputs: Sequence[Floats], images: int) -> Floats:
         index = self._memory.output(matrix)
@@ -151,7 +150,7 @@ class Executable:
 
 def _name(step: CStep) -> str:
     shape = f"{step.output.height}x{step.output.width}x{step.output.channels} from {step.input.channels}"
-    return f"{Kind(step.kind).name.lower()} {shape}, size {step.size}, stride {step.stride}"
+    return f"{Kind(step.kind).name.lower()} {shape}, window {step.height}x{step.width}, stride {step.stride}"
 
 
 def _addresses(arrays: Sequence[NDArray[Any]]) -> NDArray[np.uint64]:

@@ -1,6 +1,7 @@
 """A network as layers with float weights: read from a file, run to calibrate, turned into the steps of a program.
 
-Values are features [batch, channels, height, width] or matrices [batch, rows, columns].
+Values are features [batch, channels, height, width] or matrices [batch, rows, columns]. The layers themselves are in
+``ops``. Nothing here imports PyTorch before a layer is computed: a program that is loaded needs the steps alone.
 """
 
 from __future__ import annotations
@@ -8,33 +9,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
-from yolox.kernels.int8.int8_ir import Activation, Floats, Function, Operation
+from yolox.kernels.int8.int8_ir import Floats
 
-__all__ = [
-    "Columns",
-    "Combine",
-    "Convolution",
-    "Enlarge",
-    "Join",
-    "Layer",
-    "Map",
-    "Network",
-    "Pixels",
-    "Pool",
-    "Rows",
-    "Stack",
-    "Sum",
-]
+if TYPE_CHECKING:
+    from torch import Tensor
 
-LEAKY_SLOPE = 0.1
+    from yolox.kernels.int8.builder import Builder
+    from yolox.kernels.int8.quantize import QuantizationParameters, RangeObserver
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,157 +41,25 @@ class Layer:
         """Return the output's value."""
         raise NotImplementedError
 
+    def parameters(
+        self, known: dict[str, QuantizationParameters], observer: RangeObserver, quantile: float
+    ) -> QuantizationParameters:
+        """Return what the bytes of the output, a feature, stand for.
 
-@dataclass(frozen=True, eq=False)
-class Pixels(Layer):
-    """An input of the network, with blocks of pixels rearranged to channels: see ``int8_ir.Pack``."""
+        Args:
+            known: Parameters of the features before.
+            observer: The output's observed range.
+            quantile: See ``RangeObserver.parameters``.
+        """
+        return observer.parameters(quantile)
 
-    block: int
-    order: tuple[int, ...]
+    def build(self, builder: Builder) -> None:
+        """Append the steps that compute the layer."""
+        raise NotImplementedError
 
-    def __call__(self, *values: Tensor) -> Tensor:
-        """Return [batch, channels * block * block, height / block, width / block]."""
-        return F.pixel_unshuffle(values[0], self.block)[:, list(self.order)]
-
-
-@dataclass(frozen=True, eq=False)
-class Convolution(Layer):
-    """A convolution and what follows it.
-
-    Args:
-        weight: [out, in, height, width]; [channels, 1, height, width] if depthwise.
-        bias: [out].
-        stride: Step over rows and columns.
-        padding: Rows and columns of zeros at every side.
-        depthwise: Each channel on its own.
-        activation: What follows.
-    """
-
-    weight: Floats
-    bias: Floats
-    stride: int
-    padding: int
-    depthwise: bool
-    activation: Activation
-
-    def linear(self, values: Tensor, weight: Floats, bias: Floats) -> Tensor:
-        """Return the convolution's result with other numbers, not activated."""
-        groups = len(weight) if self.depthwise else 1
-        numbers = (torch.from_numpy(weight), torch.from_numpy(bias))
-        return F.conv2d(values, *numbers, self.stride, self.padding, groups=groups)
-
-    def activate(self, values: Tensor) -> Tensor:
-        """Return the activated values."""
-        if self.activation is Activation.RELU:
-            return values.relu()
-        if self.activation is Activation.LEAKY_RELU:
-            return F.leaky_relu(values, LEAKY_SLOPE)
-        if self.activation is Activation.SILU:
-            return F.silu(values)
-        return values.sigmoid() if self.activation is Activation.SIGMOID else values
-
-    def __call__(self, *values: Tensor) -> Tensor:
-        """Return [batch, out, height, width]."""
-        return self.activate(self.linear(values[0], self.weight, self.bias))
-
-
-@dataclass(frozen=True, eq=False)
-class Pool(Layer):
-    """The largest value of a window of odd ``size`` around each pixel."""
-
-    size: int
-
-    def __call__(self, *values: Tensor) -> Tensor:
-        """Return the shape that came."""
-        return F.max_pool2d(values[0], self.size, 1, self.size // 2)
-
-
-@dataclass(frozen=True, eq=False)
-class Enlarge(Layer):
-    """Each pixel ``factor`` times in each direction."""
-
-    factor: int
-
-    def __call__(self, *values: Tensor) -> Tensor:
-        """Return [batch, channels, height * factor, width * factor]."""
-        return values[0].repeat_interleave(self.factor, 2).repeat_interleave(self.factor, 3)
-
-
-@dataclass(frozen=True, eq=False)
-class Sum(Layer):
-    """The sum of two features."""
-
-    def __call__(self, *values: Tensor) -> Tensor:
-        """Return the shape that came."""
-        return values[0] + values[1]
-
-
-@dataclass(frozen=True, eq=False)
-class Join(Layer):
-    """Features side by side as channels of one."""
-
-    def __call__(self, *values: Tensor) -> Tensor:
-        """Return [batch, all channels, height, width]."""
-        return torch.cat(values, 1)
-
-
-@dataclass(frozen=True, eq=False)
-class Rows(Layer):
-    """A feature as a matrix, a pixel a row."""
-
-    def __call__(self, *values: Tensor) -> Tensor:
-        """Return [batch, height * width, channels]."""
-        return values[0].flatten(2).transpose(1, 2)
-
-
-@dataclass(frozen=True, eq=False)
-class Stack(Layer):
-    """Matrices one below the other (``axis`` 1) or side by side (``axis`` 2)."""
-
-    axis: int
-
-    def __call__(self, *values: Tensor) -> Tensor:
-        """Return one matrix."""
-        return torch.cat(values, self.axis)
-
-
-@dataclass(frozen=True, eq=False)
-class Columns(Layer):
-    """The columns ``first ... last`` (not included) of a matrix."""
-
-    first: int
-    last: int
-
-    def __call__(self, *values: Tensor) -> Tensor:
-        """Return [batch, rows, last - first]."""
-        return values[0][:, :, self.first : self.last]
-
-
-@dataclass(frozen=True, eq=False)
-class Map(Layer):
-    """A function of each number of a matrix."""
-
-    function: Function
-
-    def __call__(self, *values: Tensor) -> Tensor:
-        """Return the shape that came."""
-        return values[0].sigmoid() if self.function is Function.SIGMOID else values[0].exp()
-
-
-@dataclass(frozen=True, eq=False)
-class Combine(Layer):
-    """An operation of two matrices, one of which may be a constant."""
-
-    operation: Operation
-
-    def __call__(self, *values: Tensor) -> Tensor:
-        """Return the result."""
-        left, right = values
-        if self.operation is Operation.ADD:
-            return left + right
-        if self.operation is Operation.SUBTRACT:
-            return left - right
-        return left * right if self.operation is Operation.MULTIPLY else left / right
+    def multiply_accumulates(self, shape: tuple[int, ...]) -> int:
+        """Return the products that are summed up for one image with an output of this shape."""
+        return 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,14 +69,16 @@ class Network:
     Args:
         inputs: Names of the inputs.
         layers: What is computed.
-        outputs: Names of the outputs.
+        outputs: Names of the outputs, matrices.
         constants: Matrices [rows, columns] that layers read.
+        output_shapes: See ``int8_ir.Program``.
     """
 
     inputs: tuple[str, ...]
     layers: tuple[Layer, ...]
     outputs: tuple[str, ...]
     constants: Mapping[str, Floats]
+    output_shapes: tuple[tuple[int, ...], ...] = ()
 
     def steps(self, arrays: Sequence[NDArray[Any]]) -> Iterator[tuple[Layer, tuple[Tensor, ...], Tensor]]:
         """Run a batch and yield each layer with its inputs and its output; no longer needed values are forgotten.
@@ -230,6 +86,8 @@ class Network:
         Args:
             arrays: One array [batch, channels, height, width] for each input.
         """
+        import torch
+
         values = {name: torch.from_numpy(np.array(value, np.float32)) for name, value in self.constants.items()}
         values |= {n: torch.from_numpy(np.array(a, np.float32)) for n, a in zip(self.inputs, arrays, strict=True)}
         left = self.readers()
@@ -246,7 +104,11 @@ class Network:
     def __call__(self, *arrays: NDArray[Any]) -> tuple[NDArray[np.float32], ...]:
         """Return the outputs for a batch."""
         found = {layer.output: value for layer, _, value in self.steps(arrays) if layer.output in self.outputs}
-        return tuple(found[name].contiguous().numpy() for name in self.outputs)
+        results = []
+        for name, shape in zip(self.outputs, self.output_shapes, strict=True):
+            values = found[name] if len(shape) == 2 else found[name].transpose(1, 2)
+            results.append(values.reshape(len(values), *shape).contiguous().numpy())
+        return tuple(results)
 
     def shapes(self, arrays: Sequence[NDArray[Any]]) -> dict[str, tuple[int, ...]]:
         """Return the shape of every value, inputs included, without the batch axis, as one run shows it."""
@@ -256,3 +118,16 @@ class Network:
     def readers(self) -> Counter[str]:
         """Return how often each value is read, by layers and as an output."""
         return Counter([*(name for layer in self.layers for name in layer.inputs), *self.outputs])
+
+    def float_convolutions(self) -> frozenset[str]:
+        """Return the outputs of convolutions that are written as rows of a matrix at once, never as bytes."""
+        from yolox.kernels.int8.ops.convolution import Convolution
+        from yolox.kernels.int8.ops.rows import Rows
+
+        readers, writers = self.readers(), {layer.output: layer for layer in self.layers}
+        found = set()
+        for layer in self.layers:
+            writer = writers.get(layer.inputs[0]) if isinstance(layer, Rows) else None
+            if isinstance(writer, Convolution) and readers[writer.output] == 1 and writer.window.is_symmetric:
+                found.add(writer.output)
+        return frozenset(found)

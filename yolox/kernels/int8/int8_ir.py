@@ -3,37 +3,35 @@
 Pixels are bytes in the layout [height, width, channels]. A byte ``q`` of channel ``c`` stands for the real value
 ``scale[c] * (q - zero[c])``. Behind the last convolutions values are float32 matrices [rows, columns], rows being the
 pixels of all levels, columns the channels. A program is made for one height and width and runs any number of images.
+The steps themselves are in ``ops``, each beside the layer that it computes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "Activation",
-    "Add",
-    "Arithmetic",
-    "Concatenate",
-    "Conv",
-    "Feature",
-    "Floats",
-    "Function",
-    "Matrix",
-    "MaxPool",
-    "Operation",
-    "Pack",
-    "Program",
-    "Step",
-    "Unary",
-    "Upsample",
-]
+if TYPE_CHECKING:
+    from yolox.kernels.int8.bindings import Instructions
+    from yolox.kernels.int8.memory import Memory
+
 
 Floats: TypeAlias = NDArray[np.float32]
+
+Fields: TypeAlias = dict[str, Any]
+"""Values of a ``bindings.CStep`` by name: numbers, arrays, features and matrices."""
+
+LARGEST_SIDE = 2**15
+"""Pixels of a feature's height or width."""
+
+LARGEST_WINDOW = 2**7
+"""Pixels of a window's height or width, and of its stride, dilation and padding."""
+
+_PADDED = 64
 
 
 class Activation(IntEnum):
@@ -42,25 +40,14 @@ class Activation(IntEnum):
     NONE = 0
     RELU = 1
     LEAKY_RELU = 2
-    """Slope 0.1 below zero."""
+    """``alpha`` times the value below zero."""
     SILU = 3
     SIGMOID = 4
-
-
-class Function(IntEnum):
-    """A function of one matrix."""
-
-    SIGMOID = 0
-    EXP = 1
-
-
-class Operation(IntEnum):
-    """An operation of two matrices."""
-
-    ADD = 0
-    SUBTRACT = 1
-    MULTIPLY = 2
-    DIVIDE = 3
+    CLIP = 5
+    """Between 0 and ``alpha``: ReLU6 with an ``alpha`` of 6."""
+    HARD_SWISH = 6
+    TANH = 7
+    GELU = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +62,9 @@ class Feature:
         whole: The feature whose channels ``first ... first + channels`` these are: a concatenation is such a whole, its
             parts are written by different steps, it has no step of its own. ``None`` for memory of its own.
         first: See ``whole``.
+        every: Pixel (y, x) is the whole's pixel (every * y + row, every * x + column).
+        row: See ``every``.
+        column: See ``every``.
     """
 
     height: int
@@ -83,11 +73,24 @@ class Feature:
     zero: NDArray[np.uint8]
     whole: Feature | None = None
     first: int = 0
+    every: int = 1
+    row: int = 0
+    column: int = 0
 
     @property
     def channels(self) -> int:
         """Number of channels."""
         return len(self.scale)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels."""
+        return self.height, self.width, self.channels
+
+    def part(self, first: int, channels: int) -> Feature:
+        """Return some of the channels."""
+        chosen = slice(first, first + channels)
+        return Feature(self.height, self.width, self.scale[chosen], self.zero[chosen], self, first)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,126 +109,36 @@ class Matrix:
 
 
 @dataclass(frozen=True, eq=False)
-class Pack:
-    """The input [channels, height, width], float32 or uint8, is rounded to the output's bytes.
+class Step:
+    """One operation of a program. Its fields are what an artifact stores of it."""
 
-    Args:
-        input: Index of the program's input.
-        output: ``channels * block * block`` channels, height and width divided by ``block``.
-        block: 1, or 2 for space-to-depth: channel ``order[i]`` of the list (channel, row, column in the block, all
-            combinations in C order) becomes channel ``i``.
-        order: A permutation.
-    """
+    @property
+    def target(self) -> Feature | Matrix:
+        """What the step writes."""
+        output: Feature | Matrix = vars(self)["output"]
+        return output
 
-    input: int
-    output: Feature
-    block: int
-    order: tuple[int, ...]
+    @property
+    def border(self) -> int:
+        """Width in pixels of the border around the input that the step reads."""
+        return 0
 
+    @property
+    def stride(self) -> int:
+        """Pixels of the input from one pixel of the output to the next."""
+        return 1
 
-@dataclass(frozen=True, eq=False)
-class Conv:
-    """A convolution: ``activation(multiplier * sum(byte * weight) + offset)``, then rounded to the output's bytes.
+    def fits(self, inputs: tuple[tuple[int, int, int], ...]) -> bool:
+        """Whether the step stays inside of what it reads and writes; each field is known to be sound by itself.
 
-    The zeros of the input are part of ``offset``; beyond the border, bytes are the input's zeros.
+        Args:
+            inputs: Shape [channels, height, width] of each input of the program.
+        """
+        raise NotImplementedError
 
-    Args:
-        input: The feature read.
-        output: A feature, or a matrix [height * width, channels] that gets the activated float32 values.
-        weight: int8 [out, in, height, width]; [channels, 1, height, width] if depthwise.
-        multiplier: float32 [out].
-        offset: float32 [out].
-        stride: Step over rows and columns.
-        padding: Rows and columns of zeros at every side.
-        activation: What follows.
-        depthwise: Each channel on its own.
-        first_row: Where a matrix as output is written from: several levels share one matrix.
-        first_column: Likewise for columns.
-    """
-
-    input: Feature
-    output: Feature | Matrix
-    weight: NDArray[np.int8]
-    multiplier: Floats
-    offset: Floats
-    stride: int = 1
-    padding: int = 0
-    activation: Activation = Activation.NONE
-    depthwise: bool = False
-    first_row: int = 0
-    first_column: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class MaxPool:
-    """The largest byte of a window of odd ``size`` around each pixel, stride 1; scale and zero of both are the same."""
-
-    input: Feature
-    output: Feature
-    size: int
-
-
-@dataclass(frozen=True, eq=False)
-class Upsample:
-    """Each pixel ``factor`` times in each direction; ``factor`` 1 is a copy; scale and zero of both are the same."""
-
-    input: Feature
-    output: Feature
-    factor: int
-
-
-@dataclass(frozen=True, eq=False)
-class Add:
-    """The sum of the real values of two features, rounded to the output's bytes."""
-
-    left: Feature
-    right: Feature
-    output: Feature
-
-
-@dataclass(frozen=True, eq=False)
-class Unary:
-    """A function of each number; ``output`` may be ``input``."""
-
-    input: Matrix
-    output: Matrix
-    function: Function
-
-
-@dataclass(frozen=True, eq=False)
-class Arithmetic:
-    """An operation of two matrices of the same rows; one row or one column stands for all of them.
-
-    Args:
-        left: The first operand.
-        right: The second operand.
-        output: The result; may be an operand of the same size.
-        operation: What is done.
-        left_columns: First and last (not included) column of ``left`` that is meant; ``None`` for all.
-        right_columns: Likewise.
-        first_column: Column of ``output`` that the result begins at: results side by side are a concatenation.
-    """
-
-    left: Matrix
-    right: Matrix
-    output: Matrix
-    operation: Operation
-    left_columns: tuple[int, int] | None = None
-    right_columns: tuple[int, int] | None = None
-    first_column: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class Concatenate:
-    """Copies ``input`` into ``output`` from that row and column on: for what cannot be written there at once."""
-
-    input: Matrix
-    output: Matrix
-    first_row: int = 0
-    first_column: int = 0
-
-
-Step: TypeAlias = Pack | Conv | MaxPool | Upsample | Add | Unary | Arithmetic | Concatenate
+    def fields(self, memory: Memory, instructions: Instructions) -> Fields:
+        """Return what the kernel reads, by the names of ``bindings.CStep``."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,10 +149,33 @@ class Program:
         inputs: Shape [channels, height, width] of each input.
         steps: What is done; nothing is read before it is written.
         outputs: The matrices that are returned, each [rows, columns].
+        output_shapes: What is returned of each, without the batch axis. Two axes are rows and columns as they are
+            in memory; one or three are a feature, whose matrix has a row for each pixel and a column for each channel:
+            [channels] or [channels, height, width].
         int8_share: Share of the multiply-accumulates that are 8-bit ones.
     """
 
     inputs: tuple[tuple[int, int, int], ...]
     steps: tuple[Step, ...]
     outputs: tuple[Matrix, ...]
+    output_shapes: tuple[tuple[int, ...], ...] = ()
     int8_share: float = 1.0
+
+    def shaped(self, values: Floats, index: int) -> Floats:
+        """Return the values [batch, rows, columns] of an output in its shape."""
+        shape = self.output_shapes[index] if self.output_shapes else values.shape[1:]
+        if len(shape) != 2:
+            values = values.transpose(0, 2, 1)
+        return np.ascontiguousarray(values.reshape(len(values), *shape))
+
+
+def padded(values: NDArray[Any]) -> Floats:
+    """Return a value per channel, with zeros up to whole vectors."""
+    result = np.zeros(-(-len(values) // _PADDED) * _PADDED, np.float32)
+    result[: len(values)] = values
+    return result
+
+
+def holds(matrix: Matrix, row: int, column: int, rows: int, columns: int) -> bool:
+    """Whether a matrix has these rows and columns from a place on."""
+    return 0 <= row <= matrix.rows - rows and 0 <= column <= matrix.columns - columns

@@ -10,9 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolox.kernels.int8.bindings import CFeature, CMatrix, Place
-from yolox.kernels.int8.int8_ir import Conv, Feature, Matrix, Program, Step
-
-__all__ = ["Memory", "root"]
+from yolox.kernels.int8.int8_ir import Feature, Matrix, Program, Step
 
 _LINE = 64
 _VECTOR = 16
@@ -20,12 +18,11 @@ _VECTOR = 16
 Block: TypeAlias = Feature | Matrix
 
 
-def root(feature: Feature) -> tuple[Feature, int]:
-    """Return the feature that owns the memory of this one, and the first channel of this one in it."""
-    if feature.whole is None:
-        return feature, 0
-    owner, first = root(feature.whole)
-    return owner, first + feature.first
+def root(feature: Feature) -> Feature:
+    """Return the feature that owns the memory of this one."""
+    while feature.whole is not None:
+        feature = feature.whole
+    return feature
 
 
 @dataclass
@@ -56,9 +53,10 @@ class Memory:
         for index, step in enumerate(program.steps):
             for block in blocks_of(step):
                 self._use(block, index)
-            if isinstance(step, Conv):
-                life = self._lives[id(root(step.input)[0])]
-                life.border = max(life.border, step.padding)
+            if step.border:
+                life = self._lives[id(root(vars(step)["input"]))]
+                life.border = max(life.border, step.border)
+        self._stride = max((step.stride for step in program.steps), default=1)
         placed: list[_Life] = []
         for life in sorted(self._lives.values(), key=lambda life: life.first):
             others = [other for other in placed if other.last >= life.first]
@@ -68,7 +66,7 @@ class Memory:
         self.size = _up(end + self._beyond(), _LINE)
 
     def _use(self, block: Block, index: int) -> None:
-        owner = root(block)[0] if isinstance(block, Feature) else block
+        owner = root(block) if isinstance(block, Feature) else block
         if isinstance(owner, Matrix) and (owner.constant is not None or id(owner) in self._outputs):
             return
         self._lives.setdefault(id(owner), _Life(owner, index, index)).last = index
@@ -83,7 +81,7 @@ class Memory:
     def _beyond(self) -> int:
         """Vectors of up to 64 bytes, and tiles of some more pixels than are left, may begin in the last pixels."""
         widths = (life.block.channels for life in self._lives.values() if isinstance(life.block, Feature))
-        return 4 * _LINE + 16 * _up(max(widths, default=0), _VECTOR)
+        return 4 * _LINE + (16 + 4 * self._stride) * _up(max(widths, default=0), _VECTOR)
 
     def born(self, index: int) -> Iterator[tuple[Feature, int]]:
         """Yield the features that step ``index`` is the first to write, with the width of their border, if any."""
@@ -97,13 +95,15 @@ class Memory:
 
     def feature(self, feature: Feature) -> CFeature:
         """Return where a feature lies."""
-        owner, first = root(feature)
-        life = self._lives[id(owner)]
-        pixel = _up(owner.channels, _VECTOR)
-        row = (owner.width + 2 * life.border) * pixel
-        at = life.at + life.border * (row + pixel) + first
-        room = pixel if feature is owner else feature.channels
-        return CFeature(at, row, pixel, feature.height, feature.width, feature.channels, room)
+        if feature.whole is not None:
+            whole = self.feature(feature.whole)
+            at = whole.at + feature.row * whole.row + feature.column * whole.pixel + feature.first
+            row, pixel = feature.every * whole.row, feature.every * whole.pixel
+            return CFeature(at, row, pixel, *feature.shape, feature.channels)
+        life = self._lives[id(feature)]
+        pixel = _up(feature.channels, _VECTOR)
+        row = (feature.width + 2 * life.border) * pixel
+        return CFeature(life.at + life.border * (row + pixel), row, pixel, *feature.shape, pixel)
 
     def matrix(self, matrix: Matrix) -> CMatrix:
         """Return where a matrix lies; ``at`` of a constant is an address, good for as long as this plan lives."""

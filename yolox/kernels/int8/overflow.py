@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 
 from yolox.cpu.machine import read_machine
 
-__all__ = ["sums_may_overflow", "weight_bounds"]
-
 
 @cache
 def sums_may_overflow() -> bool:

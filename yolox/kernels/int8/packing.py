@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MOST_OF_A_PAIR", "dense_weight", "depthwise_weight", "paired_weight"]
-
 MOST_OF_A_PAIR = 128
 """Size of the largest sum of two weights whose products with bytes, added, fit into 16 bits with sign."""
 

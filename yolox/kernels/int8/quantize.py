@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from yolox.kernels.int8.float_ir import Convolution, Enlarge, Join, Network, Pixels, Pool, Rows, Sum
+from yolox.kernels.int8.float_ir import Network
 from yolox.kernels.int8.int8_ir import Floats
 from yolox.kernels.int8.overflow import weight_bounds
 
-__all__ = [
-    "QuantizationParameters",
-    "QuantizedWeights",
-    "RangeObserver",
-    "observe",
-    "quantization_parameters",
-    "quantize_weights",
-]
+if TYPE_CHECKING:
+    from yolox.kernels.int8.ops.convolution import Convolution
+
 
 LEVELS = 255
 LARGEST_WEIGHT = 127
@@ -85,21 +80,22 @@ def observe(network: Network, batches: Iterable[Sequence[NDArray[Any]]]) -> dict
     """Return the extremes of all features on some batches of inputs."""
     found: dict[str, RangeObserver] = {}
     for arrays in batches:
-        for layer, _, value in network.steps(arrays):
-            if isinstance(layer, Pixels | Convolution | Sum | Pool | Enlarge | Join):
-                extremes = found.setdefault(layer.output, RangeObserver())
-                extremes.low.extend(value.amin((2, 3)).numpy())
-                extremes.high.extend(value.amax((2, 3)).numpy())
-                extremes.mean.extend(value.mean((2, 3)).numpy())
-                if isinstance(layer, Pixels):
-                    extremes.whole = extremes.whole and bool((value == value.round()).all())
+        for layer, inputs, value in network.steps(arrays):
+            if value.ndim != 4:
+                continue
+            extremes = found.setdefault(layer.output, RangeObserver())
+            extremes.low.extend(value.amin((2, 3)).numpy())
+            extremes.high.extend(value.amax((2, 3)).numpy())
+            extremes.mean.extend(value.mean((2, 3)).numpy())
+            if set(layer.inputs) & set(network.inputs):
+                extremes.whole = extremes.whole and bool((inputs[0] == inputs[0].round()).all())
     return found
 
 
 def quantization_parameters(
     network: Network, observers: Mapping[str, RangeObserver], quantile: float
 ) -> dict[str, QuantizationParameters]:
-    """Return the quantization parameters of every feature; what becomes rows of a matrix stays float and has none.
+    """Return the quantization parameters of every feature; what a convolution writes as floats alone has none.
 
     Args:
         network: The layers.
@@ -107,21 +103,10 @@ def quantization_parameters(
         quantile: See ``RangeObserver.parameters``.
     """
     parameters: dict[str, QuantizationParameters] = {}
-    floats = {layer.inputs[0] for layer in network.layers if isinstance(layer, Rows)}
+    floats = network.float_convolutions()
     for layer in network.layers:
-        if isinstance(layer, Pixels):
-            seen = observers[layer.output]
-            count = len(layer.order)
-            pixels = QuantizationParameters(np.ones(count, np.float32), np.zeros(count, np.uint8))
-            parameters[layer.output] = pixels if seen.are_pixels else seen.parameters(1.0)
-        elif isinstance(layer, Pool | Enlarge):
-            parameters[layer.output] = parameters[layer.inputs[0]]
-        elif isinstance(layer, Join):
-            parts = [parameters[name] for name in layer.inputs]
-            scale, zero = (np.concatenate([getattr(part, name) for part in parts]) for name in ("scale", "zero"))
-            parameters[layer.output] = QuantizationParameters(scale, zero)
-        elif isinstance(layer, Convolution | Sum) and layer.output not in floats:
-            parameters[layer.output] = observers[layer.output].parameters(quantile)
+        if layer.output in observers and layer.output not in floats:
+            parameters[layer.output] = layer.parameters(parameters, observers[layer.output], quantile)
     return parameters
 
 
@@ -138,13 +123,18 @@ def quantize_weights(
         observer: Ranges of its input.
         in_pairs: Keep the sums of two neighbouring inputs' weights small, too: see ``packing.paired_weight``.
     """
-    shape = (-1, 1, 1, 1) if layer.depthwise else (1, -1, 1, 1)
-    folded = layer.weight * parameters.scale.reshape(shape)
+    shape = (layer.groups, -1)  # each output sees the inputs of its group
+    repeated = len(layer.weight) // layer.groups if layer.groups > 1 else 1
+
+    def beside_weights(values: NDArray[Any]) -> NDArray[Any]:
+        return values.reshape(shape).repeat(repeated, 0)[:, :, None, None]
+
+    folded = layer.weight * beside_weights(parameters.scale)
     largest = weight_bounds(folded, pairs=in_pairs and not layer.depthwise)
     multiplier = np.maximum(largest / LARGEST_WEIGHT, LEAST_SCALE).astype(np.float32)
     weight = np.rint(folded / multiplier[:, None, None, None]).astype(np.int8)
     error = folded - weight * multiplier[:, None, None, None]
     mean = np.mean(observer.mean, axis=0, dtype=np.float64) / parameters.scale
-    shift = (error * mean.reshape(shape)).sum((1, 2, 3))
-    zeros = (weight.astype(np.float64) * parameters.zero.astype(np.float64).reshape(shape)).sum((1, 2, 3))
+    shift = (error * beside_weights(mean)).sum((1, 2, 3))
+    zeros = (weight.astype(np.float64) * beside_weights(parameters.zero.astype(np.float64))).sum((1, 2, 3))
     return QuantizedWeights(weight, multiplier, (layer.bias + shift - multiplier * zeros).astype(np.float32))

@@ -8,20 +8,26 @@ from collections.abc import Mapping
 from dataclasses import fields
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias
 from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from yolox.errors import ModelFileError
-from yolox.kernels.int8.int8_ir import Activation, Feature, Function, Matrix, Operation, Program, Step
-
-__all__ = ["load_program", "save_program"]
+from yolox.kernels.int8.int8_ir import Activation, Feature, Matrix, Program, Step
+from yolox.kernels.int8.ops.concat import Concatenate
+from yolox.kernels.int8.ops.conv_step import Conv
+from yolox.kernels.int8.ops.elementwise import Add, Multiply
+from yolox.kernels.int8.ops.matrices import Arithmetic, Function, Operation, Unary
+from yolox.kernels.int8.ops.pixels import Pack
+from yolox.kernels.int8.ops.pooling import AveragePool, MaxPool
+from yolox.kernels.int8.ops.resize import Resize, Upsample
 
 DESCRIPTION = "program.json"
 ARRAYS = "arrays.npz"
-VERSION = 1
+VERSION = 2
+STEPS = (Pack, Conv, MaxPool, AveragePool, Upsample, Resize, Add, Multiply, Unary, Arithmetic, Concatenate)
 CHOICES: dict[str, type[IntEnum]] = {"activation": Activation, "function": Function, "operation": Operation}
 
 _UNREADABLE = (
@@ -41,6 +47,7 @@ def save_program(program: Program, folder: Path) -> None:
         "inputs": program.inputs,
         "steps": [writer.described(step) for step in program.steps],
         "outputs": [writer.plain(matrix) for matrix in program.outputs],
+        "output_shapes": program.output_shapes,
         "int8_share": program.int8_share,
         "blocks": writer.blocks,
     }
@@ -110,8 +117,9 @@ class _Reader:
             self._blocks.append(self._built(block, (Feature, Matrix)))
         return Program(
             tuple((int(c), int(h), int(w)) for c, h, w in self._described["inputs"]),
-            tuple(self._built(step, get_args(Step)) for step in self._described["steps"]),
+            tuple(self._built(step, STEPS) for step in self._described["steps"]),
             tuple(self._value(matrix) for matrix in self._described["outputs"]),
+            tuple(tuple(int(size) for size in shape) for shape in self._described["output_shapes"]),
             float(self._described["int8_share"]),
         )
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from yolox.errors import YoloxError
 from yolox.kernels.library import kernels
 
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -100,18 +101,49 @@ _PARAMETERS = {
 }
 
 
+_STRUCTURES: tuple[type[ctypes.Structure], ...] = (
+    *(Activation, Norm, Running, SplitTensor, Gradient, Residual, NextNorm, Images, StemInput, Shape),
+)
+
+
 @cache
-def _kernel(library: ctypes.CDLL, name: str, dtype: torch.dtype | None) -> Callable[..., None]:
+def check_layouts(library: ctypes.CDLL) -> None:
+    """Compare the structures with those of the library: their sizes, and where each field lies.
+
+    Raises:
+        YoloxError: When the library was built from other sources.
+    """
+    for structure in _STRUCTURES:
+        fields = [str(field[0]) for field in structure._fields_]
+        ours = [ctypes.sizeof(structure), *(getattr(structure, field).offset for field in fields)]
+        if not hasattr(library, f"layout_{structure.__name__}"):
+            continue  # the stem has kernels for some processors alone
+        theirs = list((LONG * len(ours)).in_dll(library, f"layout_{structure.__name__}"))
+        if ours != theirs:
+            raise YoloxError(
+                f"the kernels know another {structure.__name__}: {theirs} instead of {ours}. Build them again."
+            )
+
+
+@cache
+def _kernel(library: ctypes.CDLL, name: str, dtype: torch.dtype | None) -> Callable[..., int]:
+    check_layouts(library)
     function: Any = getattr(library, name if dtype is None else f"{name}_{TYPES[dtype]}")
-    function.argtypes, function.restype = _PARAMETERS[name], None
-    return cast("Callable[..., None]", function)
+    function.argtypes, function.restype = _PARAMETERS[name], ctypes.c_int
+    return cast("Callable[..., int]", function)
 
 
 def call(name: str, dtype: torch.dtype | None, *arguments: Any) -> None:
-    """Call the kernel of that name and type; tensors go by address."""
+    """Call the kernel of that name and type; tensors go by address.
+
+    Raises:
+        MemoryError: Where the memory does not suffice.
+    """
     library = kernels()
     assert library is not None
-    _kernel(library, name, dtype)(*[value.data_ptr() if isinstance(value, Tensor) else value for value in arguments])
+    values = [value.data_ptr() if isinstance(value, Tensor) else value for value in arguments]
+    if not _kernel(library, name, dtype)(*values):
+        raise MemoryError(f"no memory left for the kernel {name}")
 
 
 def has_pointwise(dtype: torch.dtype = torch.bfloat16) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Protocol
 
-from yolox.processes.start import Started, kill_all
+from yolox.processes.start import kill_all
 from yolox.trainer.launchers.base import Phase
 from yolox.trainer.launchers.heartbeat import CpuActivity, read_cpu_activity, read_heartbeat
 from yolox.trainer.launchers.worker import RunDirectory
@@ -47,7 +48,7 @@ class LocalWorkerGroup:
         directory: Where they write.
     """
 
-    def __init__(self, members: Sequence[Started], directory: RunDirectory) -> None:
+    def __init__(self, members: Sequence[subprocess.Popen[bytes]], directory: RunDirectory) -> None:
         self.members = members
         self.directory = directory
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,8 +13,9 @@ from yolox.errors import YoloxError
 from yolox.inference.backends.base import Arrays, PrepareContext
 from yolox.inference.convert.quantizers.mixed_precision import first_accurate
 from yolox.kernels.int8.convert import convert, with_early_sigmoids
-from yolox.kernels.int8.float_ir import Convolution, Network
+from yolox.kernels.int8.float_ir import Network
 from yolox.kernels.int8.int8_ir import Program
+from yolox.kernels.int8.ops.convolution import Convolution
 from yolox.kernels.int8.quantize import observe
 
 CALIBRATION_ROWS = 32
@@ -28,6 +29,7 @@ def quantize_network(
     build: Callable[[Program], Callable[..., Arrays]],
     *,
     in_pairs: bool = False,
+    read: Callable[[Sequence[NDArray[Any]]], tuple[NDArray[Any], ...]] | None = None,
 ) -> Program:
     """Return the first program that keeps the accuracy, or the best one if none does.
 
@@ -36,6 +38,7 @@ def quantize_network(
         context: Calibration data and the bound on accuracy; without a way to measure it, the first attempt is taken.
         build: Gives a runnable for a program.
         in_pairs: See ``quantize_weights``.
+        read: Turns a batch of the calibration data into what ``network`` reads; ``None`` where that is the same.
 
     Raises:
         UsageError: Without calibration data.
@@ -44,7 +47,7 @@ def quantize_network(
     network = with_early_sigmoids(network)
     if not any(isinstance(layer, Convolution) for layer in network.layers):
         raise YoloxError("no convolution arrived that could be computed in 8 bits. Use another method.")
-    batches = list(_batches(context))
+    batches = [arrays if read is None else read(arrays) for arrays in _batches(context)]
     context.progress(f"calibrating on {sum(len(arrays[0]) for arrays in batches)} rows")
     observers = observe(network, batches)
     shapes = network.shapes(batches[0])

@@ -13,7 +13,7 @@ struct Channels {
   __m256i factor[2], zero[2];
 
   // For the 16 channels from c on.
-  void take_ordered(const SiluTable& table, long c) {
+  void take_ordered(const ActivationTable& table, long c) {
     for (int q = 0; q < 4; ++q) {
       multiplier[q] = halves(table.multiplier + c + q % 2 * 4, 8);
       offset[q] = halves(table.offset + c + q % 2 * 4, 8);
@@ -22,7 +22,7 @@ struct Channels {
   }
 
   // For P pixels with 32 / P channels each, the first being channel c.
-  template <int P> void take_unpacked(const SiluTable& table, long c) {
+  template <int P> void take_unpacked(const ActivationTable& table, long c) {
     const long other = P == 1 ? 16 : 0;
     for (int q = 0; q < 4; ++q) {
       multiplier[q] = halves(table.multiplier + c + 4 * q, other);
@@ -45,7 +45,7 @@ struct Cubics {
   __m256i coefficient[4], limit;
   __m128i widen, shift;
 
-  void take(const SiluTable& table) {
+  void take(const ActivationTable& table) {
     for (int i = 0; i < 4; ++i)
       coefficient[i] = _mm256_broadcastsi128_si256(rotated(_mm_loadu_si128((const __m128i*)table.cubic[i])));
     limit = _mm256_set1_epi16(int16_t((64 << table.bits) - 1));
@@ -117,14 +117,22 @@ inline __m256 sigmoid(__m256 z) {
   return _mm256_div_ps(one, _mm256_add_ps(one, (__m256)scaled));
 }
 
-inline __m256 activated(__m256 z, int64_t activation) {
-  switch (activation) {
-    case RELU: return _mm256_max_ps(z, _mm256_setzero_ps());
-    case LEAKY_RELU: return _mm256_max_ps(z, _mm256_mul_ps(z, _mm256_set1_ps(0.1f)));
+inline __m256 activated(__m256 z, const Step& s) {
+  const __m256 none = _mm256_setzero_ps(), alpha = _mm256_set1_ps(float(s.alpha));
+  switch (s.choice) {
+    case RELU: return _mm256_max_ps(z, none);
+    case LEAKY_RELU: return _mm256_fmadd_ps(_mm256_min_ps(z, none), alpha, _mm256_max_ps(z, none));
+    case CLIP: return _mm256_min_ps(_mm256_max_ps(z, none), alpha);
     case SILU: return _mm256_mul_ps(z, sigmoid(z));
     case SIGMOID: return sigmoid(z);
-    default: return z;
+    case NONE: return z;
+    default: break;
   }
+  vf wide = {};  // the rest, which is rare, as on any machine
+  std::memcpy(&wide, &z, sizeof z);
+  wide = activated(wide, s);
+  std::memcpy(&z, &wide, sizeof z);
+  return z;
 }
 
 inline __m256 eight(const float* p) { return _mm256_loadu_ps(p); }
@@ -142,7 +150,7 @@ inline void finish(const Step& s, const Image& image, const __m256i* sum, long y
                          : _mm256_permute2x128_si256(sum[0], sum[1], 0x31);
     long from = c + 8 * i;
     half[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(one), eight(s.multiplier + from), eight(s.offset + from));
-    half[i] = activated(half[i], s.choice);
+    if (!s.linear) half[i] = activated(half[i], s);
   }
   if (s.to_matrix) {
     long row = s.first_row + y * s.out.width + x;
@@ -150,7 +158,7 @@ inline void finish(const Step& s, const Image& image, const __m256i* sum, long y
     put(to, half[0], s.out.channels - c);
     put(to + 8, half[1], s.out.channels - c - 8);
   } else {
-    for (long i = 0; i < 2; ++i)
+    for (long i = 0; i < 2 && !s.linear; ++i)
       half[i] = _mm256_fmadd_ps(half[i], eight(s.inverse + c + 8 * i), eight(s.zero + c + 8 * i));
     put(image.out + s.out.at + y * s.out.row + x * s.out.pixel + c, rounded(half[0], half[1]), s.out.room - c);
   }

@@ -7,14 +7,14 @@ namespace native {
 
 // Four vectors of sums become 64 bytes. Sums are `ordered`, 16 neighbouring channels in each vector, or `unpacked`, as
 // depthwise convolutions have them: lane l of vector q has those of bytes 16 l + 4 q ... 16 l + 4 q + 3.
-struct SiluTables {
+struct ActivationTables {
   __m512i start[2], rise[2];
   __m512i factor[2], zero[2];
   __m512i limit;
   __m128i bits, shift;
   __m512 multiplier[4], offset[4];
 
-  void take(const SiluTable& table) {
+  void take(const ActivationTable& table) {
     limit = _mm512_set1_epi16(int16_t((64 << table.bits) - 1));
     bits = _mm_cvtsi64_si128(table.bits);
     shift = _mm_cvtsi64_si128(table.shift);
@@ -25,7 +25,8 @@ struct SiluTables {
   }
 
   // For sums of which each N are one pixel's channels, the first being channel c.
-  template <int N> void take_ordered(const SiluTable& table, long c) {
+  template <int N> void take_ordered(const Step& s, long c) {
+    const ActivationTable& table = *s.activation_table;
     take(table);
     const __m512i pairs = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
     for (int q = 0; q < 4; ++q) {
@@ -41,7 +42,8 @@ struct SiluTables {
   }
 
   // For unpacked sums of P pixels with 64 / P channels each, the first being channel c.
-  template <int P> void take_unpacked(const SiluTable& table, long c) {
+  template <int P> void take_unpacked(const Step& s, long c) {
+    const ActivationTable& table = *s.activation_table;
     take(table);
     for (int q = 0; q < 4; ++q)
       for (int i = 0; i < 16; ++i) {
@@ -84,6 +86,46 @@ struct SiluTables {
     const __m512i lanes = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     return _mm512_permutexvar_epi32(lanes, bytes(a, b, c, d));
   }
+};
+
+// In place of `ActivationTables` where bytes are rounded from a factor times the sum plus an offset, and nothing else.
+struct Linear {
+  __m512 multiplier[4], offset[4];
+
+  template <int N> void take_ordered(const Step& s, long c) {
+    for (int q = 0; q < 4; ++q) {
+      multiplier[q] = _mm512_loadu_ps(s.multiplier + c + q % N * 16);
+      offset[q] = _mm512_loadu_ps(s.offset + c + q % N * 16);
+    }
+  }
+
+  template <int P> void take_unpacked(const Step& s, long c) {
+    for (int q = 0; q < 4; ++q)
+      for (int i = 0; i < 16; ++i) {
+        long from = c + (i / 4 * 16 + q * 4 + i % 4) % (64 / P);
+        ((float*)&multiplier[q])[i] = s.multiplier[from];
+        ((float*)&offset[q])[i] = s.offset[from];
+      }
+  }
+
+  __m512i rounded(__m512i sum, int q) const {
+    return _mm512_cvtps_epi32(_mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), multiplier[q], offset[q]));
+  }
+
+  __m512i bytes(__m512i a, __m512i b, __m512i c, __m512i d) const {
+    return _mm512_packus_epi16(_mm512_packs_epi32(rounded(a, 0), rounded(b, 1)),
+                               _mm512_packs_epi32(rounded(c, 2), rounded(d, 3)));
+  }
+
+  __m512i ordered_bytes(__m512i a, __m512i b, __m512i c, __m512i d) const {
+    const __m512i lanes = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    return _mm512_permutexvar_epi32(lanes, bytes(a, b, c, d));
+  }
+};
+
+// In place of the others where sums are finished one vector of 16 after another.
+struct OneByOne {
+  template <int N> void take_ordered(const Step&, long) {}
 };
 
 // Stores `count` bytes, at most 64.

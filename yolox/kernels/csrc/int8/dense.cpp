@@ -22,16 +22,17 @@ INLINE inline __m512i plus_products(__m512i sum, __m512i bytes, __m512i weights)
 }
 
 // M pixels by N vectors of 16 channels, from channel c on.
-template <int M, int N, bool TABLE>
-static inline void tile(const Step& s, const Image& image, const SiluTables& tables, const Tile& t, long c) {
+template <int M, int N, class Finish>
+static inline void tile(const Step& s, const Image& image, const Finish& finished, const Tile& t, long c) {
   const long groups = (s.in.channels + 3) / 4;
-  const int8_t* weight = s.weight + c * s.size * s.size * groups * 4;
+  const int8_t* weight = s.weight + c * s.height * s.width * groups * 4;
   __m512i sum[M * N];
   unrolled<M * N>([&](auto i) INLINE { sum[i] = _mm512_setzero_si512(); });
   const uint8_t* in = t.in;
-  const long to_pixel = s.in.pixel - groups * 4, to_row = t.in_row - s.size * s.in.pixel;
+  const long to_pixel = s.dilation * s.in.pixel - groups * 4;
+  const long to_row = s.dilation * (t.in_row - s.width * s.in.pixel);
   // one loop in place of three, as the compiler would move the sums about between those
-  for (long left = s.size * s.size * groups, k = groups, column = s.size; left > 0; --left) {
+  for (long left = s.height * s.width * groups, k = groups, column = s.width; left > 0; --left) {
     __m512i w[N];
     unrolled<N>([&](auto n) INLINE { w[n] = _mm512_loadu_si512(weight + n * 64); });
     unrolled<M>([&](auto m) INLINE {
@@ -46,21 +47,21 @@ static inline void tile(const Step& s, const Image& image, const SiluTables& tab
       k = groups;
       in += to_pixel;
       if (--column == 0) {
-        column = s.size;
+        column = s.width;
         in += to_row;
       }
     }
   }
-  // From here on the sums are other values to the compiler, and `tables` is not yet in registers.
+  // From here on the sums are other values to the compiler, and `finished` is not yet in registers.
   unrolled<M * N>([&](auto i) INLINE {
     __m512i one = sum[i];
     asm volatile("" : "+v"(one)::"memory");
     sum[i] = one;
   });
-  if constexpr (TABLE) {
+  if constexpr (!std::is_same<Finish, OneByOne>::value) {
     constexpr int P = 4 / N;  // pixels in four vectors of sums
     unrolled<M / P>([&](auto i) INLINE {
-      __m512i bytes = tables.ordered_bytes(sum[4 * i], sum[4 * i + 1], sum[4 * i + 2], sum[4 * i + 3]);
+      __m512i bytes = finished.ordered_bytes(sum[4 * i], sum[4 * i + 1], sum[4 * i + 2], sum[4 * i + 3]);
       if (i * P < t.pixels)
         put_pixels<P>(t.out + i * P * s.out.pixel, s.out.pixel, bytes, s.out.room - c, t.pixels - i * P);
     });
@@ -72,44 +73,49 @@ static inline void tile(const Step& s, const Image& image, const SiluTables& tab
   }
 }
 
-template <int N, bool TABLE>
-static inline void tile_of(int m, const Step& s, const Image& image, const SiluTables& tables, const Tile& t, long c) {
+template <int N, class Finish>
+static inline void tile_of(int m, const Step& s, const Image& image, const Finish& finished, const Tile& t, long c) {
   constexpr int P = 4 / N;
   switch (m / P) {
-    case 1: return tile<1 * P, N, TABLE>(s, image, tables, t, c);
-    case 2: return tile<2 * P, N, TABLE>(s, image, tables, t, c);
-    case 3: return tile<3 * P, N, TABLE>(s, image, tables, t, c);
-    case 4: return tile<4 * P, N, TABLE>(s, image, tables, t, c);
-    case 5: return tile<5 * P, N, TABLE>(s, image, tables, t, c);
-    default: return tile<6 * P, N, TABLE>(s, image, tables, t, c);
+    case 1: return tile<1 * P, N, Finish>(s, image, finished, t, c);
+    case 2: return tile<2 * P, N, Finish>(s, image, finished, t, c);
+    case 3: return tile<3 * P, N, Finish>(s, image, finished, t, c);
+    case 4: return tile<4 * P, N, Finish>(s, image, finished, t, c);
+    case 5: return tile<5 * P, N, Finish>(s, image, finished, t, c);
+    default: return tile<6 * P, N, Finish>(s, image, finished, t, c);
   }
 }
 
 // N vectors of channels of some rows.
-template <int N, bool TABLE> static void block(const Step& s, const Image& image, Range rows, long c) {
+template <int N, class Finish> static void block(const Step& s, const Image& image, Range rows, long c) {
   constexpr long P = 4 / N, most = 6 * P;
-  SiluTables tables;
-  if (TABLE) tables.take_ordered<N>(*s.silu_table, c);
-  asm volatile("" ::"r"(&tables) : "memory");
-  const uint8_t* in = image.arena + s.in.at - s.padding * (s.in.row + s.in.pixel);
+  Finish finished;
+  finished.template take_ordered<N>(s, c);
+  asm volatile("" ::"r"(&finished) : "memory");
+  const uint8_t* in = first_window(s, image);
   const long in_pixel = s.stride * s.in.pixel, width = s.out.width;
   for (long y = rows.first; y < rows.last; ++y)
     for (long x = 0, left = (width + most - 1) / most; x < width; --left) {
       long m = ((width - x + left - 1) / left + P - 1) / P * P;  // tiles of about the same size
       Tile t{in + y * s.stride * s.in.row + x * in_pixel, in_pixel, s.in.row,
              image.out + s.out.at + y * s.out.row + x * s.out.pixel + c, std::min(m, width - x), y, x};
-      tile_of<N, TABLE>(int(m), s, image, tables, t, c);
+      tile_of<N, Finish>(int(m), s, image, finished, t, c);
       x += m;
     }
 }
 
-void dense(const Step& s, const Image& image, Range rows) {
+template <class Finish> static void blocks(const Step& s, const Image& image, Range rows) {
   for (long c = 0, n; c < s.out.channels; c += n * V) {
     n = vectors_from(s, c);
-    if (n == 4) s.silu_table ? block<4, true>(s, image, rows, c) : block<4, false>(s, image, rows, c);
-    if (n == 2) s.silu_table ? block<2, true>(s, image, rows, c) : block<2, false>(s, image, rows, c);
-    if (n == 1) s.silu_table ? block<1, true>(s, image, rows, c) : block<1, false>(s, image, rows, c);
+    if (n == 4) block<4, Finish>(s, image, rows, c);
+    if (n == 2) block<2, Finish>(s, image, rows, c);
+    if (n == 1) block<1, Finish>(s, image, rows, c);
   }
+}
+
+void dense(const Step& s, const Image& image, Range rows) {
+  if (s.linear) return blocks<Linear>(s, image, rows);
+  s.activation_table ? blocks<ActivationTables>(s, image, rows) : blocks<OneByOne>(s, image, rows);
 }
 
 #elif !defined(NATIVE_AVX2)

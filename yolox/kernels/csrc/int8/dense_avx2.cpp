@@ -78,15 +78,15 @@ static inline void tile(const Step& s, const Image& image, const Cubics& cubics,
 // All channels of row after row: the row that is read stays in the nearest cache.
 template <bool TABLE> static void rows_of(const Step& s, const Image& image, Range rows) {
   Cubics cubics;
-  if (TABLE) cubics.take(*s.silu_table);
+  if (TABLE) cubics.take(*s.activation_table);
   const long blocks = (s.out.channels + V - 1) / V, in_pixel = s.stride * s.in.pixel;
   const int32_t *first = s.order, *at = s.order + blocks + 1;
   for (long y = rows.first; y < rows.last; ++y) {
-    const uint8_t* in = image.arena + s.in.at + (y * s.stride - s.padding) * s.in.row - s.padding * s.in.pixel;
+    const uint8_t* in = image.arena + s.in.at + (y * s.stride - s.above) * s.in.row - s.before * s.in.pixel;
     uint8_t* out = image.out + s.out.at + y * s.out.row;
     for (long i = 0; i < blocks; ++i) {
       Block b{s.weight + first[i] * 64, at + first[i], first[i + 1] - first[i], i * V, {}};
-      if (TABLE) b.channels.take_ordered(*s.silu_table, b.c);
+      if (TABLE) b.channels.take_ordered(*s.activation_table, b.c);
       for (long x = 0; x < s.out.width; x += 4) {
         Tile t{in + x * in_pixel, out + x * s.out.pixel + b.c, s.out.width - x, y, x};
         if (t.pixels > 2) tile<4, TABLE>(s, image, cubics, b, t);
@@ -97,7 +97,7 @@ template <bool TABLE> static void rows_of(const Step& s, const Image& image, Ran
 }
 
 void dense(const Step& s, const Image& image, Range rows) {
-  s.silu_table ? rows_of<true>(s, image, rows) : rows_of<false>(s, image, rows);
+  s.activation_table ? rows_of<true>(s, image, rows) : rows_of<false>(s, image, rows);
 }
 
 }  // namespace native

@@ -18,55 +18,73 @@ template <int P> inline __m512i pixels_at(const uint8_t* p, long pixel) {
 
 namespace {
 
-// 3x3: three bytes of a column, of three rows, stand side by side in 32 bits and are multiplied at once.
-template <int P> struct Kernel {
-  SiluTables tables;
-  __m512i weight[3][4];
+// S by S: bytes of a column, of up to four rows, stand side by side in 32 bits and are multiplied at once.
+template <int P, int S, class Finish> struct Kernel {
+  static constexpr int FOURS = (S + 3) / 4;
+
+  Finish finish;
+  __m512i weight[FOURS][S][4];
 
   Kernel(const Step& s, long c) {
-    tables.take_unpacked<P>(*s.silu_table, c);
+    finish.template take_unpacked<P>(s, c);
     long channels = (s.in.channels + V - 1) / V * V;
     int8_t* to = (int8_t*)weight;
-    for (long column = 0; column < 3; ++column)
-      for (long i = 0; i < 64; ++i)
-        for (long row = 0; row < 4; ++row) {
-          long from = c + (i % 16 / 4 * 16 + i / 16 * 4 + i % 4) % (64 / P);
-          *to++ = row < 3 && from < channels ? s.weight[(row * 3 + column) * channels + from] : 0;
-        }
+    for (long four = 0; four < FOURS; ++four)
+      for (long column = 0; column < S; ++column)
+        for (long i = 0; i < 64; ++i)
+          for (long row = four * 4; row < four * 4 + 4; ++row) {
+            long from = c + (i % 16 / 4 * 16 + i / 16 * 4 + i % 4) % (64 / P);
+            *to++ = row < S && from < channels ? s.weight[(row * S + column) * channels + from] : 0;
+          }
   }
 
   __m512i at(const uint8_t* top, long row, long to_column, long to_pixel) const {
     const __m512i none = _mm512_setzero_si512();
     __m512i sum[4] = {none, none, none, none};
-#pragma GCC unroll 3
-    for (int column = 0; column < 3; ++column) {
-      const uint8_t* p = top + column * to_column;
-      __m512i a = pixels_at<P>(p, to_pixel), b = pixels_at<P>(p + row, to_pixel);
-      __m512i c = pixels_at<P>(p + 2 * row, to_pixel);
+    unrolled<FOURS * S>([&](auto i) INLINE {
+      constexpr int four = i / S, column = i % S;
+      const uint8_t* p = top + 4 * four * row + column * to_column;
+      auto at_row = [&](auto r) INLINE { return 4 * four + r < S ? pixels_at<P>(p + r * row, to_pixel) : none; };
+      __m512i a = at_row(std::integral_constant<int, 0>()), b = at_row(std::integral_constant<int, 1>());
+      __m512i c = at_row(std::integral_constant<int, 2>()), d = at_row(std::integral_constant<int, 3>());
       __m512i low = _mm512_unpacklo_epi8(a, b), high = _mm512_unpackhi_epi8(a, b);
-      __m512i low_c = _mm512_unpacklo_epi8(c, none), high_c = _mm512_unpackhi_epi8(c, none);
-      sum[0] = _mm512_dpbusd_epi32(sum[0], _mm512_unpacklo_epi16(low, low_c), weight[column][0]);
-      sum[1] = _mm512_dpbusd_epi32(sum[1], _mm512_unpackhi_epi16(low, low_c), weight[column][1]);
-      sum[2] = _mm512_dpbusd_epi32(sum[2], _mm512_unpacklo_epi16(high, high_c), weight[column][2]);
-      sum[3] = _mm512_dpbusd_epi32(sum[3], _mm512_unpackhi_epi16(high, high_c), weight[column][3]);
-    }
-    return tables.bytes(sum[0], sum[1], sum[2], sum[3]);
+      __m512i low_c = _mm512_unpacklo_epi8(c, d), high_c = _mm512_unpackhi_epi8(c, d);
+      sum[0] = _mm512_dpbusd_epi32(sum[0], _mm512_unpacklo_epi16(low, low_c), weight[four][column][0]);
+      sum[1] = _mm512_dpbusd_epi32(sum[1], _mm512_unpackhi_epi16(low, low_c), weight[four][column][1]);
+      sum[2] = _mm512_dpbusd_epi32(sum[2], _mm512_unpacklo_epi16(high, high_c), weight[four][column][2]);
+      sum[3] = _mm512_dpbusd_epi32(sum[3], _mm512_unpackhi_epi16(high, high_c), weight[four][column][3]);
+    });
+    return finish.bytes(sum[0], sum[1], sum[2], sum[3]);
   }
 };
 
 }  // namespace
 
-template <int P> static void block(const Step& s, const Image& image, Range rows, long c) {
-  const Kernel<P> kernel(s, c);
-  const uint8_t* in = image.arena + s.in.at - s.padding * (s.in.row + s.in.pixel) + c;
+template <int P, int S, class Finish> static void block(const Step& s, const Image& image, Range rows, long c) {
+  const Kernel<P, S, Finish> kernel(s, c);
+  const uint8_t* in = first_window(s, image) + c;
   for (long y = rows.first; y < rows.last; ++y) {
     const uint8_t* from = in + y * s.stride * s.in.row;
     uint8_t* to = image.out + s.out.at + y * s.out.row + c;
     for (long x = 0; x < s.out.width; x += P) {
-      __m512i bytes = kernel.at(from + x * s.stride * s.in.pixel, s.in.row, s.in.pixel, s.stride * s.in.pixel);
+      __m512i bytes = kernel.at(from + x * s.stride * s.in.pixel, s.dilation * s.in.row, s.dilation * s.in.pixel,
+                                s.stride * s.in.pixel);
       put_pixels<P>(to + x * s.out.pixel, s.out.pixel, bytes, s.out.room - c, s.out.width - x);
     }
   }
+}
+
+template <int S, class Finish> static void blocks(const Step& s, const Image& image, Range rows) {
+  long c = 0;
+  for (; s.out.channels - c > 32; c += 64) block<1, S, Finish>(s, image, rows, c);
+  for (; s.out.channels - c > 16; c += 32) block<2, S, Finish>(s, image, rows, c);
+  if (c < s.out.channels) block<4, S, Finish>(s, image, rows, c);
+}
+
+template <int S> static bool quickly(const Step& s, const Image& image, Range rows) {
+  if (s.height != S || s.width != S || !(s.linear || s.activation_table)) return false;
+  s.linear ? blocks<S, Linear>(s, image, rows) : blocks<S, ActivationTables>(s, image, rows);
+  return true;
 }
 
 #endif
@@ -74,16 +92,10 @@ template <int P> static void block(const Step& s, const Image& image, Range rows
 #ifndef NATIVE_AVX2
 
 void depthwise(const Step& s, const Image& image, Range rows) {
-  long c = 0;
 #ifdef NATIVE_AVX512
-  if (s.silu_table && s.size == 3) {
-    for (; s.out.channels - c > 32; c += 64) block<1>(s, image, rows, c);
-    for (; s.out.channels - c > 16; c += 32) block<2>(s, image, rows, c);
-    if (c < s.out.channels) block<4>(s, image, rows, c);
-    return;
-  }
+  if (quickly<3>(s, image, rows) || quickly<5>(s, image, rows) || quickly<1>(s, image, rows)) return;
 #endif
-  for (; c < s.out.channels; c += V) depthwise_plainly(s, image, rows, c);
+  for (long c = 0; c < s.out.channels; c += V) depthwise_plainly(s, image, rows, c);
 }
 
 #endif

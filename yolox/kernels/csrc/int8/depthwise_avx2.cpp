@@ -22,7 +22,7 @@ template <int P> struct Kernel {
   __m256i weight[PAIRS][4];
 
   Kernel(const Step& s, long c) {
-    channels.take_unpacked<P>(*s.silu_table, c);
+    channels.take_unpacked<P>(*s.activation_table, c);
     long all = (s.in.channels + V - 1) / V * V;
     int16_t* to = (int16_t*)weight;
     for (long pair = 0; pair < PAIRS; ++pair)
@@ -55,7 +55,7 @@ template <int P> struct Kernel {
 
 template <int P> static void block(const Step& s, const Image& image, const Cubics& cubics, Range rows, long c) {
   const Kernel<P> kernel(s, c);
-  const uint8_t* in = image.arena + s.in.at - s.padding * (s.in.row + s.in.pixel) + c;
+  const uint8_t* in = first_window(s, image) + c;
   const long to_pixel = s.stride * s.in.pixel;
   for (long y = rows.first; y < rows.last; ++y) {
     const uint8_t* from = in + y * s.stride * s.in.row;
@@ -63,7 +63,7 @@ template <int P> static void block(const Step& s, const Image& image, const Cubi
     for (long x = 0; x < s.out.width; x += 2 * P) {
       __m256i sum[8], bytes[2];
       unrolled<2>([&](auto i) INLINE {
-        kernel.sums(from + (x + i * P) * to_pixel, s.in.row, s.in.pixel, to_pixel, sum + 4 * i);
+        kernel.sums(from + (x + i * P) * to_pixel, s.dilation * s.in.row, s.dilation * s.in.pixel, to_pixel, sum + 4 * i);
       });
       cubics.bytes<2>(sum, kernel.channels, bytes);
       for (long i = 0; i < 2 && x + i * P < s.out.width; ++i)
@@ -74,9 +74,9 @@ template <int P> static void block(const Step& s, const Image& image, const Cubi
 
 void depthwise(const Step& s, const Image& image, Range rows) {
   long c = 0;
-  if (s.silu_table && s.size == 3) {
+  if (s.activation_table && s.height == 3 && s.width == 3) {
     Cubics cubics;
-    cubics.take(*s.silu_table);
+    cubics.take(*s.activation_table);
     for (; s.out.channels - c > 16; c += 32) block<1>(s, image, cubics, rows, c);
     if (c < s.out.channels) block<2>(s, image, cubics, rows, c);
     return;

@@ -29,26 +29,51 @@ inline vb bytes_at(const uint8_t* p) {
   return v;
 }
 
-// Rows and columns beyond the border are replaced by the last ones, which are in the window anyway.
+// The part of the window of output row or column `i` that is inside.
+inline Range inside(long i, long stride, long before, long size, long length) {
+  long first = i * stride - before;
+  return {std::max(first, 0L), std::min(first + size, length)};
+}
+
 void pool(const Step& s, const Image& image, Range rows) {
   const Feature &in = s.in, &out = s.out;
-  long half = s.size / 2;
-  std::vector<vb> column(in.width);
-  for (long y = rows.first; y < rows.last; ++y)
-    for (long c = 0; c < in.channels; c += V) {
-      for (long x = 0; x < in.width; ++x) {
+  for (long y = rows.first; y < rows.last; ++y) {
+    const Range down = inside(y, s.stride, s.above, s.height, in.height);
+    for (long x = 0; x < out.width; ++x) {
+      const Range across = inside(x, s.stride, s.before, s.width, in.width);
+      const uint8_t* from = image.arena + in.at + down.first * in.row + across.first * in.pixel;
+      uint8_t* to = image.out + out.at + y * out.row + x * out.pixel;
+      for (long c = 0; c < in.channels; c += V) {
         vb best = {};
-        for (long k = std::max(y - half, 0L); k <= std::min(y + half, long(in.height) - 1); ++k)
-          best = larger(best, bytes_at(image.arena + in.at + k * in.row + x * in.pixel + c));
-        column[x] = best;
-      }
-      for (long x = 0; x < in.width; ++x) {
-        vb best = {};
-        for (long k = std::max(x - half, 0L); k <= std::min(x + half, long(in.width) - 1); ++k)
-          best = larger(best, column[k]);
-        put(image.out + out.at + y * out.row + x * out.pixel + c, best, out.room - c);
+        for (long k = 0; k < down.last - down.first; ++k)
+          for (long i = 0; i < across.last - across.first; ++i)
+            best = larger(best, bytes_at(from + k * in.row + i * in.pixel + c));
+        put(to + c, best, out.room - c);
       }
     }
+  }
+}
+
+// What the bytes outside would add is nothing: their real value is zero, and the zeros of those inside are taken out.
+void average(const Step& s, const Image& image, Range rows) {
+  const Feature &in = s.in, &out = s.out;
+  for (long y = rows.first; y < rows.last; ++y) {
+    const Range down = inside(y, s.stride, s.above, s.height, in.height);
+    for (long x = 0; x < out.width; ++x) {
+      const Range across = inside(x, s.stride, s.before, s.width, in.width);
+      const uint8_t* from = image.arena + in.at + down.first * in.row + across.first * in.pixel;
+      uint8_t* to = image.out + out.at + y * out.row + x * out.pixel;
+      const long pixels = (down.last - down.first) * (across.last - across.first);
+      const float share = 1.0f / float(s.choice ? s.height * s.width : pixels), count = float(pixels);
+      for (long c = 0; c < in.channels; c += V) {
+        vi sum = {};
+        for (long k = 0; k < down.last - down.first; ++k)
+          for (long i = 0; i < across.last - across.first; ++i) sum += widened(from + k * in.row + i * in.pixel + c);
+        vf mean = (floats(sum) - load(s.other_multiplier + c) * count) * share;
+        put(to + c, rounded(mean * load(s.multiplier + c) + load(s.offset + c)), out.room - c);
+      }
+    }
+  }
 }
 
 void upsample(const Step& s, const Image& image, Range rows) {
@@ -75,6 +100,48 @@ void add(const Step& s, const Image& image, Range rows) {
         put(to + c, rounded(sum), out.room - c);
       }
     }
+}
+
+// Of two features, or of one and a pixel whose distances to the next ones are zero.
+void multiply(const Step& s, const Image& image, Range rows) {
+  const Feature& out = s.out;
+  for (long y = rows.first; y < rows.last; ++y)
+    for (long c = 0; c < out.channels; c += V) {
+      const vf left_zero = load(s.other_multiplier + c), right_zero = load(s.inverse + c);
+      const vf multiplier = load(s.multiplier + c), zero = load(s.zero + c);
+      const uint8_t* left = image.arena + s.in.at + y * s.in.row + c;
+      const uint8_t* right = image.arena + s.other.at + y * s.other.row + c;
+      uint8_t* to = image.out + out.at + y * out.row + c;
+      for (long x = 0; x < out.width; ++x, left += s.in.pixel, right += s.other.pixel, to += out.pixel) {
+        vf product = (floats(widened(left)) - left_zero) * ((floats(widened(right)) - right_zero) * multiplier);
+        put(to, rounded(product + zero), out.room - c);
+      }
+    }
+}
+
+// `order` holds two rows for each row, then two columns for each column; `multiplier` the share of the second ones.
+void resize(const Step& s, const Image& image, Range rows) {
+  const Feature &in = s.in, &out = s.out;
+  const int32_t *row = s.order, *column = s.order + 2 * out.height;
+  const float *row_share = s.multiplier, *column_share = s.multiplier + out.height;
+  for (long y = rows.first; y < rows.last; ++y) {
+    const uint8_t* upper = image.arena + in.at + row[y] * in.row;
+    const uint8_t* lower = image.arena + in.at + row[out.height + y] * in.row;
+    const float down = row_share[y];
+    for (long x = 0; x < out.width; ++x) {
+      const long left = column[x] * in.pixel, right = column[out.width + x] * in.pixel;
+      const float across = column_share[x];
+      uint8_t* to = image.out + out.at + y * out.row + x * out.pixel;
+      for (long c = 0; c < in.channels; c += V) {
+        auto mixed = [&](long at) {
+          vf a = floats(widened(upper + at + c)), b = floats(widened(lower + at + c));
+          return a + (b - a) * down;
+        };
+        vf a = mixed(left), b = mixed(right);
+        put(to + c, rounded(a + (b - a) * across), out.room - c);
+      }
+    }
+  }
 }
 
 }  // namespace native

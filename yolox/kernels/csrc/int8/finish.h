@@ -40,12 +40,23 @@ inline vi widened(const int8_t* p) {
 
 inline vf floats(vi v) { return __builtin_convertvector(v, vf); }
 
-inline vf activated(vf z, int64_t activation) {
-  switch (activation) {
+inline vf gelu(vf z) {
+  alignas(64) float v[V];
+  store(v, z);
+  for (float& one : v) one *= 0.5f * std::erfc(one * -0.70710678f);
+  return load(v);
+}
+
+inline vf activated(vf z, const Step& s) {
+  switch (s.choice) {
     case RELU: return larger(z, vf{});
-    case LEAKY_RELU: return larger(z, z * 0.1f);
+    case LEAKY_RELU: return larger(z, vf{}) + smaller(z, vf{}) * float(s.alpha);
     case SILU: return z * sigmoid<bf16>(z);
     case SIGMOID: return sigmoid<bf16>(z);
+    case CLIP: return smaller(larger(z, vf{}), vf{} + float(s.alpha));
+    case HARD_SWISH: return z * smaller(larger(z * (1.0f / 6.0f) + 0.5f, vf{}), vf{} + 1.0f);
+    case TANH: return 2.0f * sigmoid<float>(2.0f * z) - 1.0f;
+    case GELU: return gelu(z);
     default: return z;
   }
 }
@@ -92,7 +103,7 @@ inline vi narrowed(vi v) {  // to 16 bits, with saturation
   return v > 32767 ? vi{} + 32767 : v;
 }
 
-inline vb from_table(const SiluTable& table, vi sum, long c) {
+inline vb from_table(const ActivationTable& table, vi sum, long c) {
   vf at = floats(sum) * load(table.multiplier + c) + load(table.offset + c);
   at = at > -32768.0f ? at : vf{} - 32768.0f;  // so written, NaN is in range afterwards
   at = at < 32767.0f ? at : vf{} + 32767.0f;
@@ -115,11 +126,13 @@ inline vb from_table(const SiluTable& table, vi sum, long c) {
 
 // Finishes channels c ... c + 16 of output pixel (y, x).
 inline void finish(const Step& s, const Image& image, vi sum, long y, long x, long c) {
-  if (s.silu_table) {
+  if (s.activation_table) {
     uint8_t* to = image.out + s.out.at + y * s.out.row + x * s.out.pixel + c;
-    return put(to, from_table(*s.silu_table, sum, c), s.out.room - c);
+    return put(to, from_table(*s.activation_table, sum, c), s.out.room - c);
   }
-  vf z = activated(floats(sum) * load(s.multiplier + c) + load(s.offset + c), s.choice);
+  vf z = floats(sum) * load(s.multiplier + c) + load(s.offset + c);
+  if (s.linear) return put(image.out + s.out.at + y * s.out.row + x * s.out.pixel + c, rounded(z), s.out.room - c);
+  z = activated(z, s);
   if (s.to_matrix) {
     long row = s.first_row + y * s.out.width + x;
     put(image.result + row * s.result.columns + s.first_column + c, z, s.out.channels - c);

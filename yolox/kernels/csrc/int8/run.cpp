@@ -197,7 +197,7 @@ extern "C" long native_run(void* network, const native::Batch* batch) {
 
 // For a test that the structures are the same in Python.
 extern "C" void native_bytes(long* step, long* table, long* batch) {
-  *step = sizeof(native::Step), *table = sizeof(native::SiluTable), *batch = sizeof(native::Batch);
+  *step = sizeof(native::Step), *table = sizeof(native::ActivationTable), *batch = sizeof(native::Batch);
 }
 
 extern "C" long native_instructions() {  // numbers as in bindings.py

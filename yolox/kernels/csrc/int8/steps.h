@@ -24,8 +24,8 @@ template <class F, int... I> INLINE inline void each_of(F f, std::integer_sequen
 // Calls f(0) ... f(N - 1) with constants, so that arrays indexed by them become registers.
 template <int N, class F> INLINE inline void unrolled(F f) { each_of(f, std::make_integer_sequence<int, N>()); }
 
-enum Kind : int64_t { BORDER, PACK, DENSE, DEPTHWISE, POOL, UPSAMPLE, ADD, UNARY, ARITHMETIC, COPY };
-enum Activation : int64_t { NONE, RELU, LEAKY_RELU, SILU, SIGMOID };
+enum Kind : int64_t { BORDER, PACK, DENSE, DEPTHWISE, POOL, UPSAMPLE, ADD, UNARY, ARITHMETIC, COPY, AVERAGE, MULTIPLY, RESIZE };
+enum Activation : int64_t { NONE, RELU, LEAKY_RELU, SILU, SIGMOID, CLIP, HARD_SWISH, TANH, GELU };
 enum Place : int64_t { ARENA, CONSTANT, OUTPUT };
 
 // Bytes [height, width, channels]; `at` is where pixel (0, 0) lies in the arena, `row` and `pixel` the bytes to the
@@ -39,12 +39,12 @@ struct Matrix {
   int64_t place, at, rows, columns;
 };
 
-// SiLU in integers of 16 bits: the larger of the argument and zero, less a dent that depends on the argument's size,
+// A smooth activation in integers of 16 bits: the larger of the argument and zero, less a dent that depends on the argument's size,
 // made of straight lines. The size's bits above the lowest `bits` choose the line, the last one for all larger sizes.
 // `cubic` describes the same dent by cubic polynomials: constant, linear, square and cubic coefficients of 8 pieces.
 // The result times `factor`, of `shift` bits after the point, plus `zero`, which holds half of the last place for
 // rounding, is the byte.
-struct SiluTable {
+struct ActivationTable {
   int16_t start[64], rise[64], cubic[4][8];
   int64_t bits, shift;
   const float *multiplier, *offset;
@@ -55,8 +55,13 @@ struct Step {
   Kind kind;
   Feature in, other, out;
   Matrix left, right, result;
-  int64_t size, stride, padding, choice;  // of a window, block or factor; `choice` is an activation or an operation
-  int64_t index;                          // of the program's input
+  int64_t size, padding;                       // of a block or factor; of a border
+  int64_t height, width, stride, dilation;     // of a window, whose first one begins `above` rows above and `before`
+  int64_t above, before;                       // columns before the first pixel
+  double alpha;                                // the activation's parameter
+  int64_t choice;                              // an activation, a function or an operation
+  int64_t index;                               // of the program's input
+  int64_t linear;                              // bytes are rounded from multiplier * sum + offset, and nothing else
   int64_t to_matrix, first_row, first_column, left_column, right_column, columns;
   int64_t wide;                           // bits: the left, the right operand has all columns, not one for all
   // Per channel of the output, padded with zeros to whole vectors: what an integer is multiplied by, what is added to
@@ -64,7 +69,7 @@ struct Step {
   const float *multiplier, *offset, *inverse, *zero;
   const float* other_multiplier;
   const int8_t* weight;
-  const SiluTable* silu_table;  // null, or what computes the activation instead of `multiplier` ... `zero`
+  const ActivationTable* activation_table;  // null, or what computes the activation instead of `multiplier` ... `zero`
   const int32_t* order;
 };
 
@@ -85,7 +90,7 @@ struct Image {
 
 // Computes some rows: of the output, or of the matrix that is read if that is one.
 typedef void Work(const Step&, const Image&, Range rows);
-Work border, pack, dense, depthwise, pool, upsample, add, unary, arithmetic, copy;
+Work border, pack, dense, depthwise, pool, upsample, add, unary, arithmetic, copy, average, multiply, resize;
 
 inline float* floats(const Matrix& m, const Image& image) {
   if (m.place == CONSTANT) return (float*)m.at;

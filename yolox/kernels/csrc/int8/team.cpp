@@ -6,7 +6,8 @@ namespace native {
 namespace {
 
 void execute(const Step& step, const Image& image, Range rows) {
-  static Work* const work[] = {border, pack, dense, depthwise, pool, upsample, add, unary, arithmetic, copy};
+  static Work* const work[] = {border, pack, dense, depthwise, pool, upsample, add, unary, arithmetic, copy,
+                               average, multiply, resize};
   work[step.kind](step, image, rows);
 }
 
@@ -60,19 +61,20 @@ void copy_block(const Block& b, const uint8_t* from, uint8_t* to) {
 
 // Rates of one core in a quiet machine, roughly; they only decide how finely steps are cut.
 double estimated_ns(const Step& s) {
-  const double pixels = double(s.out.height) * s.out.width * s.out.channels, taps = double(s.size) * s.size;
+  const double pixels = double(s.out.height) * s.out.width * s.out.channels, taps = double(s.height) * s.width;
   switch (s.kind) {
     case DENSE: return pixels * taps * s.in.channels / 150;
     case DEPTHWISE: return pixels * taps / 40;
     case UNARY: return double(s.left.rows) * s.left.columns;
     case COPY: return double(s.left.rows) * s.left.columns / 4;
     case ARITHMETIC: return double(s.result.rows) * s.columns;
-    case POOL: return pixels * s.size / 15;
+    case POOL:
+    case AVERAGE: return pixels * taps / 15;
     default: return pixels / 10;
   }
 }
 
-long weight_bytes(const Step& s) { return s.kind == DENSE ? s.out.channels * s.in.channels * s.size * s.size : 0; }
+long weight_bytes(const Step& s) { return s.kind == DENSE ? s.out.channels * s.in.channels * s.height * s.width : 0; }
 
 constexpr int64_t LOST = 300000;  // ns without a core after which a machine is crowded: not those of an interrupt
 constexpr double LEAST = 4000, PIECE = 30000;  // ns of a step that is cut at all; of a piece

@@ -200,8 +200,7 @@ void forward(const T* x, const Deferred& deferred, T* y, const Images& d, const 
   std::vector<float> w = by_tap(weight, d.channels, false);
   std::vector<T> zeros(d.width * d.channels);
   std::vector<Sums> found(omp_get_max_threads(), Sums(d.channels));
-#pragma omp parallel
-  {
+  on_all_threads([&] {
     Input<T> input(x, deferred, d, false);
     Sums& own = found[omp_get_thread_num()];
     Range mine = my_share(d.count * out_height);
@@ -215,7 +214,7 @@ void forward(const T* x, const Deferred& deferred, T* y, const Images& d, const 
         row([=](long c) { return Store<T>{out + c, d.channels}; });
       }
     }
-  }
+  });
   if (sums) add_up(found, d.channels, sums);
 }
 
@@ -235,8 +234,7 @@ void backward(const Output<T>& after, const T* x, const Deferred& deferred, T* d
   std::vector<float> w = by_tap(weight, d.channels, S == 1), partial(omp_get_max_threads() * taps);
   std::vector<T> zeros(step);
   std::vector<Sums> found(omp_get_max_threads(), Sums(d.channels));
-#pragma omp parallel
-  {
+  on_all_threads([&] {
     Input<T> input(x, deferred, d, true);
     OutputGradient<T> gradient(after.dz, after.y, after.centred, d.channels, out_step);
     const long me = omp_get_thread_num();
@@ -271,7 +269,7 @@ void backward(const Output<T>& after, const T* x, const Deferred& deferred, T* d
         if (row * S + 1 < d.height) each(first + 1, part(sides, 2));
       }
     }
-  }
+  });
   if (deferred.any) add_up(found, d.channels, sums);
   for (long c = 0; c < d.channels; ++c)
     for (int k = 0; k < K * K; ++k) {
@@ -282,19 +280,25 @@ void backward(const Output<T>& after, const T* x, const Deferred& deferred, T* d
 
 }  // namespace
 
-#define EXPORT(NAME, T)                                                                                                \
-  extern "C" void depthwise_forward_##NAME(const T* x, Norm before, T* y, Images d, const float* weight,               \
-                                           double* sums) {                                                             \
-    Deferred deferred(before, d.channels);                                                                             \
-    (d.stride == 1 ? forward<1, T> : forward<2, T>)(x, deferred, y, d, weight, sums);                                  \
-  }                                                                                                                    \
-  /* `y`, `norm`, `norm_sums` and `count` belong to the normalisation that follows, or `y` is null. */                 \
-  extern "C" void depthwise_backward_##NAME(const T* dz, const T* y, Norm norm, const double* norm_sums, double count, \
-                                            const T* x, Norm before, T* dx, Images d, const float* weight,             \
-                                            float* dweight, double* sums) {                                            \
-    Deferred deferred(before, d.channels);                                                                             \
-    Output<T> after{dz, y, Centred(norm, norm_sums, count, y ? d.channels : 0)};                                       \
-    (d.stride == 1 ? backward<1, T> : backward<2, T>)(after, x, deferred, dx, d, weight, dweight, sums);               \
+LAYOUT(Images, Images, AT(Images, count), AT(Images, channels), AT(Images, height), AT(Images, width), AT(Images, stride))
+
+#define EXPORT(NAME, T)                                                                                               \
+  extern "C" int depthwise_forward_##NAME(const T* x, Norm before, T* y, Images d, const float* weight,               \
+                                          double* sums) {                                                             \
+    return enough_memory([=] {                                                                                        \
+      Deferred deferred(before, d.channels);                                                                          \
+      (d.stride == 1 ? forward<1, T> : forward<2, T>)(x, deferred, y, d, weight, sums);                               \
+    });                                                                                                               \
+  }                                                                                                                   \
+  /* `y`, `norm`, `norm_sums` and `count` belong to the normalisation that follows, or `y` is null. */                \
+  extern "C" int depthwise_backward_##NAME(const T* dz, const T* y, Norm norm, const double* norm_sums, double count, \
+                                           const T* x, Norm before, T* dx, Images d, const float* weight,             \
+                                           float* dweight, double* sums) {                                            \
+    return enough_memory([=] {                                                                                        \
+      Deferred deferred(before, d.channels);                                                                          \
+      Output<T> after{dz, y, Centred(norm, norm_sums, count, y ? d.channels : 0)};                                    \
+      (d.stride == 1 ? backward<1, T> : backward<2, T>)(after, x, deferred, dx, d, weight, dweight, sums);            \
+    });                                                                                                               \
   }
 EXPORT(float32, float)
 EXPORT(bfloat16, bf16)

@@ -238,25 +238,33 @@ void backward(const T* x, T* dx, long pixels, long channels, Norm norm, const do
 
 }  // namespace
 
-extern "C" void norm_act_moments(const double* sums, double count, double eps, long channels, Norm norm,
-                                       Running running) {
-  moments(sums, count, eps, channels, norm, running);
+LAYOUT(Activation, Activation, AT(Activation, silu), AT(Activation, below), AT(Activation, most))
+LAYOUT(Norm, Norm, AT(Norm, weight), AT(Norm, bias), AT(Norm, mean), AT(Norm, rstd), AT(Norm, activation))
+LAYOUT(Running, Running, AT(Running, mean), AT(Running, var), AT(Running, momentum))
+LAYOUT(Residual, Residual<float>, AT(Residual<float>, x), AT(Residual<float>, norm))
+LAYOUT(Gradient, Gradient<float>, AT(Gradient<float>, dy), AT(Gradient<float>, stride), AT(Gradient<float>, x),
+       AT(Gradient<float>, pixels), AT(Gradient<float>, channels))
+
+extern "C" int norm_act_moments(const double* sums, double count, double eps, long channels, Norm norm,
+                                Running running) {
+  return enough_memory([=] { moments(sums, count, eps, channels, norm, running); });
 }
 
-#define EXPORT(NAME, T)                                                                                    \
-  extern "C" void norm_act_statistics_##NAME(const T* x, long pixels, long channels, double* sums) { \
-    statistics(x, pixels, channels, sums);                                                                 \
-  }                                                                                                        \
-  extern "C" void norm_act_forward_##NAME(const T* x, T* y, long pixels, long channels, Norm norm,   \
-                                                Residual<T> added) {                                       \
-    forward(x, y, pixels, channels, norm, added);                                                          \
-  }                                                                                                        \
-  extern "C" void norm_act_gradient_sums_##NAME(Gradient<T> g, T* dx, Norm norm, double* sums) {     \
-    with_activation<T>(norm.activation, [=](auto f) { gradient_sums(g, dx, norm, sums, f); });             \
-  }                                                                                                        \
-  extern "C" void norm_act_backward_##NAME(const T* x, T* dx, long pixels, long channels, Norm norm, \
-                                                 const double* sums, double count) {                       \
-    backward(x, dx, pixels, channels, norm, sums, count);                                                  \
+#define EXPORT(NAME, T)                                                                                         \
+  extern "C" int norm_act_statistics_##NAME(const T* x, long pixels, long channels, double* sums) {             \
+    return enough_memory([=] { statistics(x, pixels, channels, sums); });                                       \
+  }                                                                                                             \
+  extern "C" int norm_act_forward_##NAME(const T* x, T* y, long pixels, long channels, Norm norm,               \
+                                         Residual<T> added) {                                                   \
+    return enough_memory([=] { forward(x, y, pixels, channels, norm, added); });                                \
+  }                                                                                                             \
+  extern "C" int norm_act_gradient_sums_##NAME(Gradient<T> g, T* dx, Norm norm, double* sums) {                 \
+    return enough_memory(                                                                                       \
+        [=] { with_activation<T>(norm.activation, [=](auto f) { gradient_sums(g, dx, norm, sums, f); }); });    \
+  }                                                                                                             \
+  extern "C" int norm_act_backward_##NAME(const T* x, T* dx, long pixels, long channels, Norm norm,             \
+                                          const double* sums, double count) {                                   \
+    return enough_memory([=] { backward(x, dx, pixels, channels, norm, sums, count); });                        \
   }
 EXPORT(float32, float)
 EXPORT(bfloat16, bf16)

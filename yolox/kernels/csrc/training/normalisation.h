@@ -1,8 +1,46 @@
 // What the kernels around batch normalisation and SiLU share.
 #pragma once
 #include "vectors.h"
+#include <atomic>
+#include <cstddef>
+#include <exception>
+
+// Size and offsets of a structure that Python builds, for bindings.py to compare with its own.
+#define LAYOUT(NAME, TYPE, ...)                                      \
+  extern "C" {                                                       \
+  extern const long layout_##NAME[];                                 \
+  const long layout_##NAME[] = {(long)sizeof(TYPE), __VA_ARGS__};    \
+  }
+#define AT(TYPE, FIELD) (long)offsetof(TYPE, FIELD)
 
 namespace {
+
+// Runs a kernel and returns whether there was memory enough: nothing may be thrown at the caller, which is not C++.
+template <class F>
+int enough_memory(F kernel) {
+  try {
+    kernel();
+    return 1;
+  } catch (const std::exception&) {
+    return 0;
+  }
+}
+
+// Calls body() on each thread. Where memory runs out on one, that is told when all have ended: nothing may be thrown out of
+// a parallel region.
+template <class F>
+void on_all_threads(F body) {
+  std::atomic<bool> failed{false};
+#pragma omp parallel
+  {
+    try {
+      body();
+    } catch (const std::exception&) {
+      failed = true;
+    }
+  }
+  if (failed) throw std::bad_alloc();
+}
 
 // What follows a normalisation: SiLU, or pieces of straight lines: z from 0 to `most`, `below` * z under 0, `most` beyond.
 // The identity, ReLU, ReLU6 and LeakyReLU are of that kind.

@@ -57,8 +57,7 @@ void forward(const Input<T>& in, Shape d, const float* weight, const float* bias
   const typename Products<T>::Weights weights(weight, d.outputs, d.inputs, true);
   std::vector<Sums> found(omp_get_max_threads(), Sums(d.outputs));
   const bool as_it_is = !in.any() && in.x.split == d.inputs && d.inputs % SIDE == 0 && d.pixels % SIDE == 0;
-#pragma omp parallel
-  {
+  on_all_threads([&] {
     typename Products<T>::Session session;
     Sums& mine = found[omp_get_thread_num()];
     Rows<T> rows(d.inputs, GROUP);
@@ -74,7 +73,7 @@ void forward(const Input<T>& in, Shape d, const float* weight, const float* bias
         keep(product, bias, first, d.rows(group + i), y, d.outputs, mine);
       }
     }
-  }
+  });
   add_up(found, d.outputs, sums);
 }
 
@@ -153,8 +152,7 @@ void backward(const Output<T>& out, const Input<T>& in, SplitTensor<const T> mor
   constexpr long PANELS = Products<T>::Operands::PANELS;  // whose share in the weights' gradient is added up at once
   std::vector<Sums> found(threads, Sums(in.any() ? d.inputs : 0));
   Aligned<float> dweights(threads * size);
-#pragma omp parallel
-  {
+  on_all_threads([&] {
     typename Products<T>::Session session;
     const long me = omp_get_thread_num();
     Backward<T> work(out, in, more, dx, d, found[me]);
@@ -170,7 +168,7 @@ void backward(const Output<T>& out, const Input<T>& in, SplitTensor<const T> mor
       }
       work.operands.add_products(steps, &dweights[me * size]);
     }
-  }
+  });
   if (in.any()) add_up(found, d.inputs, sums);
   add_up(dweights, threads, d.outputs, d.inputs, dweight);
 }
@@ -183,20 +181,28 @@ struct NextNorm {  // normalisations of the places of an output, and what backwa
   double count[2];
 };
 
+using Split = SplitTensor<float>;
+LAYOUT(SplitTensor, Split, AT(Split, first), AT(Split, first_stride), AT(Split, second), AT(Split, second_stride),
+       AT(Split, split))
+LAYOUT(Shape, Shape, AT(Shape, pixels), AT(Shape, inputs), AT(Shape, outputs))
+LAYOUT(NextNorm, NextNorm, AT(NextNorm, norm), AT(NextNorm, sums), AT(NextNorm, count))
+
 // Without a normalisation the backward pass's `y` has no place.
-#define EXPORT(NAME, T)                                                                                                \
-  extern "C" void pointwise_forward_##NAME(SplitTensor<const T> x, const Norm* deferred, Shape d, const float* weight, \
-                                           const float* bias, SplitTensor<T> y, double* sums) {                        \
-    forward(Input<T>(x, deferred, d.inputs), d, weight, bias, y, sums);                                                \
-  }                                                                                                                    \
-  extern "C" void pointwise_backward_##NAME(SplitTensor<const T> dz, SplitTensor<const T> y, const NextNorm* next,     \
-                                            SplitTensor<const T> x, const Norm* deferred, SplitTensor<const T> more,   \
-                                            SplitTensor<T> dx,                                                         \
-                                            Shape d, const float* weight, float* dweight, double* sums) {              \
-    const long split = y.split, rest = y.first ? d.outputs - split : 0;                                                \
-    Output<T> out{dz, y, {Centred(next->norm[0], next->sums[0], next->count[0], split),                                \
-                          Centred(next->norm[1], next->sums[1], next->count[1], rest)}};                               \
-    backward(out, Input<T>(x, deferred, d.inputs), more, dx, d, weight, dweight, sums);                                \
+#define EXPORT(NAME, T)                                                                                               \
+  extern "C" int pointwise_forward_##NAME(SplitTensor<const T> x, const Norm* deferred, Shape d, const float* weight, \
+                                          const float* bias, SplitTensor<T> y, double* sums) {                        \
+    return enough_memory([=] { forward(Input<T>(x, deferred, d.inputs), d, weight, bias, y, sums); });                \
+  }                                                                                                                   \
+  extern "C" int pointwise_backward_##NAME(SplitTensor<const T> dz, SplitTensor<const T> y, const NextNorm* next,     \
+                                           SplitTensor<const T> x, const Norm* deferred, SplitTensor<const T> more,   \
+                                           SplitTensor<T> dx, Shape d, const float* weight, float* dweight,           \
+                                           double* sums) {                                                            \
+    return enough_memory([=] {                                                                                        \
+      const long split = y.split, rest = y.first ? d.outputs - split : 0;                                             \
+      Output<T> out{dz, y, {Centred(next->norm[0], next->sums[0], next->count[0], split),                             \
+                            Centred(next->norm[1], next->sums[1], next->count[1], rest)}};                            \
+      backward(out, Input<T>(x, deferred, d.inputs), more, dx, d, weight, dweight, sums);                             \
+    });                                                                                                               \
   }
 EXPORT(float32, float)
 #ifdef __AVX512BF16__

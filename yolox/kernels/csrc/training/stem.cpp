@@ -92,8 +92,7 @@ void forward(const StemInput& d, const float* weight, bf16* y, double* sums) {
   Packed packed(spread(weight, outputs).data(), outputs, SIZE * SIDE, true);
   std::vector<Sums> found(omp_get_max_threads(), Sums(outputs));
   const SplitTensor<bf16> whole{y, outputs, y, outputs, outputs};
-#pragma omp parallel
-  {
+  on_all_threads([&] {
     Tiles tiles;
     const Row row(d);
     Window window(row.length());
@@ -108,7 +107,7 @@ void forward(const StemInput& d, const float* weight, bf16* y, double* sums) {
         keep(product, nullptr, r * width + first, std::min(SIDE, width - first), whole, outputs, found[omp_get_thread_num()]);
       }
     }
-  }
+  });
   add_up(found, outputs, sums);
 }
 
@@ -133,8 +132,7 @@ void backward(const bf16* dz, const bf16* y, const Centred& centred, const StemI
   const long outputs = d.outputs, width = d.out_width(), panels = d.panels(), inputs = SIZE * SIDE;
   const long threads = omp_get_max_threads(), size = padded(outputs) * inputs;
   Aligned<float> dweights(threads * size);
-#pragma omp parallel
-  {
+  on_all_threads([&] {
     Tiles tiles;
     PackedRow row(d);
     Window window(row.length());
@@ -158,7 +156,7 @@ void backward(const bf16* dz, const bf16* y, const Centred& centred, const StemI
                    own + n * inputs + k * SIDE, inputs, true);
         }
     }
-  }
+  });
   std::vector<float> whole(outputs * inputs);
   add_up(dweights, threads, outputs, inputs, whole.data());
   for (long i = 0; i < outputs * SIZE; ++i) std::copy(&whole[i * SIDE], &whole[i * SIDE] + TAPS, dweight + i * TAPS);
@@ -166,13 +164,16 @@ void backward(const bf16* dz, const bf16* y, const Centred& centred, const StemI
 
 }  // namespace
 
+LAYOUT(StemInput, StemInput, AT(StemInput, pixels), AT(StemInput, floats), AT(StemInput, count), AT(StemInput, height),
+       AT(StemInput, width), AT(StemInput, outputs))
+
 // `weight` and `dweight` are [outputs][6][6][3].
-extern "C" void stem_forward_bfloat16(StemInput images, const float* weight, bf16* y, double* sums) {
-  forward(images, weight, y, sums);
+extern "C" int stem_forward_bfloat16(StemInput images, const float* weight, bf16* y, double* sums) {
+  return enough_memory([=] { forward(images, weight, y, sums); });
 }
 
-extern "C" void stem_backward_bfloat16(const bf16* dz, const bf16* y, Norm norm, const double* norm_sums, double count,
-                                       StemInput images, float* dweight) {
-  backward(dz, y, Centred(norm, norm_sums, count, images.outputs), images, dweight);
+extern "C" int stem_backward_bfloat16(const bf16* dz, const bf16* y, Norm norm, const double* norm_sums, double count,
+                                      StemInput images, float* dweight) {
+  return enough_memory([=] { backward(dz, y, Centred(norm, norm_sums, count, images.outputs), images, dweight); });
 }
 #endif
