@@ -26,7 +26,8 @@ from yolox.kernels.library import host_variants
 from yolox.models.detector import build_detector
 from yolox.tools import command
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "first-detector.md"
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "first-detector.md"
 TINY = ["-b", "8", "--num_workers", "0", "--logger", "none", "max_epoch=1", "input_size=64", "test_size=64"]
 pytestmark = [pytest.mark.backends, pytest.mark.processes]
 Write = Callable[[Path, Path], None]
@@ -151,8 +152,8 @@ def place(tmp_path: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return work
 
 
-def lines(language: str) -> str:
-    found = re.search(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+def lines(language: str, page: Path = PAGE) -> str:
+    found = re.search(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     assert found is not None
     return found.group(1)
 
@@ -192,13 +193,19 @@ def run_python(place: Path) -> None:
     """Run the page's Python, with the same shortcuts."""
     code = lines("python")
     assert len(code.splitlines()) <= 10
-    tiny = "epochs=1, batch_size=8, num_workers=0, logger='none', input_size=64, test_size=64"
-    code = code.replace("epochs=100", tiny).replace('"deployed"', '"deployed", methods=["native_int8"], batch_size=1')
-    names: dict[str, Any] = {}
-    exec(compile(code, "docs/first-detector.md", "exec"), names)
+    names = execute(code)
     assert names["fast"].class_names == names["trained"].class_names
     assert isinstance(names["fast"], YOLOX)
     assert (place / "found.jpg").is_file()
+
+
+def execute(code: str) -> dict[str, Any]:
+    """Run Python of a page with a training of one epoch and one method of inference, and return its names."""
+    tiny = "epochs=1, batch_size=8, num_workers=0, logger='none', input_size=64, test_size=64"
+    code = code.replace("epochs=100", tiny).replace('"deployed"', '"deployed", methods=["native_int8"], batch_size=1')
+    names: dict[str, Any] = {}
+    exec(compile(code, "page", "exec"), names)
+    return names
 
 
 @pytest.mark.parametrize("write", FORMATS, ids=lambda write: write.__name__)
@@ -237,3 +244,16 @@ def test_from_photographs_to_a_detector_in_every_format(write: Write, place: Pat
     pytest.importorskip("uvicorn")
     write(drawn, place / "photos")
     run_commands(place)
+
+
+@pytest.mark.slow
+def test_python_of_the_readme(place: Path, drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxscript")
+    ultralytics(drawn, place / "photos")
+    with (place / "photos" / "data.yaml").open("a") as file:
+        file.write("val: images/train\n")
+    shutil.copy(place / "new.jpg", place / "street.jpg")
+    names = execute(lines("python", ROOT / "README.md").replace("/data/mine", "photos"))
+    assert names["fast"].model == "deployed"
+    assert (place / "street_found.jpg").is_file()
+    assert 0 <= float(capsys.readouterr().out.splitlines()[-1]) <= 1
