@@ -10,7 +10,7 @@ import pytest
 
 from yolox.config import DataConfig
 from yolox.data.coco_dataset import CocoDataset, ends
-from yolox.data.datamodule import YoloxDataModule, build_augmentation, build_data_module
+from yolox.data.datamodule import YoloxDataModule, build_augmentation
 from yolox.data.image_source import ImageSource
 from yolox.data.repeat_factors import WeightedImages, class_repeats, describe_repeats, repeat_factors
 from yolox.data.sample_dataset import draw_sample_set
@@ -123,7 +123,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def module_of(folder: Path, threshold: float) -> YoloxDataModule:
     config = DataConfig(str(folder), data_num_workers=0, input_size=Size(64, 64), repeat_threshold=threshold)
-    return build_data_module(config, batch_size=4, test_size=Size(64, 64))
+    return YoloxDataModule(config, batch_size=4, test_size=Size(64, 64))
 
 
 def test_the_data_module_draws_by_the_threshold(folder: Path) -> None:

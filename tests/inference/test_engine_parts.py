@@ -19,7 +19,8 @@ from yolox.inference.methods import get_method
 from yolox.inference.search.jobs import Job
 from yolox.inference.search.latency import Latency
 from yolox.inference.search.method_process import MethodFailure, MethodProcess
-from yolox.inference.search.results import MethodResult, OptimizationReport, Status
+from yolox.inference.search.results import MethodResult, OptimizationReport
+from yolox.inference.search.stages import Status
 from yolox.inference.search.tuning import tune
 
 

@@ -52,36 +52,6 @@ def find_dataset(config: DataConfig) -> tuple[DatasetPaths, str]:
     return paths, printable(reason)
 
 
-def build_data_module(
-    config: DataConfig,
-    *,
-    batch_size: int,
-    test_size: Size,
-    seed: int = 0,
-    rank: int = 0,
-    world: int = 1,
-    final_phase_from_epoch: int | None = None,
-) -> YoloxDataModule:
-    """Return the data module of an experiment.
-
-    Args:
-        config: Which data and how it varies.
-        batch_size: Total over all processes.
-        test_size: Size of images in evaluation.
-        seed: Fixes order and samples.
-        rank: This process, unless a Lightning trainer knows better.
-        world: Number of processes, likewise.
-        final_phase_from_epoch: First epoch (from 0) without mosaic; ``None`` for never.
-
-    Raises:
-        DataError: When the data is missing or malformed.
-    """
-    module = YoloxDataModule(config, batch_size=batch_size, test_size=test_size, seed=seed)
-    module.rank, module.world = rank, world
-    module.final_phase_from_epoch = final_phase_from_epoch
-    return module
-
-
 def build_val_loader(
     config: DataConfig,
     *,
@@ -121,7 +91,7 @@ def _num_workers(config: DataConfig, num_val_images: int | None = None) -> int:
 
 
 class YoloxDataModule(pl.LightningDataModule):
-    """Training and evaluation data; ``build_data_module`` makes it from a configuration.
+    """Training and evaluation data.
 
     Indices are read and loaders made when first asked for, so the module can be sent to other processes.
 
@@ -130,16 +100,32 @@ class YoloxDataModule(pl.LightningDataModule):
         batch_size: Total over all processes.
         test_size: Size of images in evaluation.
         seed: Fixes order and samples.
+        rank: This process, unless a Lightning trainer knows better.
+        world: Number of processes, likewise.
+        final_phase_from_epoch: First epoch (from 0) without mosaic; ``None`` for never.
+
+    Raises:
+        DataError: When the data is missing or malformed.
     """
 
-    def __init__(self, config: DataConfig, *, batch_size: int, test_size: Size, seed: int = 0) -> None:
+    def __init__(
+        self,
+        config: DataConfig,
+        *,
+        batch_size: int,
+        test_size: Size,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        final_phase_from_epoch: int | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
         self.batch_size = batch_size
         self.test_size = test_size
         self.seed = seed
-        self.rank, self.world = 0, 1
-        self.final_phase_from_epoch: int | None = None
+        self.rank, self.world = rank, world
+        self.final_phase_from_epoch = final_phase_from_epoch
         self.paths, self.reason = find_dataset(config)
         self._train_set: CocoDataset | None = None
         self._val_set: CocoDataset | None = None

@@ -16,8 +16,6 @@ from yolox.inference.search.latency import Latency
 from yolox.inference.search.stages import Status
 from yolox.tables import markdown_table, text_table
 
-__all__ = ["MethodResult", "OptimizationReport", "Status"]
-
 _NORMAL_975, _STUDENT = 1.96, 2.72
 """1.96 + 2.72 / n is Student's t for n degrees of freedom at 97.5 %, to 0.1 from five on."""
 
