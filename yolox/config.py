@@ -108,7 +108,7 @@ class RecipeConfig:
     accumulate: Count = 1  # batches whose gradients make one step
     clip: Annotated[float | None, Range(0, what="a norm of gradients", above=True)] = None
     on_nonfinite: Literal["stop", "skip", "restore"] = "stop"  # what follows NaN or infinite numbers: `recipe.finite`
-    freeze: tuple[str, ...] = ()  # names of parts of the network, with * and ?
+    freeze: tuple[Annotated[str, Text()], ...] = ()  # names of parts of the network, with * and ?
     patience: Annotated[int | None, Range(1, what="a number of epochs")] = None  # without a better AP, then it stops
     eval_interval: Count = 10
     print_interval: Count = 10

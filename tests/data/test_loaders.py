@@ -292,3 +292,28 @@ print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
 def test_ctrl_c_of_a_terminal_is_for_the_process_that_trains_alone() -> None:
     answer = subprocess.run([sys.executable, "-c", DEAF], capture_output=True, text=True, check=True)
     assert answer.stdout.split() == ["True", "False"]
+
+
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.processes)])
+def test_objects_left_out_of_mosaics_are_told_once(
+    make_coco: MakeCoco, caplog: pytest.LogCaptureFixture, num_workers: int
+) -> None:
+    """No image has more than two objects, but four images and the MixUp partner together have."""
+    dataset = train_set(make_coco())
+    loaders = []
+    for limit in (1000, 2):
+        augmentation = Augmentation(TrainTransform(TARGET, max_labels=limit))
+        samples = TrainingSamples(ImageSource(dataset, TARGET), augmentation)
+        loaders.append(TrainLoader(samples, RequestStream(len(dataset), batch_size=4, seed=11), num_workers))
+    whole, cut = (list(loader) for loader in loaders)
+    lost = [one.targets.valid.sum(1) - two.targets.valid.sum(1) for one, two in zip(whole, cut, strict=True)]
+    assert torch.equal(torch.cat(lost), torch.cat([batch.num_cut for batch in cut]))
+    assert not any(bool(batch.num_cut.any()) for batch in whole)
+    list(loaders[1])
+    for loader in loaders:
+        loader.close()
+    counts = torch.cat(lost)
+    (told,) = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert told.startswith(f"{int((counts > 0).sum())} training samples of this epoch")
+    assert f"had more than 2 objects; {int(counts.sum())} objects were left out" in told
+    assert f"'max_labels {2 + int(counts.max())}' would have taken all" in told

@@ -36,6 +36,7 @@ def test_options_are_fields_of_the_experiment() -> None:
     [
         (("--time", "2"), "expected a time such as 2h"),
         (("--time", "-1h"), "time"),
+        (("--time", "0h0s"), "expected a time such as 2h"),
         (("--steps", "0"), "expected 1 or more"),
         (("--clip", "nan"), "clip got nan, expected a finite number"),
         (("--clip", "0"), "a norm of gradients above 0"),

@@ -161,7 +161,8 @@ def take_steps(connection: Connection, experiment: Mapping[str, Any], precision:
         box = torch.tensor([width / 2, height / 2, width / 4, height / 4]).expand(images, 20, 4)
         targets = Targets(box, torch.zeros(images, 20, dtype=torch.int64), torch.ones(images, 20, dtype=torch.bool))
         pixels = torch.randint(0, 256, (images, 3, height, width), dtype=torch.uint8)
-        return Batch(pixels, targets, torch.arange(images), torch.tensor([[height, width]] * images))
+        ids = torch.arange(images)
+        return Batch(pixels, targets, ids, torch.tensor([[height, width]] * images), torch.zeros_like(ids))
 
     class Watch(pl.Callback):
         def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:

@@ -74,6 +74,7 @@ class EvalImages:
                 nothing,
                 torch.from_numpy(self.image_ids[part]),
                 torch.from_numpy(self.original_sizes[part]),
+                torch.zeros(len(images[part]), dtype=torch.int64),
             )
 
 

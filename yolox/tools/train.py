@@ -28,6 +28,7 @@ from yolox.tools.arguments import (
     keep_stdout_for_json,
     positive_int,
     prepare_cpu,
+    ranged,
     run_tool,
 )
 from yolox.tools.training import LOGGERS, STRATEGIES, add_recipe_arguments, build_trainer, recipe_fields
@@ -89,7 +90,13 @@ def _add_trainer_arguments(parser: ToolParser) -> None:
     group.add_argument("--fp32_modules", nargs="+", default=(), metavar="PATTERN", help="parts kept in fp32")
     group.add_argument("--hmp_bf16", metavar="FILE", help="file that lists operators to run in bf16")
     group.add_argument("--hmp_fp32", metavar="FILE", help="file that lists operators to run in fp32")
-    group.add_argument("--max_restarts", type=int, default=0, metavar="N", help="start again after a crash (0)")
+    group.add_argument(
+        "--max_restarts",
+        type=ranged("--max_restarts", int, 0),
+        default=0,
+        metavar="N",
+        help="start again after a crash (0)",
+    )
     group.add_argument("--profile", action="store_true", help="write a trace of a few steps, trace.json")
     group.add_argument("--accelerator", default="cpu", help="cpu, or cuda, xpu, hpu, npu where they exist (cpu)")
 

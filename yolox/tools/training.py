@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 from collections.abc import Callable
@@ -46,9 +47,11 @@ def recipe_fields(args: argparse.Namespace) -> dict[str, object]:
 
 def _duration(text: str) -> float:
     """Convert ``2h``, ``1h30m`` or ``45s`` to seconds."""
-    if not re.fullmatch(r"(\d+(\.\d+)?[hms])+", text):
+    parts = re.findall(r"([\d.]+)([hms])", text) if re.fullmatch(r"(\d+(\.\d+)?[hms])+", text) else []
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if not 0 < seconds < math.inf:
         raise argparse.ArgumentTypeError(f"got '{text}', expected a time such as 2h, 1h30m or 45s")
-    return sum(float(number) * _UNITS[unit] for number, unit in re.findall(r"([\d.]+)([hms])", text))
+    return seconds
 
 
 def build_trainer(experiment: Experiment, folder: Path, args: argparse.Namespace) -> Any:
