@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import multiprocessing.synchronize
 import os
 import signal
 import subprocess
@@ -317,3 +319,21 @@ def test_objects_left_out_of_mosaics_are_told_once(
     assert told.startswith(f"{int((counts > 0).sum())} training samples of this epoch")
     assert f"had more than 2 objects; {int(counts.sum())} objects were left out" in told
     assert f"'max_labels {2 + int(counts.max())}' would have taken all" in told
+
+
+def test_without_semaphores_the_images_are_read_here(
+    make_coco: MakeCoco, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where /dev/shm is full or read-only: a training ended with an error that named no file."""
+
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    dataset = train_set(make_coco())
+    expected = list(train_loader(dataset))
+    monkeypatch.setattr(multiprocessing.synchronize.SemLock, "__init__", refuse)
+    loader = train_loader(dataset, num_workers=2)
+    for mine, theirs in zip(loader, expected, strict=True):
+        assert_same(mine, theirs)
+    assert "no loader processes: /dev/shm" in caplog.text
+    assert "No space left on device" in caplog.text

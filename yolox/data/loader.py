@@ -117,6 +117,21 @@ def _exit_with(sentinel: int) -> None:
     os._exit(1)
 
 
+def _number_of_workers(wanted: int) -> int:
+    """Return ``wanted``, or 0 with a word where processes cannot have semaphores: the system keeps them in /dev/shm."""
+    if wanted:
+        try:
+            multiprocessing.Lock()
+        except OSError as error:
+            _LOG.warning(
+                "no loader processes: /dev/shm, which they need, cannot be written (%s); this process reads the images "
+                "itself, which is slower. Free it, or start the container with a larger --shm-size",
+                error.strerror,
+            )
+            return 0
+    return wanted
+
+
 class _Batches:
     """The batches of lists of requests, made by workers or by this process; None where no image could be read.
 
@@ -137,6 +152,7 @@ class _Batches:
         start_method: str | None,
     ) -> None:
         self._samples, self._requests = samples, requests
+        num_workers = _number_of_workers(num_workers)
         self._maker = BatchPartMaker(samples, shape[0], shape[1], num_workers) if num_workers else None
         if self._maker is not None:
             self._loader: DataLoader[Any] = DataLoader(
