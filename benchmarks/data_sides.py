@@ -19,8 +19,8 @@ from benchmarks.stock_pipeline import StockPipeline
 from yolox.config import Experiment
 from yolox.cpu.allocator import keep_freed_memory
 from yolox.data.cache import open_cache
-from yolox.data.coco import CocoDataset
-from yolox.data.datamodule import build_augmentation, build_data_module
+from yolox.data.coco_dataset import CocoDataset
+from yolox.data.datamodule import YoloxDataModule, build_augmentation
 from yolox.data.dataset_paths import load_split, resolve_dataset
 from yolox.data.image_source import ImageSource
 from yolox.data.sampling import SampleRequest
@@ -133,6 +133,6 @@ def train(settings: dict[str, Any], channel: CommandLine) -> None:
     options = train.build_parser().parse([*words, "--logger", "none"])
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         trainer = build_trainer(experiment, Path(folder), options)
-        data = build_data_module(experiment.data, batch_size=batch_size, test_size=experiment.eval.test_size)
+        data = YoloxDataModule(experiment.data, batch_size=batch_size, test_size=experiment.eval.test_size)
         module = YoloxModule(experiment, data.class_names, batch_size, steps_per_epoch=1000)
         trainer.fit(module, _Asked(data.train_dataloader(), channel, settings["keep"]))

@@ -176,7 +176,8 @@ def _index_row(count: int) -> Row:
     """Measure the index of a data set of ``count`` images."""
     import numpy as np
 
-    from yolox.data.coco import dataset_from_coco
+    from yolox.data.formats.checks import check_split
+    from yolox.data.formats.coco_json import describe_coco
     from yolox.data.sampling import RequestStream
 
     content = _labels(count)
@@ -184,7 +185,7 @@ def _index_row(count: int) -> Row:
         (Path(folder) / content["images"][0]["file_name"]).touch()
         gc.collect()
         start = time.perf_counter()
-        dataset = dataset_from_coco(content, "synthetic labels", [Path(folder)])
+        dataset = check_split(describe_coco(content, "synthetic labels", [Path(folder)]))
         make = time.perf_counter() - start
     del content
     chosen = np.random.default_rng(0).integers(0, count, 2000).tolist()

@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.protocol import ROOT
 from yolox.cpu.openmp import shorten_waits
 from yolox.inference.search.latency import interleave
-from yolox.processes.inside import peak_memory_mb
+from yolox.processes.inside import peak_memory_mb, release_memory
 from yolox.processes.messages import Channel
 from yolox.processes.start import Process, ProcessFailure, Program
 
@@ -61,6 +61,9 @@ class CommandLine:
 def timed_steps(channel: CommandLine, explain: Callable[[], Any] | None = None) -> Iterator[None]:
     """Yield once for each step that the parent wants and time what happens until the next one is asked for.
 
+    With ``sharing`` a round gives its free memory back when it ends, for the sides that wait meanwhile, and takes it
+    again in an untimed step.
+
     Args:
         channel: The line to the parent.
         explain: Gives a context manager around the steps of a round that the parent wants explained; its ``groups``
@@ -70,10 +73,13 @@ def timed_steps(channel: CommandLine, explain: Callable[[], Any] | None = None) 
         context = explain() if explain is not None and command.get("explain") else None
         with context or contextlib.nullcontext():
             seconds = []
-            for _ in range(command["steps"]):
+            for number in range(-1 if command.get("sharing") else 0, command["steps"]):
                 start = time.perf_counter()
                 yield
-                seconds.append(time.perf_counter() - start)
+                if number >= 0:
+                    seconds.append(time.perf_counter() - start)
+        if command.get("sharing"):
+            release_memory()
         channel.reply(seconds=seconds, peak_memory_mb=peak_memory_mb(), groups=getattr(context, "groups", None))
 
 
@@ -127,7 +133,7 @@ class Side:
 
 
 def measure_sides(
-    sides: Sequence[Side], *, rounds: int, steps: int, warmup: int, explain: bool = False
+    sides: Sequence[Side], *, rounds: int, steps: int, warmup: int, explain: bool = False, sharing: bool = False
 ) -> dict[str, dict[str, Any]]:
     """Run all sides in alternating rounds and end them.
 
@@ -137,21 +143,22 @@ def measure_sides(
         steps: Steps of a round.
         warmup: Untimed steps before the first round.
         explain: Whether a last, untimed round tells where the time goes.
+        sharing: Whether the sides are too large to keep their memory while they wait.
 
     Returns:
         For each side ``seconds`` of all its steps, ``peak_memory_mb`` and ``groups``.
     """
     try:
         for side in sides:
-            side.ask(steps=warmup)
+            side.ask(steps=warmup, sharing=sharing)
         found: dict[str, dict[str, Any]] = {side.name: {"seconds": []} for side in sides}
         by_name = {side.name: side for side in sides}
         for _, name in interleave(list(by_name), rounds):
-            answer = by_name[name].ask(steps=steps)
+            answer = by_name[name].ask(steps=steps, sharing=sharing)
             found[name]["seconds"] += answer["seconds"]
             found[name]["peak_memory_mb"] = answer["peak_memory_mb"]
         for side in sides if explain else ():
-            found[side.name]["groups"] = side.ask(steps=min(steps, 3), explain=True)["groups"]
+            found[side.name]["groups"] = side.ask(steps=min(steps, 3), explain=True, sharing=sharing)["groups"]
         return found
     finally:
         for side in sides:

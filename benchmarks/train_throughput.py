@@ -37,6 +37,7 @@ class Setting:
         steps: Steps of a round.
         warmup: Untimed steps before.
         ipex: Whether IPEX takes part.
+        sharing: Whether a side gives its memory back while it waits.
     """
 
     model: str
@@ -46,11 +47,12 @@ class Setting:
     steps: int
     warmup: int = 3
     ipex: bool = False
+    sharing: bool = False
 
 
 SETTINGS = {
     "nano-b16": Setting("yolox_nano", 416, 16, rounds=5, steps=4, warmup=4, ipex=True),
-    "nano-b64": Setting("yolox_nano", 416, 64, rounds=3, steps=2, warmup=2),
+    "nano-b64": Setting("yolox_nano", 416, 64, rounds=3, steps=2, warmup=2, sharing=True),
     "s-b16": Setting("yolox_s", 640, 16, rounds=2, steps=1, warmup=1),
 }
 
@@ -84,7 +86,12 @@ def _measure(setting: Setting, quick: bool) -> Part:
     if quick:
         setting = Setting(setting.model, 64, 2, rounds=1, steps=1, warmup=1)
     found = measure_sides(
-        _sides(setting), rounds=setting.rounds, steps=setting.steps, warmup=setting.warmup, explain=True
+        _sides(setting),
+        rounds=setting.rounds,
+        steps=setting.steps,
+        warmup=setting.warmup,
+        explain=True,
+        sharing=setting.sharing,
     )
     rows = [_row(name, result, setting.batch_size) for name, result in found.items()]
     for row in rows:

@@ -44,7 +44,8 @@ def random_batch(batch_size: int, size: int) -> Batch:
     centres = torch.rand(*shape, 2, generator=generator) * size
     labels = torch.randint(0, 80, shape, generator=generator)
     targets = Targets(torch.cat([centres, sides], dim=-1), labels, torch.ones(shape, dtype=torch.bool))
-    return Batch(images, targets, torch.arange(batch_size), torch.full((batch_size, 2), size))
+    ids, sizes = torch.arange(batch_size), torch.full((batch_size, 2), size)
+    return Batch(images, targets, ids, sizes, torch.zeros_like(ids))
 
 
 def _stock_model(experiment: Experiment) -> nn.Module:

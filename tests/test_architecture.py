@@ -35,7 +35,7 @@ ARROWS: dict[str, set[str]] = {
     "safe_weights": {"errors", "config", "files"},
     "text_files": {"errors"},
     "tables": set(),
-    "class_names": set(),
+    "class_names": {"errors"},
     "boxes": {"structures"},
     "fields": {"errors", "structures"},
     "config": {"errors", "structures", "fields"},

@@ -26,6 +26,7 @@ from yolox.config import experiment_to_dict
 from yolox.errors import ModelFileError, YoloxError
 from yolox.experiments import EXPERIMENTS, get_experiment
 from yolox.models.detector import Detector, build_detector
+from yolox.prediction.official_output import class_names_of
 
 
 def nano(num_classes: int = 80) -> Detector:
@@ -175,6 +176,15 @@ def test_class_counts_that_do_not_fit(tmp_path: Path, plain: Path) -> None:
     save_checkpoint(tmp_path / "a.pth", content)
     with pytest.raises(ModelFileError, match="3 classes but names 1"):
         load_model(tmp_path / "a.pth")
+
+
+def test_names_from_elsewhere_cannot_steer_a_terminal(tmp_path: Path) -> None:
+    content = ours()
+    content["class_names"] = ["\x1b[2Jred", " two\nlines ", "caf\u00e9"]
+    save_checkpoint(tmp_path / "a.pth", content)
+    shown = ("\\x1b[2Jred", "two\\nlines", "caf\u00e9")
+    assert load_model(tmp_path / "a.pth").class_names == shown
+    assert class_names_of({"class_names": json.dumps(content["class_names"])}, 3) == shown
 
 
 def test_the_wrong_model_is_named(plain: Path) -> None:

@@ -79,6 +79,8 @@ def test_overrides_in_both_styles() -> None:
         (["exp_name", ".."], "plain name"),
         (["exp_name", "a\x1b[31m"], "control characters"),
         (["data_dir", "a\0b"], "control characters"),
+        (["freeze", "backbone,\x1b[2J"], "control characters"),
+        (["on_nonfinite", "explode"], "expected stop or skip or restore. Give"),
     ],
 )
 def test_bad_overrides_are_refused(words: list[str], message: str) -> None:

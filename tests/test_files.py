@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from yolox.errors import YoloxError
+from yolox.errors import UsageError, YoloxError
 from yolox.files import atomic_path, check_outputs, make_output_dir, write_text
 from yolox.tables import markdown_table, text_table
 
@@ -50,6 +50,17 @@ def test_outputs_that_cannot_be_written_are_told_at_the_start(tmp_path: Path) ->
             check_outputs(folder=place.parent)
     with pytest.raises(YoloxError, match="is a folder; expected the name of a file"):
         check_outputs(tmp_path)
+
+
+def test_two_outputs_have_two_places(tmp_path: Path) -> None:
+    """``eval --json a.json --detections a.json`` wrote one over the other."""
+    (tmp_path / "link").symlink_to(tmp_path / "a.json")
+    for one, other in (("a.json", "a.json"), ("a.json", "x/../a.json"), ("a.json", "link")):
+        with pytest.raises(UsageError, match="two outputs of this command"):
+            check_outputs(tmp_path / one, None, tmp_path / other)
+    with pytest.raises(UsageError, match="two outputs of this command"):
+        check_outputs(tmp_path / "a.json", folder=tmp_path / "a.json")
+    check_outputs(tmp_path / "a.json", tmp_path / "b.json", None, None)
 
 
 def test_a_write_flushes_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yolox.class_names import COCO_NAMES
+from yolox.class_names import COCO_NAMES, clean_name
 from yolox.config import Experiment, ModelConfig, experiment_from_dict
 from yolox.errors import ModelFileError, UsageError
 from yolox.experiments import EXPERIMENTS
@@ -302,7 +302,7 @@ def class_names_of(content: Mapping[str, Any], count: int, path: str | Path) -> 
             raise ModelFileError(f"'{path}' has weights for {count} classes but names {len(names)}. Train it again.")
         if not all(isinstance(name, str) and 0 < len(name) <= 1000 for name in names):
             raise ModelFileError(f"'{path}' names its classes by something else than text. It is damaged.")
-        return tuple(names)
+        return tuple(map(clean_name, names))
     if count == len(COCO_NAMES):
         return COCO_NAMES
     return tuple(f"class {index}" for index in range(count))

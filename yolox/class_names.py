@@ -1,6 +1,8 @@
-"""Names of the 80 COCO classes, in the order of the published weights."""
+"""Names of classes: those of COCO, and what is done to the names in other people's files."""
 
 from __future__ import annotations
+
+from yolox.errors import printable
 
 COCO_NAMES: tuple[str, ...] = (
     "person",
@@ -84,6 +86,14 @@ COCO_NAMES: tuple[str, ...] = (
     "hair drier",
     "toothbrush",
 )
+
+
+def clean_name(name: str) -> str:
+    """Return a class name from a file without outer spaces, and with control characters as escapes.
+
+    Nothing in a name may steer a terminal, or end a line of a label file.
+    """
+    return " ".join(printable(name, newlines=False).split())
 
 
 def plain_name(name: str) -> str:

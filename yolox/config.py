@@ -71,6 +71,7 @@ class DataConfig:
     mixup_scale: Annotated[tuple[float, float], Range(0, 100, above=True), Ascending()] = (0.5, 1.5)
     shear: Annotated[float, Range(0, 89, "an angle")] = 2.0
     max_labels: Annotated[int, Range(1, 100_000)] = 120
+    repeat_threshold: Share = 0.0  # classes in a smaller share of the images are drawn more often, see `repeat_factors`
 
     @property
     def size_range(self) -> tuple[int, int]:
@@ -107,7 +108,7 @@ class RecipeConfig:
     accumulate: Count = 1  # batches whose gradients make one step
     clip: Annotated[float | None, Range(0, what="a norm of gradients", above=True)] = None
     on_nonfinite: Literal["stop", "skip", "restore"] = "stop"  # what follows NaN or infinite numbers: `recipe.finite`
-    freeze: tuple[str, ...] = ()  # names of parts of the network, with * and ?
+    freeze: tuple[Annotated[str, Text()], ...] = ()  # names of parts of the network, with * and ?
     patience: Annotated[int | None, Range(1, what="a number of epochs")] = None  # without a better AP, then it stops
     eval_interval: Count = 10
     print_interval: Count = 10

@@ -166,7 +166,7 @@ def _convert_text(key: str, value: object, options: tuple[str, ...]) -> str:
     if not isinstance(value, str):
         raise _refuse(key, value, " or ".join(options) or "text")
     if options and value not in options:
-        raise _refuse(key, value, " or ".join(options) + "." + did_you_mean(value, options))
+        raise _refuse(key, value, " or ".join(options), did_you_mean(value, options))
     return value
 
 
@@ -212,8 +212,8 @@ def _convert_sequence(key: str, value: object, kind: Any) -> Any:
     return Size(*numbers) if kind is Size else tuple(numbers)
 
 
-def _refuse(key: str, value: object, expected: str) -> UsageError:
-    return UsageError(f"{key} got {_shown(value)}, expected {expected}. Give a value of that kind.")
+def _refuse(key: str, value: object, expected: str, hint: str = "") -> UsageError:
+    return UsageError(f"{key} got {_shown(value)}, expected {expected}.{hint or ' Give a value of that kind.'}")
 
 
 def _shown(value: object) -> str:

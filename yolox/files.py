@@ -67,10 +67,17 @@ def check_outputs(*files: str | os.PathLike[str] | None, folder: str | os.PathLi
         folder: A folder to write files into later, or None.
 
     Raises:
-        UsageError: When an output is an input of this command, or a folder stands where a file is to be written.
+        UsageError: When an output is an input of this command or the place of another output, or a folder stands where
+            a file is to be written.
         YoloxError: When a place cannot be written.
     """
     refuse_inputs(*files, folder)
+    places = [Path(output).resolve() for output in (*files, folder) if output is not None]
+    for place in places:
+        if places.count(place) > 1:
+            raise UsageError(
+                f"two outputs of this command would be written to '{place}'. Give each a place of its own."
+            )
     for file in files:
         if file is not None:
             if Path(file).is_dir():

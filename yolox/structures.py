@@ -37,6 +37,7 @@ class Sample:
         labels: ``[N]`` int64, contiguous class indices.
         image_id: The id in the data set.
         original_size: Size of the file before any resizing.
+        num_cut: Objects that were left out because there were too many for one image.
     """
 
     image: Image
@@ -44,6 +45,7 @@ class Sample:
     labels: NDArray[np.int64]
     image_id: int
     original_size: Size
+    num_cut: int = 0
 
 
 class Targets(NamedTuple):
@@ -61,13 +63,15 @@ class Batch(NamedTuple):
     """What a loader yields.
 
     ``images`` [B, 3, H, W] uint8 BGR (0...255, letterboxed with 114); ``image_ids`` [B] int64;
-    ``original_sizes`` [B, 2] int64 (height, width). ``targets`` has G = 0 in evaluation loaders.
+    ``original_sizes`` [B, 2] int64 (height, width); ``num_cut`` [B] int64, objects left out because there were too
+    many. ``targets`` has G = 0 in evaluation loaders.
     """
 
     images: Tensor
     targets: Targets
     image_ids: Tensor
     original_sizes: Tensor
+    num_cut: Tensor
 
 
 class Predictions(NamedTuple):

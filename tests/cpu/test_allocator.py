@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -40,6 +41,17 @@ def test_setting_says_what_it_did(monkeypatch: pytest.MonkeyPatch) -> None:
     setting = keep_freed_memory()
     assert not setting.applied
     assert "left alone" in str(setting)
+
+
+@pytest.mark.skipif(glibc_version() is None or not os.access("/usr/bin/python3", os.X_OK), reason="needs both")
+def test_the_python_of_the_system_has_the_allocator_of_the_c_library() -> None:
+    """Debian's interpreter is not position-independent: what it says of its own ``malloc`` is an entry of its own."""
+    script = "import sys; sys.version_info >= (3, 10) or sys.exit('old'); from yolox.cpu import allocator as a"
+    command = ["/usr/bin/python3", "-c", f"{script}; print(a.malloc_library())"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=_root(), check=False)
+    if done.stderr.strip() == "old":
+        pytest.skip("the system's Python is too old")
+    assert done.stdout.strip().rpartition("/")[2].startswith("libc"), done.stderr
 
 
 @pytest.mark.skipif(glibc_version() is None, reason="needs glibc")

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from yolox.data.coco import CocoDataset, dataset_from_coco, load_coco
-from yolox.data.formats.coco_json import read_coco_json
+from yolox.data.coco_dataset import CocoDataset
+from yolox.data.formats.checks import check_split
+from yolox.data.formats.coco_json import describe_coco, read_coco_json
 from yolox.errors import DataError
 from yolox.structures import Size
 
@@ -29,7 +30,7 @@ def content(**changes: Any) -> dict[str, Any]:
 
 def index(tmp_path: Path, value: dict[str, Any]) -> CocoDataset:
     (tmp_path / "x.jpg").touch()
-    return dataset_from_coco(value, "labels.json", [tmp_path / "absent", tmp_path])
+    return check_split(describe_coco(value, "labels.json", [tmp_path / "absent", tmp_path]))
 
 
 def test_classes_are_sorted_by_id_and_objects_follow_their_image(tmp_path: Path) -> None:
@@ -137,7 +138,7 @@ def test_malformed_labels_are_data_errors(tmp_path: Path, value: dict[str, Any],
 
 def test_images_that_lie_nowhere(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none of the images.*x\.jpg.*train_images"):
-        dataset_from_coco(content(), "labels.json", [tmp_path])
+        check_split(describe_coco(content(), "labels.json", [tmp_path]))
 
 
 @pytest.mark.parametrize(
@@ -167,12 +168,12 @@ def test_absent_and_binary_files(tmp_path: Path) -> None:
 def test_other_categories_are_matched_by_name(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").touch()
     wanted = ((1, "bird"), (2, "cat"), (3, "dog"))
-    data = dataset_from_coco(content(), "labels.json", [tmp_path], wanted)
+    data = check_split(describe_coco(content(), "labels.json", [tmp_path]), wanted)
     assert data.class_names == ("bird", "cat", "dog")
     assert data.objects(0)[1].tolist() == [1]
     assert {item["category_id"] for item in data.ground_truth_json()["annotations"]} == {2, 3}
     with pytest.raises(DataError, match="uses category 'cat'"):
-        dataset_from_coco(content(), "labels.json", [tmp_path], ((1, "dog"),))
+        check_split(describe_coco(content(), "labels.json", [tmp_path]), ((1, "dog"),))
 
 
 def test_memory_per_image_stays_below_one_kilobyte(tmp_path: Path) -> None:
@@ -183,10 +184,15 @@ def test_memory_per_image_stays_below_one_kilobyte(tmp_path: Path) -> None:
     assert data.nbytes / len(data) < 600
 
 
+def _read(folder: Path, split: str) -> CocoDataset:
+    content = read_coco_json(folder / "annotations" / f"instances_{split}.json")
+    return check_split(describe_coco(content, split, [folder / split]))
+
+
 @pytest.mark.realdata
 def test_coco_mini(coco_mini: Path) -> None:
-    train = load_coco(coco_mini / "annotations" / "instances_train2017.json", [coco_mini / "train2017"])
-    val = load_coco(coco_mini / "annotations" / "instances_val2017.json", [coco_mini / "val2017"])
+    train = _read(coco_mini, "train2017")
+    val = _read(coco_mini, "val2017")
     assert (len(train), len(val)) == (128, 64)
     assert len(train.class_names) == 80
     assert train.categories == val.categories

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 
 from yolox.config import DataConfig
-from yolox.data.datamodule import YoloxDataModule, build_data_module, build_val_loader
+from yolox.data.datamodule import YoloxDataModule, build_val_loader
 from yolox.errors import DataError
 from yolox.structures import Batch, Size
 
@@ -22,7 +22,7 @@ SIZE = Size(64, 64)
 
 def module(root: Path, **options: Any) -> YoloxDataModule:
     config = DataConfig(data_dir=str(root), input_size=SIZE, data_num_workers=0)
-    return build_data_module(config, test_size=SIZE, **{"batch_size": 4, **options})
+    return YoloxDataModule(config, test_size=SIZE, **{"batch_size": 4, **options})
 
 
 def test_facts(make_coco: MakeCoco) -> None:
@@ -82,7 +82,7 @@ def test_cache_changes_no_batch(make_coco: MakeCoco, cache_folder: Path, cache: 
     plain = module(root)
     plain.config = replace(plain.config, cache="off")
     config = DataConfig(data_dir=str(root), input_size=SIZE, data_num_workers=0, cache=cache)
-    cached = build_data_module(config, batch_size=4, test_size=SIZE)
+    cached = YoloxDataModule(config, batch_size=4, test_size=SIZE)
     for _ in range(3):
         for mine, theirs in zip(plain.train_dataloader(), cached.train_dataloader(), strict=True):
             assert torch.equal(mine.images, theirs.images)
@@ -136,7 +136,7 @@ def test_lightning_trains_and_resumes_on_the_same_stream(make_coco: MakeCoco, tm
 
 @pytest.mark.realdata
 def test_coco_mini(coco_mini: Path) -> None:
-    data = build_data_module(
+    data = YoloxDataModule(
         DataConfig(data_dir=str(coco_mini), data_num_workers=0), batch_size=16, test_size=Size(416, 416)
     )
     assert (len(data.train_set), len(data.val_set), data.num_classes) == (128, 64, 80)

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from yolox.data.cache import open_cache
-from yolox.data.coco import CocoDataset, dataset_from_coco
+from yolox.data.coco_dataset import CocoDataset
 from yolox.data.dataset_paths import default_data_dir, load_split, resolve_dataset
-from yolox.data.formats.checks import MAX_CLASSES
+from yolox.data.formats.checks import MAX_CLASSES, check_split
+from yolox.data.formats.coco_json import describe_coco
 from yolox.data.image_source import ImageSource
 from yolox.data.inspection import inspect_images
 from yolox.data.report import report_dataset
@@ -107,7 +108,7 @@ def test_composed_and_decomposed_names_are_one(tmp_path: Path) -> None:
         "annotations": [],
         "categories": [{"id": 1, "name": "a"}],
     }
-    data = dataset_from_coco(content, "labels.json", [tmp_path / "images"])
+    data = check_split(describe_coco(content, "labels.json", [tmp_path / "images"]))
     assert data.path(0).is_file()
     assert codes(data) == ["moved-images"]
 
@@ -160,7 +161,7 @@ def coco(**changes: Any) -> dict[str, Any]:
 
 def index(tmp_path: Path, content: dict[str, Any]) -> CocoDataset:
     image(tmp_path / "x.png")
-    return dataset_from_coco(content, "labels.json", [tmp_path])
+    return check_split(describe_coco(content, "labels.json", [tmp_path]))
 
 
 @pytest.mark.parametrize(("flag", "crowd"), [("0", False), ("false", False), ("", False), (0, False), ("1", True)])
@@ -224,7 +225,7 @@ def test_images_of_one_base_name_are_told_apart_or_left(tmp_path: Path) -> None:
     rows = [
         {"id": i, "file_name": name, "width": 80, "height": 40} for i, name in enumerate(("q\\b\\x.png", "c/x.png"))
     ]
-    data = dataset_from_coco(coco(images=rows, annotations=[]), "labels.json", [tmp_path])
+    data = check_split(describe_coco(coco(images=rows, annotations=[]), "labels.json", [tmp_path]))
     assert data.path(0) == tmp_path / "b" / "x.png"
     assert not data.path(1).exists()
     assert sorted(codes(data)) == ["missing-images", "moved-images"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from yolox.data.cache import ResizedImages, open_cache
-from yolox.data.coco import CocoDataset
+from yolox.data.coco_dataset import CocoDataset
 from yolox.data.dataset_paths import load_split, resolve_dataset
 from yolox.data.image_source import ImageSource
 from yolox.data.loader import TrainLoader

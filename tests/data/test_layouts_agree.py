@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,34 +12,51 @@ from typing import Any
 import numpy as np
 import pytest
 
-from yolox.data.coco import CocoDataset
+from yolox.checkpoint import load_model
+from yolox.config import DataConfig
+from yolox.data.coco_dataset import CocoDataset
+from yolox.data.datamodule import build_val_loader
 from yolox.data.dataset_paths import load_split, resolve_dataset
 from yolox.evaluation.coco_metric import coco_metric
-from yolox.structures import Detections
+from yolox.evaluation.loop import evaluate
+from yolox.evaluation.predictor import build_predict
+from yolox.structures import Detections, Size
 
 MakeCoco = Callable[..., Path]
 SPLITS = (("train2017", "train"), ("val2017", "val"))
-NAMES = ["a", "b"]
 
 
 def read(root: Path, split: str) -> dict[str, Any]:
     return json.loads((root / "annotations" / f"instances_{split}.json").read_text())
 
 
+def classes(content: dict[str, Any]) -> dict[int, str]:
+    """Return the names by category id, in the order of the ids."""
+    return {row["id"]: row["name"] for row in sorted(content["categories"], key=lambda row: row["id"])}
+
+
+def names(root: Path) -> list[str]:
+    return list(classes(read(root, "train2017")).values())
+
+
 def copy_images(root: Path, split: str, target: Path) -> None:
-    shutil.copytree(root / split, target, dirs_exist_ok=True)
+    """Put the images of a split into a folder; links do, and cost nothing."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in (root / split).iterdir():
+        os.symlink(path.resolve(), target / path.name)
 
 
 def write_labels(content: dict[str, Any], folder: Path) -> None:
     """Write a YOLO text file for each image, an empty one for an image without objects."""
     folder.mkdir(parents=True, exist_ok=True)
+    index = {category: number for number, category in enumerate(classes(content))}
     for image in content["images"]:
         lines = []
         for row in (row for row in content["annotations"] if row["image_id"] == image["id"]):
             x, y, width, height = row["bbox"]
             edges = (x + width / 2) / image["width"], (y + height / 2) / image["height"]
             size = width / image["width"], height / image["height"]
-            lines.append(" ".join(map(repr, ({3: 0, 7: 1}[row["category_id"]], *edges, *size))) + "\n")
+            lines.append(" ".join(map(repr, (index[row["category_id"]], *edges, *size))) + "\n")
         (folder / image["file_name"]).with_suffix(".txt").write_text("".join(lines))
 
 
@@ -46,28 +64,36 @@ def yolo(root: Path, target: Path) -> None:
     for split, name in SPLITS:
         copy_images(root, split, target / "images" / name)
         write_labels(read(root, split), target / "labels" / name)
-    (target / "data.yaml").write_text("train: images/train\nval: images/val\nnc: 2\nnames: [a, b]\n")
+    listed = json.dumps(names(root))
+    (target / "data.yaml").write_text(
+        f"train: images/train\nval: images/val\nnc: {len(names(root))}\nnames: {listed}\n"
+    )
 
 
 def yolo_beside(root: Path, target: Path) -> None:
     for split, name in SPLITS:
         copy_images(root, split, target / name)
         write_labels(read(root, split), target / name)
-    (target / "data.yaml").write_text("train: train\nval: val\nnames:\n  0: a\n  1: b\n")
+    (target / "data.yaml").write_text("train: train\nval: val\n" + numbered_names(root))
+
+
+def numbered_names(root: Path) -> str:
+    return "names:\n" + "".join(f"  {number}: {name}\n" for number, name in enumerate(names(root)))
 
 
 def yolo_yaml_elsewhere(root: Path, target: Path) -> None:
     yolo(root, target / "coco128")
     (target / "coco128" / "data.yaml").unlink()
-    text = "path: ../datasets/coco128\ntrain: images/train\nval: images/val\nnames:\n  0: a\n  1: b\n"
-    (target / "coco128.yaml").write_text(text)
+    text = "path: ../datasets/coco128\ntrain: images/train\nval: images/val\n"
+    (target / "coco128.yaml").write_text(text + numbered_names(root))
 
 
 def roboflow_yolo(root: Path, target: Path) -> None:
     for (split, _), name in zip(SPLITS, ("train", "valid"), strict=True):
         copy_images(root, split, target / name / "images")
         write_labels(read(root, split), target / name / "labels")
-    (target / "data.yaml").write_text("train: ../train/images\nval: ../valid/images\nnc: 2\nnames: ['a', 'b']\n")
+    text = f"train: ../train/images\nval: ../valid/images\nnc: {len(names(root))}\nnames: {names(root)}\n"
+    (target / "data.yaml").write_text(text)
 
 
 def roboflow_coco(root: Path, target: Path) -> None:
@@ -93,7 +119,8 @@ def voc(root: Path, target: Path) -> None:
             xml = f"<annotation><size><width>{image['width']}</width><height>{image['height']}</height></size>"
             for row in (row for row in content["annotations"] if row["image_id"] == image["id"]):
                 x, y, width, height = row["bbox"]
-                xml += f"<object><name>{'a' if row['category_id'] == 3 else 'b'}</name><bndbox><xmin>{x + 1}</xmin>"
+                known_as = classes(content)[row["category_id"]]
+                xml += f"<object><name>{known_as}</name><bndbox><xmin>{x + 1}</xmin>"
                 xml += f"<ymin>{y + 1}</ymin><xmax>{x + width}</xmax><ymax>{y + height}</ymax></bndbox></object>"
             (target / "Annotations" / image["file_name"]).with_suffix(".xml").write_text(xml + "</annotation>")
 
@@ -128,7 +155,7 @@ def labelimg_split(root: Path, target: Path) -> None:
     for split, name in SPLITS:
         copy_images(root, split, target / name)
         write_labels(read(root, split), target / name)
-    (target / "classes.txt").write_text("a\r\nb\r\n")
+    (target / "classes.txt").write_text("".join(f"{name}\r\n" for name in names(root)))
 
 
 def darknet(root: Path, target: Path) -> None:
@@ -137,7 +164,7 @@ def darknet(root: Path, target: Path) -> None:
         write_labels(read(root, split), target / folder)
         lines = [f"data/{folder}/{image['file_name']}\n" for image in read(root, split)["images"]]
         (target / f"{name}.txt").write_text("".join(lines))
-    (target / "obj.names").write_text("a\nb\n")
+    (target / "obj.names").write_text("".join(f"{name}\n" for name in names(root)))
 
 
 LAYOUTS = (
@@ -221,3 +248,33 @@ def test_the_same_images_are_drawn_for_evaluation_whatever_the_layout(make_coco:
     drawn = [load_split(resolve_dataset(p, val_fraction=0.25).require("val")) for p in (root, tmp_path / "yolo")]
     assert boxes_by_image(drawn[0]) == boxes_by_image(drawn[1])
     assert len(drawn[0]) == 3
+
+
+@pytest.fixture(scope="module")
+def trained(coco_mini: Path, nano_weights: Path) -> tuple[float, tuple[str, ...], dict[str, Detections]]:
+    """AP of the published weights on the real images, their class names, and what they find, by the image's name."""
+    model = load_model(nano_weights)
+    config = DataConfig(data_dir=str(coco_mini), data_num_workers=0)
+    loader = build_val_loader(config, batch_size=16, test_size=Size(416, 416), class_names=model.class_names)
+    truth = loader.dataset.ground_truth_json()
+    result = evaluate(build_predict(model.detector), loader, truth, confidence=0.01, nms_iou=0.65)
+    data = loader.dataset
+    found = {Path(data.file_name(i)).name: result.detections[int(data.image_ids[i])] for i in range(len(data))}
+    return result.metrics["AP"], model.class_names, found
+
+
+@pytest.mark.parametrize("write", LAYOUTS, ids=lambda write: write.__name__)
+def test_all_layouts_give_the_trained_weights_one_ap(
+    coco_mini: Path,
+    trained: tuple[float, tuple[str, ...], dict[str, Detections]],
+    tmp_path: Path,
+    write: Callable[[Path, Path], None],
+) -> None:
+    ap, class_names, found = trained
+    assert ap == pytest.approx(0.3397, abs=1e-3)
+    write(coco_mini, tmp_path / "data")
+    config = DataConfig(data_dir=str(tmp_path / "data"), data_num_workers=0)
+    data = build_val_loader(config, batch_size=16, test_size=Size(416, 416), class_names=class_names).dataset
+    by_id = {int(data.image_ids[i]): found[Path(data.file_name(i)).name] for i in range(len(data))}
+    assert len(by_id) == len(found) == 64
+    assert coco_metric(data.ground_truth_json(), by_id).metrics["AP"] == pytest.approx(ap, abs=1e-4)

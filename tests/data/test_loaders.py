@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import multiprocessing.synchronize
 import os
 import signal
 import subprocess
@@ -12,12 +14,13 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from yolox.data.coco import CocoDataset
+from yolox.data.coco_dataset import CocoDataset
 from yolox.data.dataset_paths import load_split, resolve_dataset
 from yolox.data.image_source import ImageSource
 from yolox.data.loader import TrainLoader, ValLoader, default_num_workers
@@ -40,7 +43,7 @@ def train_loader(
 ) -> TrainLoader:
     augmentation = Augmentation(TrainTransform(TARGET), mosaic_prob=0.7)
     samples = TrainingSamples(ImageSource(dataset, TARGET), augmentation)
-    settings = {"batch_size": 3, "seed": 11, **stream}
+    settings: dict[str, Any] = {"batch_size": 3, "seed": 11, **stream}
     return TrainLoader(samples, RequestStream(len(dataset), **settings), num_workers, start_method)
 
 
@@ -291,3 +294,46 @@ print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
 def test_ctrl_c_of_a_terminal_is_for_the_process_that_trains_alone() -> None:
     answer = subprocess.run([sys.executable, "-c", DEAF], capture_output=True, text=True, check=True)
     assert answer.stdout.split() == ["True", "False"]
+
+
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.processes)])
+def test_objects_left_out_of_mosaics_are_told_once(
+    make_coco: MakeCoco, caplog: pytest.LogCaptureFixture, num_workers: int
+) -> None:
+    """No image has more than two objects, but four images and the MixUp partner together have."""
+    dataset = train_set(make_coco())
+    loaders = []
+    for limit in (1000, 2):
+        augmentation = Augmentation(TrainTransform(TARGET, max_labels=limit))
+        samples = TrainingSamples(ImageSource(dataset, TARGET), augmentation)
+        loaders.append(TrainLoader(samples, RequestStream(len(dataset), batch_size=4, seed=11), num_workers))
+    whole, cut = (list(loader) for loader in loaders)
+    lost = [one.targets.valid.sum(1) - two.targets.valid.sum(1) for one, two in zip(whole, cut, strict=True)]
+    assert torch.equal(torch.cat(lost), torch.cat([batch.num_cut for batch in cut]))
+    assert not any(bool(batch.num_cut.any()) for batch in whole)
+    list(loaders[1])
+    for loader in loaders:
+        loader.close()
+    counts = torch.cat(lost)
+    (told,) = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert told.startswith(f"{int((counts > 0).sum())} training samples of this epoch")
+    assert f"had more than 2 objects; {int(counts.sum())} objects were left out" in told
+    assert f"'max_labels {2 + int(counts.max())}' would have taken all" in told
+
+
+def test_without_semaphores_the_images_are_read_here(
+    make_coco: MakeCoco, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where /dev/shm is full or read-only: a training ended with an error that named no file."""
+
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    dataset = train_set(make_coco())
+    expected = list(train_loader(dataset))
+    monkeypatch.setattr(multiprocessing.synchronize.SemLock, "__init__", refuse)
+    loader = train_loader(dataset, num_workers=2)
+    for mine, theirs in zip(loader, expected, strict=True):
+        assert_same(mine, theirs)
+    assert "no loader processes: /dev/shm" in caplog.text
+    assert "No space left on device" in caplog.text

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from yolox.data.coco import CocoDataset
+from yolox.data.coco_dataset import CocoDataset
 from yolox.data.dataset_paths import load_split, resolve_dataset
 from yolox.errors import DataError
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from typing import Any
 
 import pytest
 
@@ -58,7 +59,7 @@ def test_every_request_has_numbers_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("kwargs", [{"world": 3}, {"rank": 2, "world": 2}, {"seed": -1}])
-def test_impossible_divisions_are_usage_errors(kwargs: dict[str, int]) -> None:
+def test_impossible_divisions_are_usage_errors(kwargs: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         RequestStream(10, 8, **kwargs)
 

@@ -45,7 +45,7 @@ def batches(image_ids: list[int], size: int = 4) -> Iterator[Batch]:
         ids = torch.tensor(image_ids[start : start + size])
         images = torch.zeros(len(ids), 3, SIZE, SIZE, dtype=torch.uint8)
         images[:, 0, 0, 0] = ids.to(torch.uint8)
-        yield Batch(images, empty, ids, torch.full((len(ids), 2), 2 * SIZE))
+        yield Batch(images, empty, ids, torch.full((len(ids), 2), 2 * SIZE), torch.zeros_like(ids))
 
 
 class Oracle:

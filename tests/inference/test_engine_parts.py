@@ -19,7 +19,8 @@ from yolox.inference.methods import get_method
 from yolox.inference.search.jobs import Job
 from yolox.inference.search.latency import Latency
 from yolox.inference.search.method_process import MethodFailure, MethodProcess
-from yolox.inference.search.results import MethodResult, OptimizationReport, Status
+from yolox.inference.search.results import MethodResult, OptimizationReport
+from yolox.inference.search.stages import Status
 from yolox.inference.search.tuning import tune
 
 
@@ -147,6 +148,14 @@ def test_without_a_metric_speed_decides_and_nothing_is_pretended() -> None:
     asked = replace(report, metric_names=("AP",))
     assert asked.rows()[1]["AP"] is None
     assert asked.best(0.01) is rows[0]
+
+
+def test_a_table_of_a_busy_machine_says_so() -> None:
+    quiet, busy = replace(row("original", 100, None), other_cores=0.05), replace(row("bf16", 9, None), other_cores=1.46)
+    assert "other processes" not in OptimizationReport((quiet, row("jit_fp32", 90, None))).to_text()
+    report = OptimizationReport((quiet, busy))
+    assert "other processes used up to 1.5 cores while times were taken (bf16)" in report.to_text()
+    assert [item["other_cores"] for item in report.rows()] == [0.05, 1.46]
 
 
 @pytest.mark.processes

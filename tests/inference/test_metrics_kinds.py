@@ -109,6 +109,21 @@ def test_gather_takes_the_first_batch_as_sample_and_stops_at_the_limit() -> None
         gather_inputs(3, None, 1, 6)
 
 
+def test_calibration_data_is_like_the_sample() -> None:
+    """Every method is made for the sample's sizes; data of others is refused before any method runs."""
+    with pytest.raises(UsageError, match=r"input 0 of shape \(2, 3, 32, 40\).*like the sample's, \(3, 32, 32\)"):
+        gather_inputs([torch.zeros(2, 3, 32, 40)], torch.zeros(2, 3, 32, 32), 1, 6)
+    with pytest.raises(UsageError, match=r"input 1 of shape \(2, 8\) and type int64"):
+        gather_inputs([(torch.zeros(2, 3), torch.zeros(2, 8).long())], (torch.zeros(2, 3), torch.zeros(2, 8)), 2, 6)
+    with pytest.raises(UsageError, match=r"shapes \(2, 3\), \(1, 3\) arrived, expected as many rows in each"):
+        gather_inputs([(torch.zeros(2, 3), torch.zeros(1, 3))], None, 2, 6)
+    inputs = gather_inputs([(torch.zeros(4, 3), torch.ones(4, 2, 2), torch.zeros(4))] * 2, None, 2, 6)
+    assert [[array.shape for array in batch] for batch in inputs.calibration] == [
+        [(4, 3), (4, 2, 2)],
+        [(2, 3), (2, 2, 2)],
+    ]
+
+
 def test_averaged_metrics_tell_themselves_without_each_batch() -> None:
     def error(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return (prediction - target).abs().mean()

@@ -207,3 +207,49 @@ def test_an_activation_may_be_used_twice(name: str, tmp_path: Path) -> None:
     assert signal_to_noise_db(runner(SAMPLE)[0], expected.numpy()) > 25
     assert runner.int8_share is not None
     assert runner.int8_share > 0.9
+
+
+class TwoInputs(nn.Module):
+    """An image of 0...255 and a grey map of other size, each through a convolution, one SiLU module three times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.grey = nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(1, 16, 3, 1, 1)
+        self.mix, self.out = nn.Conv2d(16, 16, 3, 1, 1), nn.Conv2d(16, 8, 1)
+        self.activation = nn.SiLU(inplace=True)
+
+    def forward(self, image: Tensor, grey: Tensor) -> Tensor:
+        x = self.activation(self.image(image / 255)) + self.activation(self.grey(grey))
+        return self.out(self.activation(self.mix(x))).flatten(2)
+
+
+def two_inputs(rows: int) -> tuple[np.ndarray[Any, Any], ...]:
+    return GENERATOR.random((rows, 3, 32, 32), np.float32) * 255, GENERATOR.random((rows, 1, 16, 16), np.float32) - 0.5
+
+
+def check_two_inputs(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = FlatModule(TwoInputs()).eval()
+    sample = two_inputs(4)
+    (tmp_path / "work").mkdir()
+    context = PrepareContext(sample, [two_inputs(4) for _ in range(4)], 2, tmp_path / "work")
+    runner = get_backend(get_method(name).backend).prepare(module, get_method(name), context)
+    with torch.inference_mode():
+        expected = module(*map(torch.from_numpy, sample))[0].numpy()
+    for rows in (4, 1):
+        outputs = runner(*(array[:rows] for array in sample))[0]
+        assert signal_to_noise_db(outputs, expected[:rows]) > 25
+    assert runner.int8_share is not None
+    assert runner.int8_share > 0.7
+
+
+@pytest.mark.parametrize("name", [*FAST, "jit_int8_channels_last"])
+def test_two_inputs_are_calibrated(name: str, tmp_path: Path) -> None:
+    check_two_inputs(name, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*COMPILED, "openvino_int8_bf16"])
+def test_two_inputs_are_calibrated_and_compiled(name: str, tmp_path: Path) -> None:
+    """Inductor's programs were wrong where a convolution reads a grey image and the batch axis is free."""
+    check_two_inputs(name, tmp_path)

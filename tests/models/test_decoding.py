@@ -11,7 +11,7 @@ from torch import Tensor
 
 from yolox.boxes import cxcywh_to_xyxy
 from yolox.experiments import get_experiment
-from yolox.models.decoding import DecodedDetector, OfficialDetector, decode, official_output
+from yolox.models.decoding import DecodedDetector, decode, official_output
 from yolox.models.detector import Detector, build_detector
 from yolox.structures import Predictions, Size
 
@@ -133,7 +133,7 @@ def test_export_holds_no_float_boxes_in_autocast_precision(module: DecodedDetect
 def test_onnx_equals_the_eager_module(detector: Detector, official: bool, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
-    module = (OfficialDetector if official else DecodedDetector)(detector).eval()
+    module = (DecodedDetector(detector, official_output) if official else DecodedDetector(detector)).eval()
     program = torch.onnx.export(module, (_images(),), dynamo=True, verbose=False)
     assert program is not None
     program.save(tmp_path / "model.onnx")

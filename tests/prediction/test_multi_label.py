@@ -28,7 +28,7 @@ def test_prediction() -> None:
 def test_evaluation() -> None:
     nothing = Targets(torch.zeros(1, 0, 4), torch.zeros(1, 0, dtype=torch.int64), torch.zeros(1, 0, dtype=torch.bool))
     sizes = torch.tensor([[32, 32]])
-    batch = Batch(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), nothing, torch.tensor([7]), sizes)
+    batch = Batch(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), nothing, torch.tensor([7]), sizes, torch.tensor([0]))
 
     def network(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.from_numpy(BOXES), torch.from_numpy(SCORES)

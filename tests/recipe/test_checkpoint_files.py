@@ -13,7 +13,7 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.callbacks import Callback
 
 from yolox.config import Experiment, apply_fields
-from yolox.data.datamodule import YoloxDataModule, build_data_module
+from yolox.data.datamodule import YoloxDataModule
 from yolox.data.sample_dataset import draw_sample_set
 from yolox.errors import YoloxError
 from yolox.experiments import EXPERIMENTS
@@ -58,7 +58,7 @@ def experiment(data_dir: Path) -> Experiment:
 
 
 def parts(experiment: Experiment, batch_size: int = 3) -> tuple[YoloxModule, YoloxDataModule]:
-    data = build_data_module(
+    data = YoloxDataModule(
         experiment.data,
         batch_size=batch_size,
         test_size=experiment.eval.test_size,

@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from yolox.config import Experiment, apply_fields
-from yolox.data.datamodule import build_data_module
+from yolox.data.datamodule import YoloxDataModule
 from yolox.data.sample_dataset import draw_sample_set
 from yolox.errors import UsageError
 from yolox.experiments import EXPERIMENTS
@@ -70,7 +70,7 @@ def fit(
     experiment: Experiment, *callbacks: Callback, resume: Path | None = None, **arguments: Any
 ) -> tuple[YoloxModule, Trainer]:
     """Train with batches of two: three steps an epoch."""
-    data = build_data_module(experiment.data, batch_size=2, test_size=experiment.eval.test_size, seed=0)
+    data = YoloxDataModule(experiment.data, batch_size=2, test_size=experiment.eval.test_size, seed=0)
     recipe = experiment.recipe
     module = YoloxModule(experiment, data.class_names, 2, steps_of_epoch(data.batches_per_epoch, recipe))
     trainer = Trainer(

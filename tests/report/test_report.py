@@ -60,9 +60,8 @@ def judged(data: CocoDataset, shift: float = 0.0) -> Judged:
 
 def batch() -> Batch:
     targets = Targets(torch.tensor([[[32.0, 16.0, 20.0, 10.0]]]), torch.tensor([[2]]), torch.tensor([[True]]))
-    return Batch(
-        torch.full((1, 3, 64, 64), 50, dtype=torch.uint8), targets, torch.tensor([1]), torch.tensor([[64, 64]])
-    )
+    pixels = torch.full((1, 3, 64, 64), 50, dtype=torch.uint8)
+    return Batch(pixels, targets, torch.tensor([1]), torch.tensor([[64, 64]]), torch.tensor([0]))
 
 
 def embedded(page: str) -> list[np.ndarray]:

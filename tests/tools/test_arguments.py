@@ -206,3 +206,25 @@ def test_a_full_disk_is_no_crash(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == (
         "error: cannot write '/full/hparams.yaml': No space left on device. Free some space or choose another folder.\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("tool", "words", "message"),
+    [
+        ("inference_demo", ["--max_drop", "nan"], "--max_drop got 'nan', expected a finite number"),
+        ("inference_demo", ["--max_drop=-1"], "--max_drop got -1.0, expected a value from 0 to 1"),
+        ("inference_demo", ["--time_budget", "inf"], "--time_budget got 'inf', expected a finite number"),
+        ("serve", ["model", "--port", "70000"], "--port got 70000, expected a value from 0 to 65535"),
+        ("serve", ["model", "--max_mb", "0"], "--max_mb got 0.0, expected a value from 0.001"),
+        ("serve", ["model", "--max_wait_ms=-2"], "--max_wait_ms got -2.0"),
+        ("doctor", ["--max_labels", "0"], "--max_labels got 0, expected a value from 1"),
+        ("doctor", ["--num_images=-3"], "--num_images got -3, expected 0 or more"),
+        ("predict", ["x.png", "--max_reconnects=-1"], "--max_reconnects got -1, expected 0 or more"),
+        ("train", ["--max_restarts=-1"], "--max_restarts got -1, expected 0 or more"),
+    ],
+)
+def test_numbers_of_options_are_finite_and_in_range(tool: str, words: list[str], message: str) -> None:
+    parser = importlib.import_module(f"yolox.tools.{tool}").build_parser()
+    with pytest.raises(UsageError) as refused:
+        parser.parse(words)
+    assert message in str(refused.value)

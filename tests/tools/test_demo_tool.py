@@ -181,3 +181,15 @@ def test_a_deployed_model_finds_the_same_and_imports_only_what_it_needs(
         assert done.stderr.strip().endswith(str(needs_torch or "-c" in model))
     assert len(shown[0]) == 4
     assert shown[0] == shown[1]
+
+
+def test_names_of_files_and_classes_cannot_steer_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = eager()
+    content["class_names"] = ["\x1b[31mred", "two", "three"]
+    save_checkpoint(tmp_path / "model.pth", content)
+    (tmp_path / "in").mkdir()
+    assert cv2.imwrite(str(tmp_path / "in" / "a\x1b[2J.png"), np.zeros((40, 60, 3), np.uint8))
+    assert main(["image", "--path", str(tmp_path / "in"), "-c", str(tmp_path / "model.pth")]) == 0
+    said = capsys.readouterr()
+    assert "a\\x1b[2J.png: " in said.out
+    assert "\x1b" not in said.out + said.err

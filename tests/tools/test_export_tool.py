@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from yolox.checkpoint import load_model
-from yolox.models.decoding import DecodedDetector, OfficialDetector
+from yolox.models.decoding import DecodedDetector, official_output
 from yolox.tools.export import main
 
 RNG = np.random.default_rng(0)
@@ -46,7 +46,7 @@ def test_onnx_decoded_with_a_free_batch(checkpoint: str, tmp_path: Path, opset: 
     path = tmp_path / "new" / "a.onnx"
     words = ["-c", checkpoint, "--output-name", str(path), "--tsize", "64", "--dynamic", "--decode_in_inference"]
     assert main([*words, "-o", opset, "--input", "in", "--output", "out"]) == 0
-    detector = OfficialDetector(load_model(checkpoint).detector)
+    detector = DecodedDetector(load_model(checkpoint).detector, official_output)
     for batch in (1, 3):
         given, (found,), names = run_onnx(path, batch, "in")
         with torch.no_grad():

@@ -36,6 +36,7 @@ def test_options_are_fields_of_the_experiment() -> None:
     [
         (("--time", "2"), "expected a time such as 2h"),
         (("--time", "-1h"), "time"),
+        (("--time", "0h0s"), "expected a time such as 2h"),
         (("--steps", "0"), "expected 1 or more"),
         (("--clip", "nan"), "clip got nan, expected a finite number"),
         (("--clip", "0"), "a norm of gradients above 0"),
@@ -48,6 +49,20 @@ def test_values_that_cannot_be_meant_are_refused(words: tuple[str, ...], message
         args = train_tool.build_parser().parse(["-n", "yolox-s", *words])
         overrides = dict(zip(args.opts[::2], args.opts[1::2], strict=True))
         apply_fields(get_experiment("yolox_s"), {**overrides, **recipe_fields(args)})
+
+
+@pytest.mark.parametrize("service", ["wandb", "mlflow"])
+def test_a_logger_that_is_not_installed_stops_strict_runs_only(
+    service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from yolox.data.sample_dataset import draw_sample_set
+
+    monkeypatch.setattr("yolox.tools.training.find_spec", lambda _: None)
+    draw_sample_set(tmp_path / "data", num_train=2, num_val=1)
+    words = f"-n yolox_nano --data_dir {tmp_path / 'data'} --output_dir {tmp_path / 'out'} --dry-run -l {service}"
+    assert train_tool.main(words.split()) == 0
+    assert f"{service} is not installed. Install it with: pip install 'yolox-cpu[{service}]'" in capsys.readouterr().out
+    assert train_tool.main([*words.split(), "--strict"]) == 5
 
 
 def test_a_run_of_one_step_and_its_resumption(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

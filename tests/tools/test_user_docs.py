@@ -19,6 +19,7 @@ from yolox.tools.parser import ELSEWHERE, ToolParser
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
+PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")), *sorted(DOCS.rglob("*.md"))]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -67,20 +68,23 @@ def test_shell_examples(place: Path) -> None:
     assert (place / "film_found" / "film.mp4").is_file()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/predict.md", "docs/serving.md", "docs/coming-from.md"])
-def test_commands_of_the_pages_parse(page: str) -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_of_the_pages_parse(page: Path) -> None:
     parsers = _parsers()
-    for line in "\n".join(blocks(ROOT / page, "bash")).splitlines():
+    by_module = {f"yolox.tools.{module}": name for name, (module, _) in command.COMMANDS.items()}
+    for line in "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
+        if words[:2] == ["python", "-m"] and words[2] in by_module:
+            words = ["yolox", by_module[words[2]], *words[3:]]
         if words[:1] == ["yolox"] and words[1] in parsers:
             parsers[words[1]].parse(words[2:])
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/predict.md", "docs/serving.md", "docs/coming-from.md"])
-def test_links_lead_somewhere(page: str) -> None:
-    text = (ROOT / page).read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#]+)\)", text):
-        assert "://" in target or ((ROOT / page).parent / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+        assert "://" in target or (page.parent / target).exists(), target
 
 
 def test_names_elsewhere_are_known_or_answered() -> None:

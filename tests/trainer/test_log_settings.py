@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import logging
 import threading
 import warnings
@@ -85,3 +86,14 @@ def test_filters_of_warnings_travel() -> None:
         warnings.warn("harmless, as everyone knows", UserWarning, stacklevel=1)
         with pytest.raises(UserWarning, match="not harmless"):
             warnings.warn("not harmless", UserWarning, stacklevel=1)
+
+
+def test_a_worker_logs_to_what_the_error_stream_is_at_the_moment(
+    logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A live line replaces the stream for a while, so that messages appear above it."""
+    LogSettings(logger.name, logging.INFO, logging.Formatter("%(message)s"), False).apply()
+    live = io.StringIO()
+    monkeypatch.setattr("sys.stderr", live)
+    logger.info("above the line")
+    assert live.getvalue() == "above the line\n"

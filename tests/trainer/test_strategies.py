@@ -13,7 +13,7 @@ from tiny import QUIET
 from torch import nn
 
 from yolox.config import Experiment, apply_fields, parse_overrides
-from yolox.data.datamodule import build_data_module
+from yolox.data.datamodule import YoloxDataModule
 from yolox.data.sample_dataset import draw_sample_set
 from yolox.experiments import get_experiment
 from yolox.recipe.callbacks import Evaluation
@@ -78,7 +78,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
 
 
 def train(experiment: Experiment, folder: Path, **arguments: Any) -> tuple[YoloxModule, Evaluation, Trainer]:
-    data = build_data_module(experiment.data, batch_size=BATCH, test_size=experiment.eval.test_size)
+    data = YoloxDataModule(experiment.data, batch_size=BATCH, test_size=experiment.eval.test_size)
     module = YoloxModule(experiment, data.class_names, BATCH, data.batches_per_epoch)
     let_signals_through_(module)
     evaluation = Evaluation(experiment)

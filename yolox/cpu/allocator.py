@@ -125,7 +125,8 @@ def malloc_library() -> str | None:
     """Return the file whose ``malloc`` this process uses: the C library, or a preloaded jemalloc or tcmalloc."""
     try:
         process = ctypes.CDLL(None)
-        address = ctypes.cast(process.malloc, ctypes.c_void_p)
+        # Every allocator brings it beside malloc, whose own address can be an entry of the interpreter (Debian's).
+        address = ctypes.cast(process.malloc_usable_size, ctypes.c_void_p)
         found = _DlInfo()
         known = process.dladdr(address, ctypes.byref(found))
     except (AttributeError, OSError, TypeError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import pytorch_lightning as pl
@@ -17,6 +18,7 @@ from yolox.data.dataset_paths import DatasetPaths, default_data_dir, load_split,
 from yolox.data.image_source import ImageSource
 from yolox.data.loader import TrainLoader, ValLoader, default_num_workers
 from yolox.data.mosaic import Affine
+from yolox.data.repeat_factors import WeightedImages, repeat_factors
 from yolox.data.report import DatasetReport, report_dataset
 from yolox.data.sampling import RequestStream
 from yolox.data.training_samples import Augmentation, TrainingSamples
@@ -48,36 +50,6 @@ def find_dataset(config: DataConfig) -> tuple[DatasetPaths, str]:
         if split is not None:  # a run's folder may lie in the data set's root, not among its images
             mark_inputs(split.labels, *(images for images in split.image_dirs if images != paths.root))
     return paths, printable(reason)
-
-
-def build_data_module(
-    config: DataConfig,
-    *,
-    batch_size: int,
-    test_size: Size,
-    seed: int = 0,
-    rank: int = 0,
-    world: int = 1,
-    final_phase_from_epoch: int | None = None,
-) -> YoloxDataModule:
-    """Return the data module of an experiment.
-
-    Args:
-        config: Which data and how it varies.
-        batch_size: Total over all processes.
-        test_size: Size of images in evaluation.
-        seed: Fixes order and samples.
-        rank: This process, unless a Lightning trainer knows better.
-        world: Number of processes, likewise.
-        final_phase_from_epoch: First epoch (from 0) without mosaic; ``None`` for never.
-
-    Raises:
-        DataError: When the data is missing or malformed.
-    """
-    module = YoloxDataModule(config, batch_size=batch_size, test_size=test_size, seed=seed)
-    module.rank, module.world = rank, world
-    module.final_phase_from_epoch = final_phase_from_epoch
-    return module
 
 
 def build_val_loader(
@@ -119,7 +91,7 @@ def _num_workers(config: DataConfig, num_val_images: int | None = None) -> int:
 
 
 class YoloxDataModule(pl.LightningDataModule):
-    """Training and evaluation data; ``build_data_module`` makes it from a configuration.
+    """Training and evaluation data.
 
     Indices are read and loaders made when first asked for, so the module can be sent to other processes.
 
@@ -128,16 +100,32 @@ class YoloxDataModule(pl.LightningDataModule):
         batch_size: Total over all processes.
         test_size: Size of images in evaluation.
         seed: Fixes order and samples.
+        rank: This process, unless a Lightning trainer knows better.
+        world: Number of processes, likewise.
+        final_phase_from_epoch: First epoch (from 0) without mosaic; ``None`` for never.
+
+    Raises:
+        DataError: When the data is missing or malformed.
     """
 
-    def __init__(self, config: DataConfig, *, batch_size: int, test_size: Size, seed: int = 0) -> None:
+    def __init__(
+        self,
+        config: DataConfig,
+        *,
+        batch_size: int,
+        test_size: Size,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        final_phase_from_epoch: int | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
         self.batch_size = batch_size
         self.test_size = test_size
         self.seed = seed
-        self.rank, self.world = 0, 1
-        self.final_phase_from_epoch: int | None = None
+        self.rank, self.world = rank, world
+        self.final_phase_from_epoch = final_phase_from_epoch
         self.paths, self.reason = find_dataset(config)
         self._train_set: CocoDataset | None = None
         self._val_set: CocoDataset | None = None
@@ -175,7 +163,14 @@ class YoloxDataModule(pl.LightningDataModule):
     @property
     def batches_per_epoch(self) -> int:
         """Training steps of an epoch."""
-        return -(-len(self.train_set) // self.batch_size)
+        draws = len(self.train_set) if self.weighted is None else self.weighted.draws_per_pass
+        return -(-draws // self.batch_size)
+
+    @cached_property
+    def weighted(self) -> WeightedImages | None:
+        """What draws images with rare classes more often; None where each is drawn once."""
+        threshold = self.config.repeat_threshold
+        return WeightedImages(repeat_factors(self.train_set, threshold)) if threshold > 0 else None
 
     def report(self) -> DatasetReport:
         """Return counts of both splits and what looks wrong; a missing split is an error.
@@ -222,6 +217,7 @@ class YoloxDataModule(pl.LightningDataModule):
             rank=rank,
             world=world,
             no_mosaic_from_batch=None if final is None else final * self.batches_per_epoch,
+            weighted=self.weighted,
         )
 
     def train_dataloader(self) -> TrainLoader:
@@ -229,7 +225,7 @@ class YoloxDataModule(pl.LightningDataModule):
         if self._train_loader is None:
             stream = self._stream(*self._place())
             source = self._source(self.train_set, self.config.input_size, reduced_decode=self.config.reduced_decode)
-            samples = TrainingSamples(source, build_augmentation(self.config))
+            samples = TrainingSamples(source, build_augmentation(self.config), self.weighted)
             self._train_loader = TrainLoader(samples, stream, _num_workers(self.config))
             if self.trainer is not None:
                 self._train_loader.seek(self.trainer.global_step * self.trainer.accumulate_grad_batches)

@@ -22,8 +22,6 @@ from yolox.data.sample_dataset import sample_set_dir
 from yolox.errors import DataError, UsageError
 from yolox.tables import shortened
 
-__all__ = ["DatasetPaths", "SplitPaths", "default_data_dir", "load_split", "resolve_dataset"]
-
 _LOG = logging.getLogger(__name__)
 _MAIN_FOLDER = "COCO"
 

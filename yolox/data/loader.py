@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -15,6 +16,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 import cv2
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -28,6 +30,7 @@ from yolox.data.transforms import letterbox_sample
 from yolox.processes.sockets import keep_socket_paths_short
 from yolox.structures import Batch, Sample, Size
 
+_LOG = logging.getLogger(__name__)
 _NICE = 10  # the computation's threads wait for each other, so what a worker takes from one it takes from all
 
 
@@ -114,6 +117,21 @@ def _exit_with(sentinel: int) -> None:
     os._exit(1)
 
 
+def _number_of_workers(wanted: int) -> int:
+    """Return ``wanted``, or 0 with a word where processes cannot have semaphores: the system keeps them in /dev/shm."""
+    if wanted:
+        try:
+            multiprocessing.Lock()
+        except OSError as error:
+            _LOG.warning(
+                "no loader processes: /dev/shm, which they need, cannot be written (%s); this process reads the images "
+                "itself, which is slower. Free it, or start the container with a larger --shm-size",
+                error.strerror,
+            )
+            return 0
+    return wanted
+
+
 class _Batches:
     """The batches of lists of requests, made by workers or by this process; None where no image could be read.
 
@@ -134,6 +152,7 @@ class _Batches:
         start_method: str | None,
     ) -> None:
         self._samples, self._requests = samples, requests
+        num_workers = _number_of_workers(num_workers)
         self._maker = BatchPartMaker(samples, shape[0], shape[1], num_workers) if num_workers else None
         if self._maker is not None:
             self._loader: DataLoader[Any] = DataLoader(
@@ -181,6 +200,8 @@ class TrainLoader:
         self.stream = stream
         self.num_workers = num_workers
         self.next_batch = 0
+        self._cuts = np.zeros(0, np.int64)  # objects left out of those samples of this epoch that lost any
+        self._cuts_told = False
         self._start_method = start_method
         self._iterator: Iterator[Batch | None] | None = None
 
@@ -196,7 +217,21 @@ class TrainLoader:
             self.next_batch += 1
             if self.samples.source.health is not None:
                 self.samples.source.health.report()
+            self._cuts = np.append(self._cuts, batch.num_cut[batch.num_cut > 0])
             yield batch
+        self._tell_cuts()
+
+    def _tell_cuts(self) -> None:
+        """Tell at the end of an epoch that objects were left out, once in a run."""
+        if len(self._cuts) and not self._cuts_told:
+            self._cuts_told = True
+            limit = self.samples.augmentation.transform.max_labels
+            _LOG.warning(
+                "%d training samples of this epoch, mosaics as a rule, had more than %d objects; %d objects were left "
+                "out; 'max_labels %d' would have taken all",
+                *(len(self._cuts), limit, self._cuts.sum(), limit + self._cuts.max()),
+            )
+        self._cuts = self._cuts[:0]
 
     def seek(self, batch: int) -> None:
         """Go on with batch number ``batch`` of the stream."""

@@ -1,18 +1,19 @@
 """Which image is drawn when: one endless stream of requests, a pure function of seed and position.
 
-Permutations of the data set follow each other without gaps; batch k holds positions ``k * B`` up to ``(k + 1) * B``.
-Since a request carries all that its sample depends on, the number of workers or ranks changes no sample, and a run can
-go on from any batch.
+Passes through the data set follow each other without gaps; they are permutations unless images are weighted. Batch k
+holds positions ``k * B`` up to ``(k + 1) * B``. Since a request carries all that its sample depends on, the number of
+workers or ranks changes no sample, and a run can go on from any batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from yolox.data.repeat_factors import WeightedImages
 from yolox.errors import DataError, UsageError
 
 _ORDER, _SAMPLE = 0, 1  # keep the two families of generators apart
@@ -46,6 +47,7 @@ class RequestStream:
         rank: This process.
         world: Number of processes; together they draw each image of a permutation exactly once.
         no_mosaic_from_batch: The batch at which the final phase begins; ``None`` for never.
+        weighted: Draws some images more often; ``None`` draws each once in a pass.
 
     Raises:
         DataError: When there is no image.
@@ -58,6 +60,7 @@ class RequestStream:
     rank: int = 0
     world: int = 1
     no_mosaic_from_batch: int | None = None
+    weighted: WeightedImages | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.num_images < 1:
@@ -73,13 +76,19 @@ class RequestStream:
             raise UsageError(f"seed {self.seed} is negative; expected 0 or more.")
 
     @property
+    def draws_per_pass(self) -> int:
+        """Samples of a pass through the data set."""
+        return self.num_images if self.weighted is None else self.weighted.draws_per_pass
+
+    @property
     def batches_per_epoch(self) -> int:
         """Steps of an epoch: enough to see every image once."""
-        return -(-self.num_images // self.batch_size)
+        return -(-self.draws_per_pass // self.batch_size)
 
     def permutation(self, number: int) -> NDArray[np.int64]:
         """Return the order of the images in pass ``number`` through the data set."""
-        return np.random.default_rng([self.seed, _ORDER, number]).permutation(self.num_images)
+        rng = np.random.default_rng([self.seed, _ORDER, number])
+        return rng.permutation(self.num_images) if self.weighted is None else self.weighted.one_pass(rng)
 
     def batches(self, start: int = 0) -> Iterator[list[SampleRequest]]:
         """Yield this rank's share of every batch from number ``start`` on, for ever."""
@@ -90,7 +99,7 @@ class RequestStream:
             requests = []
             first = batch * self.batch_size + self.rank
             for position in range(first, (batch + 1) * self.batch_size, self.world):
-                number, place = divmod(position, self.num_images)
+                number, place = divmod(position, self.draws_per_pass)
                 if number != current:
                     current, order = number, self.permutation(number)
                 requests.append(SampleRequest(int(order[place]), mosaic, self.seed, position))

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from yolox.data.image_ops import FILL
 from yolox.data.image_source import ImageSource
 from yolox.data.mosaic import Affine, mix_up, mosaic, mosaic_centre, visible_places, warp
+from yolox.data.repeat_factors import WeightedImages
 from yolox.data.sampling import SampleRequest
 from yolox.data.transforms import TrainTransform
 from yolox.structures import Sample
@@ -43,12 +44,15 @@ class TrainingSamples(Dataset[Sample]):
     Args:
         source: The images.
         augmentation: How they vary.
+        weighted: Draws the other images of a mosaic and of MixUp; ``None`` draws all alike.
     """
 
-    def __init__(self, source: ImageSource, augmentation: Augmentation) -> None:
+    def __init__(self, source: ImageSource, augmentation: Augmentation, weighted: WeightedImages | None = None) -> None:
         self.source = source
         self.augmentation = augmentation
         self._labelled = source.dataset.labelled()
+        self._weighted = weighted
+        self._weighted_labelled = None if weighted is None else WeightedImages(weighted.weights[self._labelled])
 
     def __len__(self) -> int:
         return len(self.source)
@@ -65,15 +69,20 @@ class TrainingSamples(Dataset[Sample]):
 
     def _mosaic(self, index: int, rng: np.random.Generator) -> Sample:
         target, settings = self.augmentation.transform.target, self.augmentation
-        indices = [index, *(int(other) for other in rng.integers(len(self.source), size=3))]
+        others = rng.integers(len(self.source), size=3) if self._weighted is None else self._weighted.draw(rng, 3)
+        indices = [index, *(int(other) for other in others)]
         centre, matrix = mosaic_centre(target, rng), settings.affine.draw(target, rng)
         shown = visible_places([self.source.fitted(i) for i in indices], centre, matrix, target)
         parts = [self._read(i, rng) if seen else self._unread(i) for i, seen in zip(indices, shown, strict=True)]
         sample = warp(mosaic(parts, target, centre), target, matrix)
         if len(sample.labels) and rng.random() < settings.mixup_prob:
-            partner = int(self._labelled[rng.integers(len(self._labelled))])
-            sample = mix_up(sample, self._read(partner, rng), settings.mixup_scales, rng)
+            sample = mix_up(sample, self._read(self._partner(rng), rng), settings.mixup_scales, rng)
         return sample
+
+    def _partner(self, rng: np.random.Generator) -> int:
+        weighted = self._weighted_labelled
+        place = rng.integers(len(self._labelled)) if weighted is None else weighted.draw(rng, 1)[0]
+        return int(self._labelled[place])
 
     def _unread(self, index: int) -> Sample:
         """Return a grey picture without objects in place of an image that nobody will see."""

@@ -45,8 +45,10 @@ class TrainTransform:
             # as official: rather the plain image with its tiny objects than an image without any
             boxed = letterbox_sample(sample, self.target)
             keep = has_area(boxed.boxes_xyxy)
-        kept = np.flatnonzero(keep)[: self.max_labels]
-        return replace(boxed, boxes_xyxy=boxed.boxes_xyxy[kept], labels=boxed.labels[kept])
+        fitting = np.flatnonzero(keep)
+        kept = fitting[: self.max_labels]
+        num_cut = len(fitting) - len(kept)
+        return replace(boxed, boxes_xyxy=boxed.boxes_xyxy[kept], labels=boxed.labels[kept], num_cut=num_cut)
 
 
 def flip(sample: Sample) -> Sample:
@@ -87,4 +89,5 @@ def collate(samples: Sequence[Sample], images: Tensor | None = None) -> Batch:
         targets=targets,
         image_ids=torch.tensor([sample.image_id for sample in samples], dtype=torch.int64),
         original_sizes=torch.tensor([tuple(sample.original_size) for sample in samples], dtype=torch.int64),
+        num_cut=torch.tensor([sample.num_cut for sample in samples], dtype=torch.int64),
     )

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from yolox.boxes import anchor_grid, decode_cxcywh
-from yolox.losses.iou import iou_loss
+from yolox.boxes import anchor_grid, decode_cxcywh, paired_iou_cxcywh
 from yolox.losses.simota import assign
 from yolox.structures import Assignment, LossTerms, Predictions, Targets
 
@@ -58,7 +57,7 @@ def _sums(
     grid_P, stride_P = grid[anchor_P], stride[anchor_P]
     raw_P = predictions.boxes.flatten(0, 1).index_select(0, flat_P).float()
     wanted_P = targets.boxes_cxcywh[image_P, assignment.gt_index].float()
-    iou = iou_loss(decode_cxcywh(raw_P, grid_P, stride_P), wanted_P).sum()
+    iou = (1.0 - paired_iou_cxcywh(decode_cxcywh(raw_P, grid_P, stride_P), wanted_P) ** 2).sum()
 
     wanted_objectness = assignment.positive.unsqueeze(-1).float()
     objectness = F.binary_cross_entropy_with_logits(predictions.objectness.float(), wanted_objectness, reduction="sum")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,58 +43,33 @@ def official_output(predictions: Predictions) -> Tensor:
     return torch.cat((_boxes_cxcywh(predictions), objectness, classes), dim=-1)
 
 
+def grid_output(predictions: Predictions) -> Tensor:
+    """Return the layout of official exports by default, ``[B, A, 5 + C]``: raw boxes, then probabilities."""
+    return torch.cat((predictions.boxes, predictions.objectness.sigmoid(), predictions.classes.sigmoid()), dim=-1)
+
+
+def boxes_and_scores(predictions: Predictions) -> tuple[Tensor, Tensor]:
+    """Return ``boxes_xyxy`` ``[B, A, 4]`` in pixels and ``scores`` ``[B, A, C]``, both float32."""
+    decoded = decode(predictions)
+    return decoded.boxes_xyxy, decoded.scores
+
+
 class DecodedDetector(nn.Module):
     """The deployable detector: two outputs, so that no int8 scale ever covers both pixels and probabilities.
 
     Args:
         detector: The network; it is used, not copied.
+        output: Makes what is returned of the raw predictions: one of the functions above.
     """
 
-    def __init__(self, detector: Detector) -> None:
+    def __init__(self, detector: Detector, output: Callable[[Predictions], Any] = boxes_and_scores) -> None:
         super().__init__()
         self.detector = detector
+        self.output = output
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``boxes_xyxy`` ``[B, A, 4]`` in pixels and ``scores`` ``[B, A, C]``, both float32.
-
-        Args:
-            images: ``[B, 3, H, W]`` BGR 0...255, float or uint8; H and W multiples of 32.
-        """
-        decoded = decode(self.detector(images))
-        return decoded.boxes_xyxy, decoded.scores
-
-
-class OfficialDetector(nn.Module):
-    """The detector with the one output of official exports, see `official_output`.
-
-    Args:
-        detector: The network; it is used, not copied.
-    """
-
-    def __init__(self, detector: Detector) -> None:
-        super().__init__()
-        self.detector = detector
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return ``[B, A, 5 + C]`` for ``[B, 3, H, W]`` BGR 0...255."""
-        return official_output(self.detector(images))
-
-
-class GridRelativeDetector(nn.Module):
-    """The detector with the output of official exports by default: boxes are left for the reader to decode.
-
-    Args:
-        detector: The network; it is used, not copied.
-    """
-
-    def __init__(self, detector: Detector) -> None:
-        super().__init__()
-        self.detector = detector
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return ``[B, A, 5 + C]`` for ``[B, 3, H, W]`` BGR 0...255: raw boxes, then probabilities."""
-        found = self.detector(images)
-        return torch.cat((found.boxes, found.objectness.sigmoid(), found.classes.sigmoid()), dim=-1)
+    def forward(self, images: Tensor) -> Any:
+        """Return the output for ``[B, 3, H, W]`` BGR 0...255, float or uint8; H and W multiples of 32."""
+        return self.output(self.detector(images))
 
 
 @dataclass(frozen=True)
@@ -101,28 +77,28 @@ class OutputLayout:
     """What a deployed detector returns.
 
     Args:
-        build: Makes the module to deploy of a detector.
+        output: Makes it of raw predictions.
         names: Names of the outputs, unless the user gives another one.
         description: One line for whoever reads the outputs.
     """
 
-    build: Callable[[Detector], nn.Module]
+    output: Callable[[Predictions], Any]
     names: tuple[str, ...]
     description: str
 
 
 OUTPUT_LAYOUTS = {
     "grid": OutputLayout(
-        GridRelativeDetector,
+        grid_output,
         ("output",),
         "output: [B, A, 5 + C] = x, y, log w, log h relative to the grid (decode with strides 8, 16, 32), object, "
         "classes",
     ),
     "pixels": OutputLayout(
-        OfficialDetector, ("output",), "output: [B, A, 5 + C] = cx, cy, w, h in pixels, object, classes"
+        official_output, ("output",), "output: [B, A, 5 + C] = cx, cy, w, h in pixels, object, classes"
     ),
     "boxes_scores": OutputLayout(
-        DecodedDetector,
+        boxes_and_scores,
         ("boxes", "scores"),
         "outputs: boxes [B, A, 4] xyxy in pixels, scores [B, A, C] = object x class",
     ),

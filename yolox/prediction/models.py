@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from yolox.class_names import clean_name
 from yolox.errors import ModelFileError, UsageError
 from yolox.precision_names import EvalPrecision
 from yolox.structures import Detections, Image, Size
@@ -183,8 +184,7 @@ def _from_artifact(folder: Path, trust: bool) -> Predictor:
     return Predictor(
         network,
         Size(*shape[2:]),
-        # names come from a file that others may have written: nothing in them may steer a terminal
-        tuple("".join(filter(str.isprintable, str(name))) for name in model.metadata.get("class_names", ())),
+        tuple(clean_name(str(name)) for name in model.metadata.get("class_names", ())),
         f"'{folder}': {manifest.method}",
         manifest.method,
         manifest.method,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yolox.class_names import COCO_NAMES
+from yolox.class_names import COCO_NAMES, clean_name
 from yolox.errors import ModelFileError
 from yolox.structures import Size
 
@@ -71,7 +71,7 @@ def class_names_of(metadata: Mapping[str, str], count: int) -> tuple[str, ...]:
     except json.JSONDecodeError:
         names = None
     if isinstance(names, list) and len(names) == count:
-        return tuple(str(name) for name in names)
+        return tuple(clean_name(str(name)) for name in names)
     return COCO_NAMES if count == len(COCO_NAMES) else tuple(f"class {index}" for index in range(count))
 
 

@@ -100,7 +100,7 @@ class HtmlReport(Callback):
 def _first_images(batch: Batch) -> Batch:
     """Return a copy of the first few images: the loader uses its memory again."""
     targets = Targets(*(part[:_NUM_IMAGES].clone() for part in batch.targets))
-    rest = (batch.image_ids[:_NUM_IMAGES].clone(), batch.original_sizes[:_NUM_IMAGES].clone())
+    rest = (part[:_NUM_IMAGES].clone() for part in (batch.image_ids, batch.original_sizes, batch.num_cut))
     return Batch(batch.images[:_NUM_IMAGES].to(torch.uint8, copy=True), targets, *rest)
 
 

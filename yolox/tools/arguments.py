@@ -6,6 +6,7 @@ import argparse
 import io
 import json
 import logging
+import math
 import os
 import platform
 import sys
@@ -20,7 +21,9 @@ from typing import Any, TextIO
 from yolox.config import DATA_PATHS, DataConfig, Experiment, apply_fields, parse_overrides
 from yolox.errors import MissingDependencyError, UsageError, YoloxError, printable
 from yolox.experiments import experiment_from_file, get_experiment
+from yolox.fields import Range, convert
 from yolox.files import describe_failed_write, write_text
+from yolox.tools.early_interrupt import INTERRUPTED, raise_on_interrupt
 from yolox.tools.parser import ToolParser
 
 __all__ = [
@@ -35,13 +38,12 @@ __all__ = [
     "positive_int",
     "prepare_cpu",
     "probability",
+    "ranged",
     "run_tool",
 ]
 
 MULTI_LABEL = "let a box be a detection of each class that is sure enough, not of its best class alone"
 """Help of the option ``--multi_label``."""
-
-INTERRUPTED = 130  # the exit code of a program stopped by Ctrl-C
 
 
 def positive_int(text: str) -> int:
@@ -60,6 +62,31 @@ def probability(text: str) -> float:
     return value
 
 
+def ranged(option: str, kind: type[int] | type[float], low: float, high: float = math.inf) -> Callable[[str], Any]:
+    """Return the function that converts the value of ``option`` to a finite number from ``low`` to ``high``.
+
+    Raises:
+        UsageError: From that function, when it gets another value.
+    """
+
+    def converted(text: str) -> Any:
+        value = convert(option, text, kind)
+        Range(low, high).check(option, value)
+        return value
+
+    return converted
+
+
+def _size_or_auto(text: str) -> int | str:
+    """Convert a batch size, or leave the word ``auto``."""
+    if text == "auto":
+        return text
+    try:
+        return positive_int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"got '{text}', expected a whole number or auto") from error
+
+
 def add_model_arguments(parser: ToolParser, checkpoint_help: str) -> None:
     """Add ``-n -f -c -expn``."""
     parser.add_argument("-n", "--name", help="published model: yolox_nano, -tiny, -s, -m, -l, -x, yolov3")
@@ -68,11 +95,11 @@ def add_model_arguments(parser: ToolParser, checkpoint_help: str) -> None:
     parser.add_argument("-expn", "--experiment-name", metavar="NAME", help="name of the output sub-folder")
 
 
-def add_data_arguments(parser: ToolParser, batch_size: int) -> None:
-    """Add ``-b --data_dir --val_fraction --num_workers``."""
-    parser.add_argument(
-        "-b", "--batch-size", type=positive_int, default=batch_size, help=f"images of a step in all ({batch_size})"
-    )
+def add_data_arguments(parser: ToolParser, batch_size: int, auto: bool = False) -> None:
+    """Add ``-b --data_dir --val_fraction --num_workers``; ``auto`` lets ``-b auto`` be said."""
+    what = "images of a step in all, or auto: as many as memory allows" if auto else "images of a step in all"
+    kind = _size_or_auto if auto else positive_int
+    parser.add_argument("-b", "--batch-size", type=kind, default=batch_size, help=f"{what} ({batch_size})")
     parser.add_argument("--data_dir", metavar="DIR", help="data set; default $YOLOX_DATADIR, datasets/COCO, samples")
     parser.add_argument(
         "--val_fraction",
@@ -263,6 +290,7 @@ def run_tool(body: Callable[[], object]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal may lack letters that a message has
     try:
+        raise_on_interrupt()
         code = copy_context().run(body)  # the inputs that a run announces are its own
         return code if isinstance(code, int) else 0
     except YoloxError as error:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from yolox.errors import UsageError
-from yolox.tools.arguments import add_model_arguments, run_tool
+from yolox.tools.arguments import add_model_arguments, ranged, run_tool
 from yolox.tools.parser import ToolParser
 from yolox.tools.predict import add_prediction_options, look
 
@@ -23,7 +23,7 @@ def build_parser() -> ToolParser:
     parser.add_argument("kind", choices=("image", "video", "webcam"), help="what to look at")
     add_model_arguments(parser, "checkpoint, published name (yolox_nano), deployed folder or ONNX file")
     parser.add_argument("--path", help="image, folder of images (searched with its sub-folders), video or address")
-    parser.add_argument("--camid", type=int, default=0, help="number of the camera (%(default)s)")
+    parser.add_argument("--camid", type=ranged("--camid", int, 0), default=0, help="number of the camera (%(default)s)")
     add_prediction_options(parser)
     return parser
 

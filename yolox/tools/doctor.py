@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolox.errors import DataError, printable
-from yolox.tools.arguments import ToolParser, probability, report_progress, run_tool, write_json
+from yolox.tools.arguments import ToolParser, probability, ranged, report_progress, run_tool, write_json
 
 if TYPE_CHECKING:
-    from yolox.data.coco import CocoDataset
+    from yolox.data.coco_dataset import CocoDataset
     from yolox.data.dataset_paths import DatasetPaths
     from yolox.data.formats.description import Finding
     from yolox.data.report import DatasetReport
@@ -35,14 +35,26 @@ def build_parser() -> ToolParser:
     for name in _PATHS:
         parser.add_argument(f"--{name}", metavar="PATH", help="as the field of that name in a training")
     parser.add_argument("--val_fraction", type=probability, default=0.0, metavar="SHARE", help="as for a training")
-    parser.add_argument("--max_labels", type=int, default=120, metavar="N", help="as for a training (%(default)s)")
+    parser.add_argument(
+        "--max_labels",
+        type=ranged("--max_labels", int, 1, 100_000),
+        default=120,
+        metavar="N",
+        help="as for a training (%(default)s)",
+    )
     parser.add_argument(
         "--json", nargs="?", const="-", metavar="FILE", help="also write the findings to FILE; bare: print nothing else"
     )
     parser.add_argument(
         "--output_dir", default="YOLOX_outputs/doctor", metavar="DIR", help="the worst images, drawn (%(default)s)"
     )
-    parser.add_argument("--num_images", type=int, default=9, metavar="N", help="how many of them at most (%(default)s)")
+    parser.add_argument(
+        "--num_images",
+        type=ranged("--num_images", int, 0),
+        default=9,
+        metavar="N",
+        help="how many of them at most (%(default)s)",
+    )
     parser.add_argument("--quick", action="store_true", help="read labels and headers only; decode no image")
     parser.add_argument("--strict", action="store_true", help="exit with 3 for warnings too")
     return parser

@@ -196,13 +196,13 @@ def _described(loaded: LoadedModel, args: argparse.Namespace, asked: Deployment)
 
     from yolox.inference.convert.folding import fold_normalisations
     from yolox.inference.convert.onnx_nms import DETECTIONS_LAYOUT
-    from yolox.models.decoding import OUTPUT_LAYOUTS
+    from yolox.models.decoding import OUTPUT_LAYOUTS, DecodedDetector
 
     experiment = apply_arguments(loaded.experiment, args)
     if args.tsize is not None:
         experiment = apply_fields(experiment, {"eval.test_size": str(args.tsize)})
     size, layout = experiment.eval.test_size, OUTPUT_LAYOUTS[_layout(args)]
-    module = fold_normalisations(layout.build(loaded.detector).eval(), (torch.zeros(1, 3, 64, 64),))
+    module = fold_normalisations(DecodedDetector(loaded.detector, layout.output).eval(), (torch.zeros(1, 3, 64, 64),))
     preprocessing = {"layout": "NCHW", "channels": "BGR", "range": [0, 255], "resize": "letterbox", "fill": 114}
     description = {
         "class_names": json.dumps(list(loaded.class_names)),

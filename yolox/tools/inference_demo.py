@@ -25,6 +25,7 @@ from yolox.tools.arguments import (
     machine_facts,
     positive_int,
     prepare_cpu,
+    ranged,
     run_tool,
 )
 
@@ -60,8 +61,19 @@ def build_parser() -> ToolParser:
     parser.add_argument("--precision", nargs="+", metavar="NAME", help="fp32, bf16, fp16, int8")
     parser.add_argument("--search_mode", default="default", help="default, all or grid (%(default)s)")
     parser.add_argument("--thread_num", type=positive_int, metavar="N", help="threads (default: one for each core)")
-    parser.add_argument("--max_drop", type=float, default=0.01, help="AP that may be lost, absolute (%(default)s)")
-    parser.add_argument("--time_budget", type=float, default=660.0, metavar="S", help="seconds in all (%(default)s)")
+    parser.add_argument(
+        "--max_drop",
+        type=ranged("--max_drop", float, 0, 1),
+        default=0.01,
+        help="AP that may be lost, absolute (%(default)s)",
+    )
+    parser.add_argument(
+        "--time_budget",
+        type=ranged("--time_budget", float, 0),
+        default=660.0,
+        metavar="S",
+        help="seconds in all (%(default)s); 0: no limit",
+    )
     parser.add_argument("--num_images", type=positive_int, default=512, help="images for AP, at most (%(default)s)")
     parser.add_argument("--calib", metavar="DIR", help="pictures to calibrate int8 on (default: the training images)")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write the table as JSON; bare: to stdout")

@@ -17,7 +17,7 @@ from yolox.tables import shortened
 
 if TYPE_CHECKING:
     from yolox.checkpoint import LoadedModel
-    from yolox.data.coco import CocoDataset
+    from yolox.data.coco_dataset import CocoDataset
 
 CALIBRATION_BATCH = 32
 _SPLITS: tuple[Literal["val", "train"], ...] = ("val", "train")
@@ -74,6 +74,7 @@ class EvalImages:
                 nothing,
                 torch.from_numpy(self.image_ids[part]),
                 torch.from_numpy(self.original_sizes[part]),
+                torch.zeros(len(images[part]), dtype=torch.int64),
             )
 
 

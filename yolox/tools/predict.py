@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolox.errors import DataError, UsageError
+from yolox.errors import DataError, UsageError, printable
 from yolox.precision_names import eval_precision
 from yolox.tools.arguments import (
     MULTI_LABEL,
@@ -22,6 +22,7 @@ from yolox.tools.arguments import (
     positive_int,
     prepare_cpu,
     probability,
+    ranged,
     run_tool,
 )
 from yolox.tools.parser import ToolParser
@@ -74,7 +75,11 @@ def add_prediction_options(parser: ToolParser) -> None:
     parser.add_argument("-b", "--batch-size", type=positive_int, default=1, help="images at once (%(default)s)")
     parser.add_argument("--precision", type=eval_precision, default="32", help="of a checkpoint: 32 or bf16 (32)")
     parser.add_argument(
-        "--max_reconnects", type=int, default=10, metavar="N", help="of a camera or stream (%(default)s)"
+        "--max_reconnects",
+        type=ranged("--max_reconnects", int, 0),
+        default=10,
+        metavar="N",
+        help="of a camera or stream (%(default)s)",
     )
     add_overrides(parser)
 
@@ -118,7 +123,7 @@ def _write_all(
         for result in _shown(results):
             total += 1
             where = result.path or result.name if result.source is None else f"{result.source} frame {result.index + 1}"
-            print(f"{where}: {describe(result)}, {result.elapsed_ms:.1f} ms")
+            print(f"{printable(str(where))}: {describe(result)}, {result.elapsed_ms:.1f} ms")
             if args.json:
                 print(json.dumps(result.to_dict()), file=report, flush=True)
             if folder is not None:

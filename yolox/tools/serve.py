@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from yolox.precision_names import eval_precision
-from yolox.tools.arguments import positive_int, prepare_cpu, run_tool
+from yolox.tools.arguments import positive_int, prepare_cpu, ranged, run_tool
 from yolox.tools.parser import ToolParser
 
 
@@ -25,15 +25,25 @@ def build_parser() -> ToolParser:
     parser.add_argument("model", help="checkpoint, published name, deployed folder or ONNX file")
     parser.add_argument("--trust", action="store_true", help="load a deployed model even if it is a program")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s: this machine alone)")
-    parser.add_argument("--port", type=int, default=8000, help="(%(default)s); 0 takes a free one")
+    parser.add_argument(
+        "--port", type=ranged("--port", int, 0, 65535), default=8000, help="(%(default)s); 0 takes a free one"
+    )
     parser.add_argument(
         "-b", "--batch-size", type=positive_int, default=8, help="images at once, at most (%(default)s)"
     )
     parser.add_argument(
-        "--max_wait_ms", type=float, default=2.0, help="an image waits so long for others (%(default)s)"
+        "--max_wait_ms",
+        type=ranged("--max_wait_ms", float, 0, 60_000),
+        default=2.0,
+        help="an image waits so long for others (%(default)s)",
     )
     parser.add_argument("--queue_size", type=positive_int, default=64, help="images that may wait (%(default)s)")
-    parser.add_argument("--max_mb", type=float, default=20.0, help="size of a request in MB (%(default)s)")
+    parser.add_argument(
+        "--max_mb",
+        type=ranged("--max_mb", float, 0.001, 10_000),
+        default=20.0,
+        help="size of a request in MB (%(default)s)",
+    )
     parser.add_argument("--precision", type=eval_precision, default="32", help="of a checkpoint: 32 or bf16 (32)")
     parser.add_argument("--tsize", type=positive_int, help="side of a checkpoint's square input (default: test_size)")
     return parser

@@ -28,6 +28,7 @@ from yolox.tools.arguments import (
     keep_stdout_for_json,
     positive_int,
     prepare_cpu,
+    ranged,
     run_tool,
 )
 from yolox.tools.training import LOGGERS, STRATEGIES, add_recipe_arguments, build_trainer, recipe_fields
@@ -50,7 +51,7 @@ def build_parser() -> ToolParser:
     """Return the parser of the command line."""
     parser = ToolParser("train", "Train YOLOX on ordinary CPUs.")
     add_model_arguments(parser, "weights to start from, by name and shape; with --resume the checkpoint to go on from")
-    add_data_arguments(parser, BATCH_SIZE)
+    add_data_arguments(parser, BATCH_SIZE, auto=True)
     parser.set_defaults(batch_size=None)  # a resumed run keeps its own
     parser.add_argument("--resume", action="store_true", help="go on from -c, or from latest_ckpt.pth of this run")
     parser.add_argument(
@@ -89,7 +90,13 @@ def _add_trainer_arguments(parser: ToolParser) -> None:
     group.add_argument("--fp32_modules", nargs="+", default=(), metavar="PATTERN", help="parts kept in fp32")
     group.add_argument("--hmp_bf16", metavar="FILE", help="file that lists operators to run in bf16")
     group.add_argument("--hmp_fp32", metavar="FILE", help="file that lists operators to run in fp32")
-    group.add_argument("--max_restarts", type=int, default=0, metavar="N", help="start again after a crash (0)")
+    group.add_argument(
+        "--max_restarts",
+        type=ranged("--max_restarts", int, 0),
+        default=0,
+        metavar="N",
+        help="start again after a crash (0)",
+    )
     group.add_argument("--profile", action="store_true", help="write a trace of a few steps, trace.json")
     group.add_argument("--accelerator", default="cpu", help="cpu, or cuda, xpu, hpu, npu where they exist (cpu)")
 
@@ -150,21 +157,22 @@ def _safe_start(args: argparse.Namespace, folder: Path) -> tuple[str, ...]:
 def _train(args: argparse.Namespace, follower: bool) -> dict[str, Any]:
     """Train and return the facts of the run for ``--json``."""
     shorten_waits()  # before PyTorch is imported
-    from yolox.data.datamodule import build_data_module
+    from yolox.data.datamodule import YoloxDataModule
+    from yolox.data.repeat_factors import describe_repeats
     from yolox.recipe.module import YoloxModule
     from yolox.recipe.phases import final_phase_epoch
     from yolox.recipe.run_folder import open_run_folder
     from yolox.recipe.schedule import steps_of_epoch
+    from yolox.tools.auto_batch import auto_batch
     from yolox.tools.start import StartWeights, fit_recipe, keep_choices
 
     state = _resumed(args)
     experiment, explicit_classes = _experiment(args, state)
-    batch_size = args.batch_size or (state.batch_size if state is not None else None) or BATCH_SIZE
     print(prepare_cpu())
     folder = Path(experiment.output_dir) / experiment.exp_name
-    data = build_data_module(
+    data = YoloxDataModule(
         experiment.data,
-        batch_size=batch_size,
+        batch_size=_batch_size(args, state),
         test_size=experiment.eval.test_size,
         seed=experiment.seed,
     )
@@ -172,13 +180,17 @@ def _train(args: argparse.Namespace, follower: bool) -> dict[str, Any]:
     report = data.report()
     print(report.summary())
     report.check()
+    if experiment.data.repeat_threshold > 0:
+        print(describe_repeats(data.train_set, experiment.data.repeat_threshold))
     experiment = _fit_classes(experiment, data, explicit_classes)
+    if args.batch_size == "auto":
+        data.batch_size = auto_batch(args, experiment, len(data.train_set))
     start = None if args.ckpt is None or args.resume else StartWeights(args.ckpt)
     experiment = keep_choices(experiment, state.experiment) if state else fit_recipe(experiment, data, start)
     data.final_phase_from_epoch = final_phase_epoch(experiment.recipe)
     start_epoch = None if args.start_epoch is None else args.start_epoch - 1
     steps = steps_of_epoch(data.batches_per_epoch, experiment.recipe)
-    module = YoloxModule(experiment, data.class_names, batch_size, steps, start_epoch)
+    module = YoloxModule(experiment, data.class_names, data.batch_size, steps, start_epoch)
     if state is not None:
         state.compare(module)
     if start is not None:
@@ -193,6 +205,15 @@ def _train(args: argparse.Namespace, follower: bool) -> dict[str, Any]:
     with nullcontext(resumed) if follower else open_run_folder(folder, resumed) as checkpoint:
         _fit(trainer, module, data, checkpoint)
     return {} if follower else _finish(folder, trainer)
+
+
+def _batch_size(args: argparse.Namespace, state: RunState | None) -> int:
+    """Return the total batch, so far as it is known: ``auto`` needs the data and the number of its classes."""
+    kept = None if state is None else state.batch_size
+    if args.batch_size == "auto" and kept is not None:
+        print(f"-b auto: the run goes on with its batch of {kept}")
+        args.batch_size = kept
+    return BATCH_SIZE if args.batch_size == "auto" else args.batch_size or kept or BATCH_SIZE
 
 
 def _resumed(args: argparse.Namespace) -> RunState | None:

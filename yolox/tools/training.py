@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
+import os
 import re
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +47,11 @@ def recipe_fields(args: argparse.Namespace) -> dict[str, object]:
 
 def _duration(text: str) -> float:
     """Convert ``2h``, ``1h30m`` or ``45s`` to seconds."""
-    if not re.fullmatch(r"(\d+(\.\d+)?[hms])+", text):
+    parts = re.findall(r"([\d.]+)([hms])", text) if re.fullmatch(r"(\d+(\.\d+)?[hms])+", text) else []
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if not 0 < seconds < math.inf:
         raise argparse.ArgumentTypeError(f"got '{text}', expected a time such as 2h, 1h30m or 45s")
-    return sum(float(number) * _UNITS[unit] for number, unit in re.findall(r"([\d.]+)([hms])", text))
+    return seconds
 
 
 def build_trainer(experiment: Experiment, folder: Path, args: argparse.Namespace) -> Any:
@@ -76,7 +83,7 @@ def build_trainer(experiment: Experiment, folder: Path, args: argparse.Namespace
         accumulate_grad_batches=recipe.accumulate,
         gradient_clip_val=recipe.clip,
         callbacks=_callbacks(experiment, folder, args),
-        logger=_logger(args.logger, folder, experiment.exp_name),
+        logger=_logger(args, folder, experiment),
         default_root_dir=str(folder),
         log_every_n_steps=recipe.print_interval,
         limit_val_batches=0,
@@ -142,17 +149,38 @@ def _cpu_range(first: str, last: str | None = None) -> range:
     return range(int(first), int(first if last is None else last) + 1)
 
 
-def _logger(name: str, folder: Path, run: str) -> Any:
-    """Return Lightning's logger of that name, or False."""
+def _logger(args: argparse.Namespace, folder: Path, experiment: Experiment) -> Any:
+    """Return Lightning's logger of the name asked for, or False.
+
+    Raises:
+        MissingDependencyError: When it needs a library that is not installed, and the run is a strict one.
+    """
     from pytorch_lightning import loggers
 
+    from yolox.trainer.forgiving_logger import ForgivingLogger
+
+    name, run = args.logger, experiment.exp_name
     if name == "none":
         return False
-    try:
-        if name == "wandb":
-            return loggers.WandbLogger(name=run, save_dir=folder)
-        if name == "mlflow":
-            return loggers.MLFlowLogger(experiment_name=run, save_dir=str(folder / "mlruns"))
-        return loggers.TensorBoardLogger(folder, name="", version="tensorboard")
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(name, f"pip install {name}") from error
+    services: dict[str, Callable[[], Any]] = {
+        "wandb": partial(loggers.WandbLogger, name=run, save_dir=folder),
+        "mlflow": partial(_mlflow_logger, run, f"sqlite:///{folder.absolute()}/mlflow.db"),
+    }
+    if name in services and find_spec(name) is not None:
+        return ForgivingLogger(name, services[name], experiment_to_dict(experiment))
+    if name in services:
+        missing = MissingDependencyError(name, f"pip install 'yolox-cpu[{name}]'")
+        if args.strict:
+            raise missing
+        print(f"note: {missing} This run is logged to TensorBoard.")
+    return loggers.TensorBoardLogger(folder, name="", version="tensorboard")
+
+
+def _mlflow_logger(run: str, file: str) -> Any:
+    """Return the logger to the server of ``MLFLOW_TRACKING_URI``, or else to a file."""
+    from pytorch_lightning.loggers import MLFlowLogger
+
+    # a server that does not answer holds the run up for a few seconds; by default for minutes
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    return MLFlowLogger(run, tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -41,9 +42,17 @@ class LogSettings:
         logger.setLevel(self.level)
         logger.propagate = self.propagate
         if self.formatter is not None and not logger.handlers:
-            handler = logging.StreamHandler()
+            handler = _ErrorStreamHandler()
             handler.setFormatter(self.formatter)
             logger.addHandler(handler)
+
+
+class _ErrorStreamHandler(logging.Handler):
+    """Writes to what ``sys.stderr`` is at the moment of the message: a live line takes its place for a while."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        sys.stderr.write(self.format(record) + "\n")
 
 
 class WarningFilters:

@@ -26,7 +26,7 @@ from yolox.kernels.int8.ops.matrices import Function, Map
 from yolox.kernels.int8.ops.pixels import Pixels
 from yolox.kernels.int8.ops.pooling import Pool
 from yolox.kernels.int8.ops.resize import Enlarge
-from yolox.models.decoding import DecodedDetector, OfficialDetector
+from yolox.models.decoding import DecodedDetector, official_output
 from yolox.models.detector import build_detector
 
 pytestmark = pytest.mark.backends
@@ -102,7 +102,7 @@ def test_large_images_are_understood(tmp_path: Path) -> None:
 
 def test_a_fixed_batch_is_understood(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = OfficialDetector(build_detector(get_experiment("yolox_nano").model)).eval()
+    model = DecodedDetector(build_detector(get_experiment("yolox_nano").model), official_output).eval()
     check(model, read(model, tmp_path, pixels(), dynamic_batch=False), pixels())
 
 

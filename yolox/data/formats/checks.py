@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from yolox.class_names import clean_name
 from yolox.data.coco_dataset import CocoDataset, clipped_xyxy, ends
 from yolox.data.formats.description import Categories, Finding, SplitDescription, examples
-from yolox.errors import DataError, printable
+from yolox.errors import DataError
 
 _LOG = logging.getLogger(__name__)
 MAX_CLASSES = 20_000
@@ -89,7 +90,7 @@ def _merge_classes_(found: SplitDescription) -> None:
             f"'{found.source}' names {len(found.categories)} classes; expected at most {MAX_CLASSES}. "
             "Is a count or an id in the place of a name?"
         )
-    names = [" ".join(printable(name, newlines=False).split()) for _, name in found.categories]
+    names = [clean_name(name) for _, name in found.categories]
     odd = [name for name, (_, given) in zip(names, found.categories, strict=True) if name != given]
     if odd:
         text = f"{found.source}: {len(odd)} class names held control characters or outer spaces"

@@ -6,18 +6,24 @@ that compiled it; the manifest says which, and another CPU gets a clear refusal.
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
+import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from yolox.errors import MissingDependencyError, ModelFileError
+from yolox.errors import MissingDependencyError, ModelFileError, YoloxError
 from yolox.inference.artifacts.manifest import Manifest
 from yolox.inference.backends.base import Method, PrepareContext, Runner, Settings
 from yolox.inference.backends.int8_lowering import strip_checks_
@@ -26,6 +32,9 @@ from yolox.inference.backends.torch_runner import TorchRunner, export_program
 from yolox.precision_names import Precision
 
 PACKAGE = "model.pt2"
+LARGEST_ERROR = 0.2
+"""Of a compiled int8 program against the quantized network in float, as a share of the spread; rounding makes 0.01."""
+_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 QUANTIZERS = {
     "pt2e": ("yolox.inference.convert.quantizers.pt2e", "quantize_pt2e"),
     "neural_compressor": ("yolox.inference.convert.quantizers.neural_compressor", "quantize_static"),
@@ -60,8 +69,14 @@ class InductorBackend:
         if method.precision is Precision.BF16 or method.options.get("rest") == "bf16":
             model = _Autocast(model)
         context.progress("compiling")
-        package = _compile(model, context, context.work_dir.parent / f"{method.name}.pt2")
-        return _runner(package, Settings(threads=context.threads), context.fixed_batch, share)
+        # not in work_dir, which goes before the runner saves the package
+        folder = Path(tempfile.mkdtemp(prefix=f"{method.name}-", dir=context.work_dir.parent))
+        package = _compile(model, context, folder / PACKAGE)
+        runner = _runner(package, Settings(threads=context.threads), context.fixed_batch, share)
+        weakref.finalize(runner.write, shutil.rmtree, folder, ignore_errors=True)
+        if method.precision is Precision.INT8:
+            _check(runner, model, context)
+        return runner
 
     def load(self, folder: Path, manifest: Manifest, module: nn.Module | None = None) -> Runner:
         """Load the package.
@@ -84,11 +99,51 @@ class InductorBackend:
 
 def _compile(model: nn.Module, context: PrepareContext, target: Path) -> Path:
     program = export_program(model, context)
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings(), _own_cache():
         # the compiler speaks of its own use of deprecated names
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
         return compile_package(program, target)
+
+
+@contextmanager
+def _own_cache() -> Iterator[None]:
+    """Keep the compiler's files in a folder that goes with this process, unless the user has named one."""
+    if _CACHE in os.environ:
+        yield
+        return
+    os.environ[_CACHE] = _cache_folder()
+    try:
+        yield
+    finally:
+        del os.environ[_CACHE]
+
+
+@cache
+def _cache_folder() -> str:
+    folder = tempfile.mkdtemp(prefix="inductor-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _check(runner: TorchRunner, model: nn.Module, context: PrepareContext) -> None:
+    """Compare the program with the quantized network that it was made of: some layers were compiled wrongly.
+
+    Raises:
+        YoloxError: When it computes something else.
+    """
+    rows = context.sample if not context.dynamic_batch else tuple(array[:2] for array in context.sample)
+    with torch.no_grad():
+        expected = model(*(torch.from_numpy(np.array(array)) for array in rows))
+    for number, (ours, theirs) in enumerate(zip(runner(*rows), expected, strict=True)):
+        reference = theirs.numpy().astype(np.float64)
+        error = float(np.linalg.norm(ours - reference))
+        spread = float(np.linalg.norm(reference - reference.mean()))
+        if not error <= LARGEST_ERROR * spread + 1e-6 * float(np.linalg.norm(reference)):
+            raise YoloxError(
+                f"PyTorch's compiler made a wrong int8 program: output {number} differs from that of the quantized "
+                f"network by {error / max(spread, 1e-12):.0%} of its spread. Use another method."
+            )
 
 
 def _runner(package: Path, settings: Settings, batch: int | None, share: float | None) -> TorchRunner:

@@ -44,7 +44,7 @@ def as_inputs(batch: Any, num_inputs: int) -> tuple[Any, ...]:
     """Return the model's inputs in one element of a loader: an array, ``(input ..., label ...)`` or a mapping.
 
     Raises:
-        UsageError: When it holds no array where an input should be.
+        UsageError: When it holds no array where an input should be, or inputs of different batch sizes.
     """
     if isinstance(batch, Mapping):
         batch = tuple(batch.values())
@@ -55,6 +55,9 @@ def as_inputs(batch: Any, num_inputs: int) -> tuple[Any, ...]:
     for item in inputs:
         if not hasattr(item, "shape") or len(item.shape) == 0:
             raise UsageError(f"an input of type {type(item).__name__} arrived, expected a tensor with a batch axis.")
+    if len({len(item) for item in inputs}) > 1:
+        shapes = ", ".join(str(tuple(item.shape)) for item in inputs)
+        raise UsageError(f"inputs of shapes {shapes} arrived, expected as many rows in each: axis 0 is the batch.")
     return inputs
 
 
@@ -67,11 +70,12 @@ def gather_inputs(
         training_data: A loader or another iterable of batches, or one batch.
         input_sample: The sample (a tensor or a tuple of them); ``None`` takes the first batch of the data.
         num_inputs: Inputs that the model takes.
-        num_calibration: Rows to calibrate on.
+        num_calibration: Rows to calibrate on; the first batch is kept whole, for models of one batch size.
         batch_size: Cut the sample to so many rows.
 
     Raises:
-        UsageError: When there is neither data nor sample, or a sample smaller than ``batch_size``.
+        UsageError: When there is neither data nor sample, the data is unlike the sample, or the sample smaller than
+            ``batch_size``.
     """
     calibration: list[NumpyArrays] = []
     rows = 0

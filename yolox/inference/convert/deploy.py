@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from yolox.errors import MissingDependencyError, UsageError, YoloxError
 from yolox.files import describe_failed_write
-from yolox.inference.convert.onnx_export import add_metadata, quiet
+from yolox.inference.convert.onnx_export import add_metadata
 from yolox.inference.convert.onnx_nms import SUPPRESSION_FROM, Suppression, add_nms
+from yolox.inference.convert.quiet import quiet
 
 OPSETS = range(9, 24)
 """ONNX opsets that PyTorch writes."""
@@ -99,7 +100,7 @@ def write_deployment(module: nn.Module, sample: Tensor, path: Path, asked: Deplo
     shape = (max(2, batch) if asked.dynamic_batch else batch, sample.shape[1])
     size = (2 * asked.size_multiple, 3 * asked.size_multiple) if asked.dynamic_size else (height, width)
     try:
-        with quiet(), torch.no_grad():
+        with quiet(printing=True), torch.no_grad():
             FORMATS[asked.format](module, sample.new_zeros(*shape, *size), path, asked)
     except (torch.onnx.OnnxExporterError, RuntimeError, ValueError) as error:
         if describe_failed_write(error) is not None:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from yolox.errors import YoloxError
+from yolox.inference.convert.quiet import quiet
 
 OPSET = 18
 """Understood by every release of ONNX Runtime and OpenVINO of the last three years."""
@@ -56,7 +53,7 @@ def export_onnx(model: nn.Module, sample: Sequence[np.ndarray[Any, Any]], path: 
     reasons = []
     for way in (_export_graph, _export_trace):
         try:
-            with quiet(), torch.no_grad():
+            with quiet(printing=True), torch.no_grad():
                 way(model, inputs, path, count, dynamic_batch)
             return
         except Exception as error:  # noqa: BLE001 - exporters raise anything; the next way is tried, then all are told
@@ -146,20 +143,6 @@ def add_metadata(path: Path, values: Mapping[str, str]) -> None:
     model = onnx.load(str(path))
     onnx.helper.set_model_props(model, dict(values))
     onnx.save(model, str(path))
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the exporters, which print progress and warn of their own internals."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _first_line(error: Exception) -> str:

@@ -57,7 +57,8 @@ class MethodProcess:
     def __init__(self, method: Method, job: Job, log: Path, interpreter: str = sys.executable) -> None:
         self.method = method
         self.stage = Stage.STARTING
-        environment = {**os.environ, "OMP_NUM_THREADS": str(job.threads), "PYTHONUNBUFFERED": "1"}
+        scratch = {"TORCHINDUCTOR_CACHE_DIR": str(Path(job.work_dir).parent / "inductor")}  # else it stays in TMPDIR
+        environment = {**scratch, **os.environ, "OMP_NUM_THREADS": str(job.threads), "PYTHONUNBUFFERED": "1"}
         program = Program(_WORKER, (to_json(job),), interpreter, environment)
         self._process = Process(program, (Progress, Prepared, Ready, Samples, Failed), log)
 

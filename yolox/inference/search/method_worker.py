@@ -239,18 +239,20 @@ def _finish(job: Job, model: AcceleratedModel, parent: Parent) -> dict[str, Any]
 
 
 def _serve(job: Job, model: AcceleratedModel, parent: Parent) -> None:
+    from yolox.cpu.other_load import OtherLoad
     from yolox.inference.search.latency import measure
 
     sample = Payload(Path(job.payload)).arrays("sample")
     release_memory()
     while isinstance(command := parent.receive(), Measure):
         try:
+            others = OtherLoad()
             with parent.stage(Stage.MEASURING):
                 samples = measure(partial(model.run, *sample), command.plan)
         except StageError as failure:
             parent.fail(failure)
             return
-        parent.send(Samples(tuple(samples), peak_memory_mb()))
+        parent.send(Samples(tuple(samples), peak_memory_mb(), others.cores()))
         release_memory()
 
 

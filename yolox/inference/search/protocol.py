@@ -67,10 +67,11 @@ class Measure:
 
 @dataclass(frozen=True)
 class Samples:
-    """The times of a round in milliseconds, and the largest resident set so far."""
+    """The times of a round in milliseconds, the largest resident set so far, and the cores that others used."""
 
     samples_ms: tuple[float, ...]
     peak_memory_mb: float | None
+    other_cores: float | None = None
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ from yolox.inference.search.latency import Latency
 from yolox.inference.search.stages import Status
 from yolox.tables import markdown_table, text_table
 
-__all__ = ["MethodResult", "OptimizationReport", "Status"]
-
 _NORMAL_975, _STUDENT = 1.96, 2.72
 """1.96 + 2.72 / n is Student's t for n degrees of freedom at 97.5 %, to 0.1 from five on."""
+
+_QUIET_CORES = 0.25
+"""Cores' worth of other processes that are not worth a word."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class MethodResult:
         latency: Times of the sample batch.
         metrics: What the metric said of this row, by name.
         leave_one_out: The decisive metric without each block of the validation data; empty where it is not told.
+        other_cores: Cores that other processes used during one of its rounds, at most.
         size_mb: Size of its artifact on disk.
         peak_memory_mb: Largest resident set of its process (libraries, model, conversion, tuning and measurement).
         int8_share: Share of multiply-accumulates that run in int8.
@@ -48,6 +50,7 @@ class MethodResult:
     latency: Latency | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     leave_one_out: tuple[float, ...] = ()
+    other_cores: float | None = None
     size_mb: float | None = None
     peak_memory_mb: float | None = None
     int8_share: float | None = None
@@ -186,6 +189,7 @@ class OptimizationReport:
             "p90_ms": latency and round(latency.p90_ms, 3),
             "spread_ms": latency and round(latency.spread_ms, 3),
             "samples": len(latency.samples_ms) if latency else 0,
+            "other_cores": _rounded(result.other_cores, 2),
             "images_per_second": latency and round(latency.images_per_second, 3),
             "speedup": _rounded(self.speedup(result), 3),
             **{name: _rounded(result.metrics.get(name), 5) for name in self.metric_names},
@@ -221,7 +225,19 @@ class OptimizationReport:
         """Return the table for a terminal, with the reasons of unsuccessful rows below it."""
         lines = [text_table(*self._cells(), left=(0, 1))]
         lines += [f"{result.name}: {result.reason}" for result in self.results if result.reason]
+        lines += self._disturbance()
         return "\n".join(lines)
+
+    def _disturbance(self) -> list[str]:
+        """Return a line where other processes computed while the times were taken."""
+        disturbed = {row.name: row.other_cores for row in self.results if row.other_cores is not None}
+        disturbed = {name: cores for name, cores in disturbed.items() if cores > _QUIET_CORES}
+        if not disturbed:
+            return []
+        return [
+            f"other processes used up to {max(disturbed.values()):.1f} cores while times were taken "
+            f"({', '.join(disturbed)}): latencies and speed-ups are not those of a quiet machine"
+        ]
 
     def _cells(self) -> tuple[Sequence[str], list[list[str]]]:
         metrics = list(self.metric_names)

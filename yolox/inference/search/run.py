@@ -200,7 +200,8 @@ class Search:
     def _with_samples(self, row: MethodResult, samples: Samples) -> MethodResult:
         new = Latency(samples.samples_ms, self._batch_size)
         latency = row.latency.merge(new) if row.latency else new
-        return replace(row, latency=latency, peak_memory_mb=samples.peak_memory_mb)
+        others = max(row.other_cores or 0.0, samples.other_cores or 0.0)
+        return replace(row, latency=latency, peak_memory_mb=samples.peak_memory_mb, other_cores=others)
 
     def _measure_rounds(self) -> None:
         """Measure the remaining rounds; the time budget may cut them short, never the first."""

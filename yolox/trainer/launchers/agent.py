@@ -23,6 +23,7 @@ from pathlib import Path
 from yolox.cpu.machine import read_machine
 from yolox.processes.messages import Channel
 from yolox.processes.start import import_path
+from yolox.trainer.launchers.base import RankFile
 from yolox.trainer.launchers.heartbeat import read_heartbeat
 from yolox.trainer.launchers.popen import WORKER, start_worker
 from yolox.trainer.launchers.protocol import (
@@ -113,7 +114,7 @@ class _Watch:
         self.directory = RunDirectory(Path(tempfile.mkdtemp(prefix="yolox-run-")))
         self.processes: list[subprocess.Popen[bytes]] = []
         self.group = LocalWorkerGroup(self.processes, self.directory)
-        self._sent: set[Path] = set()
+        self._sent: set[tuple[RankFile, int]] = set()
 
     def run(self) -> None:
         try:
@@ -162,32 +163,26 @@ class _Watch:
         self.group.send(number, wish.signum)
         if wish.signum == signal.SIGUSR1:
             time.sleep(_STACK_SECONDS)
-            self._send_file("stacks", wish.rank, self.directory.stacks(wish.rank))
+            self._send_file("stacks", wish.rank)
 
     def _report(self, codes: Sequence[int | None]) -> None:
         cpu_activities = self.group.cpu_activities()
         states = {}
         for number, slot in enumerate(self.request.slots):
-            beats, phase = read_heartbeat(self.directory.heartbeat(slot.rank))
+            beats, phase = read_heartbeat(self.directory.file("heartbeat", slot.rank))
             states[slot.rank] = RankState(beats, phase, cpu_activities[number], codes[number])
         self.supervisor.send(States(states))
 
     def _send_files(self, codes: Sequence[int | None]) -> None:
         for slot, code in zip(self.request.slots, codes, strict=True):
-            kinds = {"result": self.directory.result(slot.rank), "failure": self.directory.failure(slot.rank)}
-            if code is not None:
-                kinds = {
-                    "stacks": self.directory.stacks(slot.rank),
-                    "output": self.directory.output(slot.rank),
-                    **kinds,
-                }
-            for kind, path in kinds.items():
-                if path not in self._sent and path.exists():
-                    self._sent.add(path)
-                    self._send_file(kind, slot.rank, path)
+            ended: tuple[RankFile, ...] = () if code is None else ("stacks", "output")
+            for kind in (*ended, "result", "failure"):
+                if (kind, slot.rank) not in self._sent and self.directory.file(kind, slot.rank).exists():
+                    self._sent.add((kind, slot.rank))
+                    self._send_file(kind, slot.rank)
 
-    def _send_file(self, kind: str, rank: int, path: Path) -> None:
-        with suppress(FileNotFoundError), path.open("rb") as handle:
+    def _send_file(self, kind: RankFile, rank: int) -> None:
+        with suppress(FileNotFoundError), self.directory.file(kind, rank).open("rb") as handle:
             more = True
             while more:  # in parts: a long message would look like silence
                 part = handle.read(_PART_BYTES)

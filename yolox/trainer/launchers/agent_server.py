@@ -79,13 +79,7 @@ class AgentConnection:
         self.closed = True
 
     def _store(self, part: FilePart) -> None:
-        paths = {
-            "result": self.directory.result,
-            "failure": self.directory.failure,
-            "stacks": self.directory.stacks,
-            "output": self.directory.output,
-        }
-        path = paths[part.kind](part.rank)
+        path = self.directory.file(part.kind, part.rank)
         unfinished = path.with_suffix(f".{part.kind}")
         with suppress(FileNotFoundError):  # the run is over, and its directory cleared
             with unfinished.open("ab") as handle:

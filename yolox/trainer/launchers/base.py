@@ -10,6 +10,10 @@ from typing import Any, Literal, Protocol
 Phase = Literal["setup", "step", "data", "other"]
 """What a rank is doing: starting, computing a batch, fetching a batch, anything else (evaluation, files ...)."""
 
+RankFile = Literal["result", "failure", "heartbeat", "stacks", "output"]
+"""What a rank writes into the run directory: what the function returned, or why it did not; a record whose changes show
+that it is alive; the stacks of all threads, when asked for or after a crash in native code; all that it prints."""
+
 FailureKind = Literal["raised", "killed", "exited", "hangs", "lost"]
 
 # messages of a rank that only noticed that another one is gone

@@ -73,7 +73,7 @@ def start_worker(
     program = replace(program, arguments=(str(directory.path), slot.rank), environment=environment)
     if slot.rank == 0:
         return _start_visible(program, streams or (sys.stdout, sys.stderr))
-    with directory.output(slot.rank).open("wb") as output:
+    with directory.file("output", slot.rank).open("wb") as output:
         return start(program, stdout=output, stderr=subprocess.STDOUT)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from yolox.cpu.machine import Machine
-from yolox.trainer.launchers.base import Phase, Slot
+from yolox.trainer.launchers.base import Phase, RankFile, Slot
 from yolox.trainer.launchers.heartbeat import CpuActivity
 
 
@@ -113,7 +113,7 @@ class Output:
 class FilePart:
     """A part of a rank's ``result``, ``failure``, ``stacks`` or ``output`` file, and whether more parts follow."""
 
-    kind: str
+    kind: RankFile
     rank: int
     content: bytes
     more: bool

@@ -174,11 +174,11 @@ class _RemoteWorkerGroup:
         silent = now - agent.heard_at
         if not agent.closed and silent < _SILENCE_SECONDS:
             return None
-        if not self.directory.failure(rank).exists() and not self.directory.result(rank).exists():
+        if not self.directory.file("failure", rank).exists() and not self.directory.file("result", rank).exists():
             why = "closed its connection" if agent.closed else f"has been silent for {silent:.0f} s"
             text = f"the machine or our process there is gone: {agent.registration.label} {why}"
             failure = Failure(rank, "lost", text, self.trouble() or "", time.time())
-            self.directory.failure(rank).write_bytes(pickle.dumps(failure))
+            self.directory.file("failure", rank).write_bytes(pickle.dumps(failure))
         return -signal.SIGKILL
 
     def send(self, rank: int, signum: int) -> None:

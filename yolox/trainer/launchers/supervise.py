@@ -60,7 +60,7 @@ def supervise(directory: RunDirectory, group: WorkerGroup, limits: HangLimits | 
     try:
         with _passing_signals_on(run):
             _wait(run)
-        return [pickle.loads(directory.result(rank).read_bytes()) for rank in range(run.world)]
+        return [pickle.loads(directory.file("result", rank).read_bytes()) for rank in range(run.world)]
     finally:
         group.kill()
 
@@ -74,7 +74,7 @@ def _wait(run: _Run) -> None:
             _raise(run, _settled(run))
         now = time.monotonic()
         for rank in range(run.world):
-            if run.directory.result(rank).exists():
+            if run.directory.file("result", rank).exists():
                 finished.setdefault(rank, now)
         ended = [run.group.poll(rank) is not None or now - at > _EXIT_SECONDS for rank, at in finished.items()]
         if len(ended) == run.world and all(ended):
@@ -122,15 +122,15 @@ def _settled(run: _Run) -> Failure:
 def _failures(run: _Run) -> Iterator[Failure]:
     for rank in range(run.world):
         code = run.group.poll(rank)  # before the files: a process writes them while it lives
-        path = run.directory.failure(rank)
+        path = run.directory.file("failure", rank)
         if path.exists():
             yield pickle.loads(path.read_bytes())
-        elif code is not None and not run.directory.result(rank).exists():
+        elif code is not None and not run.directory.file("result", rank).exists():
             yield _describe_end(run, rank, code)
 
 
 def _describe_end(run: _Run, rank: int, code: int) -> Failure:
-    stacks, output = tail(run.directory.stacks(rank), 200), tail(run.directory.output(rank))
+    stacks, output = tail(run.directory.file("stacks", rank), 200), tail(run.directory.file("output", rank))
     text = "\n".join(part for part in (stacks, output) if part)
     if code >= 0:
         return Failure(rank, "exited", f"with exit code {code} before it had a result", text, time.time())
@@ -149,7 +149,7 @@ def _describe_hang(run: _Run, reason: str, ranks: Sequence[RankActivity]) -> Fai
         with suppress(AttributeError):  # some systems lack the signal
             run.group.send(activity.rank, signal.SIGUSR1)
     time.sleep(_STACK_SECONDS)
-    stacks = {activity.rank: tail(run.directory.stacks(activity.rank), 200) for activity in ranks}
+    stacks = {activity.rank: tail(run.directory.file("stacks", activity.rank), 200) for activity in ranks}
     own = [rank for rank, text in stacks.items() if not any(mark in text for mark in _WAITING_FRAMES)]
     fewest = min(activity.beats for activity in ranks)
     behind = [activity.rank for activity in ranks if activity.beats == fewest]

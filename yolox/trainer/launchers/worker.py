@@ -24,7 +24,7 @@ from yolox.cpu.affinity import bind_process
 from yolox.cpu.allocator import keep_freed_memory
 from yolox.processes.messages import from_json, to_json
 from yolox.processes.pickling import dumps
-from yolox.trainer.launchers.base import Failure, FailureKind, Phase, Slot, Worker
+from yolox.trainer.launchers.base import Failure, FailureKind, Phase, RankFile, Slot, Worker
 from yolox.trainer.launchers.heartbeat import Heartbeat
 
 _FAILED = 1
@@ -72,25 +72,9 @@ class RunDirectory:
         """A file where the ranks meet: no port to choose, none to be taken."""
         return f"file://{self.path / 'rendezvous'}"
 
-    def result(self, rank: int) -> Path:
-        """The file of what the function returned."""
-        return self.path / f"result-{rank}.pkl"
-
-    def failure(self, rank: int) -> Path:
-        """The file that says why the function did not return."""
-        return self.path / f"failure-{rank}.pkl"
-
-    def heartbeat(self, rank: int) -> Path:
-        """The file whose changes show that the rank is alive."""
-        return self.path / f"heartbeat-{rank}"
-
-    def stacks(self, rank: int) -> Path:
-        """The file of the stacks of all threads, written when asked for or after a crash in native code."""
-        return self.path / f"stacks-{rank}.txt"
-
-    def output(self, rank: int) -> Path:
-        """The file of standard output and error of a rank other than 0."""
-        return self.path / f"output-{rank}.txt"
+    def file(self, kind: RankFile, rank: int) -> Path:
+        """Return what a rank writes; rank 0 prints for the user instead of into its ``output``."""
+        return self.path / f"{kind}-{rank}"
 
     def place(self, slots: Sequence[Slot], function: Callable[[Worker], Any]) -> None:
         """Write what workers of this machine need.
@@ -120,8 +104,8 @@ def serve(path: str, rank: int) -> int:
     """
     directory = RunDirectory(Path(path))
     setup = directory.read_setup()
-    worker = setup.worker(rank, Heartbeat(directory.heartbeat(rank)))
-    stacks = directory.stacks(rank).open("w", encoding="utf-8")  # stays open: faulthandler writes to it at any time
+    worker = setup.worker(rank, Heartbeat(directory.file("heartbeat", rank)))
+    stacks = directory.file("stacks", rank).open("w", encoding="utf-8")  # stays open: faulthandler writes at any time
     faulthandler.enable(stacks)
     if hasattr(signal, "SIGUSR1"):
         faulthandler.register(signal.SIGUSR1, stacks)
@@ -129,9 +113,9 @@ def serve(path: str, rank: int) -> int:
     keep_freed_memory()
     try:
         function = _load(directory, worker.slot)
-        _write(directory.result(rank), cloudpickle.dumps(function(worker)))
+        _write(directory.file("result", rank), cloudpickle.dumps(function(worker)))
     except BaseException as error:  # noqa: BLE001 - whatever ends a rank must reach the parent
-        _write(directory.failure(rank), describe_failure(error, rank))
+        _write(directory.file("failure", rank), describe_failure(error, rank))
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(_FAILED)  # exit handlers may wait for ranks that are stuck

@@ -73,7 +73,7 @@ class LocalWorkerGroup:
 
     def heartbeat(self, rank: int) -> tuple[int, Phase]:
         """Return the signs of life of a process so far, and what it is doing."""
-        return read_heartbeat(self.directory.heartbeat(rank))
+        return read_heartbeat(self.directory.file("heartbeat", rank))
 
     def where(self, rank: int) -> str:
         """Return an empty name: they are all here."""

@@ -71,8 +71,10 @@ def quantize_graph(
 ) -> tuple[GraphModule, float]:
     """Return the quantized graph and the share of its multiply-accumulates that are int8.
 
-    Only inputs and weights of convolutions and linear layers are quantized. Depthwise convolutions stay in float: they
-    hold a few percent of the work, and one scale for all their channels costs more accuracy than any other layer.
+    Only inputs and weights of convolutions and linear layers are quantized. Convolutions that read one channel at a
+    time stay in float: depthwise ones hold a few percent of the work, and one scale for all their channels costs more
+    accuracy than any other layer; of those that read grey images Inductor makes wrong programs where the batch axis
+    is free (seen with PyTorch 2.13).
 
     Args:
         prepare: Puts observers into an exported graph.
@@ -88,7 +90,7 @@ def quantize_graph(
     batch = context.fixed_batch
     context.progress(f"calibrating on {len(rows)} rows")
     intervals = _find_intervals(source, rows, batch)
-    layers, depthwise_macs = _measure_layers(source, rows[:MEASURED_ROWS], intervals, batch)
+    layers, float_macs = _measure_layers(source, rows[:MEASURED_ROWS], intervals, batch)
 
     def quantize(excluded: frozenset[str]) -> GraphModule:
         context.progress(f"quantizing all but {len(excluded)} sensitive layers")
@@ -103,9 +105,7 @@ def quantize_graph(
         _set_ranges_(prepared, nodes, intervals)
         return convert(prepared)
 
-    quantized = search_mixed_precision(
-        quantize, layers, depthwise_macs, lambda graph: _predictor(graph, batch), context
-    )
+    quantized = search_mixed_precision(quantize, layers, float_macs, lambda graph: _predictor(graph, batch), context)
     return quantized, int8_share(quantized, rows[0], batch)
 
 
@@ -220,7 +220,7 @@ class _Probe(Interpreter):
     def __init__(self, graph: GraphModule, note: Callable[[Node, Tensor], None] | None = None) -> None:
         super().__init__(graph)
         self.macs: dict[Node, int] = {}
-        self.depthwise: set[Node] = set()
+        self.one_channel: set[Node] = set()
         self._heavy = set(heavy_nodes(graph))
         self._note = note
 
@@ -238,8 +238,8 @@ class _Probe(Interpreter):
             first = _first_operand(n)
             data, weight = self.env[n.args[first]], self.env[n.args[first + 1]]  # type: ignore[index]
             self.macs[n] = result[0].numel() * (weight.numel() // weight.shape[1 if first else 0])
-            if _is_depthwise(n, weight):
-                self.depthwise.add(n)
+            if weight.dim() > 2 and weight.shape[1] == 1:  # of each group
+                self.one_channel.add(n)
             if self._note is not None:
                 self._note(n, data)
         return result
@@ -252,7 +252,7 @@ def _first_operand(node: Node) -> int:
 def _measure_layers(
     graph: GraphModule, rows: Sequence[Arrays], intervals: Mapping[str, tuple[float, float]], batch: int | None
 ) -> tuple[list[Layer], int]:
-    """Return the dense layers with what int8 would do to them, and the multiply-accumulates of the depthwise ones."""
+    """Return the dense layers with what int8 would do to them, and the multiply-accumulates of all others."""
     noise: dict[str, float] = {}
 
     def note(node: Node, data: Tensor) -> None:
@@ -260,15 +260,8 @@ def _measure_layers(
 
     probe = _Probe(graph, note)
     probe.run_quietly(*next(_pieces(rows, batch or len(rows), True)))
-    layers = [Layer(n.name, macs, noise[n.name]) for n, macs in probe.macs.items() if n not in probe.depthwise]
+    layers = [Layer(n.name, macs, noise[n.name]) for n, macs in probe.macs.items() if n not in probe.one_channel]
     return layers, sum(probe.macs.values()) - sum(layer.macs for layer in layers)
-
-
-def _is_depthwise(node: Node, weight: Tensor) -> bool:
-    """Whether each group of a convolution has one input channel."""
-    position = 8 if node.target is _ATEN.convolution.default else 6
-    groups = node.args[position] if len(node.args) > position else 1
-    return bool(weight.dim() > 2 and weight.shape[1] == 1 and groups != 1)
 
 
 def _predictor(graph: GraphModule, batch: int | None) -> Callable[..., Arrays]:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -14,6 +10,7 @@ from torch.fx import GraphModule
 from yolox.errors import MissingDependencyError
 from yolox.inference.backends.base import PrepareContext
 from yolox.inference.convert.quantizers.fx_graph import fold_weights_, quantize_graph
+from yolox.inference.convert.quiet import quiet
 
 
 def quantize_static(model: nn.Module, context: PrepareContext) -> tuple[GraphModule, float]:
@@ -30,7 +27,7 @@ def quantize_static(model: nn.Module, context: PrepareContext) -> tuple[GraphMod
         MissingDependencyError: Without Neural Compressor.
         UsageError: Without calibration data.
     """
-    with _quiet():
+    with quiet():
         try:
             from neural_compressor.torch import quantization
         except ImportError as error:
@@ -49,16 +46,3 @@ def quantize_static(model: nn.Module, context: PrepareContext) -> tuple[GraphMod
             return fold_weights_(quantization.convert(graph))
 
         return quantize_graph(prepare, convert, model, context)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Its log tells each step of each pass, and PT2E warns of its own deprecated parts."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

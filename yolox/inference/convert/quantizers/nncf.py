@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +11,7 @@ from yolox.errors import MissingDependencyError
 from yolox.inference.backends.base import Arrays, PrepareContext
 from yolox.inference.convert.quantizers.mixed_precision import Layer, search_mixed_precision
 from yolox.inference.convert.quantizers.ranges import relative_noise
+from yolox.inference.convert.quiet import quiet
 
 HEAVY = ("Convolution", "GroupConvolution", "MatMul", "ConvolutionBackpropData", "GroupConvolutionBackpropData")
 CALIBRATION_ROWS = 128
@@ -48,7 +46,7 @@ def quantize_openvino(graph: Any, context: PrepareContext, build: Callable[[Any]
     def quantize(excluded: frozenset[str]) -> Any:
         context.progress(f"quantizing on {len(rows)} rows, {len(excluded)} layers in float")
         scope = nncf.IgnoredScope(names=sorted(excluded), types=light, validate=False)
-        with _quiet():
+        with quiet(printing=True):
             return nncf.quantize(
                 graph,
                 dataset,
@@ -92,15 +90,3 @@ def multiply_accumulates(node: Any) -> int:
         return int(np.prod(result) * (data[-2] if node.get_attributes().get("transpose_a") else data[-1]))
     per_value = int(np.prod(weights[2:] if kind.startswith("Group") else weights[1:]))
     return int(np.prod(data if kind.endswith("BackpropData") else result) * per_value)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    logger = logging.getLogger("nncf")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from yolox.errors import MissingDependencyError
 from yolox.inference.backends.base import Arrays, PrepareContext
 from yolox.inference.convert.quantizers.mixed_precision import Layer, search_mixed_precision
 from yolox.inference.convert.quantizers.ranges import RangeFinder, relative_noise
+from yolox.inference.convert.quiet import quiet
 from yolox.kernels.int8.overflow import sums_may_overflow, weight_bounds
 
 CALIBRATION_ROWS = 64
@@ -74,7 +73,7 @@ def quantize_onnx(
     def quantize(excluded: frozenset[str]) -> bytes:
         context.progress(f"quantizing all but {len(excluded)} sensitive layers")
         chosen = [item.node for item in dense if item.node.name not in excluded]
-        with _quiet():
+        with quiet():
             return way(model, chosen, facts.intervals, rows[0], context.work_dir)
 
     layers = [Layer(item.node.name, item.macs, item.noise) for item in dense]
@@ -271,14 +270,3 @@ def _copy(model: Any) -> Any:
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
     return copied
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The quantizers advise on pre-processing through the root logger; the exporter has done it."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

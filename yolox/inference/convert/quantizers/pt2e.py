@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 from torch import nn
@@ -13,6 +10,7 @@ from torch.fx import GraphModule
 from yolox.errors import MissingDependencyError
 from yolox.inference.backends.base import PrepareContext
 from yolox.inference.convert.quantizers.fx_graph import quantize_graph
+from yolox.inference.convert.quiet import quiet
 
 
 def quantize_pt2e(model: nn.Module, context: PrepareContext) -> tuple[GraphModule, float]:
@@ -29,7 +27,7 @@ def quantize_pt2e(model: nn.Module, context: PrepareContext) -> tuple[GraphModul
         MissingDependencyError: Without torchao.
         UsageError: Without calibration data.
     """
-    with _quiet():
+    with quiet():
         try:
             from torchao.quantization.pt2e.observer import MinMaxObserver
             from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
@@ -49,11 +47,3 @@ def quantize_pt2e(model: nn.Module, context: PrepareContext) -> tuple[GraphModul
             return prepared
 
         return quantize_graph(prepare, convert_pt2e, model, context)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """PT2E warns of its own deprecated parts."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
