@@ -32,13 +32,16 @@ def best(folder: Path, key: str) -> float:
 def test_published_weights_learn_the_small_set(
     settings: str, nano_weights: Path, coco_mini: Path, tmp_path: Path
 ) -> None:
-    """From AP 0.33 on its 128 training images to 0.55 and more in 100 epochs."""
+    """From AP 0.33 on its 128 training images to 0.58 and more in 40 epochs, and never below the start on the way."""
     command = ["-n", "yolox_nano", "-expn", "learn", "-c", str(nano_weights), "--data_dir", str(coco_mini), "-b", "8"]
     command += [*settings.split(), "--output_dir", str(tmp_path), "--logger", "none"]
-    recipe = ["max_epoch", "100", "warmup_epochs", "2", "mosaic_prob", "0.2", "random_size", "12,14"]
+    recipe = ["max_epoch", "40", "mosaic_prob", "0.2", "random_size", "12,14"]
     same_images = ["val_ann", "annotations/instances_train2017.json", "val_images", "train2017"]
-    assert train_tool.main([*command, *recipe, "basic_lr_per_img", "0.0006", "eval_interval", "20", *same_images]) == 0
-    assert best(tmp_path / "learn", "val/AP") >= 0.55
+    assert train_tool.main([*command, *recipe, "basic_lr_per_img", "0.00005", "eval_interval", "4", *same_images]) == 0
+    with (tmp_path / "learn" / "results.csv").open() as file:
+        ap = [float(row["val/AP"]) for row in csv.DictReader(file) if row.get("val/AP")]
+    assert min(ap) >= ap[0] - 0.02
+    assert ap[-1] >= 0.58
 
 
 @pytest.mark.realdata

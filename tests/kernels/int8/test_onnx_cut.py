@@ -87,8 +87,8 @@ def test_the_optimizer_gives_a_row_that_is_saved_and_loaded(tmp_path: Path) -> N
     sample = torch.from_numpy(images())
     loader = [(sample, torch.zeros(len(sample)))]
     optimizer = InferenceOptimizer()
-    optimizer.optimize(module, training_data=loader, includes=["native_int8"], latency_sample_num=5)
-    row = optimizer.report.results["native_int8"]
+    optimizer.optimize(module, training_data=loader, accelerator="native", precision="int8", latency_sample_num=5)
+    row = optimizer.report["native_int8"]
     assert row.status == "successful", row
     assert row.int8_share is not None
     assert row.int8_share > 0.99

@@ -13,7 +13,8 @@ struct Channels {
   __m256i factor[2], zero[2];
 
   // For the 16 channels from c on.
-  void take_ordered(const ActivationTable& table, long c) {
+  void take_ordered(const Step& s, long c) {
+    const ActivationTable& table = *s.activation_table;
     for (int q = 0; q < 4; ++q) {
       multiplier[q] = halves(table.multiplier + c + q % 2 * 4, 8);
       offset[q] = halves(table.offset + c + q % 2 * 4, 8);
@@ -22,7 +23,8 @@ struct Channels {
   }
 
   // For P pixels with 32 / P channels each, the first being channel c.
-  template <int P> void take_unpacked(const ActivationTable& table, long c) {
+  template <int P> void take_unpacked(const Step& s, long c) {
+    const ActivationTable& table = *s.activation_table;
     const long other = P == 1 ? 16 : 0;
     for (int q = 0; q < 4; ++q) {
       multiplier[q] = halves(table.multiplier + c + 4 * q, other);
@@ -45,7 +47,8 @@ struct Cubics {
   __m256i coefficient[4], limit;
   __m128i widen, shift;
 
-  void take(const ActivationTable& table) {
+  void take(const Step& s) {
+    const ActivationTable& table = *s.activation_table;
     for (int i = 0; i < 4; ++i)
       coefficient[i] = _mm256_broadcastsi128_si256(rotated(_mm_loadu_si128((const __m128i*)table.cubic[i])));
     limit = _mm256_set1_epi16(int16_t((64 << table.bits) - 1));
@@ -92,6 +95,39 @@ struct Cubics {
     __m256i y[2 * N];
     words<2 * N>(sum, ch, y);
     unrolled<N>([&](auto n) INLINE { to[n] = _mm256_packus_epi16(y[2 * n], y[2 * n + 1]); });
+  }
+};
+
+// In place of `Channels` and `Cubics` where bytes are rounded from a factor times the sum plus an offset.
+struct LinearChannels {
+  __m256 multiplier[4], offset[4];
+
+  void take_ordered(const Step& s, long c) {
+    for (int q = 0; q < 4; ++q) {
+      multiplier[q] = Channels::halves(s.multiplier + c + q % 2 * 4, 8);
+      offset[q] = Channels::halves(s.offset + c + q % 2 * 4, 8);
+    }
+  }
+
+  template <int P> void take_unpacked(const Step& s, long c) {
+    for (int q = 0; q < 4; ++q) {
+      multiplier[q] = Channels::halves(s.multiplier + c + 4 * q, P == 1 ? 16 : 0);
+      offset[q] = Channels::halves(s.offset + c + 4 * q, P == 1 ? 16 : 0);
+    }
+  }
+};
+
+struct Linear {
+  void take(const Step&) {}
+
+  template <int N> INLINE void bytes(const __m256i* sum, const LinearChannels& ch, __m256i* to) const {
+    auto rounded = [&](int i) INLINE {
+      return _mm256_cvtps_epi32(_mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[i]), ch.multiplier[i % 4], ch.offset[i % 4]));
+    };
+    unrolled<N>([&](auto n) INLINE {
+      to[n] = _mm256_packus_epi16(_mm256_packs_epi32(rounded(4 * n), rounded(4 * n + 1)),
+                                  _mm256_packs_epi32(rounded(4 * n + 2), rounded(4 * n + 3)));
+    });
   }
 };
 

@@ -86,6 +86,13 @@ static inline void tile_of(int m, const Step& s, const Image& image, const Finis
   }
 }
 
+// Whether the pixels of a row follow those of the row before in memory, and each is computed from one: fewer tiles remain
+// that are not full, which counts where rows are short.
+static bool is_one_row(const Step& s) {
+  const bool pointwise = s.height == 1 && s.width == 1 && s.stride == 1 && s.in.width == s.out.width;
+  return pointwise && s.in.row == s.out.width * s.in.pixel && (s.to_matrix || s.out.row == s.out.width * s.out.pixel);
+}
+
 // N vectors of channels of some rows.
 template <int N, class Finish> static void block(const Step& s, const Image& image, Range rows, long c) {
   constexpr long P = 4 / N, most = 6 * P;
@@ -93,7 +100,9 @@ template <int N, class Finish> static void block(const Step& s, const Image& ima
   finished.template take_ordered<N>(s, c);
   asm volatile("" ::"r"(&finished) : "memory");
   const uint8_t* in = first_window(s, image);
-  const long in_pixel = s.stride * s.in.pixel, width = s.out.width;
+  const long in_pixel = s.stride * s.in.pixel;
+  long width = s.out.width;
+  if (is_one_row(s)) width *= rows.last - rows.first, rows.last = rows.first + 1;
   for (long y = rows.first; y < rows.last; ++y)
     for (long x = 0, left = (width + most - 1) / most; x < width; --left) {
       long m = ((width - x + left - 1) / left + P - 1) / P * P;  // tiles of about the same size

@@ -8,11 +8,19 @@ namespace {
 
 // 16 channels of the output: what is multiplied, in order. `at` are the bytes from the window's first to the four that
 // `weight` is for.
-struct Block {
+template <class Ch> struct Block {
   const int8_t* weight;
   const int32_t* at;
   long count, c;
-  Channels channels;
+  Ch channels;
+};
+
+// In place of the tables where sums are finished 16 after another.
+struct NoChannels {
+  void take_ordered(const Step&, long) {}
+};
+struct OneByOne {
+  void take(const Step&) {}
 };
 
 // Where a tile reads and writes.
@@ -38,8 +46,8 @@ INLINE inline __m256i plus_products(__m256i sum, __m256i bytes, __m256i weights)
 }
 
 // M pixels by 16 channels.
-template <int M, bool TABLE>
-static inline void tile(const Step& s, const Image& image, const Cubics& cubics, const Block& b, const Tile& t) {
+template <int M, class Tables, class Ch>
+static inline void tile(const Step& s, const Image& image, const Tables& tables, const Block<Ch>& b, const Tile& t) {
   const long in_pixel = s.stride * s.in.pixel;
   const int8_t* weight = b.weight;
   __m256i sum[2 * M];
@@ -54,15 +62,15 @@ static inline void tile(const Step& s, const Image& image, const Cubics& cubics,
       unrolled<2>([&](auto n) INLINE { sum[2 * m + n] = plus_products(sum[2 * m + n], bytes, w[n]); });
     });
   }
-  // From here on the sums are other values to the compiler, and `cubics` is not yet in registers.
+  // From here on the sums are other values to the compiler, and `tables` is not yet in registers.
   unrolled<2 * M>([&](auto i) INLINE {
     __m256i one = sum[i];
     asm volatile("" : "+x"(one)::"memory");
     sum[i] = one;
   });
-  if constexpr (TABLE) {
+  if constexpr (!std::is_same<Tables, OneByOne>::value) {
     __m256i bytes[M / 2];
-    cubics.bytes<M / 2>(sum, b.channels, bytes);
+    tables.template bytes<M / 2>(sum, b.channels, bytes);
     unrolled<M / 2>([&](auto i) INLINE {
       __m256i ordered = _mm256_permute4x64_epi64(bytes[i], 0xd8);
       if (2 * i < t.pixels)
@@ -76,28 +84,29 @@ static inline void tile(const Step& s, const Image& image, const Cubics& cubics,
 }
 
 // All channels of row after row: the row that is read stays in the nearest cache.
-template <bool TABLE> static void rows_of(const Step& s, const Image& image, Range rows) {
-  Cubics cubics;
-  if (TABLE) cubics.take(*s.activation_table);
+template <class Tables, class Ch> static void rows_of(const Step& s, const Image& image, Range rows) {
+  Tables tables;
+  tables.take(s);
   const long blocks = (s.out.channels + V - 1) / V, in_pixel = s.stride * s.in.pixel;
   const int32_t *first = s.order, *at = s.order + blocks + 1;
   for (long y = rows.first; y < rows.last; ++y) {
     const uint8_t* in = image.arena + s.in.at + (y * s.stride - s.above) * s.in.row - s.before * s.in.pixel;
     uint8_t* out = image.out + s.out.at + y * s.out.row;
     for (long i = 0; i < blocks; ++i) {
-      Block b{s.weight + first[i] * 64, at + first[i], first[i + 1] - first[i], i * V, {}};
-      if (TABLE) b.channels.take_ordered(*s.activation_table, b.c);
+      Block<Ch> b{s.weight + first[i] * 64, at + first[i], first[i + 1] - first[i], i * V, {}};
+      b.channels.take_ordered(s, b.c);
       for (long x = 0; x < s.out.width; x += 4) {
         Tile t{in + x * in_pixel, out + x * s.out.pixel + b.c, s.out.width - x, y, x};
-        if (t.pixels > 2) tile<4, TABLE>(s, image, cubics, b, t);
-        else tile<2, TABLE>(s, image, cubics, b, t);
+        if (t.pixels > 2) tile<4>(s, image, tables, b, t);
+        else tile<2>(s, image, tables, b, t);
       }
     }
   }
 }
 
 void dense(const Step& s, const Image& image, Range rows) {
-  s.activation_table ? rows_of<true>(s, image, rows) : rows_of<false>(s, image, rows);
+  if (s.linear) return rows_of<Linear, LinearChannels>(s, image, rows);
+  s.activation_table ? rows_of<Cubics, Channels>(s, image, rows) : rows_of<OneByOne, NoChannels>(s, image, rows);
 }
 
 }  // namespace native

@@ -13,35 +13,35 @@ template <int P> INLINE inline __m256i pixels_at(const uint8_t* p, long pixel) {
 
 namespace {
 
-// 3x3. Of the nine products of a window two are added at a time, the last one to none. Bytes become 16 bits before, so
+// S by S. Of the products of a window two are added at a time, the last one to none. Bytes become 16 bits before, so
 // that there is no overflow, whatever the weights.
-template <int P> struct Kernel {
-  static constexpr int PAIRS = 5;
+template <int P, int S, class Ch> struct Kernel {
+  static constexpr int TAPS = S * S, PAIRS = (TAPS + 1) / 2;
 
-  Channels channels;
+  Ch channels;
   __m256i weight[PAIRS][4];
 
   Kernel(const Step& s, long c) {
-    channels.take_unpacked<P>(*s.activation_table, c);
+    channels.template take_unpacked<P>(s, c);
     long all = (s.in.channels + V - 1) / V * V;
     int16_t* to = (int16_t*)weight;
     for (long pair = 0; pair < PAIRS; ++pair)
       for (long q = 0; q < 4; ++q)
         for (long i = 0; i < 16; ++i) {
           long tap = 2 * pair + i % 2, from = c + (i / 8 * 16 + q * 4 + i % 8 / 2) % (32 / P);
-          *to++ = tap < 9 && from < all ? s.weight[tap * all + from] : 0;
+          *to++ = tap < TAPS && from < all ? s.weight[tap * all + from] : 0;
         }
   }
 
   INLINE void sums(const uint8_t* in, long row, long to_column, long to_pixel, __m256i* sum) const {
     const __m256i none = _mm256_setzero_si256();
-    auto tap = [&](int i) INLINE { return pixels_at<P>(in + i / 3 * row + i % 3 * to_column, to_pixel); };
+    auto tap = [&](int i) INLINE { return pixels_at<P>(in + i / S * row + i % S * to_column, to_pixel); };
     auto plus = [&](int q, __m256i two, __m256i w) INLINE {
       sum[q] = _mm256_add_epi32(sum[q], _mm256_madd_epi16(two, w));
     };
     sum[0] = sum[1] = sum[2] = sum[3] = none;
     unrolled<PAIRS>([&](auto p) INLINE {
-      __m256i a = tap(2 * p), b = 2 * p + 1 < 9 ? tap(2 * p + 1) : none;
+      __m256i a = tap(2 * p), b = 2 * p + 1 < TAPS ? tap(2 * p + 1) : none;
       __m256i low = _mm256_unpacklo_epi8(a, b), high = _mm256_unpackhi_epi8(a, b);
       plus(0, _mm256_unpacklo_epi8(low, none), weight[p][0]);
       plus(1, _mm256_unpackhi_epi8(low, none), weight[p][1]);
@@ -53,8 +53,9 @@ template <int P> struct Kernel {
 
 }  // namespace
 
-template <int P> static void block(const Step& s, const Image& image, const Cubics& cubics, Range rows, long c) {
-  const Kernel<P> kernel(s, c);
+template <int P, int S, class Tables, class Ch>
+static void block(const Step& s, const Image& image, const Tables& tables, Range rows, long c) {
+  const Kernel<P, S, Ch> kernel(s, c);
   const uint8_t* in = first_window(s, image) + c;
   const long to_pixel = s.stride * s.in.pixel;
   for (long y = rows.first; y < rows.last; ++y) {
@@ -65,23 +66,30 @@ template <int P> static void block(const Step& s, const Image& image, const Cubi
       unrolled<2>([&](auto i) INLINE {
         kernel.sums(from + (x + i * P) * to_pixel, s.dilation * s.in.row, s.dilation * s.in.pixel, to_pixel, sum + 4 * i);
       });
-      cubics.bytes<2>(sum, kernel.channels, bytes);
+      tables.template bytes<2>(sum, kernel.channels, bytes);
       for (long i = 0; i < 2 && x + i * P < s.out.width; ++i)
         put_pixels<P>(to + (x + i * P) * s.out.pixel, s.out.pixel, bytes[i], s.out.room - c, s.out.width - x - i * P);
     }
   }
 }
 
-void depthwise(const Step& s, const Image& image, Range rows) {
+template <int S, class Tables, class Ch> static void blocks(const Step& s, const Image& image, Range rows) {
+  Tables tables;
+  tables.take(s);
   long c = 0;
-  if (s.activation_table && s.height == 3 && s.width == 3) {
-    Cubics cubics;
-    cubics.take(*s.activation_table);
-    for (; s.out.channels - c > 16; c += 32) block<1>(s, image, cubics, rows, c);
-    if (c < s.out.channels) block<2>(s, image, cubics, rows, c);
-    return;
-  }
-  for (; c < s.out.channels; c += V) depthwise_plainly(s, image, rows, c);
+  for (; s.out.channels - c > 16; c += 32) block<1, S, Tables, Ch>(s, image, tables, rows, c);
+  if (c < s.out.channels) block<2, S, Tables, Ch>(s, image, tables, rows, c);
+}
+
+template <int S> static bool quickly(const Step& s, const Image& image, Range rows) {
+  if (s.height != S || s.width != S || !(s.linear || s.activation_table)) return false;
+  s.linear ? blocks<S, Linear, LinearChannels>(s, image, rows) : blocks<S, Cubics, Channels>(s, image, rows);
+  return true;
+}
+
+void depthwise(const Step& s, const Image& image, Range rows) {
+  if (quickly<3>(s, image, rows) || quickly<5>(s, image, rows) || quickly<1>(s, image, rows)) return;
+  for (long c = 0; c < s.out.channels; c += V) depthwise_plainly(s, image, rows, c);
 }
 
 }  // namespace native
