@@ -23,6 +23,20 @@ class SmallClassifier(nn.Module):
         return self.head(self.features(x).mean((2, 3)))
 
 
+class SmallRows(nn.Module):
+    """A convolution of each kind, SiLU, one output of rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.SiLU())
+        self.body = nn.Sequential(nn.Conv2d(16, 16, 3, 1, 1, groups=16), nn.SiLU(), nn.Conv2d(16, 16, 1), nn.SiLU())
+        self.out = nn.Conv2d(16, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.out(x + self.body(x)).flatten(2).transpose(1, 2)
+
+
 class Treacherous(SmallClassifier):
     """Crashes when traced in fp32, and answers with another shape when traced in bf16."""
 

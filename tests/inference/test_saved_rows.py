@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from small_models import SmallRows
+from torch import nn
 
 from yolox.cpu.ipex_location import locate_ipex
 from yolox.errors import YoloxError
@@ -36,23 +37,9 @@ OTHERS = [method.name for method in METHODS if method.name not in {*IPEX, *COMPI
 SAMPLE = np.random.default_rng(0).random((4, 3, 32, 32), np.float32)
 
 
-class Small(nn.Module):
-    """A convolution of each kind, SiLU, one output of rows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.SiLU())
-        self.body = nn.Sequential(nn.Conv2d(16, 16, 3, 1, 1, groups=16), nn.SiLU(), nn.Conv2d(16, 16, 1), nn.SiLU())
-        self.out = nn.Conv2d(16, 8, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        return self.out(x + self.body(x)).flatten(2).transpose(1, 2)
-
-
 def small(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    module = Small().train()
+    module = SmallRows().train()
     module(torch.from_numpy(SAMPLE))
     return module.eval()
 
