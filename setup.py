@@ -103,7 +103,7 @@ setup(
         "pytorch-lightning>=2.6.6,<2.7",
         "numpy>=1.26",
         "opencv-python-headless>=4.10",
-        "faster-coco-eval>=1.7",
+        "faster-coco-eval>=1.8",
         "tensorboard>=2.17",
         "cloudpickle>=3",
         "matplotlib>=3.8",
