@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from networks import NETWORKS, build, images, prepare, signal_to_noise
+from int8_networks import NETWORKS, build, images, prepare, signal_to_noise
 from reference import interpret
 
 from yolox.inference.convert.flat import FlatModule

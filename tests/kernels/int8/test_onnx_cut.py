@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from networks import NETWORKS, images, prepare, signal_to_noise
+from int8_networks import NETWORKS, images, prepare, signal_to_noise
 from torch import Tensor, nn
 
 from yolox.errors import ModelFileError, YoloxError
