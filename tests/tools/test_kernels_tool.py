@@ -25,7 +25,7 @@ def test_the_table_says_what_computes_each_layer(capsys: pytest.CaptureFixture[s
     ("words", "part"),
     [
         ([], "no network named"),
-        (["-n", "yolox_nano", "--precision", "64"], "there are no kernels for it"),
+        (["-n", "yolox_nano", "--precision", "64"], "precision is '64'; expected 32 or bf16"),
         (["-n", "yolox_nano", "--tsize", "50"], "multiple of 32"),
     ],
 )

@@ -334,7 +334,7 @@ def test_recipe_of_a_fine_tuning_is_chosen_and_printed(
     assert train_tool.main([*command, "--seed", "1"]) == 0
     said = capsys.readouterr().out
     assert "recipe for a fine-tuning of known classes, 2 epochs of 2 steps" in said
-    assert "  basic_lr_per_img 9.77e-06: 0.062 of the official rate" in said
+    assert "  basic_lr_per_img 3.05e-06: 0.02 of the official rate" in said
     assert "  ema_decay" not in said
     recipe = load_model(tmp_path / "yolox_nano" / "latest_ckpt.pth").experiment.recipe
     assert (recipe.ema_decay, recipe.no_aug_epochs, recipe.scheduler) == (0.5, 2, "warmcos")
