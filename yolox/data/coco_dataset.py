@@ -34,6 +34,7 @@ class CocoDataset:
         labels: ``[M]`` int32 class indices.
         crowd: ``[M]`` bool; such regions are left out of training and ignored by the evaluation.
         findings: What was repaired, left out or looks wrong.
+        own_categories: ``(id, name)`` of the label file, where ``categories`` are those of a model or another split.
     """
 
     source: str
@@ -49,6 +50,7 @@ class CocoDataset:
     labels: NDArray[np.int32]
     crowd: NDArray[np.bool_]
     findings: tuple[Finding, ...] = ()
+    own_categories: Categories = ()
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -59,9 +61,14 @@ class CocoDataset:
         return tuple(name for _, name in self.categories)
 
     @property
-    def category_ids(self) -> tuple[int, ...]:
-        """Category ids in the order of the class indices."""
-        return tuple(number for number, _ in self.categories)
+    def category_ids(self) -> tuple[int | None, ...]:
+        """The ids that the label file gives the classes, in the order of their indices; None for one it lacks."""
+        own = {name: number for number, name in self.own_categories or self.categories}
+        return tuple(own.get(name) for name in self.class_names)
+
+    def owners(self) -> NDArray[np.int64]:
+        """Return ``[M]``, the index of the image that each object is in."""
+        return np.repeat(np.arange(len(self)), np.diff(self.object_ends))
 
     @property
     def nbytes(self) -> int:
@@ -121,7 +128,7 @@ class CocoDataset:
             {"id": int(number), "file_name": self.file_name(i), "height": int(height), "width": int(width)}
             for i, (number, (height, width)) in enumerate(zip(self.image_ids, self.sizes, strict=True))
         ]
-        owners = np.repeat(self.image_ids, np.diff(self.object_ends))
+        owners = self.image_ids[self.owners()]
         columns = zip(owners, self.labels, self.boxes_xywh, self.areas, self.crowd, strict=True)
         annotations = [
             # ids count from 1: COCO's evaluation reads a match with id 0 as no match

@@ -91,7 +91,7 @@ def _tiny_boxes(split: str, data: CocoDataset) -> list[Finding]:
     tiny = (data.boxes_xywh[:, 2:].min(axis=1, initial=np.inf) < _TINY) & ~data.crowd
     if not tiny.any():
         return []
-    owners = np.repeat(np.arange(len(data)), np.diff(data.object_ends))[tiny]
+    owners = data.owners()[tiny]
     text = f"{split}: {int(tiny.sum())} of {len(tiny)} boxes are less than {_TINY:g} pixels wide or high"
     shown = examples([data.file_name(i) for i in dict.fromkeys(owners.tolist())])
     return [Finding("note", "tiny-boxes", text, int(tiny.sum()), shown)]

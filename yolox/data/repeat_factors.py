@@ -54,7 +54,7 @@ def class_repeats(dataset: CocoDataset, threshold: float) -> NDArray[np.float64]
 
     Classes without any object have 1.
     """
-    owners = np.repeat(np.arange(len(dataset)), np.diff(dataset.object_ends))[~dataset.crowd]
+    owners = dataset.owners()[~dataset.crowd]
     pairs = np.unique(np.stack([owners, dataset.labels[~dataset.crowd]]), axis=1)
     frequency = np.bincount(pairs[1], minlength=len(dataset.categories)) / max(1, len(dataset))
     with np.errstate(divide="ignore"):
@@ -65,7 +65,7 @@ def class_repeats(dataset: CocoDataset, threshold: float) -> NDArray[np.float64]
 def repeat_factors(dataset: CocoDataset, threshold: float) -> NDArray[np.float64]:
     """Return ``[N]``, how often a pass draws each image: the largest factor of the classes in it, 1 without objects."""
     factors = np.ones(len(dataset))
-    owners = np.repeat(np.arange(len(dataset)), np.diff(dataset.object_ends))[~dataset.crowd]
+    owners = dataset.owners()[~dataset.crowd]
     np.maximum.at(factors, owners, class_repeats(dataset, threshold)[dataset.labels[~dataset.crowd]])
     return factors
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from yolox.config import DataConfig, Experiment
+from yolox.config import Experiment
 from yolox.errors import DataError, ModelFileError, UsageError
 from yolox.precision_names import eval_precision
 from yolox.tables import shortened
@@ -149,8 +149,8 @@ def _write(
     from yolox.tools.eval_report import draw_report
 
     if args.detections is not None:
-        ids = _ids_in_file(data, subject.experiment.data)
-        rows = [row for row in coco_results(result.detections, ids) if row["category_id"] is not None]
+        found = coco_results(result.detections, data.category_ids)
+        rows = [row for row in found if row["category_id"] is not None]
         write_text(Path(args.detections), json.dumps(rows))
         print(f"written: {args.detections}")
     if args.report is not None:
@@ -158,15 +158,6 @@ def _write(
     if args.json is not None:
         facts = {**result.as_json(), "settings": _settings(subject.experiment, args), "machine": machine_facts()}
         write_json(facts, args.json, machines)
-
-
-def _ids_in_file(data: CocoDataset, config: DataConfig) -> list[int | None]:
-    """Return the id that the label file gives each class of the model; None for a class that it does not have."""
-    from yolox.data.datamodule import find_dataset
-    from yolox.data.dataset_paths import load_split
-
-    own = {name: number for number, name in load_split(find_dataset(config)[0].require("val")).categories}
-    return [own.get(name) for name in data.class_names]
 
 
 def load_subject(args: argparse.Namespace) -> Subject:

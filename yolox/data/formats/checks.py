@@ -59,6 +59,7 @@ def check_split(found: SplitDescription, categories: Categories | None = None) -
         labels=found.labels[order].astype(np.int32),
         crowd=found.crowd[order],
         findings=tuple(found.findings),
+        own_categories=found.categories,
     )
 
 
