@@ -101,6 +101,8 @@ class _Whole:
         self._makers = {output: name for name, node in self.nodes.items() for output in node.output if output}
         self.needed = self._ancestors(self.results, sizes=False)
         self._order = [name for name in self.nodes if name in self.needed]
+        shapes = self._shapes()
+        self._products = {name: _multiply_accumulates(self.nodes[name], shapes) for name in self.needed}
 
     def _reads(self, name: str, *, sizes: bool = True) -> list[str]:
         """Return the operators that an operator reads, those of mere sizes included or not."""
@@ -177,15 +179,11 @@ class _Whole:
 
     def share(self, names: set[str]) -> float:
         """Return the part of all multiply-accumulates that some operators do."""
-        everything = self._products(self.needed)
-        return self._products(names) / everything if everything else 0.0
+        everything = sum(self._products.values())
+        return sum(self._products[name] for name in names) / everything if everything else 0.0
 
-    def _products(self, names: Iterable[str]) -> int:
-        return sum(_multiply_accumulates(self.nodes[name], self._shape) for name in names)
-
-    @property
-    def _shape(self) -> Mapping[str, Sequence[int]]:
-        """Sizes of all values, 1 for free ones such as the batch."""
+    def _shapes(self) -> Mapping[str, Sequence[int]]:
+        """Return the sizes of all values, 1 for free ones such as the batch."""
         shapes = {name: tuple(one.dims) for name, one in self._constants.items()}
         for name, value in self._values.items():
             shapes[name] = tuple(max(dim.dim_value, 1) for dim in value.type.tensor_type.shape.dim)
