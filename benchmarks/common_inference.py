@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.protocol import MakePart, Part, Row, run_benchmark
+from benchmarks.protocol import MakePart, Part, Row, run_benchmark, summary
+from yolox.inference.search.latency import interleave
 
 ABOUT = "ResNet-50 and MobileNetV2 with random weights, 224 pixels: ours against the int8 of other engines, by turns."
 METHODS = ("native_int8", "openvino_int8", "onnxruntime_fp32")
@@ -91,9 +92,8 @@ def _rows(
     rounds, seconds, threads = settings
     chosen = {method: _fastest(runner, sample, threads) for method, runner in runners.items()}
     found: dict[str, list[float]] = {method: [] for method in runners}
-    for turn in range(rounds):
-        for method in list(runners)[:: -1 if turn % 2 else 1]:
-            found[method] += _latencies(chosen[method], sample, seconds)
+    for _, method in interleave(list(runners), rounds):
+        found[method] += _latencies(chosen[method], sample, seconds)
     ours = _statistics(found["native_int8"], len(sample))
     rows: list[Row] = []
     for method, samples in found.items():
@@ -151,8 +151,8 @@ def _signal_to_noise(run: Callable[..., Any], network: Any, sample: np.ndarray[A
 
 
 def _statistics(samples: list[float], batch: int) -> dict[str, float]:
-    median, low, high = (float(np.percentile(samples, share)) for share in (50, 10, 90))
-    return {"ms": median, "p10": low, "p90": high, "rate": 1e3 * batch / median}
+    found = summary(samples)
+    return {"ms": found["median"], "p10": found["p10"], "p90": found["p90"], "rate": 1e3 * batch / found["median"]}
 
 
 if __name__ == "__main__":

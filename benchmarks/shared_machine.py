@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -93,21 +93,26 @@ def save_program(folder: Path, size: int) -> None:
     get_backend("native").prepare(module, get_method("native_int8"), context).save(folder)
 
 
-def _serve(folder: Path, threads: int) -> int:
-    """Answer each number of seconds on the standard input with the milliseconds of so many runs."""
+def open_program(folder: Path, threads: int) -> Callable[[], object]:
+    """Return what runs a saved 8-bit program on one image of noise."""
     from yolox.kernels.int8.executable import Executable
     from yolox.kernels.int8.storage import load_program
 
     program = load_program(folder)
-    executable = Executable(program)
     images = tuple(np.random.default_rng(0).integers(0, 256, (1, *size), np.uint8) for size in program.inputs)
+    return partial(Executable(program).run, images, 1, threads)
+
+
+def _serve(folder: Path, threads: int) -> int:
+    """Answer each number of seconds on the standard input with the milliseconds of so many runs."""
+    run = open_program(folder, threads)
     for _ in range(20):
-        executable.run(images, 1, threads)
+        run()
     for line in sys.stdin:
         end, found = time.perf_counter() + float(line), []
         while time.perf_counter() < end:
             start = time.perf_counter()
-            executable.run(images, 1, threads)
+            run()
             found.append(1e3 * (time.perf_counter() - start))
         print(json.dumps(found), flush=True)
     return 0

@@ -11,10 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.protocol import ROOT, Part, Row, native_precisions, run_benchmark, summary
-from benchmarks.shared_machine import save_program
+from benchmarks.shared_machine import open_program, save_program
 from benchmarks.side_process import CommandLine, Side, measure_sides, timed_steps
 
 ABOUT = "The wheel in an environment of its own against this checkout, which compiled its kernels, by turns."
@@ -39,15 +37,11 @@ def native(settings: dict[str, Any], channel: CommandLine) -> None:
     """Run a saved 8-bit program on one image, again and again, with all threads."""
     from yolox.cpu.allocator import keep_freed_memory
     from yolox.cpu.machine import read_machine
-    from yolox.kernels.int8.executable import Executable
-    from yolox.kernels.int8.storage import load_program
 
     keep_freed_memory()
-    program = load_program(Path(settings["folder"]))
-    executable = Executable(program)
-    images = tuple(np.random.default_rng(0).integers(0, 256, (1, *size), np.uint8) for size in program.inputs)
+    run = open_program(Path(settings["folder"]), read_machine().num_threads)
     for _ in timed_steps(channel):
-        executable.run(images, 1, read_machine().num_threads)
+        run()
 
 
 def _training(python: str, quick: bool) -> Part:
