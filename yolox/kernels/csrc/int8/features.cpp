@@ -35,45 +35,46 @@ inline Range inside(long i, long stride, long before, long size, long length) {
   return {std::max(first, 0L), std::min(first + size, length)};
 }
 
-void pool(const Step& s, const Image& image, Range rows) {
+// Calls work(from, to, down, across) for each output pixel: the part of its window that is inside begins at `from` and has
+// `down` rows of `across` pixels; the output pixel begins at `to`.
+template <class F> INLINE inline void each_window(const Step& s, const Image& image, Range rows, F work) {
   const Feature &in = s.in, &out = s.out;
   for (long y = rows.first; y < rows.last; ++y) {
     const Range down = inside(y, s.stride, s.above, s.height, in.height);
     for (long x = 0; x < out.width; ++x) {
       const Range across = inside(x, s.stride, s.before, s.width, in.width);
-      const uint8_t* from = image.arena + in.at + down.first * in.row + across.first * in.pixel;
-      uint8_t* to = image.out + out.at + y * out.row + x * out.pixel;
-      for (long c = 0; c < in.channels; c += V) {
-        vb best = {};
-        for (long k = 0; k < down.last - down.first; ++k)
-          for (long i = 0; i < across.last - across.first; ++i)
-            best = larger(best, bytes_at(from + k * in.row + i * in.pixel + c));
-        put(to + c, best, out.room - c);
-      }
+      work(image.arena + in.at + down.first * in.row + across.first * in.pixel,
+           image.out + out.at + y * out.row + x * out.pixel, down.last - down.first, across.last - across.first);
     }
   }
 }
 
+void pool(const Step& s, const Image& image, Range rows) {
+  const Feature& in = s.in;
+  each_window(s, image, rows, [&](const uint8_t* from, uint8_t* to, long down, long across) INLINE {
+    for (long c = 0; c < in.channels; c += V) {
+      vb best = {};
+      for (long k = 0; k < down; ++k)
+        for (long i = 0; i < across; ++i) best = larger(best, bytes_at(from + k * in.row + i * in.pixel + c));
+      put(to + c, best, s.out.room - c);
+    }
+  });
+}
+
 // What the bytes outside would add is nothing: their real value is zero, and the zeros of those inside are taken out.
 void average(const Step& s, const Image& image, Range rows) {
-  const Feature &in = s.in, &out = s.out;
-  for (long y = rows.first; y < rows.last; ++y) {
-    const Range down = inside(y, s.stride, s.above, s.height, in.height);
-    for (long x = 0; x < out.width; ++x) {
-      const Range across = inside(x, s.stride, s.before, s.width, in.width);
-      const uint8_t* from = image.arena + in.at + down.first * in.row + across.first * in.pixel;
-      uint8_t* to = image.out + out.at + y * out.row + x * out.pixel;
-      const long pixels = (down.last - down.first) * (across.last - across.first);
-      const float share = 1.0f / float(s.choice ? s.height * s.width : pixels), count = float(pixels);
-      for (long c = 0; c < in.channels; c += V) {
-        vi sum = {};
-        for (long k = 0; k < down.last - down.first; ++k)
-          for (long i = 0; i < across.last - across.first; ++i) sum += widened(from + k * in.row + i * in.pixel + c);
-        vf mean = (floats(sum) - load(s.other_multiplier + c) * count) * share;
-        put(to + c, rounded(mean * load(s.multiplier + c) + load(s.offset + c)), out.room - c);
-      }
+  const Feature& in = s.in;
+  each_window(s, image, rows, [&](const uint8_t* from, uint8_t* to, long down, long across) INLINE {
+    const long pixels = down * across;
+    const float share = 1.0f / float(s.choice ? s.height * s.width : pixels), count = float(pixels);
+    for (long c = 0; c < in.channels; c += V) {
+      vi sum = {};
+      for (long k = 0; k < down; ++k)
+        for (long i = 0; i < across; ++i) sum += widened(from + k * in.row + i * in.pixel + c);
+      vf mean = (floats(sum) - load(s.other_multiplier + c) * count) * share;
+      put(to + c, rounded(mean * load(s.multiplier + c) + load(s.offset + c)), s.out.room - c);
     }
-  }
+  });
 }
 
 void upsample(const Step& s, const Image& image, Range rows) {
