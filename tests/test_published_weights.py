@@ -13,9 +13,10 @@ import pytest
 
 from yolox import downloads
 from yolox.checkpoint import load_model, save_checkpoint
-from yolox.downloads import DownloadError, download, sha256_of
+from yolox.downloads import DownloadError, download
 from yolox.errors import DataError, ModelFileError, UsageError, YoloxError
 from yolox.experiments import get_experiment
+from yolox.files import sha256_of
 from yolox.models.detector import build_detector
 from yolox.published_weights import PUBLISHED, find_checkpoint, weights_folder
 

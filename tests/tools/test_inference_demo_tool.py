@@ -20,8 +20,8 @@ from yolox.experiments import get_experiment
 from yolox.inference.methods import get_method
 from yolox.inference.optimizer import InferenceOptimizer
 from yolox.inference.search.latency import Latency
+from yolox.inference.search.protocol import Status
 from yolox.inference.search.results import MethodResult, OptimizationReport
-from yolox.inference.search.stages import Status
 from yolox.models.decoding import DecodedDetector
 from yolox.models.detector import build_detector
 from yolox.structures import Size

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from yolox.errors import YoloxError
 from yolox.experiments import get_experiment
-from yolox.inference.convert.flat import FlatModule
+from yolox.inference.backends.torch_runner import FlatModule
 from yolox.inference.convert.onnx_export import export_onnx
 from yolox.kernels.int8.convert import with_early_sigmoids
 from yolox.kernels.int8.float_ir import Network

@@ -10,7 +10,7 @@ import copy
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from yolox.cpu.ipex_location import INSTALL, locate_ipex
-from yolox.errors import MissingDependencyError, ModelFileError, YoloxError
+from yolox.errors import MissingDependencyError, YoloxError
 from yolox.inference.artifacts.manifest import Manifest
 from yolox.inference.backends.base import Method, PrepareContext, Runner, Settings
-from yolox.inference.backends.torch_runner import TorchRunner, to_layout, torch_sample
+from yolox.inference.backends.torch_runner import Call, TorchRunner, flat_call, torch_sample
+from yolox.inference.backends.torchscript import freeze_script, load_script, save_script, trace_module
 from yolox.inference.convert.folding import fold_normalisations
 from yolox.precision_names import Precision
-
-SCRIPT = "model.torchscript"
-Call = Callable[..., tuple[Tensor, ...]]
 
 
 def interpreter() -> str:
@@ -75,15 +73,15 @@ class IpexBackend:
         def script(channels_last: bool) -> Any:
             if channels_last not in scripts:
                 context.progress(f"tracing{' channels_last' if channels_last else ''}")
-                scripts[channels_last] = _trace(optimized, context, half, channels_last)
+                scripts[channels_last] = trace_module(optimized, context, bf16=half, channels_last=channels_last)
             return scripts[channels_last]
 
         def write(folder: Path, settings: Settings) -> Mapping[str, Any]:
-            torch.jit.save(script(settings.channels_last), str(folder / SCRIPT))
+            save_script(script(settings.channels_last), folder)
             return {}
 
         return TorchRunner(
-            build=lambda channels_last: _frozen(script(channels_last)) if traced else _flat(optimized),
+            build=lambda channels_last: _frozen(script(channels_last)) if traced else flat_call(optimized),
             settings=Settings(context.threads, channels_last=forced),
             write=write,
             layouts=(True,) if forced else (False, True),
@@ -96,25 +94,19 @@ class IpexBackend:
         """Load the script, here or in a Python that has IPEX.
 
         Raises:
-            ModelFileError: When it is absent or damaged.
+            ModelFileError: When it is damaged.
             MissingDependencyError: When no Python with IPEX can be found.
         """
-        path = folder / SCRIPT
-        if not path.is_file():
-            raise ModelFileError(f"'{path}' is missing from the artifact. Save the model again.")
         if not locate_ipex().importable:
             from yolox.inference.backends.ipex_remote import RemoteRunner
 
             return RemoteRunner(interpreter(), folder, manifest)
         _import_ipex()
-        try:
-            script = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
-        except RuntimeError as error:
-            raise ModelFileError(f"'{path}' is not a readable TorchScript file: {error}") from error
+        script = load_script(folder)
         call = _frozen(script) if manifest.options.get("jit") else _unfused(script)
 
         def write(target: Path, settings: Settings) -> Mapping[str, Any]:
-            torch.jit.save(script, str(target / SCRIPT))
+            save_script(script, target)
             return {}
 
         return TorchRunner(
@@ -127,43 +119,20 @@ class IpexBackend:
         )
 
 
-def _trace(model: nn.Module, context: PrepareContext, half: bool, channels_last: bool) -> Any:
-    sample = tuple(to_layout(tensor, channels_last) for tensor in torch_sample(context, 2))
-    with (
-        torch.no_grad(),
-        torch.autocast("cpu", torch.bfloat16, enabled=half, cache_enabled=False),
-        warnings.catch_warnings(),
-    ):
-        # the outputs are compared with the original's afterwards; what tracing fixes shows there
-        warnings.simplefilter("ignore")
-        return torch.jit.trace(model, sample, check_trace=False)  # type: ignore[no-untyped-call]
-
-
 def _frozen(script: Any) -> Call:
     """Return the script with its constants folded and IPEX's fusions, which compile in the first two runs."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        frozen = torch.jit.freeze(copy.copy(script).eval())
-    return _flat(frozen)
+    return flat_call(freeze_script(copy.copy(script)))
 
 
 def _unfused(script: Any) -> Call:
     """Return the script without the fusing executor: the very operations of the eager module."""
-    call = _flat(script)
+    call = flat_call(script)
 
     def plain(*inputs: Tensor) -> tuple[Tensor, ...]:
         with torch.jit.optimized_execution(False):  # type: ignore[attr-defined, no-untyped-call]
             return call(*inputs)
 
     return plain
-
-
-def _flat(module: Callable[..., Any]) -> Call:
-    def call(*inputs: Tensor) -> tuple[Tensor, ...]:
-        outputs = module(*inputs)
-        return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
-
-    return call
 
 
 def _import_ipex() -> Any:

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from yolox.errors import YoloxError
+from yolox.inference.backends.torch_runner import export_inputs, export_program
 from yolox.inference.convert.quiet import quiet
 
 OPSET = 18
@@ -47,14 +48,13 @@ def export_onnx(model: nn.Module, sample: Sequence[np.ndarray[Any, Any]], path: 
     Raises:
         YoloxError: When neither way works, with the reason of both.
     """
-    inputs = _example(sample, dynamic_batch)
     with torch.inference_mode():
-        count = len(model(*inputs))
+        count = len(model(*export_inputs(sample, dynamic_batch)))
     reasons = []
     for way in (_export_graph, _export_trace):
         try:
             with quiet(printing=True), torch.no_grad():
-                way(model, inputs, path, count, dynamic_batch)
+                way(model, sample, path, count, dynamic_batch)
             return
         except Exception as error:  # noqa: BLE001 - exporters raise anything; the next way is tried, then all are told
             reasons.append(f"{way.__name__.strip('_')}: {_first_line(error)}")
@@ -81,27 +81,16 @@ def check_outputs(model: nn.Module, sample: Sequence[np.ndarray[Any, Any]], outp
             )
 
 
-def _example(sample: Sequence[np.ndarray[Any, Any]], dynamic_batch: bool) -> tuple[Tensor, ...]:
-    """Return two rows where the batch is free: torch.export bakes a size of one into the graph, and two cost little."""
-    tensors = tuple(torch.from_numpy(np.array(array[:2] if dynamic_batch else array)) for array in sample)
-    if dynamic_batch and len(tensors[0]) == 1:
-        tensors = tuple(torch.cat([tensor, tensor]) for tensor in tensors)
-    return tensors
-
-
 def _export_graph(
-    model: nn.Module, inputs: tuple[Tensor, ...], path: Path, num_outputs: int, dynamic_batch: bool
+    model: nn.Module, sample: Sequence[np.ndarray[Any, Any]], path: Path, num_outputs: int, dynamic_batch: bool
 ) -> None:
     from onnxscript.optimizer import optimize
 
-    axes = tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs)
-    program = torch.export.export(
-        model, inputs, dynamic_shapes=_as_forward_takes(model, axes) if dynamic_batch else None
-    )
+    program = export_program(model, sample, dynamic_batch)
     exported = torch.onnx.export(
         program,
         (),
-        input_names=input_names(len(inputs)),
+        input_names=input_names(len(sample)),
         output_names=output_names(num_outputs),
         opset_version=OPSET,
         dynamo=True,
@@ -113,16 +102,10 @@ def _export_graph(
     exported.save(path, external_data=False)
 
 
-def _as_forward_takes(model: nn.Module, axes: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return ``axes`` nested as the signature wants it: a ``*inputs`` parameter takes all of them as one tuple."""
-    code = getattr(type(model).forward, "__code__", None)
-    takes_any_number = code is not None and code.co_argcount == 1 and bool(code.co_flags & 0x04)
-    return (axes,) if takes_any_number else axes
-
-
 def _export_trace(
-    model: nn.Module, inputs: tuple[Tensor, ...], path: Path, num_outputs: int, dynamic_batch: bool
+    model: nn.Module, sample: Sequence[np.ndarray[Any, Any]], path: Path, num_outputs: int, dynamic_batch: bool
 ) -> None:
+    inputs = export_inputs(sample, dynamic_batch)
     names = [*input_names(len(inputs)), *output_names(num_outputs)]
     torch.onnx.export(
         model,

@@ -18,6 +18,29 @@ NumpyArrays = tuple[np.ndarray[Any, Any], ...]
 
 
 @dataclass(frozen=True)
+class Limits:
+    """How long a run may take and how much it may use.
+
+    Args:
+        method_seconds: Time limit of one method until its first latency.
+        tune_seconds: Time for the search of its settings.
+        time_budget: Seconds for the whole run; methods whose turn comes later are not started. ``None``: no limit.
+        rounds: Interleaved rounds of measurement.
+        round_seconds: Time of one method in one round.
+        calibration_size: Rows of the training data that int8 methods calibrate on.
+        max_drop: Accuracy that an int8 method may lose, absolute; layers go to a higher precision until it holds.
+    """
+
+    method_seconds: float = 300.0
+    tune_seconds: float = 8.0
+    time_budget: float | None = None
+    rounds: int = 5
+    round_seconds: float = 1.2
+    calibration_size: int = 128
+    max_drop: float = 0.01
+
+
+@dataclass(frozen=True)
 class Job:
     """All that the process of one method needs to know; JSON values only.
 
@@ -29,8 +52,7 @@ class Job:
         threads: Cores to use.
         prepare_threads: Threads of torch while others convert beside it.
         prepare_seconds: Time for the conversion.
-        tune_seconds: Time for the tuner.
-        max_drop: Accuracy that int8 methods may lose.
+        limits: Those of the run.
         baseline_ms: Latency of the original, once it is known.
         original_scores: Accuracy of the original, once it is known.
         facts: What the process of ``original`` found out: ``structure``, ``dynamic_batch``.
@@ -44,8 +66,7 @@ class Job:
     threads: int
     prepare_threads: int = 1
     prepare_seconds: float = 300.0
-    tune_seconds: float = 8.0
-    max_drop: float = 0.01
+    limits: Limits = field(default_factory=Limits)
     baseline_ms: float | None = None
     original_scores: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)

@@ -4,11 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 from yolox.inference.backends.base import Settings
 from yolox.inference.search.latency import MeasurePlan
-from yolox.inference.search.stages import Stage, Status
+
+
+class Status(str, Enum):
+    """How a method ended."""
+
+    SUCCESSFUL = "successful"
+    LACK_DEPENDENCY = "lack dependency"
+    FAIL_TO_CONVERT = "fail to convert"
+    EARLY_STOPPED = "early stopped"
+    FAIL_TO_FORWARD = "fail to forward"
+
+
+class Stage(str, Enum):
+    """What the process of a method does; the values read as "stopped while ..."."""
+
+    STARTING = "starting"
+    CONVERTING = "converting"
+    RUNNING = "running the sample"
+    TUNING = "tuning"
+    SCORING = "measuring accuracy"
+    SAVING = "saving"
+    CHECKING = "checking the saved model"
+    MEASURING = "measuring latency"
+
+    @property
+    def failure(self) -> Status:
+        """The status of a method that fails here."""
+        early = self in (Stage.STARTING, Stage.CONVERTING)
+        return Status.FAIL_TO_CONVERT if early else Status.FAIL_TO_FORWARD
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from yolox.inference.backends.base import Method, Settings
 from yolox.inference.search.latency import Latency
-from yolox.inference.search.stages import Status
+from yolox.inference.search.protocol import Status
 from yolox.tables import markdown_table, text_table
 
 _NORMAL_975, _STUDENT = 1.96, 2.72

@@ -38,7 +38,7 @@ _HEAVY = (
 
 def export_graph(model: torch.nn.Module, context: PrepareContext) -> GraphModule:
     """Return ``model`` as a graph of aten operators, its batch axis free where the context allows it."""
-    graph = export_program(model, context).module()
+    graph = export_program(model, context.sample, context.dynamic_batch).module()
     _separate_calls_(graph)
     return graph
 
