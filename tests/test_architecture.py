@@ -79,7 +79,7 @@ OPTIONAL: dict[str, set[str]] = {
     "nncf": {"inference/convert/quantizers/nncf.py"},
     "torchao": {"inference/convert/quantizers/pt2e.py"},
     "neural_compressor": {"inference/convert/quantizers/neural_compressor.py"},
-    "intel_extension_for_pytorch": {"inference/backends/ipex.py", "trainer/ipex.py"},
+    "intel_extension_for_pytorch": {"cpu/ipex_location.py"},
     "fastapi": {"serve/service.py"},
     "uvicorn": {"serve/service.py"},
     "starlette": {"serve/service.py"},

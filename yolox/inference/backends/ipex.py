@@ -7,9 +7,7 @@ loads one of its artifacts without having IPEX talks to such a Python (``ipex_re
 from __future__ import annotations
 
 import copy
-import logging
 import sys
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from yolox.cpu.ipex_location import INSTALL, locate_ipex
+from yolox.cpu.ipex_location import INSTALL, import_ipex, locate_ipex
 from yolox.errors import MissingDependencyError, YoloxError
 from yolox.inference.artifacts.manifest import Manifest
 from yolox.inference.backends.base import Method, PrepareContext, Runner, Settings
@@ -52,7 +50,7 @@ class IpexBackend:
             MissingDependencyError: When IPEX cannot be imported in this process.
             YoloxError: When the processor cannot do what the method asks for.
         """
-        ipex = _import_ipex()
+        ipex = import_ipex()
         half = method.precision is Precision.BF16
         if half and not ipex._C.onednn_has_bf16_support():
             raise YoloxError(
@@ -101,7 +99,7 @@ class IpexBackend:
             from yolox.inference.backends.ipex_remote import RemoteRunner
 
             return RemoteRunner(interpreter(), folder, manifest)
-        _import_ipex()
+        import_ipex()
         script = load_script(folder)
         call = _frozen(script) if manifest.options.get("jit") else _unfused(script)
 
@@ -133,17 +131,6 @@ def _unfused(script: Any) -> Call:
             return call(*inputs)
 
     return plain
-
-
-def _import_ipex() -> Any:
-    location = locate_ipex()
-    if not location.importable:  # importing it beside another PyTorch would end the process
-        raise MissingDependencyError("intel-extension-for-pytorch in this Python", INSTALL)
-    import intel_extension_for_pytorch as ipex
-
-    logging.getLogger("IPEX").setLevel(logging.ERROR)  # it announces a next release that will never come
-    warnings.filterwarnings("ignore", message="JIT pass will be deprecated", category=UserWarning)
-    return ipex
 
 
 BACKEND = IpexBackend()
