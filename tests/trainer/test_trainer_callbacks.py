@@ -19,9 +19,9 @@ from torch import nn
 from yolox.errors import UsageError
 from yolox.processes.inside import peak_memory_mb
 from yolox.structures import Targets
-from yolox.trainer.auto_lr import ScaledLearningRate
 from yolox.trainer.callbacks import Throughput, TraceProfile
 from yolox.trainer.live_progress import LiveProgress, format_seconds
+from yolox.trainer.run_callbacks import ScaledLearningRate
 from yolox.trainer.run_report import RunReport
 from yolox.trainer.tensors import first_dimension, map_tensors
 

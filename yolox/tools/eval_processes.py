@@ -54,8 +54,8 @@ def predict_in_processes(words: Sequence[str], world: int, on_progress: Callable
     Raises:
         YoloxError: When a process fails.
     """
-    from yolox.cpu.affinity import thread_environment
     from yolox.cpu.machine import read_machine
+    from yolox.cpu.threads import thread_environment
 
     cores = read_machine().cores
     processes = []
@@ -93,7 +93,7 @@ def _collect(processes: list[Process], on_progress: Callable[[int], None]) -> li
 
 def work(connection: Connection, words: list[str], rank: int, world: int, cpus: list[int]) -> int:
     """Evaluate one share and send it; this is the main function of a process."""
-    from yolox.cpu.affinity import bind_process
+    from yolox.cpu.threads import bind_process
 
     bind_process(cpus)
     import torch

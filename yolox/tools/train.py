@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolox.config import Experiment, RecipeConfig, apply_fields
-from yolox.cpu.openmp import shorten_waits
+from yolox.cpu.threads import shorten_waits
 from yolox.errors import UsageError
 from yolox.experiments import published_name
 from yolox.precision_names import canonical_precision

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from yolox.errors import MissingDependencyError, ModelFileError
+from yolox.errors import ModelFileError, needs
 from yolox.inference.artifacts.data_files import check_onnx
 from yolox.inference.artifacts.manifest import Manifest
 from yolox.inference.backends.base import (
@@ -48,10 +48,8 @@ def onnxruntime() -> Any:
     Raises:
         MissingDependencyError: When it is not installed.
     """
-    try:
+    with needs("onnxruntime", "pip install onnxruntime"):
         import onnxruntime as library
-    except ImportError as error:
-        raise MissingDependencyError("onnxruntime", "pip install onnxruntime") from error
     return library
 
 

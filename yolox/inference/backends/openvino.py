@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from yolox.errors import MissingDependencyError, ModelFileError, YoloxError
+from yolox.errors import ModelFileError, YoloxError, needs
 from yolox.inference.artifacts.manifest import Manifest
 from yolox.inference.backends.base import (
     Array,
@@ -40,10 +40,8 @@ def openvino() -> Any:
     Raises:
         MissingDependencyError: When it is not installed.
     """
-    try:
+    with needs("openvino", "pip install openvino"):
         import openvino as library
-    except ImportError as error:
-        raise MissingDependencyError("openvino", "pip install openvino") from error
     return library
 
 

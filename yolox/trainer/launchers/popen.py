@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
-from yolox.cpu.affinity import thread_environment
+from yolox.cpu.threads import thread_environment
 from yolox.processes.start import Program, start
 from yolox.trainer.launchers.base import Slot, Worker
 from yolox.trainer.launchers.heartbeat import HangLimits
