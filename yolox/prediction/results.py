@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yolox.errors import YoloxError
+from yolox.errors import YoloxError, needs
 from yolox.structures import Detections, Image, Size
 
 
