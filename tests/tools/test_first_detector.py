@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from yolox import YOLOX
-from yolox.checkpoint import save_checkpoint
 from yolox.data.dataset_paths import load_split, resolve_dataset
 from yolox.data.sample_dataset import CLASS_NAMES, draw_sample_set
 from yolox.experiments import get_experiment
@@ -142,7 +142,7 @@ def place(tmp_path: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     weights = tmp_path / "cache" / "weights"
     weights.mkdir(parents=True)
     detector = build_detector(get_experiment("yolox_nano").model)
-    save_checkpoint(weights / "yolox_nano.pth", {"model": detector.state_dict()})
+    torch.save({"model": detector.state_dict()}, weights / "yolox_nano.pth")
     library = built_library(host_variants()[0])
     (tmp_path / "cache" / library.name).symlink_to(library)  # it is not compiled again
     monkeypatch.setenv("YOLOX_CACHE", str(tmp_path / "cache"))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from yolox.checkpoint import load_model, save_checkpoint
+from yolox.checkpoint import load_model
 from yolox.config import apply_fields, experiment_to_dict
 from yolox.experiments import get_experiment
 from yolox.inference.methods import get_method
@@ -64,7 +64,7 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         "experiment": experiment_to_dict(experiment),
         "class_names": list(NAMES),
     }
-    save_checkpoint(tmp_path / "model.pth", content)
+    torch.save(content, tmp_path / "model.pth")
     return [
         "-c",
         "model.pth",

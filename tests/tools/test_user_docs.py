@@ -9,8 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
-from yolox.checkpoint import save_checkpoint
 from yolox.config import field_names
 from yolox.experiments import get_experiment
 from yolox.models.detector import build_detector
@@ -31,9 +31,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with what the examples name, and published weights that were placed by hand."""
     folder = tmp_path / "cache" / "weights"
     folder.mkdir(parents=True)
-    save_checkpoint(
-        folder / "yolox_nano.pth", {"model": build_detector(get_experiment("yolox_nano").model).state_dict()}
-    )
+    torch.save({"model": build_detector(get_experiment("yolox_nano").model).state_dict()}, folder / "yolox_nano.pth")
     monkeypatch.setenv("YOLOX_CACHE", str(tmp_path / "cache"))
     work = tmp_path / "work"
     (work / "images").mkdir(parents=True)

@@ -143,6 +143,7 @@ def read_eval_images(config: DataConfig, loaded: LoadedModel, size: Size, limit:
     """
     from yolox.data.datamodule import find_dataset
     from yolox.data.dataset_paths import load_split
+    from yolox.evaluation.loop import only_images
 
     split = find_dataset(config)[0].require("val")
     dataset = load_split(split)
@@ -160,9 +161,7 @@ def read_eval_images(config: DataConfig, loaded: LoadedModel, size: Size, limit:
     truth = dataset.ground_truth_json()
     ids = np.array([truth["images"][index]["id"] for index in indices], dtype=np.int64)
     sizes = np.array([dataset.size(index) for index in indices], dtype=np.int64).reshape(-1, 2)
-    kept = set(ids.tolist())
-    truth["images"] = [image for image in truth["images"] if image["id"] in kept]
-    truth["annotations"] = [row for row in truth["annotations"] if row["image_id"] in kept]
+    truth = only_images(truth, set(ids.tolist()))
     return EvalImages(path, ids, sizes, truth, f"{dataset.source}, {len(ids)} of {len(dataset)} images")
 
 

@@ -87,10 +87,6 @@ class Convolution(Layer):
         """Return [batch, out, height, width]."""
         return activate(self.linear(values[0], self.weight, self.bias), self.activation, self.alpha)
 
-    def multiply_accumulates(self, shape: tuple[int, ...]) -> int:
-        """See ``Layer``."""
-        return int(np.prod(shape[1:])) * self.weight.size
-
     def build(self, builder: Builder) -> None:
         """Append the steps, unless only a matrix is wanted: then ``Rows`` does."""
         if self.output in builder.parameters:
