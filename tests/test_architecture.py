@@ -70,7 +70,6 @@ OPTIONAL: dict[str, set[str]] = {
     "onnxruntime": {"inference/backends/onnxruntime.py", "inference/convert/quantizers/onnx.py"},
     "onnx": {
         "inference/convert/onnx_export.py",
-        "inference/convert/onnx_nms.py",
         "inference/convert/quantizers/onnx.py",
         "inference/backends/onnxruntime.py",
         "kernels/int8/onnx_reader.py",

@@ -16,10 +16,9 @@ from yolox.errors import UsageError
 from yolox.inference.artifacts.structure import describe, flatten, unflatten
 from yolox.inference.backends.base import Arrays, Settings, run_in_chunks
 from yolox.inference.methods import get_method
-from yolox.inference.search.jobs import Job
 from yolox.inference.search.latency import Latency
 from yolox.inference.search.method_process import MethodFailure, MethodProcess
-from yolox.inference.search.protocol import Status
+from yolox.inference.search.protocol import Job, Status
 from yolox.inference.search.results import MethodResult, OptimizationReport
 from yolox.inference.search.tuning import tune
 

@@ -21,8 +21,7 @@ from small_models import CountingAccuracy, Failing, SmallClassifier, Treacherous
 from yolox.errors import UsageError
 from yolox.inference import methods
 from yolox.inference.optimizer import InferenceOptimizer
-from yolox.inference.search.jobs import Limits
-from yolox.inference.search.protocol import Status
+from yolox.inference.search.protocol import Limits, Status
 from yolox.inference.search.results import OptimizationReport
 from yolox.inference.search.run import Listener, Search, SearchOptions
 

@@ -21,8 +21,7 @@ from yolox.inference.backends.base import PrepareContext
 from yolox.inference.convert.prepare import OutputFacts, prepare_model
 from yolox.inference.methods import METHODS, get_method, missing_package
 from yolox.inference.optimizer import InferenceOptimizer
-from yolox.inference.search.jobs import Limits, Payload
-from yolox.inference.search.protocol import Status
+from yolox.inference.search.protocol import Limits, Payload, Status
 from yolox.inference.search.verification import check_saved
 
 pytestmark = [

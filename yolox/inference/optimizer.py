@@ -18,8 +18,8 @@ from yolox.files import make_output_dir, write_text
 from yolox.inference.artifacts.model import AcceleratedModel, copy_artifact, load_model, save_model
 from yolox.inference.convert.calibration import ModelInputs, count_inputs, gather_inputs
 from yolox.inference.methods import METHODS, MethodQuery, describe_method, get_method, select_methods
-from yolox.inference.search.jobs import Limits, Payload
 from yolox.inference.search.latency import MeasurePlan
+from yolox.inference.search.protocol import Limits, Payload
 from yolox.inference.search.results import MethodResult, OptimizationReport
 from yolox.inference.search.run import Listener, Search, SearchOptions
 from yolox.inference.search.scorer import Scorer

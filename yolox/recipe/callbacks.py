@@ -14,10 +14,9 @@ from pytorch_lightning.callbacks import Callback, Checkpoint
 
 from yolox.config import Experiment
 from yolox.evaluation.detections_file import write_detections
-from yolox.evaluation.loop import EvaluationResult, Share, evaluate
-from yolox.evaluation.predictor import build_predict
+from yolox.evaluation.loop import EvaluationResult, Share, build_predict, evaluate
 from yolox.recipe.module import YoloxModule
-from yolox.recipe.phases import final_phase_epoch
+from yolox.recipe.schedule import final_phase_epoch
 
 LATEST, BEST = "latest_ckpt.pth", "best_ckpt.pth"
 BEST_DETECTIONS = "best_detections.npz"

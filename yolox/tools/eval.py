@@ -177,7 +177,7 @@ def load_subject(args: argparse.Namespace) -> Subject:
     if is_deployed(checkpoint):
         return _deployed(checkpoint, args, asked)
     from yolox.checkpoint import load_model
-    from yolox.evaluation.predictor import build_predict
+    from yolox.evaluation.loop import build_predict
     from yolox.models.detector import summarize
 
     loaded = load_model(checkpoint, asked)

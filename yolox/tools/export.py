@@ -166,7 +166,7 @@ def _check_options(args: argparse.Namespace, kind: str) -> None:
 
 def _deployment(args: argparse.Namespace, kind: str) -> Deployment:
     from yolox.inference.convert.deploy import Deployment
-    from yolox.inference.convert.onnx_nms import Suppression
+    from yolox.inference.convert.onnx_export import Suppression
     from yolox.models.decoding import OUTPUT_LAYOUTS
 
     names = OUTPUT_LAYOUTS[_layout(args)].names
@@ -195,7 +195,7 @@ def _described(loaded: LoadedModel, args: argparse.Namespace, asked: Deployment)
     import torch
 
     from yolox.inference.convert.folding import fold_normalisations
-    from yolox.inference.convert.onnx_nms import DETECTIONS_LAYOUT
+    from yolox.inference.convert.onnx_export import DETECTIONS_LAYOUT
     from yolox.models.decoding import OUTPUT_LAYOUTS, DecodedDetector
 
     experiment = apply_arguments(loaded.experiment, args)

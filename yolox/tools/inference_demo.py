@@ -124,7 +124,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _measure(args: argparse.Namespace, loaded: LoadedModel, experiment: Experiment, scratch: Path, output: Path) -> int:
     from yolox.inference.optimizer import InferenceOptimizer
-    from yolox.inference.search.jobs import Limits
+    from yolox.inference.search.protocol import Limits
     from yolox.models.decoding import DecodedDetector
     from yolox.tools.detection_metric import DetectionMetric
     from yolox.tools.inference_images import read_inference_images

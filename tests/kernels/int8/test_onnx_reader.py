@@ -15,7 +15,7 @@ from yolox.errors import YoloxError
 from yolox.experiments import get_experiment
 from yolox.inference.backends.torch_runner import FlatModule
 from yolox.inference.convert.onnx_export import export_onnx
-from yolox.kernels.int8.convert import with_early_sigmoids
+from yolox.kernels.int8.builder import with_early_sigmoids
 from yolox.kernels.int8.float_ir import Network
 from yolox.kernels.int8.int8_ir import Activation
 from yolox.kernels.int8.onnx_reader import read_model

@@ -1,15 +1,18 @@
 """Intel's extension for PyTorch (IPEX) 2.8: packed weights and fused kernels, eager or as TorchScript.
 
 It works with PyTorch 2.8 alone, so its methods usually run in another Python (``interpreter``), and a process that
-loads one of its artifacts without having IPEX talks to such a Python (``ipex_remote``).
+loads one of its artifacts without having IPEX talks to such a Python through a socket (`RemoteRunner`), which costs
+some milliseconds for each hundred megabytes.
 """
 
 from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 import torch
@@ -18,11 +21,63 @@ from torch import Tensor, nn
 from yolox.cpu.ipex_location import INSTALL, import_ipex, locate_ipex
 from yolox.errors import MissingDependencyError, YoloxError
 from yolox.inference.artifacts.manifest import Manifest
-from yolox.inference.backends.base import Method, PrepareContext, Runner, Settings
+from yolox.inference.backends.base import Array, Arrays, Method, PrepareContext, Runner, Settings, as_numpy, like_inputs
 from yolox.inference.backends.torch_runner import Call, TorchRunner, flat_call, torch_sample
 from yolox.inference.backends.torchscript import freeze_script, load_script, save_script, trace_module
 from yolox.inference.convert.folding import fold_normalisations
+from yolox.inference.runner_process import Batch, Failed, await_loaded, start_runner
 from yolox.precision_names import Precision
+from yolox.processes.start import ProcessFailure
+
+
+class RemoteRunner:
+    """The runner of an artifact whose library lives in another Python.
+
+    Args:
+        interpreter: The Python that has IPEX.
+        folder: The artifact.
+        manifest: Its manifest; ``settings`` may differ from the stored ones.
+
+    Raises:
+        ModelFileError: When the other process cannot load the artifact.
+    """
+
+    def __init__(self, interpreter: str, folder: Path, manifest: Manifest) -> None:
+        self.settings = manifest.settings
+        self.int8_share = manifest.int8_share
+        self._interpreter, self._folder, self._manifest = interpreter, folder, manifest
+        self._process = start_runner(folder, manifest.settings, interpreter)
+        await_loaded(self._process, folder, interpreter)
+
+    def __call__(self, *inputs: Array) -> Arrays:
+        """Run one batch.
+
+        Raises:
+            YoloxError: When the model fails, or its process has ended.
+        """
+        self._process.send(Batch(0, tuple(as_numpy(array) for array in inputs)))
+        try:
+            answer = self._process.receive()
+        except ProcessFailure as failure:
+            raise YoloxError(f"{self._interpreter} {failure.reason}") from failure
+        if isinstance(answer, Failed):
+            raise YoloxError(f"the model failed in {self._interpreter}: {answer.reason}")
+        return like_inputs(answer.arrays, inputs)
+
+    def candidates(self, batch_size: int, threads: int) -> Sequence[Settings]:
+        """Return the artifact's settings alone; they were tuned when it was made."""
+        return (self.settings,)
+
+    def configured(self, settings: Settings) -> RemoteRunner:
+        """Return a runner in a process of its own with other settings."""
+        return RemoteRunner(self._interpreter, self._folder, replace(self._manifest, settings=settings))
+
+    def save(self, folder: Path) -> Mapping[str, Any]:
+        """Copy the model's files."""
+        for file in self._folder.iterdir():
+            if file.name != "manifest.json" and file.is_file() and folder.resolve() != self._folder.resolve():
+                copyfile(file, folder / file.name)
+        return dict(self._manifest.backend_data)
 
 
 def interpreter() -> str:
@@ -96,7 +151,7 @@ class IpexBackend:
             MissingDependencyError: When no Python with IPEX can be found.
         """
         if not locate_ipex().importable:
-            from yolox.inference.backends.ipex_remote import RemoteRunner
+            from yolox.inference.backends.ipex import RemoteRunner
 
             return RemoteRunner(interpreter(), folder, manifest)
         import_ipex()

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from yolox.errors import ModelFileError, needs
-from yolox.inference.artifacts.data_files import check_onnx
 from yolox.inference.artifacts.manifest import Manifest
+from yolox.inference.artifacts.trust import check_onnx
 from yolox.inference.backends.base import (
     Array,
     Arrays,

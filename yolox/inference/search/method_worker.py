@@ -19,8 +19,19 @@ from typing import TYPE_CHECKING, Any
 
 from yolox.cpu.allocator import keep_freed_memory
 from yolox.errors import MissingDependencyError, UsageError, YoloxError
-from yolox.inference.search.jobs import Job, Payload
-from yolox.inference.search.protocol import Failed, Go, Measure, Prepared, Progress, Ready, Samples, Stage, Status
+from yolox.inference.search.protocol import (
+    Failed,
+    Go,
+    Job,
+    Measure,
+    Payload,
+    Prepared,
+    Progress,
+    Ready,
+    Samples,
+    Stage,
+    Status,
+)
 from yolox.processes.inside import peak_memory_mb, release_memory
 from yolox.processes.messages import Channel, from_json
 

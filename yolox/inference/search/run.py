@@ -15,10 +15,9 @@ from yolox.errors import UsageError, YoloxError
 from yolox.inference.backends import BACKENDS
 from yolox.inference.backends.base import Method
 from yolox.inference.methods import missing_package
-from yolox.inference.search.jobs import Job, Limits
 from yolox.inference.search.latency import Latency, MeasurePlan, interleave
 from yolox.inference.search.method_process import MethodFailure, MethodProcess
-from yolox.inference.search.protocol import Ready, Samples, Status
+from yolox.inference.search.protocol import Job, Limits, Ready, Samples, Status
 from yolox.inference.search.results import MethodResult
 from yolox.precision_names import Precision
 

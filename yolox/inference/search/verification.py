@@ -1,4 +1,4 @@
-"""Does a prepared model answer as the original does?"""
+"""Does a prepared model answer as the original does, and a saved one, in a fresh process, as it did when measured?"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from yolox.inference.artifacts.model import AcceleratedModel
 from yolox.inference.artifacts.structure import describe
 from yolox.inference.backends.base import Arrays
 from yolox.inference.runner_process import Batch, Failed, await_loaded, start_runner
-from yolox.inference.search.jobs import Payload
+from yolox.inference.search.protocol import Payload
 from yolox.processes.start import ProcessFailure
 
 FP32_TOLERANCE = 0.05

@@ -37,8 +37,8 @@ from yolox.trainer.launchers.protocol import (
     StartRequest,
     States,
 )
+from yolox.trainer.launchers.supervise import LocalWorkerGroup
 from yolox.trainer.launchers.worker import RunDirectory
-from yolox.trainer.launchers.worker_group import LocalWorkerGroup
 
 _ROUND_SECONDS = 0.1
 _REPORT_SECONDS = 0.5

@@ -17,7 +17,7 @@ from yolox.inference.backends.int8_lowering import lower_int8_, silence_quantize
 from yolox.inference.backends.torch_runner import export_program
 from yolox.inference.convert.quantizers.mixed_precision import Layer, search_mixed_precision
 from yolox.inference.convert.quantizers.ranges import RangeFinder, relative_noise
-from yolox.kernels.int8.overflow import sums_may_overflow, weight_bounds
+from yolox.kernels.int8.packing import sums_may_overflow, weight_bounds
 
 CALIBRATION_ROWS = 64
 MEASURED_ROWS = 4

@@ -13,7 +13,7 @@ from yolox.inference.backends.base import Arrays, PrepareContext
 from yolox.inference.convert.quantizers.mixed_precision import Layer, search_mixed_precision
 from yolox.inference.convert.quantizers.ranges import RangeFinder, relative_noise
 from yolox.inference.convert.quiet import quiet
-from yolox.kernels.int8.overflow import sums_may_overflow, weight_bounds
+from yolox.kernels.int8.packing import sums_may_overflow, weight_bounds
 
 CALIBRATION_ROWS = 64
 MEASURED_ROWS = 4
