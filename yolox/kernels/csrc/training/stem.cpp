@@ -1,8 +1,10 @@
-// The first convolution, 6x6 with stride 2 and padding 2 on images of three channels, in bfloat16: forwards with the sums for
-// the batch normalisation after it, backwards with that normalisation's second pass. Nobody wants the gradient of an image.
+// The first convolution, 6x6 with stride 2 and padding 2 on images of three channels, in bfloat16: forwards with the
+// sums for the batch normalisation after it, backwards with that normalisation's second pass. Nobody wants the gradient
+// of an image.
 //
-// Six pixels of a row are 18 numbers side by side, and those of the next output begin 6 numbers later. So rows of a left matrix
-// lie in memory as the image does, 12 bytes apart, each 32 numbers of which the last 14 meet weights of zero.
+// Six pixels of a row are 18 numbers side by side, and those of the next output begin 6 numbers later. So rows of a
+// left matrix lie in memory as the image does, 12 bytes apart, each 32 numbers of which the last 14 meet weights of
+// zero.
 #include "tiles.h"
 
 #ifdef __AVX512BF16__
@@ -31,15 +33,17 @@ inline void row_as_bf16(const P* from, long count, bf16* to) {
   for (; i < count; ++i) put(to + i, from[i]);
 }
 
-// The last rows of images a thread has asked for, each made by make(row, place) for as many numbers as `length` says. Those of a
-// window of six lie one after the other: the first ones are kept twice. Rows outside of an image are zeros.
+// The last rows of images a thread has asked for, each made by make(row, place) for as many numbers as `length` says.
+// Those of a window of six lie one after the other: the first ones are kept twice. Rows outside of an image are zeros.
 class Window {
   static constexpr long KEPT = 8, TWICE = SIZE - 1;
   Aligned<bf16> memory;
   long length, held[KEPT];
 
  public:
-  explicit Window(long numbers) : memory((KEPT + TWICE) * numbers), length(numbers) { std::fill(held, held + KEPT, -1); }
+  explicit Window(long numbers) : memory((KEPT + TWICE) * numbers), length(numbers) {
+    std::fill(held, held + KEPT, -1);
+  }
   long step() const { return length; }
   // The six rows that row `row` of the output reads.
   template <class F>
@@ -97,21 +101,24 @@ void forward(const StemInput& d, const float* weight, bf16* y, double* sums) {
     const Row row(d);
     Window window(row.length());
     Rows<float> product(outputs);
+    Sums& own = found[omp_get_thread_num()];
     Range mine = my_share(d.count * d.out_height());
     for (long r = mine.first; r < mine.last; ++r) {
       const bf16* rows = window.at(d, r / d.out_height(), r % d.out_height(), row);
       for (long first = 0; first < width; first += SIDE) {
         const bf16* at = rows + first * STEP;
         for (long n = 0; n < product.width; n += SIDE)
-          multiply({at, at + 16 * STEP, STEP, window.step()}, packed.at(n), SIZE, product.at(0, n), product.width, false);
-        keep(product, nullptr, r * width + first, std::min(SIDE, width - first), whole, outputs, found[omp_get_thread_num()]);
+          multiply({at, at + 16 * STEP, STEP, window.step()}, packed.at(n), SIZE, product.at(0, n), product.width,
+                   false);
+        keep(product, nullptr, r * width + first, std::min(SIDE, width - first), whole, outputs, own);
       }
     }
   });
   add_up(found, outputs, sums);
 }
 
-// The same row as tiles of a right matrix: of each panel one for the first 16 of the 32 numbers, and after them those of the rest.
+// The same row as tiles of a right matrix: of each panel one for the first 16 of the 32 numbers, and after them those
+// of the rest.
 class PackedRow {
   const StemInput& d;
   Row row;
@@ -152,8 +159,8 @@ void backward(const bf16* dz, const bf16* y, const Centred& centred, const StemI
       for (long n = 0; n < outputs; n += SIDE)
         for (long k = 0; k < SIZE; ++k) {
           const bf16 *a = &left[n / 16 * panels * TILE], *b = rows + k * window.step();
-          multiply({a, n + 16 < outputs ? a + panels * TILE : nullptr, SIDE, TILE}, {b, b + panels * TILE, TILE}, panels,
-                   own + n * inputs + k * SIDE, inputs, true);
+          multiply({a, n + 16 < outputs ? a + panels * TILE : nullptr, SIDE, TILE}, {b, b + panels * TILE, TILE},
+                   panels, own + n * inputs + k * SIDE, inputs, true);
         }
     }
   });
