@@ -34,7 +34,6 @@ from yolox.tools.arguments import (
 )
 
 if TYPE_CHECKING:
-    from yolox.config import Experiment
     from yolox.data.coco_dataset import CocoDataset
     from yolox.data.loader import ValLoader
     from yolox.evaluation.loop import EvaluationResult, Predict
@@ -147,7 +146,6 @@ def _write(
     """Write the files that were asked for, and JSON to ``machines``."""
     from yolox.evaluation.coco_metric import coco_results
     from yolox.files import write_text
-    from yolox.tools.eval import draw_report
 
     if args.detections is not None:
         found = coco_results(result.detections, data.category_ids)

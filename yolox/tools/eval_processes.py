@@ -36,6 +36,7 @@ def predict_in_processes(words: Sequence[str], world: int, on_progress: Callable
     """
     from yolox.cpu.machine import read_machine
     from yolox.cpu.threads import thread_environment
+    from yolox.evaluation.loop import Share
 
     cores = read_machine().cores
     processes = []

@@ -151,8 +151,6 @@ class IpexBackend:
             MissingDependencyError: When no Python with IPEX can be found.
         """
         if not locate_ipex().importable:
-            from yolox.inference.backends.ipex import RemoteRunner
-
             return RemoteRunner(interpreter(), folder, manifest)
         import_ipex()
         script = load_script(folder)
