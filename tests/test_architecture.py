@@ -189,6 +189,9 @@ def test_files_and_functions_stay_small(file: Path) -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=relative)
 def test_no_habits_we_gave_up(file: Path) -> None:
+    body = tree(file).body
+    started = [node for node in body if isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)]
+    assert started in ([], body[-1:]), "what is defined after the start of a script does not exist in it"
     for node in ast.walk(tree(file)):
         if isinstance(node, ast.ImportFrom):
             assert all(alias.name != "*" for alias in node.names), "star import"

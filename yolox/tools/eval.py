@@ -249,10 +249,6 @@ def _settings(experiment: Experiment, args: argparse.Namespace) -> dict[str, Any
     }
 
 
-if __name__ == "__main__":
-    sys.exit(main())
-
-
 def draw_report(path: Path, result: EvaluationResult, data: CocoDataset, experiment: Experiment, source: str) -> None:
     """Write the report of an evaluation; what goes wrong with it is told, since the evaluation itself is done.
 
@@ -287,3 +283,7 @@ def draw_report(path: Path, result: EvaluationResult, data: CocoDataset, experim
         print(f"note: {path} was not written: {type(error).__name__}: {error}", file=sys.stderr)
     else:
         print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
