@@ -281,10 +281,12 @@ def _check_files(args: argparse.Namespace) -> None:
 
 
 def _metadata(loaded: LoadedModel, experiment: Experiment) -> dict[str, Any]:
+    from yolox.data.image_ops import PREPROCESSING
+
     return {
         "class_names": list(loaded.class_names),
         "input_size": list(experiment.eval.test_size),
-        "preprocessing": {"layout": "NCHW", "channels": "BGR", "range": [0, 255], "resize": "letterbox", "fill": 114},
+        "preprocessing": PREPROCESSING,
         "confidence": experiment.eval.test_conf,
         "nms_iou": experiment.eval.nmsthre,
         "model": experiment.exp_name,

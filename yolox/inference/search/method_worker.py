@@ -104,7 +104,7 @@ def main(connection: Connection, job: Job) -> None:
         return
     if outcome is not None:
         model, result = outcome
-        parent.send(Ready(peak_memory_mb(), **result))
+        parent.send(Ready(peak_memory_mb=peak_memory_mb(), **result))
         _serve(job, model, parent)
 
 
@@ -141,7 +141,7 @@ def _run(job: Job, payload: Payload, parent: Parent) -> tuple[AcceleratedModel, 
     with parent.stage(Stage.SCORING):
         scorer = payload.load("scorer")
         if scorer is not None:
-            result["scores"], result["leave_one_out"] = _score(scorer, model)
+            result["metrics"], result["leave_one_out"] = _score(scorer, model)
     return model, {**result, **_finish(job, model, parent)}
 
 

@@ -174,32 +174,41 @@ class Go:
     """The parent lets a prepared method go on: nothing else computes now."""
 
 
-@dataclass(frozen=True)
-class Ready:
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What the process of a method finds out besides its latency.
+
+    Args:
+        metrics: What the metric says of its outputs, by name.
+        leave_one_out: The decisive metric without each block of the validation data; empty where it is not told.
+        size_mb: Size of its artifact on disk; None when it could not be saved.
+        peak_memory_mb: Largest resident set of its process (libraries, model, conversion, tuning and measurement).
+        int8_share: Share of multiply-accumulates that run in int8.
+        max_difference: Largest absolute difference between its outputs and the original's on the sample batch.
+        settings: The settings that the tuner chose.
+    """
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    leave_one_out: tuple[float, ...] = ()
+    size_mb: float | None = None
+    peak_memory_mb: float | None = None
+    int8_share: float | None = None
+    max_difference: float | None = None
+    settings: Settings | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready(Measured):
     """What is known of a method before its latency is measured.
 
     Args:
-        peak_memory_mb: Largest resident set of the process so far.
-        settings: The settings that the tuner chose.
-        int8_share: Share of multiply-accumulates that run in int8.
         facts: What is known of the original, and of it alone: ``structure`` and ``dynamic_batch``.
-        max_difference: Largest absolute difference from the original's outputs.
         slow_ms: Times of a method that is too slow to go on with; empty for others.
-        scores: What the metric said, by name.
-        leave_one_out: The decisive score without each block of the validation data.
-        size_mb: Size of the artifact; None when it could not be saved.
         note: What to know about the row.
     """
 
-    peak_memory_mb: float | None
-    settings: Settings
-    int8_share: float | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
-    max_difference: float | None = None
     slow_ms: tuple[float, ...] = ()
-    scores: Mapping[str, float] = field(default_factory=dict)
-    leave_one_out: tuple[float, ...] = ()
-    size_mb: float | None = None
     note: str = ""
 
 

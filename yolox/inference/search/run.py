@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from yolox.inference.backends.base import Method
 from yolox.inference.methods import missing_package
 from yolox.inference.search.latency import Latency, MeasurePlan, interleave
 from yolox.inference.search.method_process import MethodFailure, MethodProcess
-from yolox.inference.search.protocol import Job, Limits, Ready, Samples, Status
+from yolox.inference.search.protocol import Job, Limits, Measured, Ready, Samples, Status
 from yolox.inference.search.results import MethodResult
 from yolox.precision_names import Precision
 
@@ -179,14 +179,8 @@ class Search:
             Status.EARLY_STOPPED if ready.slow_ms else Status.SUCCESSFUL,
             "more than 12 times as slow as the original" if ready.slow_ms else ready.note,
             latency=Latency(ready.slow_ms, self._batch_size) if ready.slow_ms else None,
-            metrics=ready.scores,
-            leave_one_out=ready.leave_one_out,
-            size_mb=ready.size_mb,
-            peak_memory_mb=ready.peak_memory_mb,
-            int8_share=ready.int8_share,
-            max_difference=ready.max_difference,
-            settings=ready.settings,
             artifact=None if ready.size_mb is None else self._folder / "artifacts" / method.name,
+            **{item.name: getattr(ready, item.name) for item in fields(Measured)},
         )
 
     def _with_samples(self, row: MethodResult, samples: Samples) -> MethodResult:
