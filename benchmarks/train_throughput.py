@@ -52,7 +52,7 @@ class Setting:
 
 SETTINGS = {
     "nano-b16": Setting("yolox_nano", 416, 16, rounds=5, steps=4, warmup=4, ipex=True),
-    "nano-b64": Setting("yolox_nano", 416, 64, rounds=3, steps=2, warmup=2, sharing=True),
+    "nano-b64": Setting("yolox_nano", 416, 64, rounds=2, steps=2, warmup=1, sharing=True),
     "s-b16": Setting("yolox_s", 640, 16, rounds=2, steps=1, warmup=1),
 }
 
