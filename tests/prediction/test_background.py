@@ -86,7 +86,8 @@ def test_batches_of_a_deployed_model(tmp_path: Path, batch_size: int | None, exp
 
     def network(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         sizes.append(len(images))
-        assert (images.shape[1:], images.dtype) == ((3, 32, 32), np.uint8)
+        assert images.shape[1:] == (3, 32, 32)
+        assert images.dtype == np.uint8
         boxes = np.tile(np.array([[[0, 0, 16, 8]]], np.float32), (len(images), 1, 1))
         return boxes, images[:, 0, 0, :1, None].astype(np.float32) / 255
 
