@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -154,6 +155,27 @@ def test_calibration_pictures_are_named(words: list[str], tmp_path: Path, capsys
     (tmp_path / "empty").mkdir()
     assert main([*words, "--methods", "original", "--calib", "empty"]) == 3
     assert "holds no readable picture" in capsys.readouterr().err
+
+
+def test_own_pictures_calibrate(words: list[str], tmp_path: Path) -> None:
+    """``--calib`` gives the images of calibration; without it the training images do."""
+    from yolox.config import DataConfig
+    from yolox.tools.inference_images import read_inference_images
+
+    (tmp_path / "own").mkdir()
+    cv2.imwrite(str(tmp_path / "own" / "a.png"), np.full((64, 64, 3), (10, 20, 30), np.uint8))
+    data = DataConfig(data_dir=str(tmp_path / "data"))
+    shutil.copytree(tmp_path / "data" / "val2017", tmp_path / "data" / "train2017")
+    labels = tmp_path / "data" / "annotations"
+    shutil.copy(labels / "instances_val2017.json", labels / "instances_train2017.json")
+    loaded = load_model("model.pth")
+    limits, file = (3, 2), tmp_path / "images.npy"
+    own = read_inference_images(data, loaded, Size(64, 64), limits, file, calib=tmp_path / "own")
+    (batch,) = own.calibration
+    assert batch.shape == (1, 3, 64, 64)
+    assert [batch[0, channel].min() for channel in range(3)] == [10, 20, 30]
+    trained = read_inference_images(data, loaded, Size(64, 64), limits, file)
+    assert sum(map(len, trained.calibration)) == 2
 
 
 def test_pictures_are_read_in_order_and_letterboxed(tmp_path: Path) -> None:
