@@ -18,7 +18,7 @@ import torch
 from yolox.checkpoint import load_model, save_checkpoint
 from yolox.config import apply_fields, experiment_to_dict
 from yolox.experiments import get_experiment
-from yolox.inference.methods import get_method
+from yolox.inference.methods import METHODS, get_method
 from yolox.inference.optimizer import InferenceOptimizer
 from yolox.inference.search.latency import Latency
 from yolox.inference.search.results import MethodResult, OptimizationReport
@@ -242,6 +242,19 @@ def test_the_plot_turns_no_noise_into_mountains(tmp_path: Path) -> None:
         float(y) for y in re.findall(r'<use xlink:href="#m\w+" x="[\d.]+" y="([\d.]+)" style="fill', text_of(tmp_path))
     ]
     assert max(heights[:3]) - min(heights[:3]) < 12
+
+
+def test_the_plot_names_every_row(tmp_path: Path) -> None:
+    """Rows of one speed and accuracy have their names too, beside one another."""
+    names = [method.name for method in METHODS if "ipex" not in method.name]
+    rows = [
+        MethodResult(get_method(name), Status.SUCCESSFUL, latency=Latency((5.0 + 0.01 * k,), 1), metrics={"AP": 0.34})
+        for k, name in enumerate(names)
+    ]
+    draw_plot(OptimizationReport(tuple(rows), ("AP",)), rows[0], tmp_path / "plot.svg")
+    written = set(re.findall(r"<!-- (\w+) -->", text_of(tmp_path)))
+    assert len(names) > 15
+    assert set(names) <= written
 
 
 def text_of(folder: Path) -> str:

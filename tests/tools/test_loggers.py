@@ -34,9 +34,10 @@ def test_tensorboard_gets_losses_and_ap(tmp_path: Path) -> None:
 
 
 def test_wandb_gets_losses_and_ap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     folder = run("wandb", tmp_path)
+    wandb.finish()  # as at the end of the process: its file is complete then
     (record,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     content = record.read_bytes()
     assert [name for name in WANTED if name.encode() not in content] == []
