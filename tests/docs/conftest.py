@@ -33,9 +33,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     ]
     (work / "detections.json").write_text(json.dumps(found))
     (work / "images").mkdir()
-    picture = cv2.imread(str(next((work / "mine" / "val2017").iterdir())))
+    picture = next((work / "mine" / "val2017").iterdir())
     for name in ("street.jpg", "images/a.jpg", "images/b.jpg"):
-        cv2.imwrite(str(work / name), picture)
+        shutil.copy(picture, work / name)
     film = cv2.VideoWriter(str(work / "film.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 10.0, (80, 60))
     for shade in (90, 120):
         film.write(np.full((60, 80, 3), shade, np.uint8))

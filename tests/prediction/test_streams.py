@@ -97,7 +97,7 @@ def test_a_camera_that_hangs_holds_up_no_other(camera: str) -> None:
     names = ("hangs.mjpg", "a.mjpg", "b.mjpg", "c.mjpg")
     last: dict[str, int] = {}
     for picture in Sources([f"{camera}/{name}" for name in names], max_reconnects=2):
-        last[picture.source] = picture.index
+        last[str(picture.source)] = picture.index
         finished = [name for name in names[1:] if last.get(name, 0) > 2 * FRAMES_A_CONNECTION - 4]
         if len(finished) == 3:
             break
