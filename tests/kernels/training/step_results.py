@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import copy
 
-import pytest
 import torch
 from torch import Tensor, nn
-
-from yolox.kernels.training.bindings import has_pointwise
 
 BF16 = torch.bfloat16
 
@@ -45,8 +42,3 @@ def byte_images(size: int = 64, batch: int = 4) -> Tensor:
     generator = torch.Generator().manual_seed(2)
     images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, generator=generator)
     return images.contiguous(memory_format=torch.channels_last)
-
-
-needs_pointwise = pytest.mark.skipif(
-    not has_pointwise(), reason="this processor does not multiply bfloat16 (AVX512-BF16), so nothing does here"
-)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from near import channels_last
 from networks import MobileNet, ResNet, UNet
-from step_results import BF16, byte_images, errors_of, exact_step, needs_pointwise, one_step
+from step_results import BF16, byte_images, errors_of, exact_step, one_step
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
@@ -69,7 +69,7 @@ def test_networks_never_seen(network: Any, layout: torch.memory_format, dtype: t
     assert sum("normalisation" in row.kernel or "convolution" in row.kernel for row in rows) >= 5
 
 
-@needs_pointwise
+@pytest.mark.usefixtures("bf16_products")
 def test_the_table_of_nano() -> None:
     ours = accelerate(_detector())
     one_step(ours, byte_images(), BF16)

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from near import channels_last
-from step_results import BF16, byte_images, errors_of, exact_step, needs_pointwise, one_step
+from step_results import BF16, byte_images, errors_of, exact_step, one_step
 from torch import Tensor, nn
 
 from yolox.kernels.training.acceleration import accelerate, table
@@ -136,7 +136,7 @@ def test_space_to_depth_is_recognised_however_it_is_written(form: str) -> None:
     assert max(errors_of(one_step(accelerate(copy.deepcopy(other)), x), exact_step(other, x)).values()) < 1e-4
 
 
-@needs_pointwise
+@pytest.mark.usefixtures("bf16_products")
 def test_images_as_bytes_reach_the_stem() -> None:
     torch.manual_seed(0)
     plain = Focus(3, 16).train().to(memory_format=torch.channels_last)
