@@ -47,12 +47,21 @@ def draw(results: Path, picture: Path) -> None:
         for axes, epochs in zip(axes_row, lengths, strict=True):
             rows = [row for row in part["rows"] if row["epochs"] == epochs]
             for row in rows:
-                axes.plot([int(epoch) for epoch in row["AP"]], list(row["AP"].values()), label=row["precision"])
+                axes.plot(
+                    [int(epoch) for epoch in row["AP"]],
+                    list(row["AP"].values()),
+                    label={"32": "fp32"}.get(row["precision"], row["precision"]),
+                )
             axes.axhline(rows[0]["start"], color="grey", linestyle=":", label="start")
-            axes.set(title=f"{name.replace('-', ' ')}, {epochs} epochs", xlabel="epoch", ylabel="AP")
+            axes.set(
+                title=f"{name.replace('-images-', '-images, ').replace('-', ' ')}, {epochs} epochs",
+                xlabel="epoch",
+                ylabel="AP",
+            )
             low, high = axes.get_ylim()
             middle = (low + high) / 2
             axes.set_ylim(min(low, middle - 0.04), max(high, middle + 0.04))  # noise must not look like mountains
+            axes.grid(alpha=0.3)
             axes.legend()
     figure.savefig(picture, dpi=110)
 

@@ -79,7 +79,7 @@ def curves_figure(rows: Sequence[EpochRow]) -> Figure:
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
-    rate.set(title="learning rate at the end of the epoch")
+    rate.set(title="learning rate", ylabel="at the end of the epoch")
     rate.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     losses.set_ylim(bottom=0)
     highest = max((value for row in rows for key, value in row.items() if key.startswith("val/")), default=1.0)
