@@ -5,6 +5,7 @@ A message has three parts: what arrived, what was expected, what to do. Chain th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -87,3 +88,8 @@ def printable(text: str, *, newlines: bool = True) -> str:
     kept = "\n\t" if newlines else ""
     shown = (c if c.isprintable() or c in kept else c.encode("unicode_escape").decode("ascii") for c in text)
     return text if text.isprintable() else "".join(shown)
+
+
+def without_login(address: str | int) -> str:
+    """Return an address as messages and logs may show it: without ``user:password@``."""
+    return re.sub(r"(?<=://)[^/?#]*@", "", str(address))

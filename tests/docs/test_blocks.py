@@ -62,7 +62,7 @@ def test_commands(page: str, pages_folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", _pages_with_commands())
+@pytest.mark.parametrize("page", ["README.md", "docs/trainer.md"])
 def test_commands_of_several_processes(page: str, pages_folder: Path) -> None:
     _run_commands(page, whole=True)
 

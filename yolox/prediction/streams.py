@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
-from yolox.errors import DataError
+from yolox.errors import DataError, without_login
 from yolox.prediction.sources import Picture
 from yolox.structures import Image
 
@@ -47,7 +47,7 @@ def frames(
         yield Picture(image, _frame_name(name, number), _file(address), number, name, rate)
         number += 1
     if number == 0:
-        raise DataError(f"'{address}' gave no picture; expected at least one.")
+        raise DataError(f"'{without_login(address)}' gave no picture; expected at least one.")
 
 
 def watch_together(streams: Sequence[tuple[str | int, str]], max_reconnects: int) -> Iterator[Picture]:
@@ -141,7 +141,7 @@ def _images(
                 capture.release()
         if not live:
             if capture is None:
-                raise DataError(f"cannot open video '{address}'; expected a video that OpenCV reads.")
+                raise DataError(f"cannot open video '{without_login(address)}'; expected a video that OpenCV reads.")
             return
         failures += 1
         if failures > max_reconnects:
