@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,6 +112,7 @@ def load_predictor(
     input_size: int | tuple[int, int] | None = None,
     experiment: Experiment | None = None,
     trust: bool = False,
+    threads: int | None = None,
 ) -> Predictor:
     """Return the predictor of a model; nothing in its file is executed unless ``trust`` says so.
 
@@ -122,18 +123,25 @@ def load_predictor(
         input_size: Side, or height and width, of the network's input; None takes the model's own.
         experiment: Describes a checkpoint that does not describe itself.
         trust: Load deployed models that are programs (TorchScript, Inductor, IPEX).
+        threads: Threads of the network; None takes those that the model was saved with, or one for each core.
 
     Raises:
         UsageError: When a deployed model is asked for another input size.
         ModelFileError: When the model cannot be read.
     """
     if not is_deployed(model):
+        import torch
+
         from yolox.checkpoint import load_model
 
+        if threads is not None:
+            torch.set_num_threads(threads)
         return predictor_of_checkpoint(load_model(model, experiment), precision, input_size)
     if input_size is not None:
         raise UsageError("the input size of a deployed model is fixed when it is made. Leave the size out.")
-    return _from_artifact(Path(model), trust) if Path(model).is_dir() else _from_onnx(Path(model))
+    if Path(model).is_dir():
+        return _from_artifact(Path(model), trust, threads)
+    return _from_onnx(Path(model), threads)
 
 
 def predictor_of_checkpoint(
@@ -160,14 +168,15 @@ def predictor_of_checkpoint(
     return Predictor(network, size, loaded.class_names, loaded.source, experiment.exp_name, "checkpoint")
 
 
-def _from_artifact(folder: Path, trust: bool) -> Predictor:
+def _from_artifact(folder: Path, trust: bool, threads: int | None) -> Predictor:
     """Load a model saved by the inference engine; PyTorch is imported only if its back end needs it."""
     from yolox.inference.artifacts.manifest import read_manifest
     from yolox.inference.artifacts.model import load_model
 
     described = read_manifest(folder)
     module = _described_detector(described.metadata, folder) if described.backend == "eager" else None
-    model = load_model(folder, trust=trust, module=module)
+    settings = None if threads is None else replace(described.settings, threads=threads, streams=1)
+    model = load_model(folder, trust=trust, module=module, settings=settings)
     manifest = model.manifest
     shape = manifest.input_shapes[0]
     if len(manifest.input_shapes) != 1 or len(shape) != 4 or manifest.num_outputs != 2:
@@ -217,13 +226,13 @@ def _described_detector(metadata: Mapping[str, Any], folder: Path) -> nn.Module:
         return DecodedDetector(build_detector(config)).eval()
 
 
-def _from_onnx(path: Path) -> Predictor:
+def _from_onnx(path: Path, threads: int | None) -> Predictor:
     """Load an ONNX file with ONNX Runtime: boxes and scores, or the one output of official exports."""
     from yolox.cpu.machine import read_machine
     from yolox.inference.backends.onnxruntime import read_onnx
     from yolox.prediction.official_output import boxes_and_scores, class_names_of, input_size_of
 
-    model = read_onnx(path, read_machine().num_threads)
+    model = read_onnx(path, threads or read_machine().num_threads)
     batch, channels, height, width = model.input_shape if len(model.input_shape) == 4 else (None, 0, None, None)
     size = input_size_of(model.metadata) if height is None and width is None else Size(height or 0, width or 0)
     if channels != 3 or size is None or 0 in size or model.num_outputs not in (1, 2):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from yolox.prediction.models import Predictor
 from yolox.prediction.results import Boxes, Result
 from yolox.prediction.sources import Picture
-from yolox.structures import Detections
+from yolox.structures import Detections, Size
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,9 @@ def _results(predictor: Predictor, pictures: list[Picture], thresholds: Threshol
     )
     for picture, detections in zip(pictures, found, strict=True):
         yield Result(
-            image=picture.image,
-            boxes=_boxes(detections, predictor.class_names, thresholds.classes),
+            picture=picture.image,
+            size=Size(*picture.image.shape[:2]),
+            boxes=named_boxes(_of_classes(detections, thresholds.classes), predictor.class_names),
             class_names=predictor.class_names,
             name=picture.name,
             path=picture.path,
@@ -73,10 +74,15 @@ def _results(predictor: Predictor, pictures: list[Picture], thresholds: Threshol
         )
 
 
-def _boxes(found: Detections, class_names: tuple[str, ...], classes: tuple[int, ...] | None) -> Boxes:
-    if classes is not None:
-        kept = [row for row, label in enumerate(found.labels.tolist()) if label in classes]
-        found = Detections(found.boxes_xyxy[kept], found.scores[kept], found.labels[kept])
+def _of_classes(found: Detections, classes: tuple[int, ...] | None) -> Detections:
+    if classes is None:
+        return found
+    kept = [row for row, label in enumerate(found.labels.tolist()) if label in classes]
+    return Detections(found.boxes_xyxy[kept], found.scores[kept], found.labels[kept])
+
+
+def named_boxes(found: Detections, class_names: tuple[str, ...]) -> Boxes:
+    """Return detections with the names of their classes; a class without a name is called by its index."""
     names = tuple(
         class_names[label] if label < len(class_names) else f"class {label}" for label in found.labels.tolist()
     )

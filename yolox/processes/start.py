@@ -235,3 +235,9 @@ def _end(process: subprocess.Popen[bytes], channel: Channel, log: IO[bytes]) -> 
     channel.close()
     log.close()
     kill_all([process])
+
+
+def package_path(environment: dict[str, str]) -> str:
+    """Return a PYTHONPATH with which a fresh interpreter finds this very package first."""
+    here = str(Path(__file__).resolve().parents[2])
+    return os.pathsep.join([here, *filter(None, [environment.get("PYTHONPATH")])])
