@@ -190,7 +190,7 @@ def _layout(args: argparse.Namespace) -> str:
 
 def _described(loaded: LoadedModel, args: argparse.Namespace, asked: Deployment) -> tuple[nn.Module, Size, Deployment]:
     """Return the module to write, the size of its input, and what was asked with the description of the file."""
-    from dataclasses import replace
+    from dataclasses import asdict, replace
 
     import torch
 
@@ -210,6 +210,8 @@ def _described(loaded: LoadedModel, args: argparse.Namespace, asked: Deployment)
         "preprocessing": json.dumps(preprocessing),
         "outputs": layout.description if asked.nms is None else DETECTIONS_LAYOUT,
     }
+    if asked.nms is not None:
+        description["suppression"] = json.dumps(asdict(asked.nms))
     return module, size, replace(asked, description=description)
 
 

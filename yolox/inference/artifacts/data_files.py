@@ -98,13 +98,16 @@ def _varint(data: memoryview, position: int) -> tuple[int, int]:
             raise ValueError("a number is too long")
 
 
-def check_openvino(folder: Path) -> None:
-    """Check that an OpenVINO model has known operators alone and reads its weights from its own ``.bin`` file.
+def check_openvino(path: Path) -> None:
+    """Check that an OpenVINO model (.xml) has known operators alone and reads its weights from its own ``.bin`` file.
 
     Raises:
         ModelFileError: With what was found.
     """
-    path, weights = folder / "model.xml", folder / "model.bin"
+    weights = path.with_suffix(".bin")
+    for file in (path, weights):
+        if not file.is_file():
+            raise ModelFileError(f"'{file}' does not exist; expected an OpenVINO model as .xml and .bin side by side.")
     if path.stat().st_size > MAX_XML_BYTES:
         raise ModelFileError(f"'{path}' has {path.stat().st_size} bytes; expected {MAX_XML_BYTES} at most.")
     data = path.read_bytes()
@@ -131,7 +134,7 @@ def _check_weights(values: Mapping[str, Any], available: int, path: Path) -> Non
     if "offset" in values and "size" in values:
         offset, size = str(values["offset"]), str(values["size"])
         if not (offset.isdecimal() and size.isdecimal() and int(offset) + int(size) <= available):
-            raise ModelFileError(f"'{path}' reads weights beyond the end of model.bin. Save the model again.")
+            raise ModelFileError(f"'{path}' reads weights beyond the end of its .bin file. Save the model again.")
 
 
 def check_npz(path: Path) -> None:

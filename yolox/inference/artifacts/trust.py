@@ -47,7 +47,7 @@ FORMATS: Mapping[str, ArtifactFormat] = {
         optional=("before.onnx", "after.onnx"),
         check=_check_native,
     ),
-    "openvino": ArtifactFormat(("model.xml", "model.bin"), check=check_openvino),
+    "openvino": ArtifactFormat(("model.xml", "model.bin"), check=lambda folder: check_openvino(folder / "model.xml")),
     "onnxruntime": ArtifactFormat(("model.onnx",), check=lambda folder: check_onnx(folder / "model.onnx")),
     "jit": ArtifactFormat(("model.torchscript",), "TorchScript is a program that can read and write files"),
     "ipex": ArtifactFormat(("model.torchscript",), "TorchScript is a program that can read and write files"),

@@ -137,7 +137,7 @@ def _write_onnx(module: nn.Module, sample: Tensor, path: Path, asked: Deployment
 
 
 def _write_openvino(module: nn.Module, sample: Tensor, path: Path, asked: Deployment) -> None:
-    from yolox.inference.backends.openvino import write_ir
+    from yolox.inference.backends.openvino_files import write_ir
 
     with tempfile.TemporaryDirectory(prefix="export-") as folder:
         onnx_file = Path(folder) / "model.onnx"
