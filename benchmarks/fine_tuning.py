@@ -12,8 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.protocol import REAL_DATA, Part, native_precisions, run_benchmark
-from yolox.checkpoint import save_checkpoint
 from yolox.data.sample_dataset import draw_sample_set
 from yolox.errors import DataError
 from yolox.experiments import get_experiment
@@ -155,7 +156,7 @@ def _quick(folder: Path) -> list[str]:
     """Return options of a training that shows that the benchmark works: fresh weights on a few drawn images."""
     draw_sample_set(folder / "data", num_train=4, num_val=2)
     experiment = get_experiment("yolox_nano")
-    save_checkpoint(folder / "fresh.pth", {"model": build_detector(experiment.model).state_dict()})
+    torch.save({"model": build_detector(experiment.model).state_dict()}, folder / "fresh.pth")
     small = ["input_size", "64", "test_size", "64", "--no-multiscale", "--num_workers", "0"]
     return ["-n", "yolox_nano", "-c", str(folder / "fresh.pth"), "-b", "2", *small]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import time
@@ -133,12 +132,3 @@ def _fetch(address: str, part: Path, progress: Callable[[int, int | None], None]
 def _total(response: HTTPResponse | Any, done: int) -> int | None:
     length = response.headers.get("Content-Length")
     return done + int(length) if length is not None and length.isdigit() else None
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()

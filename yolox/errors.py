@@ -6,7 +6,8 @@ A message has three parts: what arrived, what was expected, what to do. Chain th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -56,6 +57,19 @@ class MissingDependencyError(YoloxError):
     def __reduce__(self) -> tuple[type[MissingDependencyError], tuple[str, str]]:
         """Return how to pickle and copy it."""
         return MissingDependencyError, (self.library, self.install)
+
+
+@contextmanager
+def needs(library: str, install: str) -> Iterator[None]:
+    """Say how to get an optional library where an import inside the context fails.
+
+    Raises:
+        MissingDependencyError: When it is not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise MissingDependencyError(library, install) from error
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

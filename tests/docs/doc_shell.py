@@ -25,9 +25,9 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from doc_pages import ROOT
 
-from yolox.checkpoint import save_checkpoint
 from yolox.experiments import get_experiment
 from yolox.kernels.build import built_library
 from yolox.kernels.library import host_variants
@@ -59,7 +59,7 @@ def place_weights(cache: Path) -> None:
     """Put "published" weights and compiled kernels where a download and the compiler would."""
     (cache / "weights").mkdir(parents=True)
     detector = build_detector(get_experiment("yolox_nano").model)
-    save_checkpoint(cache / "weights" / "yolox_nano.pth", {"model": detector.state_dict()})
+    torch.save({"model": detector.state_dict()}, cache / "weights" / "yolox_nano.pth")
     library = built_library(host_variants()[0])
     (cache / library.name).symlink_to(library)  # it is not compiled again
 

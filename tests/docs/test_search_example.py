@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from doc_pages import ROOT, blocks, commands
 from doc_shell import check_pip
 
-from yolox.checkpoint import save_checkpoint
 from yolox.config import apply_fields, experiment_to_dict
 from yolox.data.sample_dataset import CLASS_NAMES, draw_sample_set
 from yolox.experiments import get_experiment
@@ -31,7 +31,7 @@ def test_two_trials_and_a_third_later(tmp_path: Path) -> None:
         "experiment": experiment_to_dict(experiment),
         "class_names": list(CLASS_NAMES),
     }
-    save_checkpoint(tmp_path / "start.pth", content)
+    torch.save(content, tmp_path / "start.pth")
     install, search = commands(blocks(PAGE, "bash")[0])
     check_pip(install)
     command = [SHORTER.get(word, word) for word in search]

@@ -6,17 +6,19 @@ import re
 import shlex
 
 import pytest
+import yaml
 from doc_pages import ROOT, pages, prose
 from doc_shell import as_tool, check_make, tool_parsers
 
+from yolox import __version__
 from yolox.config import field_names
 from yolox.tools import command
 from yolox.tools.parser import ELSEWHERE, ToolParser
 
 FOREIGN_PAGES = {"docs/coming-from.md", "CHANGELOG.md"}
 """They name options of other programs, and of earlier states."""
-FOREIGN_OPTIONS = {"--require-hashes", "--no-deps"}
-"""Of pip."""
+FOREIGN_OPTIONS = {"--require-hashes", "--no-deps", "--shm-size"}
+"""Of pip and docker."""
 OF_BENCHMARKS = {"--part", "--quick", "--out", "--against", "--list", "--help", "--clients", "--seconds"}
 
 
@@ -111,3 +113,19 @@ def test_each_feature_is_shown_by_a_test() -> None:
 def test_the_licence_is_what_the_pages_say() -> None:
     assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8")[:300]
     assert '"Apache-2.0"' in (ROOT / "setup.py").read_text(encoding="utf-8")
+
+
+def test_explained_messages_are_those_of_the_code() -> None:
+    """Every part of a message in docs/troubleshooting.md stands in the code."""
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "yolox").rglob("*.py"))
+    code = re.sub(r"\"\s*\n\s*f?\"", "", code)  # strings that go on in the next line
+    messages = re.findall(r"^\| `([^`]+)` \|", prose("docs/troubleshooting.md"), re.MULTILINE)
+    assert len(messages) > 15
+    for part in (part for message in messages for part in message.split("…")):
+        assert part in code, part
+
+
+def test_the_citation_has_the_version_of_the_package() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == __version__
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()

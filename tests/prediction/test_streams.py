@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-from yolox.checkpoint import save_checkpoint
 from yolox.errors import DataError
 from yolox.experiments import get_experiment
 from yolox.models.detector import build_detector
@@ -106,7 +105,7 @@ def test_a_camera_that_hangs_holds_up_no_other(camera: str) -> None:
 
 def test_the_command_watches_four_cameras(camera: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
-    save_checkpoint(tmp_path / "model.pth", {"model": build_detector(get_experiment("yolox_nano").model).state_dict()})
+    torch.save({"model": build_detector(get_experiment("yolox_nano").model).state_dict()}, tmp_path / "model.pth")
     words = ["predict", *(f"{camera}/camera{number}.mjpg" for number in range(4))]
     words += ["-c", str(tmp_path / "model.pth"), "--tsize", "64", "--json", "--max_reconnects", "2"]
     assert command.main(words) == 0

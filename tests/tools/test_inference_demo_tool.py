@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 import torch
 
-from yolox.checkpoint import load_model, save_checkpoint
+from yolox.checkpoint import load_model
 from yolox.config import apply_fields, experiment_to_dict
 from yolox.experiments import get_experiment
 from yolox.inference.methods import METHODS, get_method
 from yolox.inference.optimizer import InferenceOptimizer
 from yolox.inference.search.latency import Latency
+from yolox.inference.search.protocol import Status
 from yolox.inference.search.results import MethodResult, OptimizationReport
-from yolox.inference.search.stages import Status
 from yolox.models.decoding import DecodedDetector
 from yolox.models.detector import build_detector
 from yolox.structures import Size
@@ -65,7 +65,7 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         "experiment": experiment_to_dict(experiment),
         "class_names": list(NAMES),
     }
-    save_checkpoint(tmp_path / "model.pth", content)
+    torch.save(content, tmp_path / "model.pth")
     return [
         "-c",
         "model.pth",

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from yolox.errors import MissingDependencyError
 from yolox.kernels.int8.float_ir import Network
 from yolox.kernels.int8.onnx_graph import UnsupportedOperatorError
 from yolox.kernels.int8.onnx_reader import SIZE_READERS, read_model
@@ -44,13 +43,10 @@ def cut_network(path: Path) -> Cut:
     """Return the largest part of an ONNX file, by its arithmetic, that the 8-bit layers compute in one piece.
 
     Raises:
-        MissingDependencyError: Without onnx.
         UnsupportedOperatorError: When that part has no arithmetic.
     """
-    try:
-        import onnx
-    except ImportError as error:
-        raise MissingDependencyError("onnx", "pip install onnx onnxscript") from error
+    import onnx
+
     whole = _Whole(onnx.shape_inference.infer_shapes(onnx.load(str(path))))
     unknown: set[str] = set()
     first: UnsupportedOperatorError | None = None

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from yolox.errors import MissingDependencyError
 from yolox.kernels.int8.float_ir import Network
 from yolox.kernels.int8.onnx_graph import Graph, Node, OperatorReader
 from yolox.kernels.int8.ops.affine import read_activation, read_batch_normalization
 from yolox.kernels.int8.ops.concat import read_concat
-from yolox.kernels.int8.ops.convolution import read_convolution
-from yolox.kernels.int8.ops.linear import read_gemm, read_matmul
+from yolox.kernels.int8.ops.convolution import read_convolution, read_gemm, read_matmul, read_pad
 from yolox.kernels.int8.ops.matrices import read_arithmetic, read_function
-from yolox.kernels.int8.ops.pad import read_pad
 from yolox.kernels.int8.ops.pooling import read_average, read_global_average, read_max, read_mean
 from yolox.kernels.int8.ops.resize import read_resize
 from yolox.kernels.int8.ops.rows import Rows, read_identity, read_reshape, read_slice, read_transpose
@@ -47,25 +43,11 @@ OPERATORS: Mapping[str, OperatorReader] = {
 """What reads each operator of ONNX that the engine computes."""
 
 
-def read_network(path: Path) -> Network:
-    """Return the network of an ONNX file.
-
-    Raises:
-        MissingDependencyError: Without onnx.
-        UnsupportedOperatorError: When it holds something that no layer computes, with the operator's name.
-    """
-    try:
-        import onnx
-    except ImportError as error:
-        raise MissingDependencyError("onnx", "pip install onnx onnxscript") from error
-    return read_model(onnx.load(str(path)))
-
-
 def read_model(model: Any) -> Network:
     """Return the network of an ``onnx.ModelProto``.
 
     Raises:
-        UnsupportedOperatorError: See ``read_network``.
+        UnsupportedOperatorError: When it holds something that no layer computes, with the operator's name.
     """
     graph = _graph(model)
     for node in graph.nodes:

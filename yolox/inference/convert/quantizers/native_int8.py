@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from yolox.errors import YoloxError
 from yolox.inference.backends.base import Arrays, PrepareContext
 from yolox.inference.convert.quantizers.mixed_precision import first_accurate
-from yolox.kernels.int8.convert import convert, with_early_sigmoids
+from yolox.kernels.int8.builder import convert, with_early_sigmoids
 from yolox.kernels.int8.float_ir import Network
 from yolox.kernels.int8.int8_ir import Program
 from yolox.kernels.int8.ops.convolution import Convolution

@@ -19,7 +19,8 @@ struct Batch {
 
 namespace {
 
-// An image at a time, and those who compute it. Its memory is kept from call to call: whoever comes late may still read it.
+// An image at a time, and those who compute it. Its memory is kept from call to call: whoever comes late may still read
+// it.
 struct Stream {
   struct Free {
     void operator()(uint8_t* p) const { std::free(p); }
@@ -158,7 +159,8 @@ class Network {
   }
 
  public:
-  Network(const Step* steps, long count, long inputs, long outputs, int64_t arena_bytes) : plan(steps, count, arena_bytes) {
+  Network(const Step* steps, long count, long inputs, long outputs, int64_t arena_bytes)
+      : plan(steps, count, arena_bytes) {
     plan.inputs = inputs, plan.outputs = outputs;
   }
 
