@@ -220,13 +220,16 @@ def _described_detector(metadata: Mapping[str, Any], folder: Path) -> nn.Module:
 def _from_onnx(path: Path) -> Predictor:
     """Load an ONNX file with ONNX Runtime: boxes and scores, or the one output of official exports."""
     from yolox.cpu.machine import read_machine
+    from yolox.inference.artifacts.manifest import MAX_NUMBERS
+    from yolox.inference.backends.base import as_model_error
     from yolox.inference.backends.onnxruntime import read_onnx
     from yolox.prediction.official_output import boxes_and_scores, class_names_of, input_size_of
 
     model = read_onnx(path, read_machine().num_threads)
     batch, channels, height, width = model.input_shape if len(model.input_shape) == 4 else (None, 0, None, None)
     size = input_size_of(model.metadata) if height is None and width is None else Size(height or 0, width or 0)
-    if channels != 3 or size is None or 0 in size or model.num_outputs not in (1, 2):
+    largest = 0 if size is None else (batch or 1) * 3 * size.height * size.width
+    if channels != 3 or size is None or not 0 < largest <= MAX_NUMBERS or model.num_outputs not in (1, 2):
         raise ModelFileError(
             f"'{path}' takes {list(model.input_shape)} and gives {model.num_outputs} outputs; expected images "
             "[B, 3, H, W] of a fixed height and width (or of those in its metadata, input_size), and one or two "
@@ -234,7 +237,8 @@ def _from_onnx(path: Path) -> Predictor:
         )
 
     def network(images: NDArray[np.uint8]) -> tuple[Any, Any]:
-        return boxes_and_scores(model.runner(images), size, path)
+        with as_model_error(path):
+            return boxes_and_scores(model.runner(images), size, path)
 
     _, scores = network(np.full((batch or 1, 3, *size), 114, np.uint8))
     names = class_names_of(model.metadata, scores.shape[2])

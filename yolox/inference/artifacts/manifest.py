@@ -18,8 +18,8 @@ from yolox.precision_names import Precision
 MANIFEST_NAME = "manifest.json"
 FORMAT = 2
 MAX_BYTES = 16 * 1024**2
-MAX_NUMBERS = 2**31
-"""Numbers in one input, at most: a stranger's manifest shall not make this process take all memory."""
+MAX_NUMBERS = 2**27
+"""Numbers in one image, or in a batch of fixed size, at most: a stranger's model shall not take all memory."""
 _DTYPES = ("float32", "float64", "float16", "uint8", "int8", "int32", "int64", "bool")
 
 
@@ -150,7 +150,7 @@ def _settings(values: Mapping[str, Any]) -> Settings:
 
 def _shape(values: Any) -> tuple[int, ...]:
     shape = tuple(values)
-    if not shape or not all(type(size) is int and size > 0 for size in shape) or math.prod(shape) > MAX_NUMBERS:
+    if not shape or not all(type(size) is int and size > 0 for size in shape):
         raise ValueError(f"the input shape {shape}")
     return shape
 
@@ -164,6 +164,9 @@ def _check_values(manifest: Manifest) -> None:
         "precision": manifest.precision in [precision.value for precision in Precision],
         "input_dtypes": all(name in _DTYPES for name in manifest.input_dtypes)
         and len(manifest.input_dtypes) == len(manifest.input_shapes) > 0,
+        "input_shapes": all(
+            math.prod(shape[1:]) * (manifest.fixed_batch or 1) <= MAX_NUMBERS for shape in manifest.input_shapes
+        ),
         "num_outputs": _is_count(manifest.num_outputs),
         "a flag": isinstance(manifest.dynamic_batch, bool) and isinstance(manifest.vnni, bool),
         "int8_share": share is None or (isinstance(share, int | float) and 0 <= share <= 1),

@@ -21,7 +21,7 @@ from yolox.inference.artifacts.manifest import MANIFEST_NAME, Manifest, file_ent
 from yolox.inference.artifacts.structure import unflatten
 from yolox.inference.artifacts.trust import FORMATS, check_files, check_trust
 from yolox.inference.backends import get_backend
-from yolox.inference.backends.base import Array, Arrays, Runner, Settings
+from yolox.inference.backends.base import Array, Arrays, Runner, Settings, as_model_error
 from yolox.kernels.int8.overflow import sums_may_overflow
 
 if TYPE_CHECKING:
@@ -62,9 +62,17 @@ class AcceleratedModel:
         return unflatten(self.manifest.structure, self.run(*inputs))
 
     def run(self, *inputs: Array) -> Arrays:
-        """Run one batch and return the flat tuple of outputs."""
+        """Run one batch and return the flat tuple of outputs.
+
+        Raises:
+            UsageError: When number or shape of the inputs do not fit.
+            ModelFileError: When what was loaded is no sound model.
+        """
         self._check(inputs)
-        return self.runner(*inputs)
+        if self.folder is None:
+            return self.runner(*inputs)
+        with as_model_error(self.folder):
+            return self.runner(*inputs)
 
     def eval(self) -> AcceleratedModel:
         """Return itself: it is always in evaluation mode (for metrics written for modules)."""
@@ -160,7 +168,9 @@ def load_model(
     check_files(folder, manifest)
     _warn_of_overflow(folder, manifest)
     manifest = manifest if settings is None else replace(manifest, settings=settings)
-    return AcceleratedModel(get_backend(manifest.backend).load(folder, manifest, module), manifest, folder, module)
+    backend = get_backend(manifest.backend)
+    with as_model_error(folder):
+        return AcceleratedModel(backend.load(folder, manifest, module), manifest, folder, module)
 
 
 def folder_size_mb(folder: Path) -> float:

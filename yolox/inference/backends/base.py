@@ -28,14 +28,15 @@ message is the reason shown in the table, so make it one useful sentence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
-from yolox.errors import UsageError
+from yolox.errors import ModelFileError, UsageError, YoloxError
 from yolox.precision_names import Precision
 
 if TYPE_CHECKING:
@@ -253,3 +254,15 @@ def _concatenate(parts: Sequence[Array]) -> Array:
     import torch
 
     return torch.cat(list(parts))
+
+
+@contextmanager
+def as_model_error(path: Path) -> Iterator[None]:
+    """Turn whatever a library raises while it opens or runs a model file into a `ModelFileError`."""
+    try:
+        yield
+    except YoloxError:
+        raise
+    except Exception as error:  # the libraries' exceptions have no class in common
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ModelFileError(f"'{path}' is not a model that can be run: {why}. Save the model again.") from error
