@@ -2,7 +2,8 @@
 
 ``make fuzz`` installs atheris and runs this for each reader. What is found is written to ``FOLDER/READER/findings``, an
 input once per kind of error; the inputs that reached new code are in
-``FOLDER/READER/corpus``. ``FOLDER/READER/figures.txt`` has four numbers: inputs, seconds, processor seconds, findings.
+``FOLDER/READER/corpus``. ``FOLDER/READER/figures.txt`` has a line for each run: inputs, seconds, processor
+seconds, findings.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ def main() -> None:
         atheris.instrument_func(unpickler.Unpickler.load)
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     work = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    report = place / "figures.txt"
+    earlier = report.read_text(encoding="utf-8") if report.exists() else ""
     count = 0
     kinds: set[str] = set()
     started = told = time.monotonic()
@@ -52,7 +55,7 @@ def main() -> None:
         if time.monotonic() > told + _REPORT_SECONDS:
             told = time.monotonic()
             figures = f"{count} {told - started:.0f} {time.process_time():.0f} {len(kinds)}\n"
-            (place / "figures.txt").write_text(figures, encoding="utf-8")
+            report.write_text(earlier + figures, encoding="utf-8")
         try:
             parsers.run(parsers.READERS[name], data, work)
         except Exception as error:  # noqa: BLE001 - any is a finding

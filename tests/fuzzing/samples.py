@@ -26,7 +26,7 @@ from yolox.kernels.int8.storage import save_program
 from yolox.models.detector import build_detector
 
 COCO = {
-    "images": [{"id": 1, "file_name": "a.png", "height": 8, "width": 16}, {"id": "2", "file_name": "b.png"}],
+    "images": [{"id": 1, "file_name": "a.png"}, {"id": "2", "file_name": "b.png", "height": 8, "width": 16}],
     "categories": [{"id": 1, "name": "a", "supercategory": "none"}, {"id": 2, "name": "b", "supercategory": "a"}],
     "annotations": [{"id": 1, "image_id": 1, "category_id": 2, "bbox": [1, 2.5, 3, 4], "area": 12, "iscrowd": 0}],
 }

@@ -10,7 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from yolox.trainer.lightning_bridge import stop_requested
+from yolox.trainer.lightning_bridge import ignore_more_stop_signals, stop_requested
 
 _log = logging.getLogger(__name__)
 
@@ -40,4 +40,5 @@ class GracefulStop(Callback):
             _log.warning(
                 "stopped by %s at step %d; go on from '%s'", signal.Signals(signum).name, trainer.global_step, path
             )
+        ignore_more_stop_signals(trainer)
         raise SystemExit(128 + signum)
