@@ -139,7 +139,10 @@ def _manifest() -> bytes:
 
 
 def _encoded(suffix: str, kind: type[np.generic] = np.uint8, channels: int = 3) -> bytes:
-    return bytes(cv2.imencode(suffix, np.full((8, 16, channels), 90, kind))[1])
+    side = 64 if suffix == ".jp2" else 8  # its encoder refuses small ones
+    encoded, data = cv2.imencode(suffix, np.full((side, max(side, 16), channels), 90, kind))
+    assert encoded
+    return bytes(data)
 
 
 def samples() -> dict[str, list[bytes]]:
