@@ -181,10 +181,13 @@ def _from_artifact(folder: Path, trust: bool) -> Predictor:
         boxes, scores = model.run(images.astype(kind))
         return np.asarray(boxes), np.asarray(scores)
 
+    names = model.metadata.get("class_names", ())
+    if not (isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)):
+        raise ModelFileError(f"'{folder}' names its classes by something else than text. Save the model again.")
     return Predictor(
         network,
         Size(*shape[2:]),
-        tuple(clean_name(str(name)) for name in model.metadata.get("class_names", ())),
+        tuple(map(clean_name, names)),
         f"'{folder}': {manifest.method}",
         manifest.method,
         manifest.method,
@@ -213,6 +216,13 @@ def _described_detector(metadata: Mapping[str, Any], folder: Path) -> nn.Module:
             f"'{folder}' describes a detector of depth {config.depth:g}, width {config.width:g} and "
             f"{config.num_classes} classes; expected at most {MAX_FACTOR:g}, {MAX_FACTOR:g} and {MAX_CLASSES}."
         )
+    with torch.device("meta"):
+        num_weights = sum(value.numel() for value in build_detector(config).state_dict().values())
+    num_bytes = sum(path.stat().st_size for path in folder.iterdir())
+    if num_bytes < num_weights:  # a byte each is less than any type takes
+        raise ModelFileError(
+            f"'{folder}' describes a detector of {num_weights} weights and has {num_bytes} bytes. It is damaged."
+        )
     with torch.random.fork_rng(devices=[]):
         return DecodedDetector(build_detector(config)).eval()
 
@@ -221,7 +231,7 @@ def _from_onnx(path: Path) -> Predictor:
     """Load an ONNX file with ONNX Runtime: boxes and scores, or the one output of official exports."""
     from yolox.cpu.machine import read_machine
     from yolox.inference.artifacts.manifest import MAX_NUMBERS
-    from yolox.inference.backends.base import as_model_error
+    from yolox.inference.backends.base import as_model_error, memory_for
     from yolox.inference.backends.onnxruntime import read_onnx
     from yolox.prediction.official_output import boxes_and_scores, class_names_of, input_size_of
 
@@ -240,6 +250,7 @@ def _from_onnx(path: Path) -> Predictor:
         with as_model_error(path):
             return boxes_and_scores(model.runner(images), size, path)
 
-    _, scores = network(np.full((batch or 1, 3, *size), 114, np.uint8))
+    with as_model_error(path, memory_for(path, largest)):
+        _, scores = network(np.full((batch or 1, 3, *size), 114, np.uint8))
     names = class_names_of(model.metadata, scores.shape[2])
     return Predictor(network, size, names, f"'{path}': ONNX file", path.stem, "onnx", batch)

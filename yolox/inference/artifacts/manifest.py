@@ -12,6 +12,7 @@ from typing import Any
 
 from yolox.errors import ModelFileError
 from yolox.files import write_text
+from yolox.inference.artifacts.structure import num_leaves
 from yolox.inference.backends.base import Settings
 from yolox.precision_names import Precision
 
@@ -170,6 +171,7 @@ def _check_values(manifest: Manifest) -> None:
         "num_outputs": _is_count(manifest.num_outputs),
         "a flag": isinstance(manifest.dynamic_batch, bool) and isinstance(manifest.vnni, bool),
         "int8_share": share is None or (isinstance(share, int | float) and 0 <= share <= 1),
+        "structure": manifest.structure is None or num_leaves(manifest.structure) == manifest.num_outputs,
         "a mapping": all(isinstance(mapping, dict) for mapping in mappings),
         "files": all(_is_entry(name, entry) for name, entry in manifest.files.items()),
     }

@@ -6,10 +6,11 @@ Artifacts of OpenVINO, ONNX Runtime and our own 8-bit engine load and run withou
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from yolox.inference.artifacts.manifest import MANIFEST_NAME, Manifest, file_ent
 from yolox.inference.artifacts.structure import unflatten
 from yolox.inference.artifacts.trust import FORMATS, check_files, check_trust
 from yolox.inference.backends import get_backend
-from yolox.inference.backends.base import Array, Arrays, Runner, Settings, as_model_error
+from yolox.inference.backends.base import Array, Arrays, Runner, Settings, as_model_error, memory_for
 from yolox.kernels.int8.overflow import sums_may_overflow
 
 if TYPE_CHECKING:
@@ -41,12 +42,14 @@ class AcceleratedModel:
         manifest: What it is.
         folder: Where its artifact lies, ``None`` when it was not saved yet.
         module: The original module; other processes need it where the artifact holds weights alone.
+        untried: Holds an entry until a model that need not be trusted has run once, in limited memory.
     """
 
     runner: Runner
     manifest: Manifest
     folder: Path | None = None
     module: nn.Module | None = None
+    untried: list[None] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -71,7 +74,9 @@ class AcceleratedModel:
         self._check(inputs)
         if self.folder is None:
             return self.runner(*inputs)
-        with as_model_error(self.folder):
+        numbers = sum(math.prod(array.shape) for array in inputs)
+        with as_model_error(self.folder, memory_for(self.folder, numbers) if self.untried else None):
+            self.untried.clear()
             return self.runner(*inputs)
 
     def eval(self) -> AcceleratedModel:
@@ -169,8 +174,9 @@ def load_model(
     _warn_of_overflow(folder, manifest)
     manifest = manifest if settings is None else replace(manifest, settings=settings)
     backend = get_backend(manifest.backend)
-    with as_model_error(folder):
-        return AcceleratedModel(backend.load(folder, manifest, module), manifest, folder, module)
+    with as_model_error(folder, None if trust else memory_for(folder)):
+        runner = backend.load(folder, manifest, module)
+    return AcceleratedModel(runner, manifest, folder, module, [] if trust else [None])
 
 
 def folder_size_mb(folder: Path) -> float:

@@ -25,6 +25,7 @@ from yolox.inference.backends.base import (
     as_model_error,
     as_numpy,
     like_inputs,
+    memory_for,
 )
 from yolox.precision_names import Precision
 
@@ -250,7 +251,7 @@ def read_onnx(path: Path, threads: int) -> OnnxFile:
     except OSError as error:
         raise ModelFileError(f"'{path}' cannot be read: {error.strerror}. Check the path.") from error
     check_onnx(path)
-    with as_model_error(path):
+    with as_model_error(path, memory_for(path)):
         session = make_session(content, threads)
     if len(session.get_inputs()) != 1:
         raise ModelFileError(f"'{path}' has {len(session.get_inputs())} inputs; expected one, the images.")
