@@ -13,7 +13,7 @@ from yolox.cpu.cgroups import cpu_quota, cpuset, memory_limit, parse_cpu_list
 
 _INTERESTING_FLAGS = frozenset(
     {"avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16"}
-    | {"amx_fp16", "asimd", "asimdhp", "bf16", "i8mm", "sve"}  # the second line is ARM's
+    | {"amx_fp16", "asimd", "asimddp", "asimdhp", "bf16", "i8mm", "sve"}  # the second line is ARM's
 )
 
 
@@ -104,7 +104,7 @@ class Machine:
     @property
     def has_vnni(self) -> bool:
         """Whether the processor has dot products of 8-bit numbers."""
-        return bool(self.isa & {"avx512_vnni", "avx_vnni", "amx_int8", "i8mm"})
+        return bool(self.isa & {"avx512_vnni", "avx_vnni", "amx_int8", "i8mm", "asimddp"})
 
     def as_dict(self) -> dict[str, object]:
         """Return plain values for a report file."""

@@ -6,7 +6,8 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,9 @@ def add_prediction_options(parser: ToolParser) -> None:
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="only these classes, by name or index")
     parser.add_argument("--track", action="store_true", help="follow objects through videos (yolox-cpu[track])")
     parser.add_argument("--tsize", type=positive_int, help="side of the square input (default: test_size)")
-    parser.add_argument("-b", "--batch-size", type=positive_int, default=1, help="images at once (%(default)s)")
+    parser.add_argument(
+        "-b", "--batch-size", type=positive_int, help="images at once (of a checkpoint 1, of a deployed model 8)"
+    )
     parser.add_argument("--precision", type=eval_precision, default="32", help="of a checkpoint: 32 or bf16 (32)")
     parser.add_argument(
         "--max_reconnects",
@@ -101,8 +104,7 @@ def look(args: argparse.Namespace, source: Any, as_video: bool = False) -> None:
         print(f"model: {predictor.source}, input {predictor.input_size.height}x{predictor.input_size.width}")
         classes = _class_indices(args.classes, predictor.class_names)
         thresholds = Thresholds(args.conf, args.nms, classes=classes, multi_label=args.multi_label)
-        batch_size = 1 if pictures.live else args.batch_size
-        results = predict(predictor, pictures, thresholds, batch_size)
+        results = predict(predictor, pictures, thresholds, args.batch_size)
         _write_all(args, predictor, pictures, track(results) if args.track else results, report)
 
 
@@ -110,6 +112,7 @@ def _write_all(
     args: argparse.Namespace, predictor: Predictor, pictures: Sources, results: Iterable[Result], report: Any
 ) -> None:
     from yolox.files import mark_inputs
+    from yolox.prediction.background import write_behind
     from yolox.prediction.writers import ResultWriter
 
     mark_inputs(args.ckpt, args.model, args.exp_file)
@@ -119,15 +122,16 @@ def _write_all(
     writer = ResultWriter(folder or Path(), formats if folder is not None else ())
     writer.check(pictures.names)
     total = 0
-    with writer:
-        for result in _shown(results):
+    shown = _shown(results)
+    if folder is not None:
+        shown = write_behind(shown, writer.write, 2 * predictor.usual_batch)
+    with writer, closing(shown):
+        for result in shown:
             total += 1
             where = result.path or result.name if result.source is None else f"{result.source} frame {result.index + 1}"
             print(f"{printable(str(where))}: {describe(result)}, {result.elapsed_ms:.1f} ms")
             if args.json:
                 print(json.dumps(result.to_dict()), file=report, flush=True)
-            if folder is not None:
-                writer.write(result)
     bad = len(pictures.skipped)
     if total == 0:
         raise DataError(f"none of the {bad} images could be read; expected whole image files.")
@@ -215,7 +219,7 @@ def describe(result: Result) -> str:
     return f"{total} object{'' if total == 1 else 's'}" + (f" ({listed})" if listed else "")
 
 
-def _shown(results: Iterable[Result]) -> Iterator[Result]:
+def _shown(results: Iterable[Result]) -> Generator[Result, None, None]:
     """Pass the results on; show videos in a window where there is one, until q, Q or Escape is pressed there."""
     window: str | None = None
     asked = False

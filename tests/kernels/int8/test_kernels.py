@@ -397,6 +397,7 @@ def test_each_variant_computes_with_its_own_instructions(variant: Variant) -> No
         **dict.fromkeys(("amx", "avx512-bf16", "avx512-vnni"), Instructions.AVX512_VNNI),
         "avx-vnni": Instructions.AVX_VNNI,
         **dict.fromkeys(("avx512", "avx2"), Instructions.AVX2),
+        **dict.fromkeys(("neon-i8mm", "neon-dotprod"), Instructions.NEON),
         "portable": Instructions.PORTABLE,
     }
     assert instructions() is expected[variant.name]

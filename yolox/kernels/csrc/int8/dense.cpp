@@ -127,7 +127,7 @@ void dense(const Step& s, const Image& image, Range rows) {
   s.activation_table ? blocks<ActivationTables>(s, image, rows) : blocks<OneByOne>(s, image, rows);
 }
 
-#elif !defined(NATIVE_AVX2)
+#elif !defined(NATIVE_AVX2) && !defined(NATIVE_NEON)
 
 void dense(const Step& s, const Image& image, Range rows) {
   for (long c = 0, N; c < s.out.channels; c += N * V) {

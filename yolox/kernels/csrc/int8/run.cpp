@@ -201,7 +201,9 @@ extern "C" void native_bytes(long* step, long* table, long* batch) {
 }
 
 extern "C" long native_instructions() {  // numbers as in bindings.py
-#if defined(NATIVE_AVX512)
+#if defined(NATIVE_NEON)
+  return 4;
+#elif defined(NATIVE_AVX512)
   return 3;
 #elif defined(NATIVE_AVX2) && defined(__AVXVNNI__)
   return 2;

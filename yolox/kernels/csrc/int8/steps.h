@@ -11,6 +11,8 @@
 #define NATIVE_AVX512 1
 #elif defined(__AVX2__) && defined(__FMA__)
 #define NATIVE_AVX2 1
+#elif defined(__ARM_FEATURE_DOTPROD)
+#define NATIVE_NEON 1
 #endif
 
 namespace native {
