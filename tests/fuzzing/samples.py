@@ -91,7 +91,7 @@ def onnx_file() -> bytes:
     return bytes(model.SerializeToString())
 
 
-_SIZES = {"images": ["B", 3, 8, 8], "out": ["B", 8, 9]}
+_SIZES: dict[str, list[str | int | None]] = {"images": ["B", 3, 8, 8], "out": ["B", 8, 9]}
 
 
 @cache

@@ -230,11 +230,12 @@ def test_headers_of_safetensors(header: bytes, tmp_path: Path) -> None:
 
 
 def test_names_do_not_reach_a_terminal_raw(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    weights = build_detector(TINY).state_dict()
     content = {
-        **{"format": 1, "model": build_detector(TINY).state_dict(), "class_names": ["\x1b[2Ja\rb", "\u202ec\n"]},
+        **{"format": 1, "model": weights, "class_names": ["\x1b[2Ja\rb", "\u202ec\n"]},
         "experiment": experiment_to_dict(replace(Experiment("tiny"), model=TINY)),
     }
-    for key, value in content["model"].items():
+    for key, value in weights.items():
         if key.endswith(("obj_preds.0.bias", "cls_preds.0.bias")):
             value.fill_(5.0)
     save_checkpoint(tmp_path / "a.pth", content)

@@ -21,6 +21,7 @@ from yolox.checkpoint import save_checkpoint
 from yolox.config import experiment_to_dict
 from yolox.data.sample_dataset import draw_sample_set
 from yolox.experiments import EXPERIMENTS
+from yolox.kernels.library import SWITCH, host_variants
 from yolox.models.detector import build_detector
 from yolox.prediction.models import load_predictor
 from yolox.recipe.module import YoloxModule
@@ -64,6 +65,21 @@ def test_the_same_command_gives_the_same_weights(
     """Bit for bit, whatever the number of loader processes."""
     for name, workers in (("a", "0"), ("b", "1")):
         given = [*words(data, tmp_path / name, *more, "--precision", precision, "--num_workers", workers)]
+        assert train_tool.main([*given, "max_epoch", "1", "warmup_epochs", "0"]) == 0
+    assert differing(weights(tmp_path / "a"), weights(tmp_path / "b")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.parametrize("more", [(), ("--num_processes", "2")], ids=["1 process", "2 processes"])
+@pytest.mark.parametrize("variant", [*(one.name for one in host_variants()), "0"])
+def test_every_kernel_repeats_its_weights(
+    variant: str, more: tuple[str, ...], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With each instruction set that this processor has, and with PyTorch's operators alone."""
+    monkeypatch.setenv(SWITCH, variant)
+    for name in ("a", "b"):
+        given = [*words(data, tmp_path / name, *more, "--precision", "bf16", "--num_workers", "0")]
         assert train_tool.main([*given, "max_epoch", "1", "warmup_epochs", "0"]) == 0
     assert differing(weights(tmp_path / "a"), weights(tmp_path / "b")) == []
 

@@ -64,9 +64,12 @@ def num_leaves(description: Any, depth: int = 0) -> int:
     ((kind, content),) = description.items()
     if kind == "value":
         return 0
-    if not isinstance(content, dict if kind == "dict" else list) or kind not in ("dict", "list", "tuple"):
+    if kind == "dict" and isinstance(content, dict):
+        items = list(content.values())
+    elif kind in ("list", "tuple") and isinstance(content, list):
+        items = content
+    else:
         raise ValueError("the structure of the outputs")
-    items = content.values() if kind == "dict" else content
     return sum(num_leaves(item, depth + 1) for item in items)
 
 
