@@ -40,7 +40,7 @@ ARROWS: dict[str, set[str]] = {
     "fields": {"errors", "structures"},
     "config": {"errors", "structures", "fields"},
     "cpu": {"errors", "files"},
-    "experiments": {"errors", "structures", "config"},
+    "experiments": {"errors", "structures", "config", "text_files"},
     "visualize": LOW,
     "processes": {"errors", "files", "cpu"},
     "kernels": {"errors", "files", "cpu", "tables"},
