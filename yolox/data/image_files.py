@@ -27,7 +27,7 @@ MAX_PIXELS = 178_956_970
 """Larger images are refused from their header: 512 MiB as 8-bit BGR, the limit at which Pillow refuses too."""
 _MAX_EXACT_PIXELS = 1 << 25
 """Larger images are decoded to 8-bit colour at once: four floats a pixel would take gigabytes for a small file."""
-_STRIPE_ROWS = 256
+_STRIPE_ROWS = 64
 _REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _TIFF = (b"II*\0", b"MM\0*")
