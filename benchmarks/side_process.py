@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from benchmarks.protocol import ROOT
-from yolox.cpu.openmp import shorten_waits
+from yolox.cpu.threads import shorten_waits
 from yolox.inference.search.latency import interleave
 from yolox.processes.inside import peak_memory_mb, release_memory
 from yolox.processes.messages import Channel

@@ -15,7 +15,7 @@ from typing import Any
 from yolox.config import DataConfig, EvalConfig, Experiment, ModelConfig, apply_fields, flatten
 from yolox.errors import UsageError, did_you_mean
 from yolox.structures import Size
-from yolox.text_files import refuse_aliases
+from yolox.text_files import read_text, refuse_aliases
 
 _MAX_BYTES = 1_000_000  # of an experiment file
 _MAX_NUMBER = 1e100  # products of longer numbers take time, and Python does not print them
@@ -99,19 +99,10 @@ def experiment_from_file(path: str | Path) -> Experiment:
     raise UsageError(f"experiment file '{file}' ends in '{file.suffix}'; expected .yaml, .yml or .py.")
 
 
-def _read_text(file: Path) -> str:
-    if file.stat().st_size > _MAX_BYTES:
-        raise UsageError(f"'{file}' has {file.stat().st_size} bytes; expected an experiment, at most {_MAX_BYTES}.")
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"'{file}' cannot be read: {error}. Expected text in UTF-8.") from error
-
-
 def _from_yaml(file: Path) -> Experiment:
     import yaml
 
-    text = _read_text(file)
+    text = read_text(file, "an experiment", _MAX_BYTES, UsageError)
     try:
         refuse_aliases(text, file, _MAX_ALIASES, UsageError)
         content = yaml.safe_load(text)
@@ -127,7 +118,7 @@ def _from_yaml(file: Path) -> Experiment:
 
 
 def _from_python(file: Path) -> Experiment:
-    text = _read_text(file)
+    text = read_text(file, "an experiment", _MAX_BYTES, UsageError)
     try:
         tree = ast.parse(text, filename=str(file))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # null bytes and depths as well

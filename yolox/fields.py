@@ -10,7 +10,7 @@ import re
 import reprlib
 import types
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from yolox.errors import UsageError, did_you_mean
 from yolox.structures import Size
@@ -19,17 +19,6 @@ _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 _MAX_ITEMS = 10_000  # of a field that takes any number of them
 _MAX_WHOLE = 2**53  # the largest up to which a float tells all whole numbers apart
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # and halves of characters, which no file name has
-
-
-class Constraint(Protocol):
-    """What a converted value has to meet."""
-
-    def check(self, key: str, value: Any) -> None:
-        """Refuse ``value``.
-
-        Raises:
-            UsageError: When it does not meet the constraint; the message names ``key`` and what was expected.
-        """
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from yolox.experiments import EXPERIMENTS
 from yolox.models.detector import build_detector
 from yolox.recipe.ema import ModelEma, ema_decay
 from yolox.recipe.optim import build_optimizer, parameter_groups
-from yolox.recipe.phases import final_phase_epoch, resize_batch, size_of_step
+from yolox.recipe.schedule import final_phase_epoch, resize_batch, size_of_step
 from yolox.structures import Size, Targets
 
 

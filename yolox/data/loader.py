@@ -27,7 +27,7 @@ from yolox.data.sampling import RequestStream
 from yolox.data.shared_batches import PREFETCH, BatchPartMaker, BatchParts, collate_readable, collect
 from yolox.data.training_samples import TrainingSamples
 from yolox.data.transforms import letterbox_sample
-from yolox.processes.sockets import keep_socket_paths_short
+from yolox.processes.start import keep_socket_paths_short
 from yolox.structures import Batch, Sample, Size
 
 _LOG = logging.getLogger(__name__)

@@ -184,7 +184,7 @@ def predictor_of_checkpoint(
     import torch
 
     from yolox.config import apply_fields
-    from yolox.evaluation.predictor import build_predict
+    from yolox.evaluation.loop import build_predict
 
     experiment = loaded.experiment
     if input_size is not None:

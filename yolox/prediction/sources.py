@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from yolox.errors import DataError, UsageError
+from yolox.errors import DataError, UsageError, without_login
 from yolox.structures import Image, Size
 
 _log = logging.getLogger(__name__)
@@ -192,7 +192,7 @@ def _from_address(text: str) -> Iterator[_Array | _Stream]:
     name = Path(parts.path).name or parts.hostname or "stream"
     suffix = Path(name).suffix.lower()
     if parts.scheme.lower().startswith("http") and suffix in IMAGE_SUFFIXES:
-        yield _Array(decode_bytes(read_address(text), text), name)
+        yield _Array(decode_bytes(read_address(text), without_login(text)), name)
     else:
         yield _Stream(text, name, live=suffix not in VIDEO_SUFFIXES)
 

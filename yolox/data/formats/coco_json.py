@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from yolox.cpu.cgroups import available_memory
 from yolox.data.formats.checks import check_images
-from yolox.data.formats.description import Categories, Finding, SplitDescription, examples
+from yolox.data.formats.description import Categories, Finding, SplitDescription, findings_about
 from yolox.data.formats.image_names import locate_images
 from yolox.data.image_files import read_file_size
 from yolox.errors import DataError
@@ -79,9 +79,8 @@ def describe_coco(
     folder, names, located = locate_images(names, image_dirs, source, avoid)
     findings += located
     repeated = [name for name, times in Counter(names).items() if times > 1]
-    if repeated:
-        text = f"{source}: {len(repeated)} image files are listed under several ids, each with boxes of its own"
-        findings.append(Finding("warning", "images-named-twice", text, len(repeated), examples(repeated)))
+    text = f"{source}: {len(repeated)} image files are listed under several ids, each with boxes of its own"
+    findings += findings_about(repeated, "warning", "images-named-twice", text)
     return SplitDescription(
         source=source,
         image_dir=folder,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from yolox.data.formats.checks import as_arrays
-from yolox.data.formats.description import Finding, SplitDescription, examples
+from yolox.data.formats.description import Finding, Severity, SplitDescription, examples, findings_about
 from yolox.data.formats.image_names import locate_images
 from yolox.data.formats.yolo_labels import LabelFiles, pixel_box, read_label_file
 from yolox.data.image_files import list_images, read_file_size
@@ -124,15 +124,11 @@ def _read_objects(
 def _note_unlabelled(
     unlabelled: Sequence[Path], orphans: Sequence[Path], total: int, source: str, findings: list[Finding]
 ) -> None:
-    if unlabelled:
-        text = f"{source}: {len(unlabelled)} of {total} images have no label file and are taken as background"
-        severity = "warning" if len(unlabelled) > _FEW_LABELS * total or orphans else "note"
-        shown = examples([path.name for path in unlabelled])
-        findings.append(Finding(severity, "images-without-labels", text, len(unlabelled), shown))  # type: ignore[arg-type]
-    if orphans:
-        text = f"{source}: {len(orphans)} label files belong to no image"
-        shown = examples([path.name for path in orphans])
-        findings.append(Finding("warning", "labels-without-image", text, len(orphans), shown))
+    text = f"{source}: {len(unlabelled)} of {total} images have no label file and are taken as background"
+    severity: Severity = "warning" if len(unlabelled) > _FEW_LABELS * total or orphans else "note"
+    findings += findings_about([path.name for path in unlabelled], severity, "images-without-labels", text)
+    text = f"{source}: {len(orphans)} label files belong to no image"
+    findings += findings_about([path.name for path in orphans], "warning", "labels-without-image", text)
 
 
 def _class_names(path: Path, config: dict[str, Any]) -> list[str]:
@@ -184,10 +180,9 @@ def _images(places: Sequence[Path], root: Path, source: str, findings: list[Find
             findings += located
             paths += [folder / name for name in names]
     unique = list(dict.fromkeys(path.absolute() for path in paths))
-    if others:
-        kinds = ", ".join(sorted({path.suffix.lower() for path in others}))
-        text = f"{source}: {len(others)} files of formats that are not read ({kinds}) were left out"
-        findings.append(Finding("warning", "formats-left-out", text, len(others), examples([p.name for p in others])))
+    kinds = ", ".join(sorted({path.suffix.lower() for path in others}))
+    text = f"{source}: {len(others)} files of formats that are not read ({kinds}) were left out"
+    findings += findings_about([path.name for path in others], "warning", "formats-left-out", text)
     if len(unique) < len(paths):
         text = f"{source}: {len(paths) - len(unique)} images are named twice and were taken once"
         findings.append(Finding("warning", "images-named-twice", text, len(paths) - len(unique)))

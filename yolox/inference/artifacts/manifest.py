@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from yolox.errors import ModelFileError
-from yolox.files import write_text
+from yolox.files import sha256_of, write_text
 from yolox.inference.artifacts.structure import num_leaves
 from yolox.inference.backends.base import Settings
 from yolox.precision_names import Precision
@@ -77,17 +76,7 @@ def file_entries(folder: Path) -> dict[str, dict[str, Any]]:
 
 def file_entry(path: Path) -> dict[str, Any]:
     """Return size in bytes and SHA-256 of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-    return {"bytes": path.stat().st_size, "sha256": digest}
-
-
-def _digest(file: Any) -> str:
-    """Python 3.10 has no ``hashlib.file_digest``."""
-    digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
-    return digest.hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:

@@ -23,7 +23,7 @@ from yolox.inference.artifacts.structure import unflatten
 from yolox.inference.artifacts.trust import FORMATS, check_files, check_trust
 from yolox.inference.backends import get_backend
 from yolox.inference.backends.base import Array, Arrays, Runner, Settings, as_model_error, memory_for
-from yolox.kernels.int8.overflow import sums_may_overflow
+from yolox.kernels.int8.packing import sums_may_overflow
 
 if TYPE_CHECKING:
     from torch import nn

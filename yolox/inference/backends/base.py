@@ -243,11 +243,17 @@ def run_in_chunks(run: Callable[..., Arrays], inputs: Arrays, size: int | None, 
     for start in range(0, total, size):
         piece = tuple(array[start : start + size] for array in inputs)
         length = len(piece[0])
-        if pad and length < size:
-            piece = tuple(_concatenate([array, *[array[-1:]] * (size - length)]) for array in piece)
+        if pad:
+            piece = tuple(filled_up(array, size) for array in piece)
         outputs = run(*piece)
         pieces.append(tuple(output[:length] for output in outputs) if length < size else outputs)
     return tuple(_concatenate(parts) for parts in zip(*pieces, strict=True))
+
+
+def filled_up(piece: Array, size: int) -> Array:
+    """Return a piece of a batch with its last row repeated up to ``size`` rows."""
+    missing = size - len(piece)
+    return _concatenate([piece, *[piece[-1:]] * missing]) if missing > 0 else piece
 
 
 def _concatenate(parts: Sequence[Array]) -> Array:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from yolox.errors import MissingDependencyError, ModelFileError
-from yolox.inference.artifacts.data_files import check_onnx
+from yolox.errors import ModelFileError, needs
 from yolox.inference.artifacts.manifest import Manifest
+from yolox.inference.artifacts.trust import check_onnx
 from yolox.inference.backends.base import (
     Array,
     Arrays,
@@ -24,6 +24,7 @@ from yolox.inference.backends.base import (
     Settings,
     as_model_error,
     as_numpy,
+    filled_up,
     like_inputs,
     memory_for,
 )
@@ -48,10 +49,8 @@ def onnxruntime() -> Any:
     Raises:
         MissingDependencyError: When it is not installed.
     """
-    try:
+    with needs("onnxruntime", "pip install onnxruntime"):
         import onnxruntime as library
-    except ImportError as error:
-        raise MissingDependencyError("onnxruntime", "pip install onnxruntime") from error
     return library
 
 
@@ -60,7 +59,7 @@ def make_session(model: bytes, threads: int, profile_prefix: str | None = None) 
 
     Args:
         model: A serialized ONNX file.
-        threads: Threads of one call.
+        threads: Threads of one call; 0 takes as many as there are cores.
         profile_prefix: Write a profile to a file with this prefix.
     """
     library = onnxruntime()
@@ -117,7 +116,7 @@ class OnnxRuntimeRunner:
         outputs = _allocate(session, total)
 
         def run(number: int, start: int) -> list[Any]:
-            piece = tuple(_filled_up(array[start : start + size], size, self.batch) for array in arrays)
+            piece = tuple(filled_up(array[start : start + size], self.batch or 0) for array in arrays)
             return _run_piece(self._sessions[number % len(self._sessions)], piece, outputs, start)
 
         if self.settings.streams == 1 or len(starts) == 1:
@@ -177,11 +176,6 @@ def _allocate(session: Any, total: int) -> list[Any]:
         known = tail is not None and all(isinstance(axis, int) for axis in tail)
         outputs.append(np.empty((total, *(tail or ())), _numpy_type(port.type)) if known else None)
     return outputs
-
-
-def _filled_up(piece: Any, size: int, batch: int | None) -> Any:
-    missing = size - len(piece) if batch is not None else 0
-    return np.concatenate([piece, *[piece[-1:]] * missing]) if missing else piece
 
 
 def _numpy_type(name: str) -> np.dtype[Any]:

@@ -43,7 +43,6 @@ def cut_network(path: Path) -> Cut:
     """Return the largest part of an ONNX file, by its arithmetic, that the 8-bit layers compute in one piece.
 
     Raises:
-        MissingDependencyError: Without onnx.
         ModelFileError: When the file is absent, damaged or no model.
         UnsupportedOperatorError: When that part has no arithmetic.
     """

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from yolox.errors import MissingDependencyError, UsageError
+from yolox.errors import UsageError, needs
 from yolox.trainer.launchers.agent import serve_node
 from yolox.trainer.launchers.base import Slot, Worker
 from yolox.trainer.launchers.heartbeat import HangLimits
@@ -40,7 +40,9 @@ class RayLauncher:
 
     def run(self, function: Callable[[Worker], Any], slots: Sequence[Slot]) -> list[Any]:
         """Return the results by rank; see `Launcher`."""
-        ray = _import_ray()
+        with needs("ray", "pip install 'yolox-cpu[ray]'"):
+            import ray
+            import ray.util.scheduling_strategies
         with _connected(ray, self.address, len(slots)):
             engine = _Nodes(ray)
             try:
@@ -158,12 +160,3 @@ def _connected(ray: Any, address: str | None, world: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def _import_ray() -> Any:
-    try:
-        import ray
-        import ray.util.scheduling_strategies
-    except ImportError as error:
-        raise MissingDependencyError("ray", "pip install 'yolox-cpu[ray]'") from error
-    return ray

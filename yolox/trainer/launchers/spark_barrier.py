@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from yolox.errors import MissingDependencyError, UsageError
+from yolox.errors import MissingDependencyError, UsageError, needs
 from yolox.trainer.launchers.agent import serve_node
 from yolox.trainer.launchers.base import Slot, Worker
 from yolox.trainer.launchers.heartbeat import HangLimits
@@ -140,7 +140,8 @@ def first_reason(text: str) -> str:
 @contextmanager
 def _context(master: str | None, world: int) -> Iterator[Any]:
     """Yield the active SparkContext, or one that ends with the run."""
-    pyspark = _import_pyspark()
+    with needs("pyspark", "pip install 'yolox-cpu[spark]'"):
+        import pyspark
     active = pyspark.SparkContext._active_spark_context
     if active is not None:
         if master not in (None, active.master):
@@ -214,11 +215,3 @@ def _end_java(pyspark: Any) -> None:
             process.stdin.close()  # it ends with its standard input
         process.wait(_END_SECONDS)
     pyspark.SparkContext._gateway = pyspark.SparkContext._jvm = None
-
-
-def _import_pyspark() -> Any:
-    try:
-        import pyspark
-    except ImportError as error:
-        raise MissingDependencyError("pyspark", "pip install 'yolox-cpu[spark]'") from error
-    return pyspark

@@ -99,7 +99,8 @@ struct OneByOne {
 };
 
 template <class Finish>
-INLINE inline void finished(const Step& s, const Image& image, const Finish& f, const Sums& sum, long y, long x, long c) {
+INLINE inline void finished(const Step& s, const Image& image, const Finish& f, const Sums& sum, long y, long x,
+                            long c) {
   if constexpr (Finish::one_by_one) {
     vi all;
     std::memcpy(&all, sum.q, sizeof all);

@@ -1,8 +1,10 @@
-// The first convolution, 6x6 with stride 2 and padding 2 on images of three channels, in bfloat16: forwards with the sums for
-// the batch normalisation after it, backwards with that normalisation's second pass. Nobody wants the gradient of an image.
+// The first convolution, 6x6 with stride 2 and padding 2 on images of three channels, in bfloat16: forwards with the
+// sums for the batch normalisation after it, backwards with that normalisation's second pass. Nobody wants the gradient
+// of an image.
 //
-// Six pixels of a row are 18 numbers side by side, and those of the next output begin 6 numbers later. So rows of a left matrix
-// lie in memory as the image does, 12 bytes apart, each 32 numbers of which the last 14 meet weights of zero.
+// Six pixels of a row are 18 numbers side by side, and those of the next output begin 6 numbers later. So rows of a
+// left matrix lie in memory as the image does, 12 bytes apart, each 32 numbers of which the last 14 meet weights of
+// zero.
 #include "tiles.h"
 
 #ifdef __AVX512BF16__
@@ -31,15 +33,17 @@ inline void row_as_bf16(const P* from, long count, bf16* to) {
   for (; i < count; ++i) put(to + i, from[i]);
 }
 
-// The last rows of images a thread has asked for, each made by make(row, place) for as many numbers as `length` says. Those of a
-// window of six lie one after the other: the first ones are kept twice. Rows outside of an image are zeros.
+// The last rows of images a thread has asked for, each made by make(row, place) for as many numbers as `length` says.
+// Those of a window of six lie one after the other: the first ones are kept twice. Rows outside of an image are zeros.
 class Window {
   static constexpr long KEPT = 8, TWICE = SIZE - 1;
   Aligned<bf16> memory;
   long length, held[KEPT];
 
  public:
-  explicit Window(long numbers) : memory((KEPT + TWICE) * numbers), length(numbers) { std::fill(held, held + KEPT, -1); }
+  explicit Window(long numbers) : memory((KEPT + TWICE) * numbers), length(numbers) {
+    std::fill(held, held + KEPT, -1);
+  }
   long step() const { return length; }
   // The six rows that row `row` of the output reads.
   template <class F>
@@ -97,15 +101,16 @@ void forward(const StemInput& d, const float* weight, bf16* y, double* sums) {
     const Row row(d);
     Window window(row.length());
     Rows<float> product(outputs);
+    Sums& own = found[omp_get_thread_num()];
     Range mine = my_share(d.count * d.out_height());
     for (long r = mine.first; r < mine.last; ++r) {
       const bf16* rows = window.at(d, r / d.out_height(), r % d.out_height(), row);
       for (long first = 0; first < width; first += SIDE) {
         const bf16* at = rows + first * STEP;
         for (long n = 0; n < product.width; n += SIDE)
-          multiply({at, at + 16 * STEP, STEP, window.step()}, packed.at(n), SIZE, product.at(0, n), product.width, false,
-                   TAPS / 2);
-        keep(product, nullptr, r * width + first, std::min(SIDE, width - first), whole, outputs, found[omp_get_thread_num()]);
+          multiply({at, at + 16 * STEP, STEP, window.step()}, packed.at(n), SIZE, product.at(0, n), product.width,
+                   false, TAPS / 2);
+        keep(product, nullptr, r * width + first, std::min(SIDE, width - first), whole, outputs, own);
       }
     }
   });
@@ -114,7 +119,8 @@ void forward(const StemInput& d, const float* weight, bf16* y, double* sums) {
 
 constexpr long REST = TAPS - 16;  // taps of a row beyond its first tile; those of all rows share another one
 
-// The same row as a tile of a right matrix for each panel, of the first 16 taps; and after these tiles the pairs of the others.
+// The same row as a tile of a right matrix for each panel, of the first 16 taps; and after these tiles the pairs of the
+// others.
 class PackedRow {
   const StemInput& d;
   Row row;
@@ -131,7 +137,8 @@ class PackedRow {
       const bf16* panel = &numbers[p * SIDE * STEP];
       pack_right(panel, STEP, to + p * TILE);
       for (long pixel = 0; pixel < SIDE; ++pixel)
-        for (long i = 0; i < REST; ++i) rest[(p * SIDE + pixel) / 2 * PAIRS + 2 * i + pixel % 2] = panel[pixel * STEP + 16 + i];
+        for (long i = 0; i < REST; ++i)
+          rest[(p * SIDE + pixel) / 2 * PAIRS + 2 * i + pixel % 2] = panel[pixel * STEP + 16 + i];
     }
   }
 };
@@ -181,7 +188,8 @@ void backward(const bf16* dz, const bf16* y, const Centred& centred, const StemI
         const Left gradients{a, n + 16 < outputs ? a + panels * TILE : nullptr, SIDE, TILE};
         float* to = own + n * wide;
         for (long k = 0; k < SIZE; k += 2)
-          multiply(gradients, {rows + k * window.step(), rows + (k + 1) * window.step(), TILE}, panels, to + k * 16, wide, true);
+          multiply(gradients, {rows + k * window.step(), rows + (k + 1) * window.step(), TILE}, panels, to + k * 16,
+                   wide, true);
         multiply(gradients, {rest.begin(), nullptr, TILE}, panels, to + SIZE * 16, wide, true);
       }
     }

@@ -1,8 +1,8 @@
-// Products of bfloat16 matrices, 32 rows by 32 columns at a time, in float32. Intel's matrix unit (AMX) multiplies tiles of
-// 16 rows of 64 bytes; without it, the dot products of pairs of AVX512-BF16 do, on the same layout in memory.
+// Products of bfloat16 matrices, 32 rows by 32 columns at a time, in float32. Intel's matrix unit (AMX) multiplies
+// tiles of 16 rows of 64 bytes; without it, the dot products of pairs of AVX512-BF16 do, on the same layout in memory.
 //
-// The left matrix lies in rows. The right one lies in tiles in which row r holds, side by side for each of 16 columns, the
-// two numbers 2r and 2r + 1 of that column.
+// The left matrix lies in rows. The right one lies in tiles in which row r holds, side by side for each of 16 columns,
+// the two numbers 2r and 2r + 1 of that column.
 #pragma once
 #include "panels.h"
 
@@ -138,13 +138,14 @@ inline void multiply_pairs(Left a, Right b, long steps, long pairs, float* out, 
   }
 }
 
-// `out`, 32 by 32 with `out_row` numbers from row to row, becomes the product over 32 * `steps`, or has it added. Beyond the
-// first `pairs` pairs of each 32 both operands may be zeros, or one of them.
+// `out`, 32 by 32 with `out_row` numbers from row to row, becomes the product over 32 * `steps`, or has it added.
+// Beyond the first `pairs` pairs of each 32 both operands may be zeros, or one of them.
 inline void multiply(Left a, Right b, long steps, float* out, long out_row, bool add, long pairs = 16) {
 #ifdef MATRIX_UNIT
   if (matrix_unit()) {
-    if (a.bottom) return (b.right ? multiply_tiles<true, true> : multiply_tiles<true, false>)(a, b, steps, out, out_row, add);
-    return (b.right ? multiply_tiles<false, true> : multiply_tiles<false, false>)(a, b, steps, out, out_row, add);
+    auto* all = b.right ? multiply_tiles<true, true> : multiply_tiles<true, false>;
+    auto* top = b.right ? multiply_tiles<false, true> : multiply_tiles<false, false>;
+    return (a.bottom ? all : top)(a, b, steps, out, out_row, add);
   }
 #endif
   (b.right ? multiply_pairs<true> : multiply_pairs<false>)(a, b, steps, pairs, out, out_row, add);
@@ -204,8 +205,8 @@ class Packed {
  public:
   // From a matrix in memory, or from its transpose: `weight` has `rows` rows of `wide` numbers, each a multiple of 16.
   Packed(const float* weight, long rows, long wide, bool transposed)
-      : deep(transposed ? wide : rows), depth(padded(deep)), columns(padded(transposed ? rows : wide)), used(transposed ? rows : wide),
-        tiles(depth * columns) {
+      : deep(transposed ? wide : rows), depth(padded(deep)), columns(padded(transposed ? rows : wide)),
+        used(transposed ? rows : wide), tiles(depth * columns) {
     if (transposed) {
       for (long n = 0; n < rows; ++n)
         for (long k = 0; k < wide; k += 16) {

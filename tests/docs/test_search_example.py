@@ -7,14 +7,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from doc_pages import ROOT, blocks, commands
+from doc_shell import check_pip
 
-from yolox.checkpoint import save_checkpoint
 from yolox.config import apply_fields, experiment_to_dict
 from yolox.data.sample_dataset import CLASS_NAMES, draw_sample_set
 from yolox.experiments import get_experiment
 from yolox.models.detector import build_detector
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "examples" / "search_settings.py"
+PAGE = "docs/tuning.md"
+SHORTER = {"python": sys.executable, "/data/mine": "data", "yolox_nano": "start.pth", "20": "2", "30": "1"}
 
 
 @pytest.mark.processes
@@ -28,11 +31,15 @@ def test_two_trials_and_a_third_later(tmp_path: Path) -> None:
         "experiment": experiment_to_dict(experiment),
         "class_names": list(CLASS_NAMES),
     }
-    save_checkpoint(tmp_path / "start.pth", content)
-    command = [sys.executable, str(EXAMPLE), str(tmp_path / "data"), str(tmp_path / "start.pth"), "--epochs", "1"]
-    for trials, last in ((2, 1), (1, 2)):
+    torch.save(content, tmp_path / "start.pth")
+    install, search = commands(blocks(PAGE, "bash")[0])
+    check_pip(install)
+    command = [SHORTER.get(word, word) for word in search]
+    command[1] = str(ROOT / command[1])
+    for trials, last in (([], 1), (["--trials", "1"], 2)):
         done = subprocess.run(
-            [*command, "--size", "64", "--trials", str(trials), "--output_dir", str(tmp_path / "search")],
+            [*command, "--size", "64", *trials],
+            cwd=tmp_path,
             capture_output=True,
             text=True,
             timeout=300,

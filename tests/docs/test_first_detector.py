@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import shutil
-import subprocess
-import sys
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from doc_pages import blocks
+from doc_shell import check_pip, place_weights, served
 
 from yolox import YOLOX
-from yolox.checkpoint import save_checkpoint
 from yolox.data.dataset_paths import load_split, resolve_dataset
 from yolox.data.sample_dataset import CLASS_NAMES, draw_sample_set
-from yolox.experiments import get_experiment
-from yolox.kernels.build import built_library
-from yolox.kernels.library import host_variants
-from yolox.models.detector import build_detector
 from yolox.tools import command
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "first-detector.md"
+PAGE = "docs/first-detector.md"
 TINY = ["-b", "8", "--num_workers", "0", "--logger", "none", "max_epoch=1", "input_size=64", "test_size=64"]
 pytestmark = [pytest.mark.backends, pytest.mark.processes]
 Write = Callable[[Path, Path], None]
@@ -138,12 +130,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def place(tmp_path: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to work in, a new photograph, and published weights that were placed by hand."""
-    weights = tmp_path / "cache" / "weights"
-    weights.mkdir(parents=True)
-    detector = build_detector(get_experiment("yolox_nano").model)
-    save_checkpoint(weights / "yolox_nano.pth", {"model": detector.state_dict()})
-    library = built_library(host_variants()[0])
-    (tmp_path / "cache" / library.name).symlink_to(library)  # it is not compiled again
+    place_weights(tmp_path / "cache")
     monkeypatch.setenv("YOLOX_CACHE", str(tmp_path / "cache"))
     work = tmp_path / "work"
     work.mkdir()
@@ -152,38 +139,21 @@ def place(tmp_path: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return work
 
 
-def lines(language: str, page: Path = PAGE) -> str:
-    found = re.search(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    assert found is not None
-    return found.group(1)
-
-
-@contextmanager
-def served(words: list[str]) -> Iterator[str]:
-    """Run ``yolox serve`` at a free port and give its address."""
-    code = "import sys; from yolox.tools.command import main; sys.exit(main(sys.argv[1:]))"
-    program = [sys.executable, "-c", code, *words, "--port", "0"]
-    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as service:
-        try:
-            assert service.stdout is not None
-            yield next(found.group() for line in service.stdout if (found := re.search(r"http://[\d.:]+", line)))
-        finally:
-            service.terminate()
-            service.communicate(timeout=30)
-    assert service.returncode == 143
-
-
 def run_commands(place: Path) -> None:
     """Run the page's commands, a training of one epoch and one method of inference instead of all."""
-    commands = lines("bash").splitlines()
+    commands = blocks(PAGE, "bash")[0].text.splitlines()
     assert len(commands) <= 8
     extra = {"train": TINY, "optimize": ["--methods", "native_int8", "-b", "1"], "predict": ["--conf", "0.001"]}
+    for block in blocks(PAGE, "bash"):
+        for line in block.text.splitlines():
+            if line.startswith("pip "):
+                check_pip(shlex.split(line))
     for line in commands[1:-2]:
         words = shlex.split(line)[1:]
         assert command.main([*words, *extra.get(words[0], [])]) == 0, line
     assert len(list((place / "found").rglob("*.jpg"))) == 50
     service, request = commands[-2:]
-    with served(shlex.split(service)[1:]) as address:
+    with served([*shlex.split(service)[1:], "--port", "0"]) as address:
         photograph = (place / shlex.split(request)[2].removeprefix("@")).read_bytes()
         with urllib.request.urlopen(f"{address}/predict", data=photograph, timeout=30) as answer:
             assert json.load(answer)["objects"] is not None
@@ -191,7 +161,7 @@ def run_commands(place: Path) -> None:
 
 def run_python(place: Path) -> None:
     """Run the page's Python, with the same shortcuts."""
-    code = lines("python")
+    code = blocks(PAGE, "python")[0].text
     assert len(code.splitlines()) <= 10
     names = execute(code)
     assert names["fast"].class_names == names["trained"].class_names
@@ -244,16 +214,3 @@ def test_from_photographs_to_a_detector_in_every_format(write: Write, place: Pat
     pytest.importorskip("uvicorn")
     write(drawn, place / "photos")
     run_commands(place)
-
-
-@pytest.mark.slow
-def test_python_of_the_readme(place: Path, drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("onnxscript")
-    ultralytics(drawn, place / "photos")
-    with (place / "photos" / "data.yaml").open("a") as file:
-        file.write("val: images/train\n")
-    shutil.copy(place / "new.jpg", place / "street.jpg")
-    names = execute(lines("python", ROOT / "README.md").replace("/data/mine", "photos"))
-    assert names["fast"].model == "deployed"
-    assert (place / "street_found.jpg").is_file()
-    assert 0 <= float(capsys.readouterr().out.splitlines()[-1]) <= 1
