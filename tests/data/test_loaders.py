@@ -337,17 +337,3 @@ def test_without_semaphores_the_images_are_read_here(
         assert_same(mine, theirs)
     assert "no loader processes: /dev/shm" in caplog.text
     assert "No space left on device" in caplog.text
-
-
-KILLED = """
-import os, signal
-from yolox.data.loader import worker_context
-kept = worker_context("spawn").Semaphore()
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def test_the_semaphores_of_a_killed_process_are_no_news() -> None:
-    """Python removes them, and printed a warning with its source line into the terminal of a run that was over."""
-    done = subprocess.run([sys.executable, "-c", KILLED], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (-signal.SIGKILL, "")

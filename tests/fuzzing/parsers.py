@@ -19,7 +19,6 @@ import cv2
 import numpy as np
 import torch
 from samples import artifact_files, checkpoint, manifest_of
-from yolox.tools.resuming import read_run_state
 
 from yolox.checkpoint import load_model as load_checkpoint
 from yolox.data.dataset_paths import load_split, resolve_dataset
@@ -32,6 +31,7 @@ from yolox.inference.artifacts.model import load_model as load_artifact
 from yolox.inference.backends.onnxruntime import read_onnx
 from yolox.kernels.int8.onnx_cut import cut_network
 from yolox.structures import Size
+from yolox.tools.start import read_run_state
 
 MAX_SECONDS, MAX_BYTES = 5.0, 1 << 30
 CORPUS = Path(__file__).with_name("corpus")

@@ -20,7 +20,6 @@ import torch
 from safetensors.torch import save_file
 
 from yolox import YOLOX
-from yolox.checkpoint import save_checkpoint
 from yolox.config import Experiment, ModelConfig, experiment_to_dict
 from yolox.errors import ModelFileError
 from yolox.inference.artifacts.manifest import MANIFEST_NAME, Manifest, file_entries, write_manifest
@@ -238,7 +237,7 @@ def test_names_do_not_reach_a_terminal_raw(tmp_path: Path, capfd: pytest.Capture
     for key, value in weights.items():
         if key.endswith(("obj_preds.0.bias", "cls_preds.0.bias")):
             value.fill_(5.0)
-    save_checkpoint(tmp_path / "a.pth", content)
+    torch.save(content, tmp_path / "a.pth")
     import cv2
 
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((64, 64, 3), np.uint8))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -87,3 +88,17 @@ def test_sigterm_leaves_no_temporary_folder(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (143, "", "stopped by SIGTERM\n")
     assert not list(tmp_path.glob("of-a-tool-*"))
+
+
+KILLED = """
+import os, signal
+from yolox.data.loader import worker_context
+kept = worker_context("spawn").Semaphore()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_semaphores_of_a_killed_process_are_no_news() -> None:
+    """Python removes them, and printed a warning with its source line into the terminal of a run that was over."""
+    done = subprocess.run([sys.executable, "-c", KILLED], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGKILL, "")

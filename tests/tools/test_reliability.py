@@ -17,7 +17,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from yolox.checkpoint import save_checkpoint
 from yolox.config import experiment_to_dict
 from yolox.data.sample_dataset import draw_sample_set
 from yolox.experiments import EXPERIMENTS
@@ -111,7 +110,7 @@ def test_memory_stays_level_over_predictions(amount: int, tmp_path: Path) -> Non
     model = replace(EXPERIMENTS["yolox_nano"].model, width=0.0625, num_classes=2)
     experiment = replace(EXPERIMENTS["yolox_nano"], model=model)
     content = {"format": 1, "model": build_detector(model).state_dict(), "class_names": ["a", "b"]}
-    save_checkpoint(tmp_path / "a.pth", {**content, "experiment": experiment_to_dict(experiment)})
+    torch.save({**content, "experiment": experiment_to_dict(experiment)}, tmp_path / "a.pth")
     predictor = load_predictor(tmp_path / "a.pth", input_size=64)
     sizes = np.random.default_rng(0)
     resident = []

@@ -340,8 +340,7 @@ def stop_requested(trainer: pl.Trainer) -> int:
 
 def ignore_more_stop_signals(trainer: pl.Trainer) -> None:
     """Have ``trainer`` end in order from now on, however often it is asked to stop."""
-    connector = trainer._signal_connector
-    if isinstance(connector, StopSignals):
+    if isinstance(connector := trainer._signal_connector, StopSignals):
         connector.stopping = True
 
 
