@@ -107,7 +107,7 @@ def _rows(
 def _runner(name: str, network: Any, images: np.ndarray[Any, Any], threads: int, folder: Path) -> Any:
     from yolox.inference.backends import get_backend
     from yolox.inference.backends.base import PrepareContext
-    from yolox.inference.convert.flat import FlatModule
+    from yolox.inference.backends.torch_runner import FlatModule
     from yolox.inference.methods import get_method
 
     method = get_method(name)

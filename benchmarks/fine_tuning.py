@@ -12,8 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.protocol import REAL_DATA, Part, native_precisions, run_benchmark
-from yolox.checkpoint import save_checkpoint
 from yolox.data.sample_dataset import draw_sample_set
 from yolox.errors import DataError
 from yolox.experiments import get_experiment
@@ -47,12 +48,21 @@ def draw(results: Path, picture: Path) -> None:
         for axes, epochs in zip(axes_row, lengths, strict=True):
             rows = [row for row in part["rows"] if row["epochs"] == epochs]
             for row in rows:
-                axes.plot([int(epoch) for epoch in row["AP"]], list(row["AP"].values()), label=row["precision"])
+                axes.plot(
+                    [int(epoch) for epoch in row["AP"]],
+                    list(row["AP"].values()),
+                    label={"32": "fp32"}.get(row["precision"], row["precision"]),
+                )
             axes.axhline(rows[0]["start"], color="grey", linestyle=":", label="start")
-            axes.set(title=f"{name.replace('-', ' ')}, {epochs} epochs", xlabel="epoch", ylabel="AP")
+            axes.set(
+                title=f"{name.replace('-images-', '-images, ').replace('-', ' ')}, {epochs} epochs",
+                xlabel="epoch",
+                ylabel="AP",
+            )
             low, high = axes.get_ylim()
             middle = (low + high) / 2
             axes.set_ylim(min(low, middle - 0.04), max(high, middle + 0.04))  # noise must not look like mountains
+            axes.grid(alpha=0.3)
             axes.legend()
     figure.savefig(picture, dpi=110)
 
@@ -146,7 +156,7 @@ def _quick(folder: Path) -> list[str]:
     """Return options of a training that shows that the benchmark works: fresh weights on a few drawn images."""
     draw_sample_set(folder / "data", num_train=4, num_val=2)
     experiment = get_experiment("yolox_nano")
-    save_checkpoint(folder / "fresh.pth", {"model": build_detector(experiment.model).state_dict()})
+    torch.save({"model": build_detector(experiment.model).state_dict()}, folder / "fresh.pth")
     small = ["input_size", "64", "test_size", "64", "--no-multiscale", "--num_workers", "0"]
     return ["-n", "yolox_nano", "-c", str(folder / "fresh.pth"), "-b", "2", *small]
 

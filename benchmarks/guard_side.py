@@ -129,13 +129,12 @@ def _int8(batch: int) -> Run:
     from yolox.experiments import get_experiment
     from yolox.inference.backends import get_backend
     from yolox.inference.backends.base import PrepareContext
-    from yolox.inference.convert.flat import FlatModule
     from yolox.inference.methods import get_method
     from yolox.models.decoding import DecodedDetector
     from yolox.models.detector import build_detector
 
     torch.manual_seed(0)
-    module = FlatModule(DecodedDetector(build_detector(get_experiment("yolox_nano").model))).eval()
+    module = DecodedDetector(build_detector(get_experiment("yolox_nano").model)).eval()
     images = np.random.default_rng(0).integers(0, 256, (batch, 3, SIZE, SIZE)).astype(np.float32)
     folder = Path(tempfile.mkdtemp(prefix="benchmark-guard-"))
     context = PrepareContext((images[:1],), ((images[:1],),), 1, folder)

@@ -120,7 +120,8 @@ def _inputs(setting: Setting, folder: Path, quick: bool) -> tuple[Any, dict[str,
 
 
 def _optimize(folder: Path, detector: Any, data: dict[str, Any], setting: Setting) -> OptimizationReport:
-    from yolox.inference.optimizer import InferenceOptimizer, Limits
+    from yolox.inference.optimizer import InferenceOptimizer
+    from yolox.inference.search.protocol import Limits
     from yolox.inference.search.run import Listener
     from yolox.models.decoding import DecodedDetector
 

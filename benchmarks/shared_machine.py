@@ -81,7 +81,7 @@ def save_program(folder: Path, size: int) -> None:
     from yolox.experiments import get_experiment
     from yolox.inference.backends import get_backend
     from yolox.inference.backends.base import PrepareContext
-    from yolox.inference.convert.flat import FlatModule
+    from yolox.inference.backends.torch_runner import FlatModule
     from yolox.inference.methods import get_method
     from yolox.models.decoding import DecodedDetector
     from yolox.models.detector import build_detector

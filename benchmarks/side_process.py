@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from benchmarks.protocol import ROOT
-from yolox.cpu.openmp import shorten_waits
+from yolox.cpu.threads import shorten_waits
 from yolox.inference.search.latency import interleave
 from yolox.processes.inside import peak_memory_mb, release_memory
 from yolox.processes.messages import Channel
@@ -146,7 +146,7 @@ def measure_sides(
         sharing: Whether the sides are too large to keep their memory while they wait.
 
     Returns:
-        For each side ``seconds`` of all its steps, ``peak_memory_mb`` and ``groups``.
+        For each side ``seconds`` of all its steps, ``peak_memory_mb``, and ``groups`` where they are explained.
     """
     try:
         for side in sides:
@@ -158,7 +158,8 @@ def measure_sides(
             found[name]["seconds"] += answer["seconds"]
             found[name]["peak_memory_mb"] = answer["peak_memory_mb"]
         for side in sides if explain else ():
-            found[side.name]["groups"] = side.ask(steps=min(steps, 3), explain=True, sharing=sharing)["groups"]
+            answer = side.ask(steps=min(steps, 3), explain=True, sharing=sharing)
+            found[side.name]["groups"] = answer["groups"]
         return found
     finally:
         for side in sides:

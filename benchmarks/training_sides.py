@@ -36,9 +36,10 @@ def experiment_of(settings: dict[str, Any]) -> Experiment:
 
 
 def random_batch(batch_size: int, size: int) -> Batch:
-    """Return noise with a few objects in each image; the same in every process."""
+    """Return noise with a few objects in each image, in the memory format of the loader; the same in every process."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (batch_size, 3, size, size), dtype=torch.uint8, generator=generator)
+    images = images.contiguous(memory_format=torch.channels_last)
     shape = (batch_size, OBJECTS_PER_IMAGE)
     sides = (torch.rand(*shape, 2, generator=generator) * 0.3 + 0.02) * size
     centres = torch.rand(*shape, 2, generator=generator) * size
@@ -79,7 +80,7 @@ def stock(settings: dict[str, Any], channel: CommandLine) -> None:
     model = _stock_model(experiment)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, nesterov=True, weight_decay=5e-4)
     batch = random_batch(settings["batch_size"], settings["size"])
-    _loop(channel, model, optimizer, batch.images.float(), batch.targets, bf16=False)
+    _loop(channel, model, optimizer, batch.images.float().contiguous(), batch.targets, bf16=False)
 
 
 def tuned(settings: dict[str, Any], channel: CommandLine) -> None:

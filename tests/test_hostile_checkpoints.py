@@ -17,7 +17,7 @@ from yolox.checkpoint import load_model
 from yolox.config import Experiment, ModelConfig, experiment_to_dict
 from yolox.errors import ModelFileError, YoloxError
 from yolox.models.detector import build_detector
-from yolox.tools.resuming import read_run_state
+from yolox.tools.start import read_run_state
 from yolox.torch_files import read_torch_file
 
 TINY = ModelConfig(depth=0.33, width=0.0625, depthwise=True, num_classes=2)

@@ -10,12 +10,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 
 from yolox import downloads
-from yolox.checkpoint import load_model, save_checkpoint
-from yolox.downloads import DownloadError, download, sha256_of
+from yolox.checkpoint import load_model
+from yolox.downloads import DownloadError, download
 from yolox.errors import DataError, ModelFileError, UsageError, YoloxError
 from yolox.experiments import get_experiment
+from yolox.files import sha256_of
 from yolox.models.detector import build_detector
 from yolox.published_weights import PUBLISHED, find_checkpoint, weights_folder
 
@@ -56,7 +58,7 @@ class _Mirror(BaseHTTPRequestHandler):
 @pytest.fixture
 def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     checkpoint = tmp_path / "made.pth"
-    save_checkpoint(checkpoint, {"model": build_detector(get_experiment("yolox_nano").model).state_dict()})
+    torch.save({"model": build_detector(get_experiment("yolox_nano").model).state_dict()}, checkpoint)
     _Mirror.content, _Mirror.behaviour, _Mirror.requests = checkpoint.read_bytes(), "well", []
     service = ThreadingHTTPServer(("127.0.0.1", 0), _Mirror)
     service.daemon_threads = True

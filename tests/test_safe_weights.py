@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from yolox.checkpoint import load_model, save_checkpoint
+from yolox.checkpoint import load_model
 from yolox.config import Experiment, ModelConfig, experiment_to_dict
 from yolox.cpu import ipex_location
 from yolox.cpu.ipex_location import IpexLocation
@@ -30,7 +30,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "best_ckpt.pth"
     weights = build_detector(TINY.model).state_dict()
     described = {"format": 1, "experiment": experiment_to_dict(TINY), "class_names": ["a", "b"]}
-    save_checkpoint(path, {"model": weights, **described})
+    torch.save({"model": weights, **described}, path)
     return path
 
 
@@ -89,7 +89,7 @@ def test_an_older_pytorch_gets_weights_only_as_safetensors(
     assert train_tool.main(["-n", "yolox_nano", "-c", str(checkpoint), "--use_ipex"]) == 7
     assert seen == [("-c", ".safetensors", ("a", "b"))]
     other = replace(TINY.model, width=0.03125, num_classes=5)  # of no published network, and without description
-    save_checkpoint(tmp_path / "other.pth", {"model": build_detector(other).state_dict()})
+    torch.save({"model": build_detector(other).state_dict()}, tmp_path / "other.pth")
     monkeypatch.setattr(
         ipex, "run_again", lambda plan, *, replace: len(read_safetensors(Path(plan.command[-1]))["model"])
     )

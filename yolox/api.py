@@ -91,7 +91,7 @@ class YOLOX:
         nms_iou: float = 0.45,
         classes: tuple[int, ...] | None = None,
         multi_label: bool = False,
-        batch_size: int = 1,
+        batch_size: int | None = None,
         tracks: bool = False,
         max_reconnects: int = 10,
         cluster: str | None = None,
@@ -105,7 +105,8 @@ class YOLOX:
             nms_iou: IoU above which the weaker of two boxes is dropped.
             classes: Class indices to keep; None keeps all.
             multi_label: Let a box be a detection of each of its classes that is sure enough, not of the best alone.
-            batch_size: Pictures that go through the network together; cameras and streams always take one.
+            batch_size: Pictures that go through the network together: None for one of a checkpoint, eight of a deployed
+                model. Cameras and streams always take one.
             tracks: Follow objects through videos and streams (``boxes.track_ids``).
             max_reconnects: How often in a row a stream that dropped its connection is opened again.
             cluster: Share the images among the machines of a cluster: ``ray``, ``ray://HOST:10001``, ``HOST:6379``,
@@ -122,9 +123,9 @@ class YOLOX:
             if tracks:
                 raise UsageError("tracks follow the frames of a video, one after another; leave cluster out.")
             model = ClusterModel(self.model, self._precision, self._input_size, trust=self._trust)
-            work = Work(model, thresholds, batch_size)
+            work = Work(model, thresholds, batch_size or self.predictor.usual_batch)
             return predict_on_cluster(cluster, work, pictures, self.class_names)
-        results = predict(self.predictor, pictures, thresholds, 1 if pictures.live else batch_size)
+        results = predict(self.predictor, pictures, thresholds, batch_size)
         return track(results) if tracks else results
 
     __call__ = predict

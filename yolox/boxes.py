@@ -21,35 +21,6 @@ def cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
     return torch.cat((centre - half, centre + half), dim=-1)
 
 
-def xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
-    """Return boxes given by corners as centre and size."""
-    top_left, bottom_right = boxes_xyxy[..., :2], boxes_xyxy[..., 2:]
-    return torch.cat(((top_left + bottom_right) / 2, bottom_right - top_left), dim=-1)
-
-
-def area_xyxy(boxes_xyxy: Tensor) -> Tensor:
-    """Return the area of each box, 0 where the corners are crossed."""
-    width, height = (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).clamp(min=0).unbind(-1)
-    return width * height
-
-
-def iou_xyxy(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:
-    """Return the overlap (intersection over union) of every box of one set with every box of the other.
-
-    Args:
-        first_xyxy: ``[..., N, 4]``.
-        second_xyxy: ``[..., M, 4]``.
-
-    Returns:
-        ``[..., N, M]`` in 0...1; two boxes without any area overlap by 0.
-    """
-    one, other = first_xyxy[..., :, None, :], second_xyxy[..., None, :, :]
-    sides = (torch.minimum(one[..., 2:], other[..., 2:]) - torch.maximum(one[..., :2], other[..., :2])).clamp(min=0)
-    intersection = sides[..., 0] * sides[..., 1]
-    union = area_xyxy(first_xyxy)[..., :, None] + area_xyxy(second_xyxy)[..., None, :] - intersection
-    return torch.where(union > 0, intersection / union, torch.zeros_like(union))
-
-
 def paired_iou_cxcywh(first_cxcywh: Tensor, second_cxcywh: Tensor) -> Tensor:
     """Return the overlap of each box with its counterpart, differentiable everywhere.
 

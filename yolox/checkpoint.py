@@ -14,7 +14,6 @@ from yolox.class_names import COCO_NAMES, clean_name
 from yolox.config import Experiment, ModelConfig, experiment_from_dict
 from yolox.errors import ModelFileError, UsageError
 from yolox.experiments import EXPERIMENTS
-from yolox.files import atomic_path
 from yolox.models.detector import Detector, build_detector
 from yolox.published_weights import find_checkpoint
 from yolox.safe_weights import read_safetensors
@@ -111,16 +110,6 @@ def read_checkpoint(path: str | Path, *, own_run: bool = False) -> dict[str, Any
 
 def _torch_version() -> tuple[int, ...]:
     return tuple(map(int, torch.__version__.split("+")[0].split(".")[:2]))
-
-
-def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write a checkpoint in one step: a run killed at any moment leaves the old file or the new one.
-
-    Raises:
-        YoloxError: When the disk is full or the place cannot be written.
-    """
-    with atomic_path(Path(path)) as temporary:
-        torch.save(dict(content), temporary)
 
 
 def weights_of(content: Mapping[str, Any], path: str | Path) -> dict[str, Tensor]:

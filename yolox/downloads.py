@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import time
@@ -13,7 +12,7 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
 
-from yolox.errors import DataError, YoloxError
+from yolox.errors import DataError, YoloxError, without_login
 
 _log = logging.getLogger(__name__)
 
@@ -41,9 +40,13 @@ def read_address(address: str, largest: int = LARGEST_IMAGE_BYTES, timeout: floa
         with urllib.request.urlopen(request, timeout=timeout) as response:
             data: bytes = response.read(largest + 1)
     except (OSError, HTTPException, ValueError) as error:
-        raise DataError(f"'{address}' cannot be read: {error}. Check the address and the connection.") from error
+        raise DataError(
+            f"'{without_login(address)}' cannot be read: {error}. Check the address and the connection."
+        ) from error
     if len(data) > largest:
-        raise DataError(f"'{address}' holds more than {largest} bytes; expected an image. Download it first.")
+        raise DataError(
+            f"'{without_login(address)}' holds more than {largest} bytes; expected an image. Download it first."
+        )
     return data
 
 
@@ -81,12 +84,12 @@ def download(
             break
         except (OSError, HTTPException, ValueError) as error:
             if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code != 429:
-                raise DownloadError(f"'{address}' answered {error.code} {error.reason}.") from error
+                raise DownloadError(f"'{without_login(address)}' answered {error.code} {error.reason}.") from error
             grown = part.exists() and part.stat().st_size > before
             failures = 0 if grown else failures + 1
             if failures >= attempts:
-                raise DownloadError(f"'{address}' cannot be downloaded: {error}.") from error
-            _log.warning("'%s' broke off (%s); going on where it ended", address, error)
+                raise DownloadError(f"'{without_login(address)}' cannot be downloaded: {error}.") from error
+            _log.warning("'%s' broke off (%s); going on where it ended", without_login(address), error)
             time.sleep(min(0.2 * 2**failures, 5.0))
     try:
         check(part)
@@ -129,12 +132,3 @@ def _fetch(address: str, part: Path, progress: Callable[[int, int | None], None]
 def _total(response: HTTPResponse | Any, done: int) -> int | None:
     length = response.headers.get("Content-Length")
     return done + int(length) if length is not None and length.isdigit() else None
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()

@@ -5,7 +5,9 @@ A message has three parts: what arrived, what was expected, what to do. Chain th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -57,6 +59,19 @@ class MissingDependencyError(YoloxError):
         return MissingDependencyError, (self.library, self.install)
 
 
+@contextmanager
+def needs(library: str, install: str) -> Iterator[None]:
+    """Say how to get an optional library where an import inside the context fails.
+
+    Raises:
+        MissingDependencyError: When it is not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise MissingDependencyError(library, install) from error
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the known name nearest to ``name``, or an empty string."""
     matches = get_close_matches(name.lower()[:80], list(known), n=1, cutoff=0.5)
@@ -73,3 +88,8 @@ def printable(text: str, *, newlines: bool = True) -> str:
     kept = "\n\t" if newlines else ""
     shown = (c if c.isprintable() or c in kept else c.encode("unicode_escape").decode("ascii") for c in text)
     return text if text.isprintable() else "".join(shown)
+
+
+def without_login(address: str | int) -> str:
+    """Return an address as messages and logs may show it: without ``user:password@``."""
+    return re.sub(r"(?<=://)[^/?#]*@", "", str(address))

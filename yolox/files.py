@@ -6,6 +6,7 @@ What a command reads is never what it writes: inputs are announced with `mark_in
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import stat
@@ -189,6 +190,15 @@ def describe_failed_write(error: BaseException | None) -> str | None:
             return f"cannot write{place}: {error.strerror}. Free some space or choose another folder."
         error = error.__cause__ or error.__context__
     return None
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

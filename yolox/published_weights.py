@@ -14,10 +14,10 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from yolox.downloads import DownloadError, download, read_address, sha256_of
+from yolox.downloads import DownloadError, download, read_address
 from yolox.errors import DataError, ModelFileError, UsageError
 from yolox.experiments import canonical_name
-from yolox.files import cache_root, make_output_dir
+from yolox.files import cache_root, make_output_dir, sha256_of
 
 _log = logging.getLogger(__name__)
 

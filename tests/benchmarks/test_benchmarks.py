@@ -10,7 +10,16 @@ from typing import Any
 
 import pytest
 
-from benchmarks import data_pipeline, evaluation, fine_tuning, inference_methods, scaling, train_throughput, wheel
+from benchmarks import (
+    data_pipeline,
+    evaluation,
+    fine_tuning,
+    inference_methods,
+    pictures_to_boxes,
+    scaling,
+    train_throughput,
+    wheel,
+)
 from benchmarks.protocol import native_precisions
 
 SUMMARY = {"median", "p10", "p90", "count"}
@@ -40,6 +49,7 @@ def run(main: Main, name: str, part: str, folder: Path) -> list[dict[str, Any]]:
         (scaling.main, "scaling"),
         (evaluation.main, "evaluation"),
         (fine_tuning.main, "fine_tuning"),
+        (pictures_to_boxes.main, "pictures_to_boxes"),
     ],
 )
 def test_help_names_the_parts(main: Main, name: str, capsys: pytest.CaptureFixture[str]) -> None:

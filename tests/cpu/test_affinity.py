@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from yolox.cpu.affinity import bind_process, thread_environment
+from yolox.cpu.threads import bind_process, thread_environment
 
 
 def test_thread_environment_leaves_the_given_one_alone() -> None:
@@ -28,7 +28,7 @@ def test_every_thread_is_bound_and_children_inherit() -> None:
     script = (
         "import os, subprocess, sys, threading, time\n"
         "from pathlib import Path\n"
-        "from yolox.cpu.affinity import bind_process\n"
+        "from yolox.cpu.threads import bind_process\n"
         "threading.Thread(target=time.sleep, args=(5,), daemon=True).start()\n"
         f"assert bind_process([{cpu}])\n"
         "masks = {tuple(os.sched_getaffinity(int(t.name))) for t in Path('/proc/self/task').iterdir()}\n"

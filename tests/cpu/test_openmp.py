@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 CODE = """
-from yolox.cpu.openmp import shorten_waits
+from yolox.cpu.threads import shorten_waits
 first = {}
 assert shorten_waits(first) and list(first) == ["GOMP_SPINCOUNT"], first
 assert not shorten_waits(first), "a setting is left alone"

@@ -7,14 +7,12 @@ import random
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import cv2
 import numpy as np
 import pytest
+from label_files import coco, codes, image, index, train, voc, yolo
 
 from yolox.data.cache import open_cache
-from yolox.data.coco_dataset import CocoDataset
 from yolox.data.dataset_paths import default_data_dir, load_split, resolve_dataset
 from yolox.data.formats.checks import MAX_CLASSES, check_split
 from yolox.data.formats.coco_json import describe_coco
@@ -24,30 +22,6 @@ from yolox.data.report import report_dataset
 from yolox.errors import DataError, UsageError, YoloxError, printable
 from yolox.structures import Size
 from yolox.text_files import read_text, read_yaml
-
-ROW = "1 0.5 0.5 0.25 0.5\n"
-
-
-def image(path: Path, height: int = 40, width: int = 80) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(cv2.imencode(path.suffix, np.full((height, width, 3), 90, np.uint8))[1].tobytes())
-
-
-def yolo(root: Path, *names: str, yaml: str = "train: images\nval: images\nnames: [a, b]\n") -> None:
-    for name in names or ("x.png", "y.png"):
-        image(root / "images" / name)
-        path = (root / "labels" / name).with_suffix(".txt")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(ROW)
-    (root / "data.yaml").write_text(yaml)
-
-
-def train(root: Path) -> CocoDataset:
-    return load_split(resolve_dataset(root).require("train"))
-
-
-def codes(data: CocoDataset) -> list[str]:
-    return [finding.code for finding in data.findings]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
@@ -150,20 +124,6 @@ def test_files_larger_than_their_kind_are_refused_unread(tmp_path: Path) -> None
         read_text(path, "labels")
 
 
-def coco(**changes: Any) -> dict[str, Any]:
-    base: dict[str, Any] = {
-        "images": [{"id": 1, "file_name": "x.png", "width": 80, "height": 40}],
-        "annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 2, 30, 20]}],
-        "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}],
-    }
-    return {**base, **changes}
-
-
-def index(tmp_path: Path, content: dict[str, Any]) -> CocoDataset:
-    image(tmp_path / "x.png")
-    return check_split(describe_coco(content, "labels.json", [tmp_path]))
-
-
 @pytest.mark.parametrize(("flag", "crowd"), [("0", False), ("false", False), ("", False), (0, False), ("1", True)])
 def test_flags_as_text(tmp_path: Path, flag: object, crowd: bool) -> None:
     row = {"image_id": "1", "category_id": "1", "bbox": ["1", "2", "30", "20"], "iscrowd": flag}
@@ -240,67 +200,6 @@ def test_nothing_is_taken_from_the_other_split(tmp_path: Path) -> None:
     assert len(load_split(paths.require("train"))) == 1
     with pytest.raises(DataError, match="none of the images"):
         load_split(paths.require("val"))
-
-
-def voc(root: Path, stem: str, *names: str, list_name: str = "trainval") -> None:
-    image(root / "JPEGImages" / f"{stem}.png")
-    for folder in ("Annotations", "ImageSets/Main"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
-    corners = "<xmin>11</xmin><ymin>6</ymin><xmax>30</xmax><ymax>25</ymax>"
-    objects = "".join(f"<object><name>{name}</name><bndbox>{corners}</bndbox></object>" for name in names)
-    (root / "Annotations" / f"{stem}.xml").write_text(f"<annotation>{objects}</annotation>")
-    with (root / "ImageSets" / "Main" / f"{list_name}.txt").open("a") as handle:
-        handle.write(f"{stem}\n")
-
-
-def test_voc_names_with_spaces_flags_and_folders(tmp_path: Path) -> None:
-    for stem in ("my photo (1)", "b", "c"):
-        voc(tmp_path, stem, "a")
-    listed = tmp_path / "ImageSets" / "Main" / "trainval.txt"
-    listed.write_bytes("\ufeffmy photo (1)\r\nb  1\r\nJPEGImages/c.png\r\n".encode())
-    data = train(tmp_path)
-    assert [data.file_name(i) for i in range(3)] == ["my photo (1).png", "b.png", "c.png"]
-    np.testing.assert_array_equal(data.objects(0)[0], [[10, 5, 30, 25]])
-    assert (data.boxes_xywh[0] == [10, 5, 20, 20]).all()
-
-
-def test_voc_lists_that_overlap_or_are_empty(tmp_path: Path) -> None:
-    for stem in ("a", "b", "c"):
-        voc(tmp_path, stem, "a")
-    voc(tmp_path, "c", "a", list_name="val")
-    (tmp_path / "ImageSets" / "Main" / "test.txt").touch()
-    data = train(tmp_path)
-    assert [data.file_name(i) for i in range(len(data))] == ["a.png", "b.png"]
-    assert codes(data) == ["sizes-read", "lists-overlap"] or set(codes(data)) == {"sizes-read", "lists-overlap"}
-    assert load_split(resolve_dataset(tmp_path).require("val")).file_name(0) == "c.png"
-
-
-def test_voc_train_alone_trains_where_val_is_evaluated_on(tmp_path: Path) -> None:
-    voc(tmp_path, "a", "a")
-    voc(tmp_path, "b", "a")
-    voc(tmp_path, "a", "a", list_name="train")
-    voc(tmp_path, "b", "a", list_name="val")
-    data = train(tmp_path)
-    assert [data.file_name(i) for i in range(len(data))] == ["a.png"]
-    assert "lists-overlap" not in codes(data)
-
-
-def test_several_voc_folders_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    voc(tmp_path / "VOC2007", "a", "a")
-    voc(tmp_path / "VOC2012", "b", "a")
-    assert train(tmp_path).file_name(0) == "b.png"
-    assert "VOC2012 is read; VOC2007 is left out" in caplog.text
-
-
-def test_voc_in_an_encoding_that_the_parser_does_not_know(tmp_path: Path) -> None:
-    voc(tmp_path, "a", "a")
-    path = tmp_path / "Annotations" / "a.xml"
-    text = path.read_text().replace("<name>a<", "<name>猫<")
-    path.write_bytes(b'<?xml version="1.0" encoding="GBK"?>' + text.encode("gbk"))
-    assert train(tmp_path).class_names == ("猫",)
-    path.write_bytes(b'<?xml version="1.0" encoding="none-such"?>' + b"<annotation/>")
-    with pytest.raises(DataError, match=r"a\.xml"):
-        train(tmp_path)
 
 
 def test_names_cannot_steer_a_terminal(tmp_path: Path) -> None:

@@ -18,8 +18,7 @@ from yolox.data.coco_dataset import CocoDataset
 from yolox.data.datamodule import build_val_loader
 from yolox.data.dataset_paths import load_split, resolve_dataset
 from yolox.evaluation.coco_metric import coco_metric
-from yolox.evaluation.loop import evaluate
-from yolox.evaluation.predictor import build_predict
+from yolox.evaluation.loop import build_predict, evaluate
 from yolox.structures import Detections, Size
 
 MakeCoco = Callable[..., Path]

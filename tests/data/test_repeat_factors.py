@@ -12,9 +12,15 @@ from yolox.config import DataConfig
 from yolox.data.coco_dataset import CocoDataset, ends
 from yolox.data.datamodule import YoloxDataModule, build_augmentation
 from yolox.data.image_source import ImageSource
-from yolox.data.repeat_factors import WeightedImages, class_repeats, describe_repeats, repeat_factors
 from yolox.data.sample_dataset import draw_sample_set
-from yolox.data.sampling import RequestStream, SampleRequest
+from yolox.data.sampling import (
+    RequestStream,
+    SampleRequest,
+    WeightedImages,
+    class_repeats,
+    describe_repeats,
+    repeat_factors,
+)
 from yolox.data.training_samples import TrainingSamples
 from yolox.structures import Size
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from yolox.evaluation.predictor import build_predict
+from yolox.evaluation.loop import build_predict
 from yolox.experiments import get_experiment
 from yolox.inference.convert.folding import fold_normalisations
 from yolox.models.decoding import DecodedDetector

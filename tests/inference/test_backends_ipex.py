@@ -22,6 +22,7 @@ from yolox.inference.artifacts.manifest import read_manifest
 from yolox.inference.artifacts.model import load_model
 from yolox.inference.backends import ipex
 from yolox.inference.backends.base import Method, PrepareContext
+from yolox.inference.backends.torchscript import SCRIPT
 from yolox.inference.convert.quantizers.ipex_static import count_work, keep_float
 from yolox.inference.methods import METHODS, get_method
 
@@ -37,7 +38,7 @@ from yolox.inference.artifacts.model import AcceleratedModel, save_model
 from yolox.inference.artifacts.manifest import Manifest
 from yolox.inference.backends.base import PrepareContext
 from yolox.inference.backends.ipex import BACKEND
-from yolox.inference.convert.flat import FlatModule
+from yolox.inference.backends.torch_runner import FlatModule
 from yolox.inference.methods import get_method
 
 folder, names = Path(sys.argv[1]), sys.argv[2:]
@@ -134,12 +135,12 @@ def test_artifacts_answer_the_same_in_a_fresh_process(written: Written, name: st
 def test_a_damaged_artifact_is_named(written: Written, tmp_path: Path) -> None:
     folder = tmp_path / "damaged"
     folder.mkdir()
-    for file in ("manifest.json", ipex.SCRIPT):
+    for file in ("manifest.json", SCRIPT):
         (folder / file).write_bytes((written.folder / "fp32_ipex" / file).read_bytes())
-    (folder / ipex.SCRIPT).write_bytes(b"nothing")
+    (folder / SCRIPT).write_bytes(b"nothing")
     with pytest.raises(ModelFileError, match="is not the file that was saved"):
         load_model(folder, trust=True)
-    (folder / ipex.SCRIPT).unlink()
+    (folder / SCRIPT).unlink()
     with pytest.raises(ModelFileError, match="is missing"):
         load_model(folder, trust=True)
     assert read_manifest(folder).backend == "ipex"

@@ -18,7 +18,7 @@ from yolox.errors import ModelFileError, YoloxError
 from yolox.inference.artifacts.manifest import Manifest
 from yolox.inference.backends import get_backend
 from yolox.inference.backends.base import PrepareContext, Runner, Settings
-from yolox.inference.convert.flat import FlatModule
+from yolox.inference.backends.torch_runner import FlatModule
 from yolox.inference.convert.onnx_export import check_outputs, export_onnx
 from yolox.inference.methods import get_method
 

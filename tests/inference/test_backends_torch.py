@@ -16,7 +16,7 @@ from yolox.errors import UsageError
 from yolox.inference.artifacts.model import AcceleratedModel, load_model, save_model
 from yolox.inference.backends import get_backend
 from yolox.inference.backends.base import PrepareContext, Settings
-from yolox.inference.convert.flat import FlatModule
+from yolox.inference.backends.torch_runner import FlatModule
 from yolox.inference.optimizer import InferenceOptimizer
 
 SAMPLE = np.random.default_rng(0).random((4, 3, 16, 16), np.float32)

@@ -19,7 +19,7 @@ from yolox.errors import ModelFileError, UsageError, YoloxError
 from yolox.inference import InferenceOptimizer
 from yolox.inference.artifacts.manifest import read_manifest
 from yolox.inference.artifacts.model import AcceleratedModel
-from yolox.inference.backends.ipex_remote import RemoteRunner
+from yolox.inference.backends.ipex import RemoteRunner
 from yolox.inference.multi_instance import MultiInstance
 
 pytestmark = pytest.mark.processes

@@ -20,10 +20,10 @@ from small_models import CountingAccuracy, Failing, SmallClassifier, Treacherous
 
 from yolox.errors import UsageError
 from yolox.inference import methods
-from yolox.inference.optimizer import InferenceOptimizer, Limits
+from yolox.inference.optimizer import InferenceOptimizer
+from yolox.inference.search.protocol import Limits, Status
 from yolox.inference.search.results import OptimizationReport
 from yolox.inference.search.run import Listener, Search, SearchOptions
-from yolox.inference.search.stages import Status
 
 pytestmark = pytest.mark.processes
 RUN = ["channels_last", "bf16", "jit_fp32", "jit_bf16", "openvino_fp32"]

@@ -16,7 +16,7 @@ from yolox.errors import UsageError
 from yolox.inference.artifacts.manifest import Manifest
 from yolox.inference.backends import get_backend
 from yolox.inference.backends.base import Arrays, PrepareContext, Runner
-from yolox.inference.convert.flat import FlatModule
+from yolox.inference.backends.torch_runner import FlatModule
 from yolox.inference.convert.quantizers.mixed_precision import LEAST_INT8_SHARE
 from yolox.inference.methods import get_method
 

@@ -18,7 +18,7 @@ from yolox.inference.convert.quantizers.mixed_precision import (
     search_mixed_precision,
 )
 from yolox.inference.convert.quantizers.ranges import RangeFinder, fake_quantize, relative_noise
-from yolox.kernels.int8.overflow import weight_bounds
+from yolox.kernels.int8.packing import weight_bounds
 
 GENERATOR = np.random.default_rng(0)
 

@@ -20,10 +20,9 @@ from yolox.inference.artifacts.model import AcceleratedModel, load_model, save_m
 from yolox.inference.backends.base import PrepareContext
 from yolox.inference.convert.prepare import OutputFacts, prepare_model
 from yolox.inference.methods import METHODS, get_method, missing_package
-from yolox.inference.optimizer import InferenceOptimizer, Limits
-from yolox.inference.search.jobs import Payload
-from yolox.inference.search.saved_check import check_saved
-from yolox.inference.search.stages import Status
+from yolox.inference.optimizer import InferenceOptimizer
+from yolox.inference.search.protocol import Limits, Payload, Status
+from yolox.inference.search.verification import check_saved
 
 pytestmark = [
     pytest.mark.backends,

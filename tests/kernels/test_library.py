@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from yolox.kernels.build import built_library, compiler, library_name
+from yolox.kernels.build import built_library, compile_library, compiler, library_name
 from yolox.kernels.library import SWITCH, host_variants
-from yolox.kernels.variants import VARIANTS, supported_variants
+from yolox.kernels.variants import VARIANTS, machine_variants, supported_variants
 
 needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
 OPEN = "import logging; logging.basicConfig(); from yolox.kernels.library import kernels, required_kernels; "
@@ -33,6 +35,8 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     [
         (set[str](), "portable"),
         ({"asimd", "i8mm"}, "portable"),
+        ({"asimd", "asimddp"}, "neon-dotprod"),
+        ({"asimd", "asimddp", "i8mm", "bf16"}, "neon-i8mm"),
         (ZEN2, "avx2"),
         (ZEN2 | {"avx_vnni"}, "avx-vnni"),
         (SKYLAKE, "avx512"),
@@ -45,6 +49,29 @@ def test_the_widest_instruction_set_is_taken(flags: set[str], fastest: str) -> N
     found = supported_variants(flags)
     assert found[0].name == fastest
     assert found[-1] is VARIANTS[-1], "the portable one runs anywhere"
+
+
+@pytest.mark.parametrize(
+    ("machine", "names"),
+    [
+        ("x86_64", ["amx", "avx512-bf16", "avx512-vnni", "avx-vnni", "avx512", "avx2", "portable"]),
+        ("aarch64", ["neon-i8mm", "neon-dotprod", "portable"]),
+        ("riscv64", ["portable"]),
+    ],
+)
+def test_a_wheel_holds_the_variants_of_its_architecture(
+    monkeypatch: pytest.MonkeyPatch, machine: str, names: list[str]
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    assert [variant.name for variant in machine_variants()] == names
+
+
+@pytest.mark.skipif(shutil.which("aarch64-linux-gnu-g++") is None, reason="no cross compiler for aarch64")
+def test_every_source_compiles_for_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "aarch64-linux-gnu-g++")
+    variant = next(variant for variant in VARIANTS if variant.name == "neon-dotprod")
+    compile_library(variant, tmp_path / "kernels.so", ("-O0",))
+    assert (tmp_path / "kernels.so").read_bytes()[18:20] == b"\xb7\0", "the ELF header names the architecture"
 
 
 def test_every_variant_has_a_file_of_its_own() -> None:

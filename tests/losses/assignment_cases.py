@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from yolox.boxes import anchor_grid
+from yolox.boxes import anchor_grid, cxcywh_to_xyxy
 from yolox.structures import Predictions, Size, Targets
 
 STRIDES = (8, 16, 32)
@@ -49,3 +49,12 @@ def make_predictions(seed: int, targets: Targets, num_classes: int = 5) -> Predi
     raw = torch.where(fits, close + 0.2 * raw, raw)
     objectness = torch.randn(*shape, 1, generator=generator)
     return Predictions(raw, objectness, torch.randn(*shape, num_classes, generator=generator), LEVELS, STRIDES)
+
+
+def iou_cxcywh(first: Tensor, second: Tensor) -> Tensor:
+    """The overlap of every box of one set with every box of the other, [N, M], from their corners."""
+    corners = [cxcywh_to_xyxy(boxes) for boxes in (first[:, None], second[None])]
+    sides = torch.minimum(corners[0][..., 2:], corners[1][..., 2:]) - torch.maximum(*(c[..., :2] for c in corners))
+    intersection = sides.clamp(min=0).prod(-1)
+    union = first[:, None, 2:].prod(-1) + second[None, :, 2:].prod(-1) - intersection
+    return torch.where(union > 0, intersection / union, torch.zeros_like(union))

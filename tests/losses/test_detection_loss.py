@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from assignment_cases import LEVELS, STRIDES, make_predictions, make_targets, map_tensors
+from assignment_cases import LEVELS, STRIDES, iou_cxcywh, make_predictions, make_targets, map_tensors
 from torch import Tensor
 
-from yolox.boxes import anchor_grid, cxcywh_to_xyxy, decode_cxcywh, iou_xyxy
+from yolox.boxes import anchor_grid, decode_cxcywh
 from yolox.losses.detection_loss import detection_loss
 from yolox.losses.simota import assign
 from yolox.structures import Predictions, Targets
@@ -33,7 +33,7 @@ def _slow_terms(predictions: Predictions, targets: Targets) -> dict[str, float]:
         wanted = targets.boxes_cxcywh[image, index]
         raw = predictions.boxes[image, anchor]
         box = decode_cxcywh(raw, grid[anchor], stride[anchor])
-        iou = iou_xyxy(cxcywh_to_xyxy(box[None]), cxcywh_to_xyxy(wanted[None])).item()
+        iou = iou_cxcywh(box[None], wanted[None]).item()
         iou_sum += 1 - iou**2
         classes = F.one_hot(targets.labels[image, index], predictions.classes.shape[-1]) * iou
         logits = predictions.classes[image, anchor]

@@ -7,10 +7,10 @@ import operator
 import pytest
 import torch
 import torch.nn.functional as F
-from assignment_cases import make_predictions, make_targets, map_tensors
+from assignment_cases import iou_cxcywh, make_predictions, make_targets, map_tensors
 from torch import Tensor
 
-from yolox.boxes import anchor_grid, cxcywh_to_xyxy, decode_cxcywh, iou_xyxy
+from yolox.boxes import anchor_grid, decode_cxcywh
 from yolox.losses.simota import assign
 from yolox.structures import Assignment, Predictions, Targets
 
@@ -29,7 +29,7 @@ def slow_assign(predictions: Predictions, targets: Targets, image: int) -> tuple
     if not len(cells):
         return matched, overlap
     in_region = in_region[:, cells]
-    iou = iou_xyxy(cxcywh_to_xyxy(objects), cxcywh_to_xyxy(boxes[cells]))
+    iou = iou_cxcywh(objects, boxes[cells])
     probability = (predictions.classes[image][cells].sigmoid() * predictions.objectness[image][cells].sigmoid()).sqrt()
     one_hot = F.one_hot(labels, probability.shape[1]).float()[:, None].expand(-1, len(cells), -1)
     class_cost = F.binary_cross_entropy(probability[None].expand_as(one_hot), one_hot, reduction="none").sum(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,20 +11,35 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from yolox.errors import DataError
+from yolox.experiments import get_experiment
+from yolox.models.detector import build_detector
 from yolox.prediction import streams
 from yolox.prediction.sources import Sources
+from yolox.tools import command
 
 FRAMES_A_CONNECTION = 6
 
 
 class _Camera(BaseHTTPRequestHandler):
-    """Sends a few JPEG frames and drops the connection; after three connections it is gone."""
+    """Sends a few JPEG frames and drops the connection; after three connections it is gone.
+
+    The one called ``hangs.mjpg`` takes connections and never answers. Only the connections of the decoder count.
+    """
 
     connections: dict[str, int]
+    awake: threading.Event
 
     def do_GET(self) -> None:
+        if "hangs" in self.path:
+            self.connections[self.path] = self.connections.get(self.path, 0) + 1
+            self.awake.wait(60)
+            return
+        if "Lavf" not in self.headers.get("User-Agent", ""):
+            self.send_error(401)
+            return
         served = self.connections.get(self.path, 0)
         self.connections[self.path] = served + 1
         if served >= 3:
@@ -45,12 +61,13 @@ class _Camera(BaseHTTPRequestHandler):
 @pytest.fixture
 def camera(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(streams, "FIRST_DELAY_S", 0.01)
-    _Camera.connections = {}
+    _Camera.connections, _Camera.awake = {}, threading.Event()
     service = ThreadingHTTPServer(("127.0.0.1", 0), _Camera)
     service.daemon_threads = True
-    thread = threading.Thread(target=service.serve_forever)
+    thread = threading.Thread(target=service.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     yield f"http://127.0.0.1:{service.server_address[1]}"
+    _Camera.awake.set()
     service.shutdown()
     thread.join()
     service.server_close()
@@ -67,10 +84,33 @@ def test_a_stream_goes_on_after_dropped_connections(camera: str) -> None:
     assert pictures[0].image.shape == (48, 64, 3)
 
 
-def test_four_cameras_are_watched_together(camera: str) -> None:
+def test_four_cameras_go_on_after_dropped_connections(camera: str) -> None:
     source = Sources([f"{camera}/camera{number}.mjpg" for number in range(4)], max_reconnects=2)
-    seen = {picture.source for picture in source}
-    assert seen == {f"camera{number}.mjpg" for number in range(4)}
+    last = {picture.source: picture.index for picture in source}
+    assert last.keys() == {f"camera{number}.mjpg" for number in range(4)}
+    assert min(_Camera.connections.values()) >= 3
+    assert min(last.values()) > 2 * FRAMES_A_CONNECTION - 4, "frames of a third connection"
+
+
+def test_a_camera_that_hangs_holds_up_no_other(camera: str) -> None:
+    names = ("hangs.mjpg", "a.mjpg", "b.mjpg", "c.mjpg")
+    last: dict[str, int] = {}
+    for picture in Sources([f"{camera}/{name}" for name in names], max_reconnects=2):
+        last[str(picture.source)] = picture.index
+        finished = [name for name in names[1:] if last.get(name, 0) > 2 * FRAMES_A_CONNECTION - 4]
+        if len(finished) == 3:
+            break
+    assert _Camera.connections["/hangs.mjpg"] == 1, "all others had finished while it hung"
+
+
+def test_the_command_watches_four_cameras(camera: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    torch.save({"model": build_detector(get_experiment("yolox_nano").model).state_dict()}, tmp_path / "model.pth")
+    words = ["predict", *(f"{camera}/camera{number}.mjpg" for number in range(4))]
+    words += ["-c", str(tmp_path / "model.pth"), "--tsize", "64", "--json", "--max_reconnects", "2"]
+    assert command.main(words) == 0
+    told = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert {Path(row["image"]).name.partition("_")[0] for row in told} == {f"camera{number}" for number in range(4)}
 
 
 def test_a_stream_that_is_not_there(camera: str) -> None:

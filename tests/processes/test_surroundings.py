@@ -57,7 +57,7 @@ def test_what_a_function_uses_is_named() -> None:
 
 SOCKETS = """
 import multiprocessing as mp, sys
-from yolox.processes.sockets import keep_socket_paths_short
+from yolox.processes.start import keep_socket_paths_short
 keep_socket_paths_short()
 if __name__ == "__main__":
     context = mp.get_context("forkserver")
@@ -86,7 +86,7 @@ def test_workers_start_below_a_temporary_folder_with_a_long_name(tmp_path: Path)
 
 
 def test_a_short_folder_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from yolox.processes.sockets import keep_socket_paths_short
+    from yolox.processes.start import keep_socket_paths_short
 
     monkeypatch.setattr(tempfile, "tempdir", "/tmp")
     before = multiprocessing.util.get_temp_dir
@@ -96,12 +96,12 @@ def test_a_short_folder_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_a_short_folder_the_message_names_tmpdir(monkeypatch: pytest.MonkeyPatch) -> None:
-    from yolox.processes import sockets
+    from yolox.processes.start import keep_socket_paths_short
 
     monkeypatch.setattr(tempfile, "tempdir", "/" + "x" * 120)
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(UsageError, match=r"TMPDIR is '/xxx.*, 121 bytes long"):
-        sockets.keep_socket_paths_short()
+        keep_socket_paths_short()
 
 
 def test_a_user_without_a_home_has_a_private_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

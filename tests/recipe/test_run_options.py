@@ -16,11 +16,10 @@ from yolox.data.sample_dataset import draw_sample_set
 from yolox.errors import UsageError
 from yolox.experiments import EXPERIMENTS
 from yolox.models.detector import build_detector
-from yolox.recipe.callbacks import CheckpointFiles, Evaluation
-from yolox.recipe.freezing import freeze_
+from yolox.recipe.callbacks import CheckpointFiles, Evaluation, TimeBudget
 from yolox.recipe.module import YoloxModule
+from yolox.recipe.optim import freeze_
 from yolox.recipe.schedule import highest_learning_rate, steps_of_epoch
-from yolox.recipe.time_budget import TimeBudget
 from yolox.trainer.operator_precision import OperatorLists, OperatorPrecisionMode
 from yolox.trainer.trainer import Trainer
 

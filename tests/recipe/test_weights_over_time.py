@@ -11,7 +11,7 @@ from yolox.experiments import EXPERIMENTS
 from yolox.models.detector import build_detector
 from yolox.recipe.ema import ModelEma, ema_decay
 from yolox.recipe.optim import build_optimizer, parameter_groups
-from yolox.recipe.phases import final_phase_epoch, resize_batch, size_of_step
+from yolox.recipe.schedule import final_phase_epoch, resize_batch, size_of_step
 from yolox.structures import Size, Targets
 
 
@@ -111,3 +111,35 @@ def test_resize_scales_boxes_with_the_image() -> None:
 def test_final_phase_is_the_last_epochs() -> None:
     recipe = EXPERIMENTS["yolox_s"].recipe
     assert final_phase_epoch(recipe) == recipe.max_epoch - 15
+
+
+class _PackedLinear(torch.nn.Linear):
+    """Keeps its weight in another form, as IPEX does; its state dict makes a plain one each time."""
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        assert not keep_vars
+        destination[f"{prefix}weight"] = self.weight.detach() * 2
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_averages_follow_every_step_whatever_the_state_dict_is_made_of(packed: bool) -> None:
+    plain = torch.nn.Linear(2, 2, bias=False)
+    ema = ModelEma(plain)
+    model = _PackedLinear(2, 2, bias=False) if packed else plain
+    expected = ema.model.weight.clone()
+    for update in (1, 2, 3):
+        with torch.no_grad():
+            model.weight.mul_(update)
+        ema.update_(model)
+        current = model.weight.detach() * (2 if packed else 1)
+        expected.lerp_(current, 1 - ema_decay(update))
+        torch.testing.assert_close(ema.model.weight, expected)
+
+
+def test_averages_follow_another_model_from_its_first_step_on() -> None:
+    first, second = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    ema = ModelEma(first)
+    ema.update_(first)
+    before = ema.model.weight.clone()
+    ema.update_(second)
+    torch.testing.assert_close(ema.model.weight, before.lerp(second.weight.detach(), 1 - ema_decay(2)))

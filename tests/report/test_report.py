@@ -21,8 +21,7 @@ from yolox.evaluation.coco_metric import coco_metric
 from yolox.evaluation.detections_file import read_detections, write_detections
 from yolox.evaluation.loop import EvaluationResult, Times
 from yolox.report.document import Judged, Report, write_report
-from yolox.report.figures import few_classes, png_of, precision_recall_figure
-from yolox.report.label_figure import relative_boxes
+from yolox.report.figures import few_classes, png_of, precision_recall_figure, relative_boxes
 from yolox.structures import Batch, Detections, Targets
 
 NASTY = "<script>alert(1)</script>$x^"

@@ -167,12 +167,13 @@ def test_a_slow_client_is_let_go(service: Service) -> None:
 
 
 def test_the_command_listens_on_the_loopback_and_ends_on_sigterm(tmp_path_factory: pytest.TempPathFactory) -> None:
-    from yolox.checkpoint import save_checkpoint
+    import torch
+
     from yolox.experiments import get_experiment
     from yolox.models.detector import build_detector
 
     model = tmp_path_factory.mktemp("serve") / "nano.pth"
-    save_checkpoint(model, {"model": build_detector(get_experiment("yolox_nano").model).state_dict()})
+    torch.save({"model": build_detector(get_experiment("yolox_nano").model).state_dict()}, model)
     words = [sys.executable, "-m", "yolox", "serve", str(model), "--port", "0", "--tsize", "64"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -184,4 +185,4 @@ def test_the_command_listens_on_the_loopback_and_ends_on_sigterm(tmp_path_factor
             assert json.load(response)["height"] == 32
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
-    assert process.returncode in (0, -signal.SIGTERM, 143)
+    assert process.returncode == 143

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from yolox import YOLOX
-from yolox.checkpoint import save_checkpoint
 from yolox.config import apply_fields, experiment_to_dict
 from yolox.experiments import get_experiment
 from yolox.models.detector import build_detector
@@ -36,7 +35,7 @@ def write_checkpoint(path: Path) -> Path:
         "experiment": experiment_to_dict(experiment),
         "class_names": list(NAMES),
     }
-    save_checkpoint(path, content)
+    torch.save(content, path)
     return path
 
 

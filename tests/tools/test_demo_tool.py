@@ -11,7 +11,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from yolox.checkpoint import save_checkpoint
 from yolox.config import apply_fields, experiment_to_dict
 from yolox.experiments import get_experiment
 from yolox.models.detector import build_detector
@@ -41,7 +40,7 @@ def eager(num_classes: int = 3) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("demo") / "model.pth"
-    save_checkpoint(path, eager())
+    torch.save(eager(), path)
     return str(path)
 
 
@@ -186,7 +185,7 @@ def test_a_deployed_model_finds_the_same_and_imports_only_what_it_needs(
 def test_names_of_files_and_classes_cannot_steer_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = eager()
     content["class_names"] = ["\x1b[31mred", "two", "three"]
-    save_checkpoint(tmp_path / "model.pth", content)
+    torch.save(content, tmp_path / "model.pth")
     (tmp_path / "in").mkdir()
     assert cv2.imwrite(str(tmp_path / "in" / "a\x1b[2J.png"), np.zeros((40, 60, 3), np.uint8))
     assert main(["image", "--path", str(tmp_path / "in"), "-c", str(tmp_path / "model.pth")]) == 0

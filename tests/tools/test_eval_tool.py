@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from yolox.checkpoint import save_checkpoint
 from yolox.config import apply_fields, experiment_to_dict
 from yolox.experiments import get_experiment
 from yolox.models.detector import build_detector
@@ -55,7 +54,7 @@ def checkpoint(tmp_path: Path) -> Path:
         "experiment": experiment_to_dict(experiment),
         "class_names": list(NAMES),
     }
-    save_checkpoint(tmp_path / "model.pth", content)
+    torch.save(content, tmp_path / "model.pth")
     return tmp_path / "model.pth"
 
 
@@ -116,7 +115,7 @@ def test_several_classes_a_box_in_every_process(data: Path, checkpoint: Path, tm
 def test_data_of_the_checkpoint_and_overrides(data: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = torch.load(checkpoint, weights_only=True)
     content["experiment"]["data"]["data_dir"] = str(data)
-    save_checkpoint(checkpoint, content)
+    torch.save(content, checkpoint)
     words = ["-c", str(checkpoint), "-b", "2", "data_num_workers", "0", "eval.test_size=64,96", "nmsthre", "0.5"]
     assert main([*words, "--precision", "bf16"]) == 0
     shown = capsys.readouterr().out

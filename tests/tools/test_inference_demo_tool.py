@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -14,14 +15,14 @@ import numpy as np
 import pytest
 import torch
 
-from yolox.checkpoint import load_model, save_checkpoint
+from yolox.checkpoint import load_model
 from yolox.config import apply_fields, experiment_to_dict
 from yolox.experiments import get_experiment
-from yolox.inference.methods import get_method
+from yolox.inference.methods import METHODS, get_method
 from yolox.inference.optimizer import InferenceOptimizer
 from yolox.inference.search.latency import Latency
+from yolox.inference.search.protocol import Status
 from yolox.inference.search.results import MethodResult, OptimizationReport
-from yolox.inference.search.stages import Status
 from yolox.models.decoding import DecodedDetector
 from yolox.models.detector import build_detector
 from yolox.structures import Size
@@ -64,7 +65,7 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         "experiment": experiment_to_dict(experiment),
         "class_names": list(NAMES),
     }
-    save_checkpoint(tmp_path / "model.pth", content)
+    torch.save(content, tmp_path / "model.pth")
     return [
         "-c",
         "model.pth",
@@ -156,6 +157,27 @@ def test_calibration_pictures_are_named(words: list[str], tmp_path: Path, capsys
     assert "holds no readable picture" in capsys.readouterr().err
 
 
+def test_own_pictures_calibrate(words: list[str], tmp_path: Path) -> None:
+    """``--calib`` gives the images of calibration; without it the training images do."""
+    from yolox.config import DataConfig
+    from yolox.tools.inference_images import read_inference_images
+
+    (tmp_path / "own").mkdir()
+    cv2.imwrite(str(tmp_path / "own" / "a.png"), np.full((64, 64, 3), (10, 20, 30), np.uint8))
+    data = DataConfig(data_dir=str(tmp_path / "data"))
+    shutil.copytree(tmp_path / "data" / "val2017", tmp_path / "data" / "train2017")
+    labels = tmp_path / "data" / "annotations"
+    shutil.copy(labels / "instances_val2017.json", labels / "instances_train2017.json")
+    loaded = load_model("model.pth")
+    limits, file = (3, 2), tmp_path / "images.npy"
+    own = read_inference_images(data, loaded, Size(64, 64), limits, file, calib=tmp_path / "own")
+    (batch,) = own.calibration
+    assert batch.shape == (1, 3, 64, 64)
+    assert [batch[0, channel].min() for channel in range(3)] == [10, 20, 30]
+    trained = read_inference_images(data, loaded, Size(64, 64), limits, file)
+    assert sum(map(len, trained.calibration)) == 2
+
+
 def test_pictures_are_read_in_order_and_letterboxed(tmp_path: Path) -> None:
     for number in (2, 1):
         cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((32, 64, 3), 10 * number, np.uint8))
@@ -220,6 +242,19 @@ def test_the_plot_turns_no_noise_into_mountains(tmp_path: Path) -> None:
         float(y) for y in re.findall(r'<use xlink:href="#m\w+" x="[\d.]+" y="([\d.]+)" style="fill', text_of(tmp_path))
     ]
     assert max(heights[:3]) - min(heights[:3]) < 12
+
+
+def test_the_plot_names_every_row(tmp_path: Path) -> None:
+    """Rows of one speed and accuracy have their names too, beside one another."""
+    names = [method.name for method in METHODS if "ipex" not in method.name]
+    rows = [
+        MethodResult(get_method(name), Status.SUCCESSFUL, latency=Latency((5.0 + 0.01 * k,), 1), metrics={"AP": 0.34})
+        for k, name in enumerate(names)
+    ]
+    draw_plot(OptimizationReport(tuple(rows), ("AP",)), rows[0], tmp_path / "plot.svg")
+    written = set(re.findall(r"<!-- (\w+) -->", text_of(tmp_path)))
+    assert len(names) > 15
+    assert set(names) <= written
 
 
 def text_of(folder: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import os
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from training_runs import rows, words
 
 from yolox.checkpoint import load_model
 from yolox.data.sample_dataset import draw_sample_set
@@ -28,8 +28,6 @@ from yolox.structures import Batch, Sample
 from yolox.tools import eval as eval_tool
 from yolox.tools import train as train_tool
 
-SMALL = ("input_size", "64", "test_size", "64", "random_size", "2,3", "eval_interval", "2")
-LENGTH = ("max_epoch", "4", "warmup_epochs", "1", "no_aug_epochs", "1")
 SILENT = pytest.mark.filterwarnings("ignore::UserWarning:pytorch_lightning", "ignore::FutureWarning:pytorch_lightning")
 pytestmark = [SILENT]
 
@@ -39,16 +37,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "shapes"
     draw_sample_set(folder, num_train=10, num_val=4)
     return folder
-
-
-def words(data: Path, out: Path, *more: str) -> list[str]:
-    common = ["-n", "yolox_nano", "-b", "4", "--data_dir", str(data), "--output_dir", str(out), "--num_workers", "0"]
-    return [*common, "--logger", "none", *more, *SMALL, *LENGTH]
-
-
-def rows(out: Path) -> list[dict[str, float]]:
-    with (out / "yolox_nano" / "results.csv").open() as file:
-        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
 
 
 @pytest.fixture(scope="module")
@@ -267,15 +255,6 @@ def test_a_refused_start_leaves_the_earlier_run_in_place(
         assert {item: item.stat().st_mtime_ns for item in finished.rglob("*")} == before, extra
 
 
-def test_the_best_weights_of_a_run_start_the_next_one_of_its_name(data: Path, tmp_path: Path) -> None:
-    one_epoch = ("max_epoch", "1", "eval_interval", "1", "no_aug_epochs", "0", "warmup_epochs", "0")
-    assert train_tool.main([*words(data, tmp_path), *one_epoch]) == 0
-    best = tmp_path / "yolox_nano" / "best_ckpt.pth"
-    assert train_tool.main([*words(data, tmp_path, "-c", str(best)), *one_epoch]) == 0
-    assert best.exists()
-    assert (tmp_path / "yolox_nano.old1" / "best_ckpt.pth").exists()
-
-
 def test_worse_weights_never_replace_those_of_the_start(
     finished: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -298,30 +277,6 @@ def test_worse_weights_never_replace_those_of_the_start(
     resumed = ("--resume", "-c", str(tmp_path / "yolox_nano" / "best_ckpt.pth"))
     assert train_tool.main([*words(data, tmp_path, *resumed), *ruinous]) == 0
     assert [row["epoch"] for row in rows(tmp_path)] == [0, 1, 2, 3, 4]
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """At its step, with the images named, and without a file of useless weights."""
-    ruinous = ("basic_lr_per_img", "100000", "warmup_epochs", "0", "eval_interval", "9")
-    assert train_tool.main([*words(data, tmp_path), *ruinous]) == 1
-    error = capfd.readouterr().err
-    assert "training stopped at step" in error
-    assert "of process 0 (images" in error or "the gradients" in error
-    assert "No checkpoint had been written" in error
-    assert "Traceback" not in error
-    assert not list(tmp_path.rglob("*.pth"))  # nothing was evaluated: there is no best checkpoint without an AP
-
-
-def test_skipped_steps_are_counted_in_the_outcome(
-    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    ruinous = ("basic_lr_per_img", "100000", "warmup_epochs", "0", "eval_interval", "9", "max_epoch", "2")
-    assert train_tool.main([*words(data, tmp_path, "--json"), *ruinous, "on_nonfinite", "skip"]) == 0
-    said = capfd.readouterr()
-    facts = json.loads(said.out)
-    assert 1 <= facts["skipped_steps"] < 6
-    assert facts["restored"] == 0
-    assert f"not finite: {facts['skipped_steps']} steps skipped" in said.err
 
 
 def test_recipe_of_a_fine_tuning_is_chosen_and_printed(
@@ -373,18 +328,6 @@ def test_no_model_asked_for(capfd: pytest.CaptureFixture[str]) -> None:
     assert "-n yolox_nano" in capfd.readouterr().err
 
 
-def test_fewer_images_than_a_batch_and_images_without_labels(data: Path, tmp_path: Path) -> None:
-    content = json.loads((data / "annotations" / "instances_train2017.json").read_text())
-    labelled = content["images"][0]["id"]
-    content["annotations"] = [row for row in content["annotations"] if row["image_id"] == labelled]
-    (tmp_path / "few.json").write_text(json.dumps(content))
-    few = ["train_ann", str(tmp_path / "few.json"), "train_images", "train2017", "max_epoch", "2"]
-    assert train_tool.main([*words(data, tmp_path, "-b", "16"), *few]) == 0
-    history = rows(tmp_path)
-    assert [row["epoch"] for row in history] == [1, 2]
-    assert all(math.isfinite(row["train/total"]) for row in history)
-
-
 def report_of(out: Path) -> str:
     return (out / "yolox_nano" / "report.html").read_text(encoding="utf-8")
 
@@ -401,15 +344,3 @@ def test_report_of_a_resumed_run_still_shows_the_best_epoch(
     assert f"{best['val/AP']:.4f} (AP50" in page
     assert f"Of epoch {best['epoch']:.0f}, 4 images." in page
     assert "report.html" in capsys.readouterr().out
-
-
-def test_a_report_that_cannot_be_drawn_fails_no_run(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def broken(*_: object) -> None:
-        raise RuntimeError("no fonts")
-
-    monkeypatch.setattr("yolox.recipe.html_report.write_report", broken)
-    assert train_tool.main([*words(data, tmp_path), "max_epoch", "1", "no_aug_epochs", "0"]) == 0
-    assert "report.html was not written: RuntimeError: no fonts" in capsys.readouterr().err
-    assert (tmp_path / "yolox_nano" / "best_ckpt.pth").exists()

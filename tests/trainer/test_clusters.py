@@ -249,7 +249,7 @@ def registration(number: int, identity: str, ranks: int = 1, threads: int | None
 
 def test_ranks_of_a_machine_are_neighbours_and_share_its_cores() -> None:
     registrations = [registration(0, "a"), registration(1, "b"), registration(2, "a"), registration(3, "b")]
-    places = place_ranks(registrations, [Slot(rank, 4, (), 0) for rank in range(4)], home="b")
+    places = place_ranks(registrations, [Slot(rank, 4, (), 0) for rank in range(4)], home="b", rendezvous="tcp://b:1")
     assert [places[number].slots[0].rank for number in (1, 3, 0, 2)] == [0, 1, 2, 3]
     assert [places[number].first_local_rank for number in (1, 3, 0, 2)] == [0, 1, 0, 1]
     assert [places[number].node_rank for number in (1, 3, 0, 2)] == [0, 0, 1, 1]
@@ -258,10 +258,10 @@ def test_ranks_of_a_machine_are_neighbours_and_share_its_cores() -> None:
 
 def test_threads_are_limited_by_the_engine_and_the_user() -> None:
     places = place_ranks(
-        [registration(0, "a", 2, 8), registration(1, "b", 1, 8)], [Slot(rank, 3, (), 0) for rank in range(3)], "a"
+        [registration(0, "a", 2, 8), registration(1, "b", 1, 8)], [Slot(rank, 3, (), 0) for rank in range(3)], "a", ""
     )
     assert [slot.threads for place in places.values() for slot in place.slots] == [4, 4, 8]
-    places = place_ranks([registration(0, "a", 2, 8)], [Slot(rank, 2, (), 3) for rank in range(2)], "a")
+    places = place_ranks([registration(0, "a", 2, 8)], [Slot(rank, 2, (), 3) for rank in range(2)], "a", "")
     assert [slot.threads for slot in places[0].slots] == [3, 3]
 
 

@@ -30,7 +30,7 @@ NOWHERE = IpexLocation(False, None, "IPEX was not found.")
 TRAIN = """
 import copy, json, torch
 from torch import nn
-from yolox.trainer.ipex import prepare_
+from yolox.trainer.ipex import PreparedModule
 
 def layers():
     torch.manual_seed(0)
@@ -63,7 +63,7 @@ for name, options in (("SGD", {"momentum": 0.9, "nesterov": True, "fused": True}
         make = getattr(torch.optim, name)
         optimizers = [make(m.parameters(), lr=0.01, **options) for m in (plain, ours)]
         names = set(vars(ours["net"][0]))
-        prepared = prepare_(ours, optimizers[1], precision)
+        prepared = PreparedModule(ours, optimizers[1], precision)
         published = largest(plain["net"].state_dict(), ours["net"].state_dict())
         train(plain, optimizers[0], precision == "bf16")
         train(ours, optimizers[1], precision == "bf16")

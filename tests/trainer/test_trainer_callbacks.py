@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,11 +18,12 @@ from tiny import QUIET, make_loader, make_module, make_trainer
 from torch import nn
 
 from yolox.errors import UsageError
+from yolox.processes.inside import peak_memory_mb
 from yolox.structures import Targets
-from yolox.trainer.auto_lr import ScaledLearningRate
 from yolox.trainer.callbacks import Throughput, TraceProfile
 from yolox.trainer.live_progress import LiveProgress, format_seconds
-from yolox.trainer.run_report import RunReport, peak_memory_bytes
+from yolox.trainer.run_callbacks import ScaledLearningRate
+from yolox.trainer.run_report import RunReport
 from yolox.trainer.tensors import first_dimension, map_tensors
 
 pytestmark = QUIET
@@ -105,7 +107,7 @@ def test_a_run_leaves_its_figures(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert content["dataset"] == "drawn"
     assert content["plan"]["precision"] == "32"
     assert content["machine"]["usable_cores"] >= 1
-    assert 0 < content["peak_memory_bytes"][0] <= peak_memory_bytes()
+    assert 0 < content["peak_memory_bytes"][0] <= 1e6 * (peak_memory_mb() or 0.0)
     lines = [record.getMessage() for record in caplog.records if "images/s" in record.getMessage()]
     assert [line.partition(":")[0] for line in lines] == ["epoch 1", "epoch 2"]
     assert all(part in lines[0] for part in ("data ", "step ", "images/s", "min"))
@@ -174,3 +176,27 @@ def test_auto_lr_scales_a_scheduler_or_refuses_it() -> None:
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.2)
     with pytest.raises(UsageError, match="cannot scale the rates of object"):
         ScaledLearningRate().on_train_start(pretend_trainer(2, [object()], optimizer), None)  # type: ignore[arg-type]
+
+
+class AskedAgain(Callback):
+    """Asks the run to stop, and once more while it is being closed."""
+
+    def __init__(self) -> None:
+        self.went_on = False
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_exception(self, *_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        self.went_on = True
+
+
+def test_a_second_sigterm_does_not_interrupt_the_end(tmp_path: Path) -> None:
+    """It raised in whatever was running, such as the destructor of a data loader, which printed a traceback."""
+    again = AskedAgain()
+    with pytest.raises(SystemExit) as stop:
+        make_trainer(tmp_path, callbacks=[again]).fit(make_module(), make_loader())
+    assert stop.value.code == 143
+    assert again.went_on
+    assert (tmp_path / "interrupted.ckpt").exists()

@@ -23,9 +23,9 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
     """Return the CPUs' worth of time that this process may use, None without a limit."""
     quotas = []
     for folder in _folders(root, "cpu"):
-        quota, period = [*_read(folder / "cpu.max").split(), "", ""][:2]
+        quota, period = [*read_or_empty(folder / "cpu.max").split(), "", ""][:2]
         if not quota:
-            quota, period = _read(folder / "cpu.cfs_quota_us").strip(), _read(folder / "cpu.cfs_period_us").strip()
+            quota, period = (read_or_empty(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period"))
         if quota.isdigit() and period.isdigit() and int(period) > 0:  # "max" and -1 mean no limit
             quotas.append(int(quota) / int(period))
     return min(quotas, default=None)
@@ -35,7 +35,7 @@ def cpuset(root: Path = Path("/")) -> set[int]:
     """Return the hardware threads of this process's cpuset; empty when there is none."""
     for folder in _folders(root, "cpuset"):
         for name in ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus"):
-            numbers = parse_cpu_list(_read(folder / name))
+            numbers = parse_cpu_list(read_or_empty(folder / name))
             if numbers:
                 return numbers
     return set()
@@ -49,7 +49,7 @@ def memory_limit(root: Path = Path("/")) -> int | None:
 def available_memory(root: Path = Path("/")) -> int | None:
     """Return the bytes that this process may still use, within its group and those above; None where it is unknown."""
     free = [max(0, limit - used) for limit, used in _memory(root)]
-    for line in _read(root / "proc/meminfo").splitlines():
+    for line in read_or_empty(root / "proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
             free.append(int(line.split()[1]) * 1024)
     return min(free, default=None)
@@ -59,7 +59,7 @@ def _memory(root: Path) -> Iterator[tuple[int, int]]:
     """Yield limit and use in bytes of this process's group and of each group above it that has a limit."""
     for folder in _folders(root, "memory"):
         for limit_file, use_file in _MEMORY_FILES:
-            limit, use = _read(folder / limit_file).strip(), _read(folder / use_file).strip()
+            limit, use = read_or_empty(folder / limit_file).strip(), read_or_empty(folder / use_file).strip()
             if limit.isdigit() and int(limit) < _NO_MEMORY_LIMIT:
                 yield int(limit), int(use) if use.isdigit() else 0
 
@@ -87,8 +87,8 @@ def format_cpu_list(numbers: Iterable[int]) -> str:
 
 def _folders(root: Path, controller: str) -> Iterator[Path]:
     """Yield the folders with limits of a controller: this process's own, then each one above, which binds as well."""
-    groups = _groups(_read(root / "proc/self/cgroup"))
-    for mount in _mounts(_read(root / "proc/self/mountinfo")):
+    groups = _groups(read_or_empty(root / "proc/self/cgroup"))
+    for mount in _mounts(read_or_empty(root / "proc/self/mountinfo")):
         if mount.controllers and controller not in mount.controllers:
             continue
         group = PurePosixPath(groups.get(controller if mount.controllers else "", "/"))
@@ -119,7 +119,8 @@ def _mounts(text: str) -> list[_Mount]:
     return mounts or [_Mount(point="/sys/fs/cgroup", root="/", controllers=frozenset())]
 
 
-def _read(path: Path) -> str:
+def read_or_empty(path: Path) -> str:
+    """Return the text of a file of the kernel, empty where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -1,4 +1,4 @@
-"""Where Intel's extension for PyTorch (IPEX) is: in this Python, in another one, or nowhere. Nothing is imported.
+"""Where Intel's extension for PyTorch (IPEX) is: in this Python, in another one, or nowhere.
 
 Its last release, 2.8, works with PyTorch 2.8 alone, so it usually lives in an environment of its own.
 """
@@ -6,15 +6,18 @@ Its last release, 2.8, works with PyTorch 2.8 alone, so it usually lives in an e
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
-from yolox.errors import UsageError
+from yolox.errors import MissingDependencyError, UsageError
 
 VARIABLE = "YOLOX_IPEX_PYTHON"
 INSTALL = "make ipex"
@@ -84,6 +87,25 @@ def locate_ipex(
             reasons.append(f"{problem}, so it is not used")
     reasons.append(f"neither this Python nor ${VARIABLE} nor {_ENVIRONMENT} beside the package has it")
     return IpexLocation(False, None, f"IPEX was not found ({'; '.join(dict.fromkeys(reasons))}).")
+
+
+def import_ipex() -> Any:
+    """Return the library of this Python, and keep it from changing logs and printing advice.
+
+    Raises:
+        MissingDependencyError: When it is not here, or beside another PyTorch, where importing it ends the process.
+    """
+    here = _own_versions()
+    if here is None or _mismatch(*here) is not None:
+        raise MissingDependencyError("intel-extension-for-pytorch in this Python", INSTALL)
+    handlers = list(logging.root.handlers)
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it misses CUDA, which nobody asked for
+    import intel_extension_for_pytorch as ipex
+
+    logging.root.handlers[:] = handlers  # it gives the whole process a log of its own
+    logging.getLogger("IPEX").setLevel(logging.ERROR)  # it announces a next release that will never come
+    warnings.filterwarnings("ignore", message="JIT pass will be deprecated", category=UserWarning)
+    return ipex
 
 
 def source_root() -> Path:

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from yolox.cpu.cgroups import cpu_quota, cpuset, memory_limit, parse_cpu_list
+from yolox.cpu.cgroups import cpu_quota, cpuset, memory_limit, parse_cpu_list, read_or_empty
 
 _INTERESTING_FLAGS = frozenset(
     {"avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16"}
-    | {"amx_fp16", "asimd", "asimdhp", "bf16", "i8mm", "sve"}  # the second line is ARM's
+    | {"amx_fp16", "asimd", "asimddp", "asimdhp", "bf16", "i8mm", "sve"}  # the second line is ARM's
 )
 
 
@@ -104,7 +104,7 @@ class Machine:
     @property
     def has_vnni(self) -> bool:
         """Whether the processor has dot products of 8-bit numbers."""
-        return bool(self.isa & {"avx512_vnni", "avx_vnni", "amx_int8", "i8mm"})
+        return bool(self.isa & {"avx512_vnni", "avx_vnni", "amx_int8", "i8mm", "asimddp"})
 
     def as_dict(self) -> dict[str, object]:
         """Return plain values for a report file."""
@@ -145,7 +145,7 @@ def read_machine(root: Path = Path("/"), affinity: Iterable[int] | None = None) 
     known = {cpu.number for cpu in cpus}
     allowed = _affinity(known) if affinity is None else set(affinity)
     allowed = allowed & cpuset(root) or allowed
-    model_name, isa = parse_cpuinfo(_read(root / "proc/cpuinfo"))
+    model_name, isa = parse_cpuinfo(read_or_empty(root / "proc/cpuinfo"))
     return Machine(
         cpus=cpus,
         allowed=tuple(sorted(allowed & known)) or tuple(sorted(known)),
@@ -159,7 +159,7 @@ def read_machine(root: Path = Path("/"), affinity: Iterable[int] | None = None) 
 
 def read_cpu_flags(root: Path = Path("/")) -> frozenset[str]:
     """Return all flags of the processor, as ``/proc/cpuinfo`` names them; empty where there is no such file."""
-    return _cpuinfo(_read(root / "proc/cpuinfo"))[1]
+    return _cpuinfo(read_or_empty(root / "proc/cpuinfo"))[1]
 
 
 def pretend_machine(sockets: int, cores: int, threads: int = 2, nodes: int | None = None) -> Machine:
@@ -185,18 +185,18 @@ def pretend_machine(sockets: int, cores: int, threads: int = 2, nodes: int | Non
 
 def parse_topology(system: Path) -> tuple[LogicalCpu, ...]:
     """Read ``/sys/devices/system``; where it is missing, every hardware thread counts as a core."""
-    online = parse_cpu_list(_read(system / "cpu/online"))
+    online = parse_cpu_list(read_or_empty(system / "cpu/online"))
     if not online:
         return tuple(LogicalCpu(number, core=number) for number in range(os.cpu_count() or 1))
     node_of = {
         number: int(folder.name.removeprefix("node"))
         for folder in (system / "node").glob("node[0-9]*")
-        for number in parse_cpu_list(_read(folder / "cpulist"))
+        for number in parse_cpu_list(read_or_empty(folder / "cpulist"))
     }
     cpus = []
     for number in sorted(online):
         topology = system / f"cpu/cpu{number}/topology"
-        siblings = parse_cpu_list(_read(topology / "thread_siblings_list"))
+        siblings = parse_cpu_list(read_or_empty(topology / "thread_siblings_list"))
         # core_id repeats across dies of one socket, the first sibling does not
         core = min(siblings) if siblings else _number(topology / "core_id", number)
         socket = max(0, _number(topology / "physical_package_id", 0))
@@ -231,18 +231,11 @@ def _affinity(known: set[int]) -> set[int]:
 
 
 def _memory(root: Path) -> int | None:
-    total = (line for line in _read(root / "proc/meminfo").splitlines() if line.startswith("MemTotal:"))
+    total = (line for line in read_or_empty(root / "proc/meminfo").splitlines() if line.startswith("MemTotal:"))
     limits = [memory_limit(root), *(int(line.split()[1]) * 1024 for line in total)]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _number(path: Path, default: int) -> int:
-    text = _read(path).strip()
+    text = read_or_empty(path).strip()
     return int(text) if text.lstrip("-").isdigit() else default
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

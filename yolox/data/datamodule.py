@@ -18,9 +18,8 @@ from yolox.data.dataset_paths import DatasetPaths, default_data_dir, load_split,
 from yolox.data.image_source import ImageSource
 from yolox.data.loader import TrainLoader, ValLoader, default_num_workers
 from yolox.data.mosaic import Affine
-from yolox.data.repeat_factors import WeightedImages, repeat_factors
 from yolox.data.report import DatasetReport, report_dataset
-from yolox.data.sampling import RequestStream
+from yolox.data.sampling import RequestStream, WeightedImages, repeat_factors
 from yolox.data.training_samples import Augmentation, TrainingSamples
 from yolox.data.transforms import TrainTransform
 from yolox.errors import DataError, printable

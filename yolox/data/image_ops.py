@@ -38,6 +38,10 @@ def resize(image: Image, size: Size) -> Image:
     return cast(Image, cv2.resize(image, (size.width, size.height), interpolation=cv2.INTER_LINEAR))
 
 
+PREPROCESSING = {"layout": "NCHW", "channels": "BGR", "range": [0, 255], "resize": "letterbox", "fill": FILL}
+"""What files of a model say of its input: batches of what `letterbox` returns."""
+
+
 def letterbox(image: Image, target: Size) -> tuple[Image, float]:
     """Return the image fitted into the top-left corner of a grey canvas, and the factor of its boxes."""
     size = Size(*image.shape[:2])

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from yolox.data.coco_dataset import CocoDataset
-from yolox.data.formats.description import Finding, examples
+from yolox.data.formats.description import Finding, Severity, findings_about
 from yolox.data.image_files import IMAGE_SUFFIXES, read_image, why_unreadable
 from yolox.data.image_source import too_many_bad
 
@@ -68,53 +68,39 @@ def _inspect(data: CocoDataset, index: int) -> _Inspected:
 
 def _unreadable(split: str, data: CocoDataset, inspected: Sequence[_Inspected]) -> list[Finding]:
     bad = [i for i, item in enumerate(inspected) if item.reason and item.reason != "missing"]
-    if not bad:
-        return []
     reasons = Counter(inspected[i].reason for i in bad)
     text = f"{split}: {len(bad)} of {len(data)} images are unreadable: " + ", ".join(
         f"{count} {reason}" for reason, count in reasons.most_common(4)
     )
-    severity = "error" if too_many_bad(len(bad), len(data)) else "warning"
-    shown = examples([data.file_name(i) for i in bad])
-    return [Finding(severity, "unreadable-images", text, len(bad), shown)]  # type: ignore[arg-type]
+    severity: Severity = "error" if too_many_bad(len(bad), len(data)) else "warning"
+    return findings_about([data.file_name(i) for i in bad], severity, "unreadable-images", text)
 
 
 def _blank(split: str, data: CocoDataset, inspected: Sequence[_Inspected]) -> list[Finding]:
     blank = [data.file_name(i) for i, item in enumerate(inspected) if item.blank]
-    if not blank:
-        return []
-    text = f"{split}: {len(blank)} images show a single colour"
-    return [Finding("warning", "blank-images", text, len(blank), examples(blank))]
+    return findings_about(blank, "warning", "blank-images", f"{split}: {len(blank)} images show a single colour")
 
 
 def _tiny_boxes(split: str, data: CocoDataset) -> list[Finding]:
     tiny = (data.boxes_xywh[:, 2:].min(axis=1, initial=np.inf) < _TINY) & ~data.crowd
-    if not tiny.any():
-        return []
-    owners = data.owners()[tiny]
     text = f"{split}: {int(tiny.sum())} of {len(tiny)} boxes are less than {_TINY:g} pixels wide or high"
-    shown = examples([data.file_name(i) for i in dict.fromkeys(owners.tolist())])
-    return [Finding("note", "tiny-boxes", text, int(tiny.sum()), shown)]
+    return findings_about([data.file_name(i) for i in data.owners()[tiny]], "note", "tiny-boxes", text)
 
 
 def _equal_pixels(splits: Mapping[str, CocoDataset], digests: Mapping[str, Sequence[bytes]]) -> list[Finding]:
     """Tell images that are equal to the pixel, within a split and between the two."""
-    findings = []
+    findings: list[Finding] = []
     known = {name: set(values) - {b""} for name, values in digests.items()}
     for name, data in splits.items():
         first: dict[bytes, int] = {}
         repeated = [i for i, value in enumerate(digests[name]) if value and first.setdefault(value, i) != i]
-        if repeated:
-            text = f"{name}: {len(repeated)} images have the same pixels as another"
-            shown = examples([data.file_name(i) for i in repeated])
-            findings.append(Finding("note", "equal-images", text, len(repeated), shown))
+        text = f"{name}: {len(repeated)} images have the same pixels as another"
+        findings += findings_about([data.file_name(i) for i in repeated], "note", "equal-images", text)
     if "train" in known and "val" in known:
         shared = [i for i, value in enumerate(digests["val"]) if value in known["train"]]
-        if shared:
-            total = len(splits["val"])
-            text = f"{len(shared)} of {total} val images have the pixels of a training image; AP on them proves nothing"
-            shown = examples([splits["val"].file_name(i) for i in shared])
-            findings.append(Finding("warning", "shared-pixels", text, len(shared), shown))
+        val = splits["val"]
+        text = f"{len(shared)} of {len(val)} val images have the pixels of a training image; AP on them proves nothing"
+        findings += findings_about([val.file_name(i) for i in shared], "warning", "shared-pixels", text)
     return findings
 
 
@@ -133,7 +119,5 @@ def _unlisted(splits: Mapping[str, CocoDataset]) -> list[Finding]:
         except (OSError, ValueError):  # ValueError: a NUL in the name
             continue
         beside += sorted(name for name in found - names if not name.startswith("."))
-    if not beside:
-        return []
     text = f"{len(beside)} images lie beside those of the data set, but no label names them"
-    return [Finding("note", "unlisted-images", text, len(beside), examples(beside))]
+    return findings_about(beside, "note", "unlisted-images", text)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolox.data.coco_dataset import CocoDataset
-from yolox.data.formats.description import Finding, examples
+from yolox.data.formats.description import Finding, Severity, findings_about
 from yolox.data.image_files import is_turned, read_file_size
 from yolox.data.image_source import too_many_bad
 from yolox.errors import DataError, printable
@@ -144,17 +144,11 @@ def _sizes(split: str, data: CocoDataset, limit: int) -> list[Finding]:
         ratio = (size.height / labelled.height) / (size.width / labelled.width)
         alike = abs(np.log(ratio)) <= _ASPECT_TOLERANCE
         (scaled if alike else distorted).append(f"{data.file_name(index)} {size.width}x{size.height}")
-    findings = []
-    if scaled:
-        text = f"{split}: {len(scaled)} of {num_read} images looked at are larger or smaller than their labels say"
-        findings.append(Finding("note", "other-size", f"{text}; boxes are scaled", len(scaled), examples(scaled)))
-    if distorted:
-        severity = "error" if len(distorted) > num_read / 2 else "warning"
-        text = f"{split}: {len(distorted)} of {num_read} images looked at have another shape than their labels say"
-        more = "; the boxes do not fit the pixels"
-        found = Finding(severity, "other-shape", text + more, len(distorted), examples(distorted))  # type: ignore[arg-type]
-        findings.append(found)
-    return findings
+    text = f"{split}: {len(scaled)} of {num_read} images looked at are larger or smaller than their labels say"
+    findings = findings_about(scaled, "note", "other-size", f"{text}; boxes are scaled")
+    severity: Severity = "error" if len(distorted) > num_read / 2 else "warning"
+    text = f"{split}: {len(distorted)} of {num_read} images looked at have another shape than their labels say"
+    return findings + findings_about(distorted, severity, "other-shape", f"{text}; the boxes do not fit the pixels")
 
 
 def _crowded(split: str, data: CocoDataset, limit: int) -> list[Finding]:
@@ -170,25 +164,19 @@ def _crowded(split: str, data: CocoDataset, limit: int) -> list[Finding]:
         np.maximum.at(counts, values // len(data.categories), numbers)
         what, remedy = "boxes of one class", "AP counts no more detections of a class"
     over = np.flatnonzero(counts > limit)
-    if not len(over):
-        return []
-    text = f"{split}: {len(over)} images have more than {limit} {what} (the most: {counts.max()}); {remedy}"
-    return [Finding("warning", "many-boxes", text, len(over), examples([data.file_name(i) for i in over.tolist()]))]
+    text = f"{split}: {len(over)} images have more than {limit} {what} (the most: {counts.max(initial=0)}); {remedy}"
+    return findings_about([data.file_name(i) for i in over.tolist()], "warning", "many-boxes", text)
 
 
 def _classes_without_boxes(train: CocoDataset, val: CocoDataset) -> list[Finding]:
     learnt, evaluated = class_counts(train) > 0, class_counts(val) > 0
     names = train.class_names
-    findings = []
-    unlearnt = [names[i] for i in np.flatnonzero(evaluated & ~learnt)]
-    if unlearnt and learnt.any():
-        text = f"{len(unlearnt)} classes have boxes in val but none in train"
-        findings.append(Finding("warning", "classes-not-learnt", text, len(unlearnt), examples(unlearnt)))
+    unlearnt = [names[i] for i in np.flatnonzero(evaluated & ~learnt)] if learnt.any() else []
+    text = f"{len(unlearnt)} classes have boxes in val but none in train"
+    findings = findings_about(unlearnt, "warning", "classes-not-learnt", text)
     unused = [names[i] for i in np.flatnonzero(~evaluated & ~learnt)]
-    if unused:
-        text = f"{len(unused)} of {len(names)} classes have no box at all"
-        findings.append(Finding("note", "classes-without-boxes", text, len(unused), examples(unused)))
-    return findings
+    text = f"{len(unused)} of {len(names)} classes have no box at all"
+    return findings + findings_about(unused, "note", "classes-without-boxes", text)
 
 
 def _shared_images(train: CocoDataset, val: CocoDataset, limit: int | None) -> list[Finding]:
@@ -197,10 +185,8 @@ def _shared_images(train: CocoDataset, val: CocoDataset, limit: int | None) -> l
     shared = [name for path, name in paths[1].items() if path in paths[0]]
     if not shared and (limit is None or len(train) + len(val) <= limit):
         shared = _copies(list(paths[0]), list(paths[1]))
-    if not shared:
-        return []
     text = f"{len(shared)} of {len(val)} val images are training images too; AP on them says nothing about new images"
-    return [Finding("warning", "shared-images", text, len(shared), examples(shared))]
+    return findings_about(shared, "warning", "shared-images", text)
 
 
 def _real_paths(data: CocoDataset) -> dict[str, str]:

@@ -10,8 +10,7 @@ from torch.utils.data import Dataset
 from yolox.data.image_ops import FILL
 from yolox.data.image_source import ImageSource
 from yolox.data.mosaic import Affine, mix_up, mosaic, mosaic_centre, visible_places, warp
-from yolox.data.repeat_factors import WeightedImages
-from yolox.data.sampling import SampleRequest
+from yolox.data.sampling import SampleRequest, WeightedImages
 from yolox.data.transforms import TrainTransform
 from yolox.structures import Sample
 

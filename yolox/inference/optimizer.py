@@ -9,7 +9,6 @@ import tempfile
 import time
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +18,8 @@ from yolox.files import make_output_dir, write_text
 from yolox.inference.artifacts.model import AcceleratedModel, copy_artifact, load_model, save_model
 from yolox.inference.convert.calibration import ModelInputs, count_inputs, gather_inputs
 from yolox.inference.methods import METHODS, MethodQuery, describe_method, get_method, select_methods
-from yolox.inference.search.jobs import Payload
 from yolox.inference.search.latency import MeasurePlan
+from yolox.inference.search.protocol import Limits, Payload
 from yolox.inference.search.results import MethodResult, OptimizationReport
 from yolox.inference.search.run import Listener, Search, SearchOptions
 from yolox.inference.search.scorer import Scorer
@@ -29,29 +28,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from yolox.inference.multi_instance import MultiInstance
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How long a run may take and how much it may use.
-
-    Args:
-        method_seconds: Time limit of one method until its first latency.
-        tune_seconds: Time for the search of its settings.
-        time_budget: Seconds for the whole run; ``None``: no limit.
-        rounds: Interleaved rounds of measurement.
-        round_seconds: Time of one method in one round.
-        calibration_size: Rows of the training data that int8 methods calibrate on.
-        max_drop: Accuracy that an int8 method may lose, absolute; layers go to a higher precision until it holds.
-    """
-
-    method_seconds: float = 300.0
-    tune_seconds: float = 8.0
-    time_budget: float | None = None
-    rounds: int = 5
-    round_seconds: float = 1.2
-    calibration_size: int = 128
-    max_drop: float = 0.01
 
 
 class InferenceOptimizer:
@@ -134,10 +110,7 @@ class InferenceOptimizer:
         scorer = None if metric is None else Scorer(metric, validation_data, direction, num_inputs)
         options = SearchOptions(
             threads=thread_num or read_machine().num_threads,
-            method_seconds=limits.method_seconds,
-            tune_seconds=limits.tune_seconds,
-            time_budget=limits.time_budget,
-            max_drop=limits.max_drop,
+            limits=limits,
             plan=MeasurePlan(limits.rounds, latency_sample_num, limits.round_seconds),
             metadata=dict(metadata or {}),
         )

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from yolox.cpu.affinity import bind_process, thread_environment
 from yolox.cpu.allocator import keep_freed_memory
+from yolox.cpu.threads import bind_process, thread_environment
 from yolox.errors import ModelFileError
 from yolox.inference.backends.base import Settings, as_numpy
 from yolox.processes.messages import Channel

@@ -81,7 +81,7 @@ class Work:
         found: list[Found | None] = [None] * len(part)
         try:
             predictor = _predictor(pickle.dumps((self.model, self.threads)))
-            for result in predict(predictor, _pictures(part), self.thresholds, self.batch_size):
+            for result in predict(predictor, _Part(part), self.thresholds, self.batch_size):
                 boxes = result.boxes
                 found[result.index] = Found(result.size, boxes.xyxy, boxes.scores, boxes.labels, result.elapsed_ms)
         except YoloxError as error:
@@ -106,11 +106,18 @@ def _predictor(described: bytes) -> Predictor:
     )
 
 
-def _pictures(part: Sequence[SharedImage]) -> Iterator[Picture]:
-    for number, item in enumerate(part):
-        image = item.read()
-        if image is not None:
-            yield Picture(image, item.name, index=number)
+@dataclass(frozen=True)
+class _Part:
+    """The pictures of a part that can be read, each with its place in the part."""
+
+    items: Sequence[SharedImage]
+    live: bool = False
+
+    def __iter__(self) -> Iterator[Picture]:
+        for number, item in enumerate(self.items):
+            image = item.read()
+            if image is not None:
+                yield Picture(image, item.name, index=number)
 
 
 def split(items: Sequence[Any], places: int, batch_size: int) -> Iterator[Sequence[Any]]:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from yolox.cpu.machine import read_machine
 from yolox.errors import ModelFileError
-from yolox.inference.backends.graph_file import GraphFile
-from yolox.inference.convert.onnx_nms import DETECTIONS_LAYOUT, Suppression
+from yolox.inference.artifacts.manifest import MAX_NUMBERS
+from yolox.inference.backends.base import as_model_error, memory_for
+from yolox.inference.backends.graph_file import DETECTIONS_LAYOUT, GraphFile, Suppression
 from yolox.prediction.models import Network, Predictor
 from yolox.prediction.official_output import boxes_and_scores, class_names_of, input_size_of
 from yolox.structures import Size
@@ -43,7 +44,8 @@ def predictor_of_graph(path: Path, threads: int | None) -> Predictor:
     def plain(images: NDArray[np.uint8]) -> tuple[Any, Any]:
         return boxes_and_scores(graph.run(images), size, path)
 
-    _, scores = plain(np.full((batch or 1, 3, *size), _BORDER, np.uint8))
+    with as_model_error(path, memory_for(path, (batch or 1) * 3 * size.height * size.width)):
+        _, scores = plain(np.full((batch or 1, 3, *size), _BORDER, np.uint8))
     names = class_names_of(graph.metadata, scores.shape[2])
     return Predictor(plain, size, names, f"'{path}': {kind} file", path.stem, kind.lower(), batch)
 
@@ -66,7 +68,8 @@ def _input(graph: GraphFile, path: Path) -> tuple[int | None, Size]:
     """
     batch, channels, height, width = graph.input_shape if len(graph.input_shape) == 4 else (None, 0, None, None)
     size = input_size_of(graph.metadata) if height is None and width is None else Size(height or 0, width or 0)
-    if channels != 3 or size is None or 0 in size or graph.num_outputs not in (1, 2):
+    largest = 0 if size is None else (batch or 1) * 3 * size.height * size.width
+    if channels != 3 or size is None or not 0 < largest <= MAX_NUMBERS or graph.num_outputs not in (1, 2):
         raise ModelFileError(
             f"'{path}' takes {list(graph.input_shape)} and gives {graph.num_outputs} outputs; expected images "
             "[B, 3, H, W] of a fixed height and width (or of those in its metadata, input_size), and one or two "

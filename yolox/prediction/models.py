@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from yolox.checkpoint import LoadedModel
     from yolox.config import Experiment
-    from yolox.inference.convert.onnx_nms import Suppression
+    from yolox.inference.backends.graph_file import Suppression
 
 MAX_FACTOR, MAX_CLASSES = 4.0, 100_000
 """Largest depth, width and number of classes of a deployed detector: the published ones go up to 1.33, 1.25 and 80."""
@@ -91,13 +92,54 @@ class Predictor:
         Raises:
             UsageError: When a suppression inside the model has dropped what the thresholds ask for.
         """
-        self.check_thresholds(confidence, nms_iou)
+        return self.detect(
+            [self.fit(image) for image in images],
+            [Size(*image.shape[:2]) for image in images],
+            *(confidence, nms_iou, class_agnostic, multi_label),
+        )
+
+    @property
+    def usual_batch(self) -> int:
+        """How many pictures go through the network together where nobody says.
+
+        Of a deployed model so many that each core has pictures of its own. A checkpoint in PyTorch gains nothing by it.
+        """
+        return self.fixed_batch or (1 if self.method == "checkpoint" else 8)
+
+    def fit(self, image: Image) -> NDArray[np.uint8]:
+        """Return an image ``[H, W, 3]`` as the network reads it: letterboxed to its input, ``[3, H, W]``."""
         from yolox.data.image_ops import letterbox
+
+        boxed, _ = letterbox(image, self.input_size)
+        planes = np.empty((3, *self.input_size), np.uint8)
+        for channel, plane in enumerate(planes):
+            cv2.extractChannel(boxed, channel, dst=plane)  # several times as fast as NumPy's copy of a transposed array
+        return planes
+
+    def detect(
+        self,
+        fitted: Sequence[NDArray[np.uint8]],
+        sizes: Sequence[Size],
+        confidence: float,
+        nms_iou: float,
+        class_agnostic: bool,
+        multi_label: bool,
+    ) -> tuple[list[Detections], float]:
+        """Return what a call returns, of images that went through `fit`.
+
+        Args:
+            fitted: One or more.
+            sizes: Of the images before.
+            confidence: See there, as the rest.
+            nms_iou: See there.
+            class_agnostic: See there.
+            multi_label: See there.
+        """
+        self.check_thresholds(confidence, nms_iou)
         from yolox.evaluation.postprocess import postprocess, rescale
 
-        batch = np.stack([letterbox(image, self.input_size)[0].transpose(2, 0, 1) for image in images])
         started = time.perf_counter()
-        boxes, scores = self.run_batch(np.ascontiguousarray(batch))
+        boxes, scores = self.run_batch(np.stack(fitted))
         found = postprocess(
             boxes,
             scores,
@@ -107,8 +149,7 @@ class Predictor:
             multi_label=multi_label,
         )
         elapsed_ms = 1000.0 * (time.perf_counter() - started)
-        pairs = zip(found, images, strict=True)
-        return [rescale(one, Size(*image.shape[:2]), self.input_size) for one, image in pairs], elapsed_ms
+        return [rescale(one, size, self.input_size) for one, size in zip(found, sizes, strict=True)], elapsed_ms
 
     def run_batch(self, batch: NDArray[np.uint8]) -> tuple[Any, Any]:
         """Return boxes ``[B, A, 4]`` and scores ``[B, A, C]`` of letterboxed images ``[B, 3, H, W]``, any B."""
@@ -189,7 +230,7 @@ def predictor_of_checkpoint(
     import torch
 
     from yolox.config import apply_fields
-    from yolox.evaluation.predictor import build_predict
+    from yolox.evaluation.loop import build_predict
 
     experiment = loaded.experiment
     if input_size is not None:
@@ -222,16 +263,21 @@ def _from_artifact(folder: Path, trust: bool, threads: int | None) -> Predictor:
             f"'{folder}' maps {len(manifest.input_shapes)} inputs to {manifest.num_outputs} outputs; expected images "
             "to boxes and scores. Give a detector saved by yolox.tools.inference_demo."
         )
-    kind = np.dtype(manifest.input_dtypes[0])
+    # our 8-bit engine reads bytes as they are, unless another library computes what comes before
+    reads_bytes = manifest.backend == "native" and not manifest.backend_data
+    kind = np.dtype(np.uint8 if reads_bytes else manifest.input_dtypes[0])
 
     def network(images: NDArray[np.uint8]) -> tuple[Any, Any]:
-        boxes, scores = model.run(images.astype(kind))
+        boxes, scores = model.run(images.astype(kind, copy=False))
         return np.asarray(boxes), np.asarray(scores)
 
+    names = model.metadata.get("class_names", ())
+    if not (isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)):
+        raise ModelFileError(f"'{folder}' names its classes by something else than text. Save the model again.")
     return Predictor(
         network,
         Size(*shape[2:]),
-        tuple(clean_name(str(name)) for name in model.metadata.get("class_names", ())),
+        tuple(map(clean_name, names)),
         f"'{folder}': {manifest.method}",
         manifest.method,
         manifest.method,
@@ -259,6 +305,13 @@ def _described_detector(metadata: Mapping[str, Any], folder: Path) -> nn.Module:
         raise ModelFileError(
             f"'{folder}' describes a detector of depth {config.depth:g}, width {config.width:g} and "
             f"{config.num_classes} classes; expected at most {MAX_FACTOR:g}, {MAX_FACTOR:g} and {MAX_CLASSES}."
+        )
+    with torch.device("meta"):
+        num_weights = sum(value.numel() for value in build_detector(config).state_dict().values())
+    num_bytes = sum(path.stat().st_size for path in folder.iterdir())
+    if num_bytes < num_weights:  # a byte each is less than any type takes
+        raise ModelFileError(
+            f"'{folder}' describes a detector of {num_weights} weights and has {num_bytes} bytes. It is damaged."
         )
     with torch.random.fork_rng(devices=[]):
         return DecodedDetector(build_detector(config)).eval()

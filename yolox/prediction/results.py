@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yolox.errors import DataError, MissingDependencyError, YoloxError
+from yolox.errors import DataError, YoloxError, needs
 from yolox.structures import Detections, Image, Size
 
 
@@ -168,10 +168,8 @@ class Result:
         Raises:
             MissingDependencyError: When supervision is not installed.
         """
-        try:
+        with needs("supervision", "pip install 'yolox-cpu[track]'"):
             import supervision
-        except ImportError as error:
-            raise MissingDependencyError("supervision", "pip install 'yolox-cpu[track]'") from error
         return supervision.Detections(
             xyxy=self.boxes.xyxy.reshape(-1, 4),
             confidence=self.boxes.scores,

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from yolox.prediction.background import read_ahead
 from yolox.prediction.models import Predictor
 from yolox.prediction.results import Boxes, Result
 from yolox.prediction.sources import Picture
@@ -30,36 +36,59 @@ class Thresholds:
     classes: tuple[int, ...] | None = None
 
 
+class Pictures(Protocol):
+    """Pictures that are read as they are asked for; `sources.Sources` and the parts of a cluster's work are some."""
+
+    @property
+    def live(self) -> bool:
+        """Whether they come from a camera or stream."""
+
+    def __iter__(self) -> Iterator[Picture]:
+        """Read one after another."""
+
+
 def predict(
-    predictor: Predictor, pictures: Iterable[Picture], thresholds: Thresholds, batch_size: int = 1
+    predictor: Predictor,
+    pictures: Pictures,
+    thresholds: Thresholds,
+    batch_size: int | None = None,
 ) -> Iterator[Result]:
     """Yield the result of each picture, in their order.
+
+    Another thread reads, decodes and letterboxes the next two batches meanwhile. Frames of cameras and streams are
+    taken one at a time, when their turn comes: others would be old by then.
 
     Args:
         predictor: The model.
         pictures: Read as they are needed.
         thresholds: Which boxes count.
-        batch_size: Pictures that go through the network together.
+        batch_size: Pictures that go through the network together; None takes the model's usual number.
     """
-    waiting: list[Picture] = []
-    for picture in pictures:
-        waiting.append(picture)
-        if len(waiting) == batch_size:
-            yield from _results(predictor, waiting, thresholds)
-            waiting = []
-    if waiting:
-        yield from _results(predictor, waiting, thresholds)
+    batch_size = 1 if pictures.live else batch_size or predictor.usual_batch
+    prepared: Iterator[_Prepared] = (_Prepared(picture, predictor.fit(picture.image)) for picture in pictures)
+    if not pictures.live:
+        prepared = read_ahead(prepared, 2 * batch_size)
+    while batch := list(islice(prepared, batch_size)):
+        yield from _results(predictor, batch, thresholds)
 
 
-def _results(predictor: Predictor, pictures: list[Picture], thresholds: Thresholds) -> Iterator[Result]:
-    found, elapsed_ms = predictor(
-        [picture.image for picture in pictures],
+class _Prepared(NamedTuple):
+    """A picture, and its image as the network reads it."""
+
+    picture: Picture
+    fitted: NDArray[np.uint8]
+
+
+def _results(predictor: Predictor, batch: Sequence[_Prepared], thresholds: Thresholds) -> Iterator[Result]:
+    found, elapsed_ms = predictor.detect(
+        [one.fitted for one in batch],
+        [Size(*one.picture.image.shape[:2]) for one in batch],
         thresholds.confidence,
         thresholds.nms_iou,
         thresholds.class_agnostic and not thresholds.multi_label,
         thresholds.multi_label,
     )
-    for picture, detections in zip(pictures, found, strict=True):
+    for (picture, _), detections in zip(batch, found, strict=True):
         yield Result(
             picture=picture.image,
             size=Size(*picture.image.shape[:2]),
@@ -68,7 +97,7 @@ def _results(predictor: Predictor, pictures: list[Picture], thresholds: Threshol
             name=picture.name,
             path=picture.path,
             index=picture.index,
-            elapsed_ms=elapsed_ms / len(pictures),
+            elapsed_ms=elapsed_ms / len(batch),
             source=picture.source,
             rate=picture.rate,
         )

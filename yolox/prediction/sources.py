@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from yolox.errors import DataError, UsageError
+from yolox.errors import DataError, UsageError, without_login
 from yolox.prediction.image_tables import LIST_SUFFIXES, PARQUET_SUFFIX, TableImage, is_parquet, listed_paths, rows_of
 from yolox.structures import Image, Size
 
@@ -147,7 +147,7 @@ class Sources:
         if _ADDRESS.match(text):
             yield from _from_address(text)
             return
-        if text.isdigit() and not Path(text).exists():
+        if text.isdecimal() and len(text) < 10 and not Path(text).exists():
             yield _Stream(int(text), f"camera{text}", live=True)
             return
         path = Path(text).expanduser()
@@ -249,7 +249,7 @@ def _from_address(text: str) -> Iterator[_Array | _Stream]:
     name = Path(parts.path).name or parts.hostname or "stream"
     suffix = Path(name).suffix.lower()
     if parts.scheme.lower().startswith("http") and suffix in IMAGE_SUFFIXES:
-        yield _Array(decode_bytes(read_address(text), text), name)
+        yield _Array(decode_bytes(read_address(text), without_login(text)), name)
     else:
         yield _Stream(text, name, live=suffix not in VIDEO_SUFFIXES)
 

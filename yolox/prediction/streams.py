@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
+from urllib.parse import urlsplit
 
-from yolox.errors import DataError
+from yolox.errors import DataError, without_login
 from yolox.prediction.sources import Picture
 from yolox.structures import Image
 
@@ -20,9 +23,12 @@ _log = logging.getLogger(__name__)
 
 OPEN_TIMEOUT_MS, READ_TIMEOUT_MS = 10_000, 10_000
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.25, 10.0
+_PORTS = {"http": 80, "https": 443, "rtsp": 554, "rtsps": 322, "rtmp": 1935}
 
 
-def frames(address: str | int, name: str, live: bool, max_reconnects: int) -> Iterator[Picture]:
+def frames(
+    address: str | int, name: str, live: bool, max_reconnects: int, *, among_others: bool = False
+) -> Iterator[Picture]:
     """Yield the frames of a video, or of a camera or stream for as long as it can be reached.
 
     Args:
@@ -30,16 +36,18 @@ def frames(address: str | int, name: str, live: bool, max_reconnects: int) -> It
         name: Its name in results.
         live: Open it again when it breaks off; a video ends instead.
         max_reconnects: How often in a row that is tried without getting a frame.
+        among_others: Other threads of this process open streams too: a server that does not answer is not handed to
+            OpenCV, which opens one stream at a time and would keep the others waiting.
 
     Raises:
         DataError: When it cannot be opened, or gives no frame at all.
     """
     number = 0
-    for image, rate in _images(address, name, live, max_reconnects):
+    for image, rate in _images(address, name, live, max_reconnects, among_others):
         yield Picture(image, _frame_name(name, number), _file(address), number, name, rate)
         number += 1
     if number == 0:
-        raise DataError(f"'{address}' gave no picture; expected at least one.")
+        raise DataError(f"'{without_login(address)}' gave no picture; expected at least one.")
 
 
 def watch_together(streams: Sequence[tuple[str | int, str]], max_reconnects: int) -> Iterator[Picture]:
@@ -92,7 +100,7 @@ class _Reader(threading.Thread):
     def run(self) -> None:
         """Read until the stream ends or `stop` is called."""
         try:
-            for picture in frames(*self._stream):
+            for picture in frames(*self._stream, among_others=True):
                 with self._news:
                     self.newest = picture
                     self._news.notify()
@@ -115,11 +123,13 @@ class _Reader(threading.Thread):
         self._stopped.set()
 
 
-def _images(address: str | int, name: str, live: bool, max_reconnects: int) -> Iterator[tuple[Image, float | None]]:
+def _images(
+    address: str | int, name: str, live: bool, max_reconnects: int, among_others: bool
+) -> Iterator[tuple[Image, float | None]]:
     """Yield frames and the rate of their video; open a live stream again when it breaks off."""
     failures = 0
     while True:
-        capture = _open(address)
+        capture = None if among_others and not _answers(address) else _open(address)
         received = False
         if capture is not None:
             rate = _rate(capture)
@@ -131,7 +141,7 @@ def _images(address: str | int, name: str, live: bool, max_reconnects: int) -> I
                 capture.release()
         if not live:
             if capture is None:
-                raise DataError(f"cannot open video '{address}'; expected a video that OpenCV reads.")
+                raise DataError(f"cannot open video '{without_login(address)}'; expected a video that OpenCV reads.")
             return
         failures += 1
         if failures > max_reconnects:
@@ -141,6 +151,29 @@ def _images(address: str | int, name: str, live: bool, max_reconnects: int) -> I
         delay = min(FIRST_DELAY_S * 2 ** (failures - 1), LONGEST_DELAY_S)
         _log.warning("'%s' broke off or cannot be opened; attempt %d in %.2g s", name, failures, delay)
         time.sleep(delay)
+
+
+def _answers(address: str | int) -> bool:
+    """Return whether the server of a stream takes a connection and begins to answer, where that can be asked."""
+    parts = urlsplit(str(address))
+    port = parts.port or _PORTS.get(parts.scheme)
+    proxy = parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(parts.hostname or "")
+    if parts.hostname is None or port is None or proxy:
+        return True
+    target = f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}"
+    requests = {
+        "http": f"GET {target} HTTP/1.1\r\nHost: {parts.hostname}:{port}\r\nConnection: close\r\n\r\n",
+        "rtsp": f"OPTIONS rtsp://{parts.hostname}:{port}{target} RTSP/1.0\r\nCSeq: 1\r\n\r\n",
+    }
+    request = requests.get(parts.scheme)
+    try:
+        with socket.create_connection((parts.hostname, port), timeout=OPEN_TIMEOUT_MS / 1000) as connection:
+            if request is None:
+                return True
+            connection.sendall(request.encode())
+            return bool(connection.recv(1))
+    except OSError:
+        return False
 
 
 def _open(address: str | int) -> cv2.VideoCapture | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from yolox.errors import MissingDependencyError
+from yolox.errors import needs
 from yolox.prediction.results import Result
 
 _USUAL_RATE = 30.0
@@ -29,10 +29,8 @@ def track(results: Iterable[Result]) -> Iterator[Result]:
 
 
 def _new_tracker(rate: float) -> Any:
-    try:
+    with needs("trackers", "pip install 'yolox-cpu[track]'"):
         from trackers import ByteTrackTracker
-    except ImportError as error:
-        raise MissingDependencyError("trackers", "pip install 'yolox-cpu[track]'") from error
     return ByteTrackTracker(frame_rate=rate)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from yolox.errors import MissingDependencyError, UsageError
+from yolox.errors import UsageError, needs
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +31,9 @@ def ray_cluster(address: str | None = None, store_bytes: int = 80 * 2**20) -> It
         UsageError: When the cluster cannot be joined.
         MissingDependencyError: When Ray is not installed.
     """
-    ray = _import_ray()
+    with needs("ray", "pip install 'yolox-cpu[ray]'"):
+        import ray
+        import ray.util.scheduling_strategies
     if ray.is_initialized():
         if address is not None:
             _log.warning("this process is part of a Ray cluster already: it is used, not '%s'", address)
@@ -57,12 +59,3 @@ def ray_cluster(address: str | None = None, store_bytes: int = 80 * 2**20) -> It
         yield ray
     finally:
         ray.shutdown()
-
-
-def _import_ray() -> Any:
-    try:
-        import ray
-        import ray.util.scheduling_strategies
-    except ImportError as error:
-        raise MissingDependencyError("ray", "pip install 'yolox-cpu[ray]'") from error
-    return ray

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from yolox.errors import MissingDependencyError, UsageError
+from yolox.errors import MissingDependencyError, UsageError, needs
 from yolox.processes.start import package_path
 
 _END_SECONDS = 5.0
@@ -52,7 +52,8 @@ def spark_context(master: str | None, here: str, settings: Mapping[str, str] = M
         UsageError: When another context is active, or none can be made.
         MissingDependencyError: When pyspark or Java is not installed.
     """
-    pyspark = _import_pyspark()
+    with needs("pyspark", "pip install 'yolox-cpu[spark]'"):
+        import pyspark
     active = pyspark.SparkContext._active_spark_context
     if active is not None:
         if master not in (None, active.master):
@@ -126,11 +127,3 @@ def _end_java(pyspark: Any) -> None:
             process.stdin.close()  # it ends with its standard input
         process.wait(_END_SECONDS)
     pyspark.SparkContext._gateway = pyspark.SparkContext._jvm = None
-
-
-def _import_pyspark() -> Any:
-    try:
-        import pyspark
-    except ImportError as error:
-        raise MissingDependencyError("pyspark", "pip install 'yolox-cpu[spark]'") from error
-    return pyspark

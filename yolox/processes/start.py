@@ -18,10 +18,12 @@ import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import util
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import IO, Any
 
+from yolox.errors import UsageError
 from yolox.processes.messages import Channel
 
 # the empty entry is the working directory, where a file may have the name of any module
@@ -32,6 +34,8 @@ _BOOT = (
 _TAIL_BYTES = 1 << 16
 _TAIL_LINES = 20
 _KILL_SECONDS = 10.0
+_LONGEST_FOLDER = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")  # the kernel takes 107 bytes for the path of a socket
+_OTHER_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -241,3 +245,28 @@ def package_path(environment: dict[str, str]) -> str:
     """Return a PYTHONPATH with which a fresh interpreter finds this very package first."""
     here = str(Path(__file__).resolve().parents[2])
     return os.pathsep.join([here, *filter(None, [environment.get("PYTHONPATH")])])
+
+
+def keep_socket_paths_short() -> None:
+    """Have ``multiprocessing`` make its sockets elsewhere where the folder for temporary files has too long a name.
+
+    It acts on this process and those that it starts, and only before the first of them.
+
+    Raises:
+        UsageError: When there is no folder with a short name.
+    """
+    folder = tempfile.gettempdir()
+    if len(os.fsencode(folder)) <= _LONGEST_FOLDER:
+        return
+    for other in _OTHER_FOLDERS:
+        if os.access(other, os.W_OK | os.X_OK):
+            tempfile.tempdir = other
+            try:
+                util.get_temp_dir()  # it remembers the folder that it makes
+            finally:
+                tempfile.tempdir = folder
+            return
+    raise UsageError(
+        f"TMPDIR is '{folder}', {len(os.fsencode(folder))} bytes long; sockets between processes need a folder of at "
+        f"most {_LONGEST_FOLDER}. Set TMPDIR to a shorter path."
+    )

@@ -1,4 +1,4 @@
-"""What happens around the epochs of a YOLOX run: evaluation and checkpoint files."""
+"""What happens around the epochs of a YOLOX run: evaluation, checkpoint files, its end by the clock."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -13,10 +14,9 @@ from pytorch_lightning.callbacks import Callback, Checkpoint
 
 from yolox.config import Experiment
 from yolox.evaluation.detections_file import write_detections
-from yolox.evaluation.loop import EvaluationResult, Share, evaluate
-from yolox.evaluation.predictor import build_predict
+from yolox.evaluation.loop import EvaluationResult, Share, build_predict, evaluate
 from yolox.recipe.module import YoloxModule
-from yolox.recipe.phases import final_phase_epoch
+from yolox.recipe.schedule import final_phase_epoch
 
 LATEST, BEST = "latest_ckpt.pth", "best_ckpt.pth"
 BEST_DETECTIONS = "best_detections.npz"
@@ -209,3 +209,37 @@ class CheckpointFiles(Checkpoint):
         files = sorted(self.folder.glob("epoch_*_ckpt.pth"), key=lambda file: int(file.stem.split("_")[1]))
         for file in files[: -self.history]:
             file.unlink()
+
+
+class TimeBudget(Callback):
+    """Ends the run after the optimizer step during which its time was used up; a resumed run has its own time.
+
+    Lightning's ``max_time`` counts the time before a resumption, so that a run that it ended could not go on.
+
+    Args:
+        seconds: From the start of training on.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._started = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._started = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Ask Lightning to stop; never between the batches that make one step, and in all processes together."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        used_up = time.monotonic() - self._started >= self.seconds
+        if trainer.strategy.reduce_boolean_decision(used_up, all=False) and not trainer.should_stop:
+            trainer.should_stop = True
+            if trainer.is_global_zero:
+                _log.warning(
+                    "the time of %g s is used up: stopped after step %d; go on with --resume",
+                    self.seconds,
+                    trainer.global_step,
+                )

@@ -39,8 +39,9 @@ class EpochLog(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         """Add the step's terms to the means of the epoch; a term that is not finite is of a step that was left out."""
+        metrics = trainer.callback_metrics  # collected anew each time
         for name in _LOSSES:
-            value = float(trainer.callback_metrics.get(f"train/{name}", math.nan))
+            value = float(metrics.get(f"train/{name}", math.nan))
             if math.isfinite(value):
                 self._values.setdefault(name, []).append(value)
 

@@ -16,11 +16,9 @@ from yolox.losses.detection_loss import detection_loss
 from yolox.models.decoding import decode
 from yolox.models.detector import Detector, build_detector
 from yolox.recipe.ema import ModelEma
-from yolox.recipe.freezing import freeze_
-from yolox.recipe.optim import build_optimizer
-from yolox.recipe.phases import final_phase_epoch, resize_batch, size_of_step
+from yolox.recipe.optim import build_optimizer, freeze_
 from yolox.recipe.resume import move_to_epoch_, resumed_epoch, set_rates_
-from yolox.recipe.schedule import build_schedule, highest_learning_rate
+from yolox.recipe.schedule import build_schedule, final_phase_epoch, highest_learning_rate, resize_batch, size_of_step
 from yolox.structures import Batch, Decoded, LossTerms
 
 if TYPE_CHECKING:

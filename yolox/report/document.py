@@ -23,10 +23,10 @@ from yolox.report.figures import (
     confusion_figure,
     curves_figure,
     few_classes,
+    labels_figure,
     png_of,
     precision_recall_figure,
 )
-from yolox.report.label_figure import labels_figure
 from yolox.report.pictures import jpeg_of, prediction_pairs, training_pictures
 from yolox.structures import Batch
 

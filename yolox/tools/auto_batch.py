@@ -133,7 +133,7 @@ def measure(experiment: Experiment, precision: str) -> StepMemory:
 
 def _at_largest_size(experiment: Experiment) -> Experiment:
     """Return the experiment with the largest size of multi-scale training as its only one."""
-    from yolox.recipe.phases import trained_sizes
+    from yolox.recipe.schedule import trained_sizes
 
     largest = trained_sizes(experiment.data.input_size, experiment.data.size_range)[1]
     data = replace(experiment.data, input_size=largest, multiscale_range=0, random_size=None)

@@ -56,17 +56,13 @@ class DetectionMetric:
 def _without_each_block(truth: Mapping[str, Any], detections: Mapping[int, Detections]) -> list[float]:
     """Return AP without each block of images, or nothing where too few images have labels."""
     from yolox.evaluation.coco_metric import coco_metric
+    from yolox.evaluation.loop import only_images
 
     ids = sorted(image["id"] for image in truth["images"])
     count = min(BLOCKS, len(ids))
     found = []
     for block in range(count):
         left = {number for position, number in enumerate(ids) if position % count != block}
-        part = {
-            **truth,
-            "images": [image for image in truth["images"] if image["id"] in left],
-            "annotations": [row for row in truth["annotations"] if row["image_id"] in left],
-        }
         seen = {number: boxes for number, boxes in detections.items() if number in left}
-        found.append(coco_metric(part, seen).metrics["AP"] if left else math.nan)
+        found.append(coco_metric(only_images(truth, left), seen).metrics["AP"] if left else math.nan)
     return [] if any(math.isnan(value) for value in found) else found

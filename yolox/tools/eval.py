@@ -146,7 +146,6 @@ def _write(
     """Write the files that were asked for, and JSON to ``machines``."""
     from yolox.evaluation.coco_metric import coco_results
     from yolox.files import write_text
-    from yolox.tools.eval_report import draw_report
 
     if args.detections is not None:
         found = coco_results(result.detections, data.category_ids)
@@ -176,7 +175,7 @@ def load_subject(args: argparse.Namespace) -> Subject:
     if is_deployed(checkpoint):
         return _deployed(checkpoint, args, asked)
     from yolox.checkpoint import load_model
-    from yolox.evaluation.predictor import build_predict
+    from yolox.evaluation.loop import build_predict
     from yolox.models.detector import summarize
 
     loaded = load_model(checkpoint, asked)
@@ -249,6 +248,42 @@ def _settings(experiment: Experiment, args: argparse.Namespace) -> dict[str, Any
         "batch_size": args.batch_size,
         "num_processes": args.num_processes,
     }
+
+
+def draw_report(path: Path, result: EvaluationResult, data: CocoDataset, experiment: Experiment, source: str) -> None:
+    """Write the report of an evaluation; what goes wrong with it is told, since the evaluation itself is done.
+
+    Args:
+        path: The HTML file.
+        result: What was found and what it is worth.
+        data: The images.
+        experiment: With the thresholds.
+        source: What was evaluated, in one line.
+    """
+    from yolox.cpu.machine import read_machine
+    from yolox.report.document import Judged, Report, write_report
+
+    metrics, settings = result.metrics, experiment.eval
+    ms = result.times.per_image_ms()
+    facts = {
+        "model": source,
+        "data": f"{len(data)} images: {data.source}",
+        "classes": f"{len(data.class_names)}",
+        "AP": f"{metrics['AP']:.4f} (AP50 {metrics['AP50']:.4f}, AP75 {metrics['AP75']:.4f})"
+        if result.coco.has_labels
+        else "none: the images have no labels",
+        "settings": f"confidence {settings.test_conf:g}, NMS {settings.nmsthre:g}, input {settings.test_size.height} x "
+        f"{settings.test_size.width}",
+        "time": f"{ms['total_ms']:.1f} ms an image: network {ms['forward_ms']:.1f}, suppression {ms['nms_ms']:.1f}",
+        "machine": str(read_machine()),
+    }
+    judged = Judged(result, data, "the model")
+    try:
+        write_report(path, Report(f"Evaluation of {experiment.exp_name}", facts, splits={"val": data}, judged=judged))
+    except Exception as error:  # noqa: BLE001 - the evaluation is done: its figures have to be told and written
+        print(f"note: {path} was not written: {type(error).__name__}: {error}", file=sys.stderr)
+    else:
+        print(f"written: {path}")
 
 
 if __name__ == "__main__":

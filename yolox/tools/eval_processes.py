@@ -8,13 +8,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from yolox.errors import YoloxError
 from yolox.processes.messages import Channel
 from yolox.processes.start import Process, ProcessFailure, Program, wait_for_any
-from yolox.structures import Detections
 
 if TYPE_CHECKING:
     from yolox.evaluation.loop import Share
@@ -25,22 +21,6 @@ class Progress:
     """So many images of this process's share are done."""
 
     done: int
-
-
-@dataclass(frozen=True)
-class Found:
-    """Everything that a process found: N images, M detections in the order of the images.
-
-    ``image_ids`` and ``counts`` [N] int64; ``boxes_xyxy`` [M, 4], ``scores`` [M], ``labels`` [M]; ``seconds``: waiting
-    for the loader, in the network, in the suppression.
-    """
-
-    image_ids: NDArray[np.int64]
-    counts: NDArray[np.int64]
-    boxes_xyxy: NDArray[np.float32]
-    scores: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    seconds: tuple[float, float, float]
 
 
 def predict_in_processes(words: Sequence[str], world: int, on_progress: Callable[[int], None]) -> list[Share]:
@@ -54,8 +34,9 @@ def predict_in_processes(words: Sequence[str], world: int, on_progress: Callable
     Raises:
         YoloxError: When a process fails.
     """
-    from yolox.cpu.affinity import thread_environment
     from yolox.cpu.machine import read_machine
+    from yolox.cpu.threads import thread_environment
+    from yolox.evaluation.loop import Share
 
     cores = read_machine().cores
     processes = []
@@ -65,7 +46,7 @@ def predict_in_processes(words: Sequence[str], world: int, on_progress: Callable
         environment = thread_environment(os.environ, len(own), bound=True)
         arguments = [list(words), rank, world, cpus]
         program = Program("yolox.tools.eval_processes:work", arguments, environment=environment)
-        processes.append(Process(program, [Progress, Found]))
+        processes.append(Process(program, [Progress, Share]))
     try:
         return _collect(processes, on_progress)
     finally:
@@ -87,13 +68,13 @@ def _collect(processes: list[Process], on_progress: Callable[[int], None]) -> li
                 done[rank] = message.done
                 on_progress(sum(done.values()))
             else:
-                shares[rank] = _to_share(message)
+                shares[rank] = message
     return [shares[rank] for rank in range(len(processes))]
 
 
 def work(connection: Connection, words: list[str], rank: int, world: int, cpus: list[int]) -> int:
     """Evaluate one share and send it; this is the main function of a process."""
-    from yolox.cpu.affinity import bind_process
+    from yolox.cpu.threads import bind_process
 
     bind_process(cpus)
     import torch
@@ -116,29 +97,5 @@ def work(connection: Connection, words: list[str], rank: int, world: int, cpus: 
         on_batch=lambda done: channel.send(Progress(done)),
     )
     loader.close()
-    channel.send(_to_message(share))
+    channel.send(share)
     return 0
-
-
-def _to_message(share: Share) -> Found:
-    found = list(share.detections.values())
-    times = share.times
-    return Found(
-        image_ids=np.array(list(share.detections), np.int64),
-        counts=np.array([len(one.scores) for one in found], np.int64),
-        boxes_xyxy=np.concatenate([np.zeros((0, 4), np.float32), *(one.boxes_xyxy for one in found)]),
-        scores=np.concatenate([np.zeros(0, np.float32), *(one.scores for one in found)]),
-        labels=np.concatenate([np.zeros(0, np.int64), *(one.labels for one in found)]),
-        seconds=(times.loading, times.forward, times.nms),
-    )
-
-
-def _to_share(message: Found) -> Share:
-    from yolox.evaluation.loop import Share, Times
-
-    ends = np.cumsum(message.counts)
-    detections = {
-        int(image_id): Detections(message.boxes_xyxy[start:end], message.scores[start:end], message.labels[start:end])
-        for image_id, start, end in zip(message.image_ids, ends - message.counts, ends, strict=True)
-    }
-    return Share(detections, Times(*message.seconds, num_images=len(detections)))

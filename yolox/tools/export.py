@@ -165,8 +165,8 @@ def _check_options(args: argparse.Namespace, kind: str) -> None:
 
 
 def _deployment(args: argparse.Namespace, kind: str) -> Deployment:
+    from yolox.inference.backends.graph_file import Suppression
     from yolox.inference.convert.deploy import Deployment
-    from yolox.inference.convert.onnx_nms import Suppression
     from yolox.models.decoding import OUTPUT_LAYOUTS
 
     names = OUTPUT_LAYOUTS[_layout(args)].names
@@ -194,8 +194,9 @@ def _described(loaded: LoadedModel, args: argparse.Namespace, asked: Deployment)
 
     import torch
 
+    from yolox.data.image_ops import PREPROCESSING
+    from yolox.inference.backends.graph_file import DETECTIONS_LAYOUT
     from yolox.inference.convert.folding import fold_normalisations
-    from yolox.inference.convert.onnx_nms import DETECTIONS_LAYOUT
     from yolox.models.decoding import OUTPUT_LAYOUTS, DecodedDetector
 
     experiment = apply_arguments(loaded.experiment, args)
@@ -203,11 +204,10 @@ def _described(loaded: LoadedModel, args: argparse.Namespace, asked: Deployment)
         experiment = apply_fields(experiment, {"eval.test_size": str(args.tsize)})
     size, layout = experiment.eval.test_size, OUTPUT_LAYOUTS[_layout(args)]
     module = fold_normalisations(DecodedDetector(loaded.detector, layout.output).eval(), (torch.zeros(1, 3, 64, 64),))
-    preprocessing = {"layout": "NCHW", "channels": "BGR", "range": [0, 255], "resize": "letterbox", "fill": 114}
     description = {
         "class_names": json.dumps(list(loaded.class_names)),
         "input_size": json.dumps(list(size)),
-        "preprocessing": json.dumps(preprocessing),
+        "preprocessing": json.dumps(PREPROCESSING),
         "outputs": layout.description if asked.nms is None else DETECTIONS_LAYOUT,
     }
     if asked.nms is not None:

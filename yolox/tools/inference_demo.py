@@ -123,7 +123,8 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _measure(args: argparse.Namespace, loaded: LoadedModel, experiment: Experiment, scratch: Path, output: Path) -> int:
-    from yolox.inference.optimizer import InferenceOptimizer, Limits
+    from yolox.inference.optimizer import InferenceOptimizer
+    from yolox.inference.search.protocol import Limits
     from yolox.models.decoding import DecodedDetector
     from yolox.tools.detection_metric import DetectionMetric
     from yolox.tools.inference_images import read_inference_images
@@ -280,10 +281,12 @@ def _check_files(args: argparse.Namespace) -> None:
 
 
 def _metadata(loaded: LoadedModel, experiment: Experiment) -> dict[str, Any]:
+    from yolox.data.image_ops import PREPROCESSING
+
     return {
         "class_names": list(loaded.class_names),
         "input_size": list(experiment.eval.test_size),
-        "preprocessing": {"layout": "NCHW", "channels": "BGR", "range": [0, 255], "resize": "letterbox", "fill": 114},
+        "preprocessing": PREPROCESSING,
         "confidence": experiment.eval.test_conf,
         "nms_iou": experiment.eval.nmsthre,
         "model": experiment.exp_name,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -143,6 +144,7 @@ def read_eval_images(config: DataConfig, loaded: LoadedModel, size: Size, limit:
     """
     from yolox.data.datamodule import find_dataset
     from yolox.data.dataset_paths import load_split
+    from yolox.evaluation.loop import only_images
 
     split = find_dataset(config)[0].require("val")
     dataset = load_split(split)
@@ -155,21 +157,19 @@ def read_eval_images(config: DataConfig, loaded: LoadedModel, size: Size, limit:
                     f"'{dataset.source}' labels {shortened(dataset.class_names, 6)}; the model knows "
                     f"{shortened(loaded.class_names, 6)}. Check --data_dir."
                 ) from error
-    images, indices = _letterboxed(dataset, size, limit)
+    images, indices = _images_of(dataset, size, limit)
     np.save(path, images, allow_pickle=False)
     truth = dataset.ground_truth_json()
     ids = np.array([truth["images"][index]["id"] for index in indices], dtype=np.int64)
     sizes = np.array([dataset.size(index) for index in indices], dtype=np.int64).reshape(-1, 2)
-    kept = set(ids.tolist())
-    truth["images"] = [image for image in truth["images"] if image["id"] in kept]
-    truth["annotations"] = [row for row in truth["annotations"] if row["image_id"] in kept]
+    truth = only_images(truth, set(ids.tolist()))
     return EvalImages(path, ids, sizes, truth, f"{dataset.source}, {len(ids)} of {len(dataset)} images")
 
 
 def calibration_images(config: DataConfig, size: Size, limit: int, batch_size: int) -> list[NDArray[np.float32]]:
     """Return batches of training images, or none when there is no training split."""
     try:
-        images, _ = _letterboxed(_load_split(config, "train"), size, limit)
+        images, _ = _images_of(_load_split(config, "train"), size, limit)
     except DataError:
         return []
     return _in_batches(images, batch_size)
@@ -182,23 +182,13 @@ def read_pictures(folder: Path, size: Size, limit: int) -> NDArray[np.uint8]:
         DataError: When there is none.
     """
     from yolox.data.image_files import IMAGE_SUFFIXES, list_images, read_file_size, read_image
-    from yolox.data.image_ops import letterbox
 
     if not folder.is_dir():
         raise DataError(f"'{folder}' is not a folder; expected a folder of pictures to calibrate on. Check --calib.")
-    images: list[NDArray[np.uint8]] = []
-    for file in list_images(folder)[0]:
-        original = read_file_size(file)
-        picture = None if original is None else read_image(file, original)
-        if picture is not None:
-            images.append(letterbox(picture, size)[0].transpose(2, 0, 1))
-        if len(images) == limit:
-            break
-    if not images:
-        raise DataError(
-            f"'{folder}' holds no readable picture; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}."
-        )
-    return np.stack(images)
+    sized = ((file, read_file_size(file)) for file in list_images(folder)[0])
+    pictures = (None if original is None else read_image(file, original) for file, original in sized)
+    wanted = f"'{folder}' holds no readable picture; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}."
+    return _letterboxed(pictures, size, limit, wanted)[0]
 
 
 def _without_ap(reason: str) -> str:
@@ -222,7 +212,7 @@ def _any_images(config: DataConfig, size: Size, limit: int) -> tuple[NDArray[np.
         for split in _SPLITS:
             try:
                 dataset = _load_split(candidate, split)
-                return _letterboxed(dataset, size, limit)[0], dataset.source
+                return _images_of(dataset, size, limit)[0], dataset.source
             except DataError as error:
                 failure = error
     assert failure is not None
@@ -243,28 +233,30 @@ def _unlabelled(images: NDArray[np.uint8], path: Path, source: str) -> EvalImage
     return EvalImages(path, np.arange(len(images)), sizes, nothing, f"{source}, {len(images)} images without labels")
 
 
-def _letterboxed(dataset: CocoDataset, size: Size, limit: int) -> tuple[NDArray[np.uint8], list[int]]:
-    """Return readable images ``[N, 3, H, W]`` and their indices.
+def _images_of(dataset: CocoDataset, size: Size, limit: int) -> tuple[NDArray[np.uint8], list[int]]:
+    """Return readable images ``[N, 3, H, W]`` of a data set and their indices.
 
     Raises:
         DataError: When none is readable.
     """
-    from yolox.data.image_ops import letterbox
     from yolox.data.image_source import ImageSource
 
     source = ImageSource(dataset, size)
-    images: list[NDArray[np.uint8]] = []
-    indices: list[int] = []
-    for index in range(len(dataset)):
-        if len(images) == limit:
-            break
-        image = source.image(index)
-        if image is not None:
-            images.append(letterbox(image, size)[0].transpose(2, 0, 1))
-            indices.append(index)
-    if not images:
-        raise DataError(f"{dataset.source} has no readable image; expected at least one. Check the data set.")
-    return np.stack(images), indices
+    wanted = f"{dataset.source} has no readable image; expected at least one. Check the data set."
+    return _letterboxed(map(source.image, range(len(dataset))), size, limit, wanted)
+
+
+def _letterboxed(
+    pictures: Iterable[NDArray[np.uint8] | None], size: Size, limit: int, wanted: str
+) -> tuple[NDArray[np.uint8], list[int]]:
+    """Return the first ``limit`` readable pictures ``[N, 3, H, W]`` and their places; where there are none, refuse."""
+    from yolox.data.image_ops import letterbox
+
+    readable = ((index, picture) for index, picture in enumerate(pictures) if picture is not None)
+    found = {index: letterbox(picture, size)[0].transpose(2, 0, 1) for index, picture in islice(readable, limit)}
+    if not found:
+        raise DataError(wanted)
+    return np.stack(list(found.values())), list(found)
 
 
 def _in_batches(images: NDArray[np.uint8], size: int = CALIBRATION_BATCH) -> list[NDArray[np.float32]]:

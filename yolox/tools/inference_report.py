@@ -105,10 +105,8 @@ def _write_names(axes: Any, points: dict[str, tuple[float, float]]) -> None:
         for distance in range(7, 200, 6):
             places = [(x, y, "center" if x == 0 else "left" if x > 0 else "right") for x, y in _around(distance)]
             for x, y, side in places:
-                line = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.6} if distance > 12 else None
-                text = axes.annotate(
-                    name, point, (x, y), textcoords="offset points", fontsize=8, ha=side, va="center", arrowprops=line
-                )
+                place = {"xytext": (x, y), "textcoords": "offset points"}
+                text = axes.annotate(name, point, **place, fontsize=8, ha=side, va="center")
                 box = text.get_window_extent()
                 inside = frame.containsx(box.x0) and frame.containsx(box.x1) and frame.containsy(box.y0)
                 free = inside and frame.containsy(box.y1) and not any(box.overlaps(other) for other in taken)
@@ -118,6 +116,8 @@ def _write_names(axes: Any, points: dict[str, tuple[float, float]]) -> None:
             else:
                 continue
             taken.append(box)
+            if distance > 12:  # a line of its own: the extent of the text shall not include it
+                axes.annotate("", point, **place, arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.6})
             break
 
 

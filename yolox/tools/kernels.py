@@ -32,7 +32,6 @@ def build_parser() -> ToolParser:
 
 
 def _run(args: argparse.Namespace) -> None:
-
     if args.tsize % 32:
         raise UsageError(f"--tsize {args.tsize}; expected a multiple of 32.")
     rows = _rows(args, in_bf16=args.precision == "bf16")

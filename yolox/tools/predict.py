@@ -6,7 +6,8 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +83,9 @@ def add_prediction_options(parser: ToolParser) -> None:
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="only these classes, by name or index")
     parser.add_argument("--track", action="store_true", help="follow objects through videos (yolox-cpu[track])")
     parser.add_argument("--tsize", type=positive_int, help="side of the square input (default: test_size)")
-    parser.add_argument("-b", "--batch-size", type=positive_int, default=1, help="images at once (%(default)s)")
+    parser.add_argument(
+        "-b", "--batch-size", type=positive_int, help="images at once (of a checkpoint 1, of a deployed model 8)"
+    )
     parser.add_argument("--precision", type=eval_precision, default="32", help="of a checkpoint: 32 or bf16 (32)")
     parser.add_argument(
         "--max_reconnects",
@@ -114,13 +117,13 @@ def look(args: argparse.Namespace, source: Any, as_video: bool = False) -> None:
         if getattr(args, "cluster", None) is not None:
             results = _on_cluster(args, predictor, pictures, thresholds)
         else:
-            results = predict(predictor, pictures, thresholds, 1 if pictures.live else args.batch_size)
+            results = predict(predictor, pictures, thresholds, args.batch_size)
         _write_all(args, predictor, pictures, track(results) if args.track else results, report)
 
 
 def _on_cluster(
     args: argparse.Namespace, predictor: Predictor, pictures: Sources, thresholds: Thresholds
-) -> Iterator[Result]:
+) -> Iterable[Result]:
     """Return the results that the machines of ``--cluster`` find.
 
     Raises:
@@ -135,7 +138,10 @@ def _on_cluster(
     size = predictor.input_size if predictor.method == "checkpoint" else None
     described = ClusterModel(model, args.precision, size, asked_experiment(args), args.trust)
     return predict_on_cluster(
-        args.cluster, Work(described, thresholds, args.batch_size), pictures, predictor.class_names
+        args.cluster,
+        Work(described, thresholds, args.batch_size or predictor.usual_batch),
+        pictures,
+        predictor.class_names,
     )
 
 
@@ -143,6 +149,7 @@ def _write_all(
     args: argparse.Namespace, predictor: Predictor, pictures: Sources, results: Iterable[Result], report: Any
 ) -> None:
     from yolox.files import mark_inputs
+    from yolox.prediction.background import write_behind
     from yolox.prediction.writers import ResultWriter
 
     mark_inputs(args.ckpt, args.model, args.exp_file)
@@ -152,15 +159,16 @@ def _write_all(
     writer = ResultWriter(folder or Path(), formats if folder is not None else ())
     writer.check(pictures.names)
     total = 0
-    with writer:
-        for result in _shown(results):
+    shown = _shown(results)
+    if folder is not None:
+        shown = write_behind(shown, writer.write, 2 * predictor.usual_batch)
+    with writer, closing(shown):
+        for result in shown:
             total += 1
             where = result.path or result.name if result.source is None else f"{result.source} frame {result.index + 1}"
             print(f"{printable(str(where))}: {describe(result)}, {result.elapsed_ms:.1f} ms")
             if args.json:
                 print(json.dumps(result.to_dict()), file=report, flush=True)
-            if folder is not None:
-                writer.write(result)
     bad = len(pictures.skipped)
     if total == 0:
         raise DataError(f"none of the {bad} images could be read; expected whole image files.")
@@ -230,7 +238,7 @@ def _class_indices(names: Sequence[str] | None, class_names: tuple[str, ...]) ->
     for name in names:
         if name in class_names:
             indices.append(class_names.index(name))
-        elif name.isdigit() and int(name) < len(class_names):
+        elif name.isdecimal() and len(name) < 10 and int(name) < len(class_names):
             indices.append(int(name))
         else:
             raise UsageError(
@@ -248,7 +256,7 @@ def describe(result: Result) -> str:
     return f"{total} object{'' if total == 1 else 's'}" + (f" ({listed})" if listed else "")
 
 
-def _shown(results: Iterable[Result]) -> Iterator[Result]:
+def _shown(results: Iterable[Result]) -> Generator[Result, None, None]:
     """Pass the results on; show videos in a window where there is one, until q, Q or Escape is pressed there."""
     window: str | None = None
     asked = False

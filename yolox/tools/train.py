@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolox.config import Experiment, RecipeConfig, apply_fields
-from yolox.cpu.openmp import shorten_waits
+from yolox.cpu.threads import shorten_waits
 from yolox.errors import UsageError
 from yolox.experiments import published_name
 from yolox.precision_names import canonical_precision
@@ -36,7 +36,7 @@ from yolox.tools.training import LOGGERS, STRATEGIES, add_recipe_arguments, buil
 if TYPE_CHECKING:
     from yolox.data.datamodule import YoloxDataModule
     from yolox.recipe.module import YoloxModule
-    from yolox.tools.resuming import RunState
+    from yolox.tools.start import RunState
 
 BATCH_SIZE = 64
 MIN_NORMALISED = 8  # images a process: 4 end 0.05 AP lower than one process (README), 8 within 0.03
@@ -158,11 +158,10 @@ def _train(args: argparse.Namespace, follower: bool) -> dict[str, Any]:
     """Train and return the facts of the run for ``--json``."""
     shorten_waits()  # before PyTorch is imported
     from yolox.data.datamodule import YoloxDataModule
-    from yolox.data.repeat_factors import describe_repeats
+    from yolox.data.sampling import describe_repeats
     from yolox.recipe.module import YoloxModule
-    from yolox.recipe.phases import final_phase_epoch
     from yolox.recipe.run_folder import open_run_folder
-    from yolox.recipe.schedule import steps_of_epoch
+    from yolox.recipe.schedule import final_phase_epoch, steps_of_epoch
     from yolox.tools.auto_batch import auto_batch
     from yolox.tools.start import StartWeights, fit_recipe, keep_choices
 
@@ -218,7 +217,7 @@ def _batch_size(args: argparse.Namespace, state: RunState | None) -> int:
 
 def _resumed(args: argparse.Namespace) -> RunState | None:
     """Return the state of the run that ``--resume`` goes on with, or None where a run begins."""
-    from yolox.tools.resuming import find_checkpoint, read_run_state
+    from yolox.tools.start import find_checkpoint, read_run_state
 
     asked = asked_experiment(args)
     named = None if asked is None else _with_options(asked, args)
@@ -284,7 +283,7 @@ def _fit_classes(experiment: Experiment, data: YoloxDataModule, explicit: bool) 
 
 def _describe(module: YoloxModule, data: YoloxDataModule, args: argparse.Namespace) -> None:
     from yolox.models.detector import summarize
-    from yolox.recipe.phases import final_phase_epoch
+    from yolox.recipe.schedule import final_phase_epoch
 
     experiment = module.experiment
     recipe = experiment.recipe
@@ -309,7 +308,7 @@ def _describe(module: YoloxModule, data: YoloxDataModule, args: argparse.Namespa
 
 
 def _sizes(experiment: Experiment) -> str:
-    from yolox.recipe.phases import trained_sizes
+    from yolox.recipe.schedule import trained_sizes
 
     data, test = experiment.data, experiment.eval.test_size
     low, high = trained_sizes(data.input_size, data.size_range)

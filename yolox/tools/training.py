@@ -94,11 +94,10 @@ def build_trainer(experiment: Experiment, folder: Path, args: argparse.Namespace
 
 def _callbacks(experiment: Experiment, folder: Path, args: argparse.Namespace) -> list[Any]:
     """Return what happens around the steps of a run, in its order."""
-    from yolox.recipe.callbacks import CheckpointFiles, Evaluation
+    from yolox.recipe.callbacks import CheckpointFiles, Evaluation, TimeBudget
     from yolox.recipe.epoch_log import EpochLog
     from yolox.recipe.finite import FiniteValues
     from yolox.recipe.html_report import HtmlReport
-    from yolox.recipe.time_budget import TimeBudget
     from yolox.trainer.callbacks import Throughput, TraceProfile
     from yolox.trainer.live_progress import LiveProgress
     from yolox.trainer.run_report import RunReport

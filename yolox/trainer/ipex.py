@@ -23,7 +23,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 
-from yolox.cpu.ipex_location import INSTALL, IpexLocation, source_root
+from yolox.cpu.ipex_location import INSTALL, IpexLocation, import_ipex, source_root
 from yolox.errors import MissingDependencyError, UsageError
 
 GUARD = "YOLOX_IPEX_RERUN"
@@ -39,7 +39,7 @@ class IpexPlan:
 
     Args:
         note: One line for log, report and checkpoint.
-        available: Whether this process prepares its module with ``prepare_``.
+        available: Whether this process prepares its module, see `PreparedModule`.
         command: The command to run instead of this process, see ``run_again``.
     """
 
@@ -122,9 +122,22 @@ def rerun_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 class PreparedModule:
-    """A module and its optimizer that IPEX has changed in place, and the way back.
+    """A module and its optimizer that IPEX has changed in place, and the way back; ``note`` says what was done.
 
-    Made by ``prepare_``; ``note`` says in one line what was done.
+    Weights lie in oneDNN's blocked layout, and one fused kernel does the step. With ``bf16`` the weights of
+    convolutions and linear layers become bf16, their lower halves kept beside them, so that the step is as exact as in
+    fp32; the caller runs the steps under autocast. ``state_dict`` of the module, and of every part of it, still gives
+    plain fp32 weights, and the optimizer's gives plain fp32 states; both load too. Make it before
+    ``DistributedDataParallel`` wraps the module.
+
+    Args:
+        module: In training mode or not; the mode is kept.
+        optimizer: Its only optimizer.
+        precision: ``bf16``, or anything else for fp32 weights.
+        bf16_weights: Whether they may be bf16; not where parts of the module compute in fp32 all the same.
+
+    Raises:
+        MissingDependencyError: When IPEX cannot be imported.
     """
 
     def __init__(
@@ -132,7 +145,7 @@ class PreparedModule:
     ) -> None:
         self.module = module
         self.optimizer = optimizer
-        ipex = _import_ipex()
+        ipex = import_ipex()
         fused = type(optimizer) in _FUSED
         able = bool(ipex._C.onednn_has_bf16_support())
         half = precision == "bf16" and fused and bf16_weights and able
@@ -199,34 +212,12 @@ class PreparedModule:
                 state[prefix + name] = self._wrappers[parameter]._unpack_cast_to_fp32().detach()
 
 
-def prepare_(
-    module: nn.Module, optimizer: torch.optim.Optimizer, precision: str, *, bf16_weights: bool = True
-) -> PreparedModule:
-    """Change module and optimizer in place: weights in oneDNN's blocked layout, one fused kernel for the step.
-
-    With ``bf16`` the weights of convolutions and linear layers become bf16, their lower halves kept beside them, so
-    that the step is as exact as in fp32; the caller runs the steps under autocast. ``state_dict`` of the module, and of
-    every part of it, still gives plain fp32 weights, and the optimizer's gives plain fp32 states; both load too.
-    Call it before ``DistributedDataParallel`` wraps the module.
-
-    Args:
-        module: In training mode or not; the mode is kept.
-        optimizer: Its only optimizer.
-        precision: ``bf16``, or anything else for fp32 weights.
-        bf16_weights: Whether they may be bf16; not where parts of the module compute in fp32 all the same.
-
-    Raises:
-        MissingDependencyError: When IPEX cannot be imported.
-    """
-    return PreparedModule(module, optimizer, precision, bf16_weights=bf16_weights)
-
-
 class IpexTraining(Callback):
     """Prepares the module of a fit with IPEX and gives it its own layers back afterwards.
 
     Args:
-        precision: As for ``prepare_``; the trainer itself runs the steps under autocast.
-        bf16_weights: As for ``prepare_``.
+        precision: As for `PreparedModule`; the trainer itself runs the steps under autocast.
+        bf16_weights: As for `PreparedModule`.
     """
 
     def __init__(self, precision: str, *, bf16_weights: bool = True) -> None:
@@ -244,7 +235,8 @@ class IpexTraining(Callback):
             raise UsageError(
                 f"use_ipex works with one optimizer, the module has {len(trainer.optimizers)}. Leave use_ipex out."
             )
-        self._prepared = prepare_(pl_module, trainer.optimizers[0], self.precision, bf16_weights=self.bf16_weights)
+        optimizer = trainer.optimizers[0]
+        self._prepared = PreparedModule(pl_module, optimizer, self.precision, bf16_weights=self.bf16_weights)
         strategy = trainer.strategy
         if isinstance(strategy, DDPStrategy):  # it was wrapped around weights of another shape
             strategy.model = pl_module
@@ -274,15 +266,3 @@ def _on_state_dict(part: nn.Module, publish: Callable[[nn.Module, dict[str, Any]
         publish(part, state, prefix)
 
     return part.register_state_dict_post_hook(hook)  # type: ignore[no-untyped-call]
-
-
-def _import_ipex() -> Any:
-    handlers = list(logging.root.handlers)
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it misses CUDA, which nobody asked for
-    try:
-        import intel_extension_for_pytorch as ipex
-    except ImportError as error:
-        raise MissingDependencyError("intel-extension-for-pytorch", INSTALL) from error
-    logging.root.handlers[:] = handlers  # it gives the whole process a log of its own
-    logging.getLogger("IPEX").setLevel(logging.ERROR)  # it announces a next release that will never come
-    return ipex

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from lightning_fabric.utilities.seed import _collect_rng_states, _set_rng_states, reset_seed
 from lightning_utilities.core.rank_zero import rank_zero_only
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loops.loop import _Loop
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.strategies.launchers.launcher import _Launcher
@@ -24,10 +25,9 @@ from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnect
 from pytorch_lightning.trainer.states import TrainerFn
 
 from yolox.trainer.arguments import ignore_foreign_warnings, silence_advertisements
-from yolox.trainer.launchers.base import Launcher, Slot, Worker
+from yolox.trainer.launchers.base import Launcher, Phase, Slot, Worker
 from yolox.trainer.launchers.supervise import describe_stop
 from yolox.trainer.log_settings import LogSettings, WarningFilters
-from yolox.trainer.run_callbacks import HeartbeatCallback
 from yolox.trainer.sharded_batch_sampler import shard_loader
 from yolox.trainer.slot_environment import SlotEnvironment
 from yolox.trainer.state_transfer import StateTransfer
@@ -141,6 +141,32 @@ class _Bridge(_Launcher):
         """Do nothing: the supervisor of the processes does."""
 
 
+class _HeartbeatCallback(Callback):
+    """Tells the supervisor of a worker what it does next.
+
+    Args:
+        beat: The worker's own.
+    """
+
+    def __init__(self, beat: Callable[[Phase], None]) -> None:
+        self.beat = beat
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.beat("step")
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.beat("data")
+
+    def _other(self, *_: Any) -> None:
+        self.beat("other")
+
+    on_train_epoch_start: Any = _other
+    on_train_epoch_end: Any = _other
+    on_validation_start: Any = _other
+    on_validation_batch_start: Any = _other
+    on_validation_end: Any = _other
+
+
 class _Task:
     """The work of every rank: the trainer's own method, in a process group."""
 
@@ -168,13 +194,13 @@ class _Task:
         strategy.set_world_ranks()
         _set_rng_states(self.random_states)
         originals = list(trainer.callbacks)  # type: ignore[attr-defined]
-        trainer.callbacks.append(HeartbeatCallback(worker.beat))  # type: ignore[attr-defined]
+        trainer.callbacks.append(_HeartbeatCallback(worker.beat))  # type: ignore[attr-defined]
         try:
             results = self.function(*self.args, **self.kwargs)
             worker.beat("other")
             transfer = _collect(trainer, originals, results)
         finally:
-            trainer.callbacks[:] = [c for c in trainer.callbacks if not isinstance(c, HeartbeatCallback)]  # type: ignore[attr-defined]
+            trainer.callbacks[:] = [c for c in trainer.callbacks if not isinstance(c, _HeartbeatCallback)]  # type: ignore[attr-defined]
         if dist.is_initialized():
             dist.barrier()
             dist.destroy_process_group()
@@ -250,20 +276,25 @@ class StopSignals(_SignalConnector):
     """Notes SIGTERM, and Ctrl-C in a fit, instead of acting inside the handler, where a collective may be under way."""
 
     stop_signal = 0
+    stopping = False
 
     def register_signal_handlers(self) -> None:
         """Take over the signals for one run; Lightning gives them back afterwards."""
         existing = getattr(signal.getsignal(signal.SIGTERM), "__module__", None) or ""
         super().register_signal_handlers()
-        self.stop_signal = 0
-        if existing.startswith("ray."):  # Ray's handler ends the process at once, and Lightning would call it as well
+        self.stop_signal, self.stopping = 0, False
+        # these handlers end the process at once, and Lightning would call them as well: Ray's and that of our commands
+        if existing.startswith(("ray.", "yolox.")):
             self._register_signal(signal.SIGTERM, self._sigterm_notifier_fn)
         # a process started in the background of a script ignores Ctrl-C, and shall go on doing so
         if self.trainer.state.fn == TrainerFn.FITTING and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
             self._register_signal(signal.SIGINT, self._sigterm_notifier_fn)
 
     def _sigterm_notifier_fn(self, signum: int, _: Any) -> None:
+        if self.stopping:  # an exception while things are closed would only be printed
+            return
         if self.stop_signal:
+            self.stopping = True
             raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signum)
         self.stop_signal = signum
         if not isinstance(self.trainer.strategy, LauncherStrategy):  # else the supervisor has said so
@@ -305,6 +336,12 @@ def stop_requested(trainer: pl.Trainer) -> int:
     anyone = torch.tensor([mine])
     dist.all_reduce(anyone, op=dist.ReduceOp.MAX)
     return int(anyone.item())
+
+
+def ignore_more_stop_signals(trainer: pl.Trainer) -> None:
+    """Have ``trainer`` end in order from now on, however often it is asked to stop."""
+    if isinstance(connector := trainer._signal_connector, StopSignals):
+        connector.stopping = True
 
 
 def synchronise_batchnorm(trainer: pl.Trainer) -> None:

@@ -11,11 +11,8 @@ from lightning_fabric.plugins import ClusterEnvironment
 from pytorch_lightning.callbacks import Callback
 
 from yolox.cpu.machine import Machine
-from yolox.trainer.acceleration import TrainingKernels
 from yolox.trainer.arguments import as_list, check_arguments, count_processes, unknown_operators, warmup_epochs
-from yolox.trainer.auto_lr import ScaledLearningRate
 from yolox.trainer.checkpoint_io import AtomicCheckpointIO
-from yolox.trainer.graceful_stop import GracefulStop
 from yolox.trainer.ipex import IpexTraining
 from yolox.trainer.launchers import build_launcher
 from yolox.trainer.launchers.base import Worker
@@ -23,7 +20,7 @@ from yolox.trainer.launchers.heartbeat import HangLimits
 from yolox.trainer.lightning_bridge import LauncherStrategy
 from yolox.trainer.plan import ExecutionPlan, Request, make_plan
 from yolox.trainer.precision import PrecisionOptions, build_precision
-from yolox.trainer.resume import ResumeCounters
+from yolox.trainer.run_callbacks import GracefulStop, ResumeCounters, ScaledLearningRate, TrainingKernels
 from yolox.trainer.slot_environment import SlotEnvironment
 
 

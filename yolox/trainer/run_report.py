@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import Callback
 
 from yolox.cpu.machine import read_machine
 from yolox.files import write_text
+from yolox.processes.inside import peak_memory_mb
 from yolox.trainer.callbacks import Throughput
 from yolox.trainer.plan import ExecutionPlan
 
@@ -45,7 +46,7 @@ class RunReport(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Gather the ranks' memory and write the file."""
-        memory = gather_numbers(peak_memory_bytes(), trainer.world_size)
+        memory = gather_numbers(1e6 * (peak_memory_mb() or 0.0), trainer.world_size)
         threads = gather_numbers(torch.get_num_threads(), trainer.world_size)
         if not trainer.is_global_zero:
             return
@@ -80,16 +81,6 @@ def _speed(trainer: pl.Trainer) -> dict[str, Any]:
         "data_wait_seconds_per_step": data / steps,
         "epochs": throughput.epochs,
     }
-
-
-def peak_memory_bytes() -> int:
-    """Return the most memory this process ever had resident; 0 where the system does not tell."""
-    try:
-        import resource
-    except ImportError:
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak) * (1 if platform.system() == "Darwin" else 1024)
 
 
 def gather_numbers(value: float, world: int) -> list[int]:

@@ -19,6 +19,7 @@ from yolox.cpu.allocator import keep_freed_memory
 from yolox.cpu.ipex_location import locate_ipex
 from yolox.cpu.machine import read_machine
 from yolox.trainer.arguments import check_accelerator, ignore_foreign_warnings, refuse, silence_advertisements
+from yolox.trainer.checkpoint_io import load_module, run_with_restarts, save_module
 from yolox.trainer.ipex import plan_ipex
 from yolox.trainer.launchers.heartbeat import HangLimits
 from yolox.trainer.launchers.joined import joined_rank
@@ -28,8 +29,6 @@ from yolox.trainer.plain_module import compile_module
 from yolox.trainer.plan import CCL, IPEX, Request
 from yolox.trainer.precision import PrecisionOptions
 from yolox.trainer.resolve import Parts, Settings, resolve
-from yolox.trainer.restarts import run_with_restarts
-from yolox.trainer.saving import load_module, save_module
 
 _log = logging.getLogger(__name__)
 _OPTIONAL = (IPEX, CCL, "ray", "pyspark")

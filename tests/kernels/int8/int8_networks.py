@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from yolox.inference.backends import get_backend
 from yolox.inference.backends.base import PrepareContext
 from yolox.inference.backends.native import NativeRunner
-from yolox.inference.convert.flat import FlatModule
+from yolox.inference.backends.torch_runner import FlatModule
 from yolox.inference.methods import get_method
 
 

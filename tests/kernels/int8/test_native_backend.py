@@ -20,7 +20,7 @@ from yolox.inference.artifacts.manifest import Manifest
 from yolox.inference.backends import get_backend
 from yolox.inference.backends.base import PrepareContext, Settings
 from yolox.inference.backends.native import NativeRunner
-from yolox.inference.convert.flat import FlatModule
+from yolox.inference.backends.torch_runner import FlatModule
 from yolox.inference.methods import get_method
 from yolox.kernels.int8.int8_ir import Feature
 from yolox.kernels.int8.ops.conv_step import Conv

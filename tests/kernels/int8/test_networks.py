@@ -10,7 +10,7 @@ import torch
 from int8_networks import NETWORKS, build, images, prepare, signal_to_noise
 from reference import interpret
 
-from yolox.inference.convert.flat import FlatModule
+from yolox.inference.backends.torch_runner import FlatModule
 from yolox.kernels.int8.executable import Executable
 from yolox.kernels.library import SWITCH, host_variants
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from yolox.errors import ModelFileError, YoloxError
 from yolox.inference import InferenceOptimizer
 from yolox.inference.artifacts.model import load_model, save_model
-from yolox.inference.convert.flat import FlatModule
+from yolox.inference.backends.torch_runner import FlatModule
 
 pytestmark = pytest.mark.backends
 pytest.importorskip("onnx")

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from yolox.errors import YoloxError
 from yolox.experiments import get_experiment
-from yolox.inference.convert.flat import FlatModule
+from yolox.inference.backends.torch_runner import FlatModule
 from yolox.inference.convert.onnx_export import export_onnx
-from yolox.kernels.int8.convert import with_early_sigmoids
+from yolox.kernels.int8.builder import with_early_sigmoids
 from yolox.kernels.int8.float_ir import Network
 from yolox.kernels.int8.int8_ir import Activation
-from yolox.kernels.int8.onnx_reader import read_network
+from yolox.kernels.int8.onnx_reader import read_model
 from yolox.kernels.int8.ops.concat import Join
 from yolox.kernels.int8.ops.convolution import Convolution
 from yolox.kernels.int8.ops.elementwise import Sum
@@ -30,7 +30,7 @@ from yolox.models.decoding import DecodedDetector, official_output
 from yolox.models.detector import build_detector
 
 pytestmark = pytest.mark.backends
-pytest.importorskip("onnx")
+onnx = pytest.importorskip("onnx")
 
 MODELS = ["yolox_nano", "yolox_s", "yolov3"]
 # larger ones of the same parts
@@ -44,7 +44,7 @@ def pixels(size: int = 64, images: int = 2) -> np.ndarray:
 def read(module: nn.Module, folder: Path, sample: np.ndarray, dynamic_batch: bool = True) -> Network:
     path = folder / "model.onnx"
     export_onnx(FlatModule(module).eval(), (sample,), path, dynamic_batch=dynamic_batch)
-    return read_network(path)
+    return read_model(onnx.load(str(path)))
 
 
 def outputs(module: nn.Module, sample: np.ndarray) -> list[np.ndarray]:

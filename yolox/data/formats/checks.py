@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from yolox.class_names import clean_name
 from yolox.data.coco_dataset import CocoDataset, clipped_xyxy, ends
-from yolox.data.formats.description import Categories, Finding, SplitDescription, examples
+from yolox.data.formats.description import Categories, Finding, SplitDescription, examples, findings_about
 from yolox.errors import DataError
 
 _LOG = logging.getLogger(__name__)
@@ -93,21 +93,16 @@ def _merge_classes_(found: SplitDescription) -> None:
         )
     names = [clean_name(name) for _, name in found.categories]
     odd = [name for name, (_, given) in zip(names, found.categories, strict=True) if name != given]
-    if odd:
-        text = f"{found.source}: {len(odd)} class names held control characters or outer spaces"
-        found.findings.append(Finding("warning", "class-names", text, len(odd), examples(odd)))
+    text = f"{found.source}: {len(odd)} class names held control characters or outer spaces"
+    found.findings += findings_about(odd, "warning", "class-names", text)
     used = np.bincount(found.labels, minlength=len(names))
     first = {name: i for i, name in reversed(list(enumerate(names)))}
     repeated = [name for i, name in enumerate(names) if first[name] != i]
-    if repeated:
-        text = f"{found.source}: {len(repeated)} classes have the same name as another and were merged with it"
-        found.findings.append(Finding("warning", "equal-class-names", text, len(repeated), examples(repeated)))
+    text = f"{found.source}: {len(repeated)} classes have the same name as another and were merged with it"
+    found.findings += findings_about(repeated, "warning", "equal-class-names", text)
     fillers = [i for i in first.values() if names[i].casefold() in _BACKGROUND and not used[i] and len(first) > 1]
-    if fillers:
-        text = f"{found.source}: {len(fillers)} classes stand for the background, have no object and were left out"
-        found.findings.append(
-            Finding("note", "background-class", text, len(fillers), examples([names[i] for i in fillers]))
-        )
+    text = f"{found.source}: {len(fillers)} classes stand for the background, have no object and were left out"
+    found.findings += findings_about([names[i] for i in fillers], "note", "background-class", text)
     kept = sorted(set(first.values()) - set(fillers))
     place = {old: new for new, old in enumerate(kept)}
     table = np.array([place.get(first[name], -1) for name in names], np.int64)
@@ -134,10 +129,9 @@ def _without_repetitions(found: SplitDescription) -> NDArray[np.bool_]:
     same = np.logical_and.reduce([np.diff(column[order]) == 0 for column in columns])
     keep[order[1:][same & ~found.crowd[order[1:]]]] = False
     repeated = np.flatnonzero(~keep)
-    if len(repeated):
-        text = f"{found.source}: {len(repeated)} of {len(keep)} boxes repeat another row and were dropped"
-        shown = examples([found.names[i] for i in dict.fromkeys(found.owners[repeated].tolist())])
-        found.findings.append(Finding("warning", "repeated-boxes", text, len(repeated), shown))
+    text = f"{found.source}: {len(repeated)} of {len(keep)} boxes repeat another row and were dropped"
+    images = [found.names[i] for i in found.owners[repeated]]
+    found.findings += findings_about(images, "warning", "repeated-boxes", text)
     return keep
 
 
@@ -155,7 +149,7 @@ def _inside(found: SplitDescription) -> NDArray[np.bool_]:
             f"{num_dropped} have no area inside it and were dropped"
         )
         at = np.flatnonzero(~keep if num_dropped else beyond)
-        shown = examples([found.names[i] for i in dict.fromkeys(found.owners[at].tolist())])
+        shown = examples([found.names[i] for i in found.owners[at]])
         found.findings.append(Finding("warning", "boxes-outside", text, num_clipped + num_dropped, shown))
     corners = (boxes[:, 2:] > boxes[:, :2]).all(axis=1) & (boxes[:, 2:] <= sizes[:, ::-1] + 1).all(axis=1)
     if len(boxes) and beyond.mean() > _SUSPICIOUS and corners.all():

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from yolox.cpu.cgroups import available_memory
 from yolox.data.formats.checks import check_images
-from yolox.data.formats.description import Categories, Finding, SplitDescription, examples
+from yolox.data.formats.description import Categories, Finding, SplitDescription, findings_about
 from yolox.data.formats.image_names import locate_images
 from yolox.data.image_files import read_file_size
 from yolox.errors import DataError
@@ -79,9 +79,8 @@ def describe_coco(
     folder, names, located = locate_images(names, image_dirs, source, avoid)
     findings += located
     repeated = [name for name, times in Counter(names).items() if times > 1]
-    if repeated:
-        text = f"{source}: {len(repeated)} image files are listed under several ids, each with boxes of its own"
-        findings.append(Finding("warning", "images-named-twice", text, len(repeated), examples(repeated)))
+    text = f"{source}: {len(repeated)} image files are listed under several ids, each with boxes of its own"
+    findings += findings_about(repeated, "warning", "images-named-twice", text)
     return SplitDescription(
         source=source,
         image_dir=folder,
@@ -113,6 +112,8 @@ def _column(rows: Sequence[Any], source: str, table: str, key: str) -> NDArray[n
     try:
         given = [row[key] for row in rows]
         values = np.array([int(value) if isinstance(value, str) else value for value in given])
+        if values.ndim != 1:  # lists in place of numbers
+            raise ValueError(values.shape)
         if values.size == 0 or values.dtype.kind == "i":
             return values.astype(np.int64)
         if values.dtype.kind == "f" and bool(((values == np.floor(values)) & (np.abs(values) < 2**53)).all()):
@@ -194,9 +195,15 @@ def _lookup(values: NDArray[np.int64], known: NDArray[np.int64], source: str, wh
 
 def _read_areas(rows: Sequence[Any], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the areas of the file; where there is none, that of the box."""
-    given = [row.get("area") for row in rows]
-    areas = np.array([area if isinstance(area, (int, float)) else np.nan for area in given], np.float64)
+    areas = np.array([_area(row.get("area")) for row in rows], np.float64)
     return np.where(np.isfinite(areas), areas, boxes[:, 2] * boxes[:, 3])
+
+
+def _area(value: object) -> float:
+    try:
+        return float(value) if isinstance(value, (int, float)) else np.nan
+    except OverflowError:
+        return np.nan
 
 
 def _read_boxes(rows: Sequence[Any], source: str) -> NDArray[np.float64]:

@@ -14,6 +14,7 @@ from yolox.errors import printable
 
 Categories = tuple[tuple[int, str], ...]
 """Pairs (category id, name), sorted by id; the position is the class index."""
+Severity = Literal["error", "warning", "note"]
 _NUM_EXAMPLES = 3
 
 
@@ -29,7 +30,7 @@ class Finding:
         examples: A few of them.
     """
 
-    severity: Literal["error", "warning", "note"]
+    severity: Severity
     code: str
     text: str
     count: int = 1
@@ -46,9 +47,14 @@ class Finding:
         )
 
 
+def findings_about(names: Sequence[object], severity: Severity, code: str, text: str) -> list[Finding]:
+    """Return the finding that these images, rows or classes make together, with a few of them; none where none is."""
+    return [Finding(severity, code, text, len(names), examples(names))] if names else []
+
+
 def examples(names: Sequence[object]) -> tuple[str, ...]:
-    """Return the first few names, safe to print."""
-    return tuple(printable(str(name), newlines=False) for name in names[:_NUM_EXAMPLES])
+    """Return the first few names, each once and safe to print."""
+    return tuple(printable(str(name), newlines=False) for name in list(dict.fromkeys(names))[:_NUM_EXAMPLES])
 
 
 @dataclass

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from yolox.data.formats.description import Finding, examples
+from yolox.data.formats.description import Finding, examples, findings_about
 from yolox.data.image_files import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES
 from yolox.errors import DataError
 
@@ -72,14 +72,10 @@ def locate_images(
 
 
 def _missing(lost: Sequence[str], moved: Sequence[str], total: int, source: str) -> list[Finding]:
-    findings = []
-    if lost:
-        text = f"{source}: {len(lost)} of {total} images are missing"
-        findings.append(Finding("warning", "missing-images", text, len(lost), examples(lost)))
-    if moved:
-        text = f"{source}: {len(moved)} of {total} images were found by their base name, in another folder or spelling"
-        findings.append(Finding("note", "moved-images", text, len(moved), examples(moved)))
-    return findings
+    text = f"{source}: {len(lost)} of {total} images are missing"
+    findings = findings_about(lost, "warning", "missing-images", text)
+    text = f"{source}: {len(moved)} of {total} images were found by their base name, in another folder or spelling"
+    return findings + findings_about(moved, "note", "moved-images", text)
 
 
 def _folder_of_probes(names: Sequence[str], folders: Sequence[Path]) -> Path | None:

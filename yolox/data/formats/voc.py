@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from yolox.data.formats.checks import as_arrays
-from yolox.data.formats.description import Finding, SplitDescription, examples
+from yolox.data.formats.description import Finding, SplitDescription, findings_about
 from yolox.data.image_files import list_images, read_file_size
 from yolox.errors import DataError
 from yolox.structures import Size
@@ -61,13 +61,15 @@ def describe_voc(labels: Path, image_dirs: Sequence[Path], without: Path | None 
             f"none of the images of '{source}' was found (for instance '{absent[0]}') in "
             f"{', '.join(repr(str(item)) for item in image_dirs)}. Name their folder with train_images / val_images."
         )
-    _note(findings, "warning", "missing-images", f"{source}: {len(absent)} of {len(paths)} images are missing", absent)
+    findings += findings_about(
+        absent, "warning", "missing-images", f"{source}: {len(absent)} of {len(paths)} images are missing"
+    )
     text = f"{source}: {len(nameless)} objects have no name and were dropped"
-    _note(findings, "warning", "nameless-objects", text, nameless)
+    findings += findings_about(nameless, "warning", "nameless-objects", text)
     sizes = [_size(parsed[stem]) or read_file_size(path) or Size(1, 1) for stem, path in zip(stems, paths, strict=True)]
     unsized = [stem for stem in stems if _size(parsed[stem]) is None]
     text = f"{source}: {len(unsized)} XML files have no size; it was read from the images"
-    _note(findings, "note", "sizes-read", text, unsized)
+    findings += findings_about(unsized, "note", "sizes-read", text)
     return SplitDescription(
         source=source,
         image_dir=image_dirs[0],
@@ -78,12 +80,6 @@ def describe_voc(labels: Path, image_dirs: Sequence[Path], without: Path | None 
         findings=findings,
         **as_arrays(rows),
     )
-
-
-def _note(findings: list[Finding], severity: str, code: str, text: str, names: Sequence[str]) -> None:
-    if names:
-        shown = examples(list(dict.fromkeys(names)))
-        findings.append(Finding(severity, code, text, len(names), shown))  # type: ignore[arg-type]
 
 
 def _key(stem: str) -> str:
@@ -113,12 +109,12 @@ def _stems(labels: Path, files: dict[str, Path], without: Path | None, findings:
     stems = list(dict.fromkeys(listed))
     text = f"{labels}: {len(listed) - len(stems)} images are named twice and were taken once"
     repeated = [stem for stem, times in Counter(listed).items() if times > 1]
-    _note(findings, "warning", "images-named-twice", text, repeated)
+    findings += findings_about(repeated, "warning", "images-named-twice", text)
     if without is not None:
         other = {_known(line, files) for line in listed_stems(without)}
         shared = [stem for stem in stems if stem in other]
         text = f"{labels}: {len(shared)} images are in '{without.name}' too and were left out of the training"
-        _note(findings, "warning", "lists-overlap", text, shared)
+        findings += findings_about(shared, "warning", "lists-overlap", text)
         stems = [stem for stem in stems if stem not in other]
     absent = [stem for stem in stems if stem not in files]
     if absent and len(absent) == len(stems):
@@ -127,7 +123,7 @@ def _stems(labels: Path, files: dict[str, Path], without: Path | None, findings:
             f"'{absent[0]}.xml'); expected one for each. Is it the right list?"
         )
     text = f"{labels}: {len(absent)} of {len(stems)} listed images have no XML file and were left out"
-    _note(findings, "warning", "images-without-labels", text, absent)
+    findings += findings_about(absent, "warning", "images-without-labels", text)
     return [stem for stem in stems if stem in files]
 
 
@@ -163,7 +159,8 @@ def _name(item: ET.Element) -> str:
 def _size(root: ET.Element) -> Size | None:
     """Return the size that the XML gives, if any."""
     try:
-        height, width = (int(float(root.findtext(f"size/{edge}") or 0)) for edge in ("height", "width"))
+        # one that fits no integer is refused with the other absurd ones
+        height, width = (int(min(float(root.findtext(f"size/{edge}") or 0), 2.0**53)) for edge in ("height", "width"))
     except (ValueError, OverflowError):
         return None
     return Size(height, width) if height > 0 and width > 0 else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -11,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from yolox.errors import ModelFileError
-from yolox.files import write_text
+from yolox.files import sha256_of, write_text
+from yolox.inference.artifacts.structure import num_leaves
 from yolox.inference.backends.base import Settings
 from yolox.precision_names import Precision
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = 2
 MAX_BYTES = 16 * 1024**2
-MAX_NUMBERS = 2**31
-"""Numbers in one input, at most: a stranger's manifest shall not make this process take all memory."""
+MAX_NUMBERS = 2**27
+"""Numbers in one image, or in a batch of fixed size, at most: a stranger's model shall not take all memory."""
 _DTYPES = ("float32", "float64", "float16", "uint8", "int8", "int32", "int64", "bool")
 
 
@@ -76,17 +76,7 @@ def file_entries(folder: Path) -> dict[str, dict[str, Any]]:
 
 def file_entry(path: Path) -> dict[str, Any]:
     """Return size in bytes and SHA-256 of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-    return {"bytes": path.stat().st_size, "sha256": digest}
-
-
-def _digest(file: Any) -> str:
-    """Python 3.10 has no ``hashlib.file_digest``."""
-    digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
-    return digest.hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
@@ -150,7 +140,7 @@ def _settings(values: Mapping[str, Any]) -> Settings:
 
 def _shape(values: Any) -> tuple[int, ...]:
     shape = tuple(values)
-    if not shape or not all(type(size) is int and size > 0 for size in shape) or math.prod(shape) > MAX_NUMBERS:
+    if not shape or not all(type(size) is int and size > 0 for size in shape):
         raise ValueError(f"the input shape {shape}")
     return shape
 
@@ -164,9 +154,13 @@ def _check_values(manifest: Manifest) -> None:
         "precision": manifest.precision in [precision.value for precision in Precision],
         "input_dtypes": all(name in _DTYPES for name in manifest.input_dtypes)
         and len(manifest.input_dtypes) == len(manifest.input_shapes) > 0,
+        "input_shapes": all(
+            math.prod(shape[1:]) * (manifest.fixed_batch or 1) <= MAX_NUMBERS for shape in manifest.input_shapes
+        ),
         "num_outputs": _is_count(manifest.num_outputs),
         "a flag": isinstance(manifest.dynamic_batch, bool) and isinstance(manifest.vnni, bool),
         "int8_share": share is None or (isinstance(share, int | float) and 0 <= share <= 1),
+        "structure": manifest.structure is None or num_leaves(manifest.structure) == manifest.num_outputs,
         "a mapping": all(isinstance(mapping, dict) for mapping in mappings),
         "files": all(_is_entry(name, entry) for name, entry in manifest.files.items()),
     }

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from yolox.errors import ModelFileError
 from yolox.inference.artifacts.manifest import Manifest
 from yolox.inference.backends.base import Method, PrepareContext, Runner, Settings
-from yolox.inference.backends.torch_runner import TorchRunner, torch_sample
-from yolox.inference.convert.flat import FlatModule
+from yolox.inference.backends.torch_runner import FlatModule, TorchRunner, torch_sample
 from yolox.inference.convert.folding import fold_normalisations
 from yolox.precision_names import Precision
 

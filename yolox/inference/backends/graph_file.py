@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+DETECTIONS_LAYOUT = "detections: [N, 7] = image of the batch, left, top, right, bottom in pixels, class, score"
+"""What that output holds: N is the number of detections of the whole batch."""
+
 
 @dataclass(frozen=True)
 class GraphFile:
@@ -25,3 +28,18 @@ class GraphFile:
     input_shape: tuple[int | None, ...]
     num_outputs: int
     metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Suppression:
+    """Which boxes are detections.
+
+    Args:
+        confidence: Lowest score to keep.
+        nms_iou: IoU with a better box of the same class above which a box is dropped.
+        multi_label: Let a box be a detection of each of its classes whose score is high enough, not of its best alone.
+    """
+
+    confidence: float
+    nms_iou: float
+    multi_label: bool = False

@@ -10,9 +10,8 @@ import atexit
 import os
 import shutil
 import tempfile
-import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
@@ -28,7 +27,8 @@ from yolox.inference.artifacts.manifest import Manifest
 from yolox.inference.backends.base import Method, PrepareContext, Runner, Settings
 from yolox.inference.backends.int8_lowering import strip_checks_
 from yolox.inference.backends.torch_internals import compile_package, load_package
-from yolox.inference.backends.torch_runner import TorchRunner, export_program
+from yolox.inference.backends.torch_runner import TorchRunner, export_program, flat_call
+from yolox.inference.convert.quiet import quiet
 from yolox.precision_names import Precision
 
 PACKAGE = "model.pt2"
@@ -82,27 +82,21 @@ class InductorBackend:
         """Load the package.
 
         Raises:
-            ModelFileError: When it is absent or was compiled for another kind of CPU.
+            ModelFileError: When it was compiled for another kind of CPU.
         """
         package = folder / PACKAGE
-        if not package.is_file():
-            raise ModelFileError(f"'{package}' is missing from the artifact. Save the model again.")
         compiled_for = manifest.backend_data.get("cpu_capability")
         if compiled_for != torch.backends.cpu.get_cpu_capability():
             raise ModelFileError(
                 f"'{folder}' was compiled for {compiled_for}, this CPU has "
                 f"{torch.backends.cpu.get_cpu_capability()}. Run the optimizer on this machine."
             )
-        batch = manifest.fixed_batch
-        return _runner(package, manifest.settings, batch, manifest.int8_share)
+        return _runner(package, manifest.settings, manifest.fixed_batch, manifest.int8_share)
 
 
 def _compile(model: nn.Module, context: PrepareContext, target: Path) -> Path:
-    program = export_program(model, context)
-    with torch.no_grad(), warnings.catch_warnings(), _own_cache():
-        # the compiler speaks of its own use of deprecated names
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", FutureWarning)
+    program = export_program(model, context.sample, context.dynamic_batch)
+    with torch.no_grad(), quiet(), _own_cache():
         return compile_package(program, target)
 
 
@@ -148,19 +142,13 @@ def _check(runner: TorchRunner, model: nn.Module, context: PrepareContext) -> No
 
 def _runner(package: Path, settings: Settings, batch: int | None, share: float | None) -> TorchRunner:
     compiled = load_package(package)
-
-    def call(*inputs: Tensor) -> tuple[Tensor, ...]:
-        outputs = compiled(*(tensor.contiguous() for tensor in inputs))
-        return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
-
-    def build(channels_last: bool) -> Callable[..., tuple[Tensor, ...]]:
-        return call
+    call = flat_call(lambda *inputs: compiled(*(tensor.contiguous() for tensor in inputs)))
 
     def write(folder: Path, settings: Settings) -> Mapping[str, Any]:
         shutil.copyfile(package, folder / PACKAGE)
         return {"cpu_capability": torch.backends.cpu.get_cpu_capability()}
 
-    return TorchRunner(build, settings, write, batch=batch, int8_share=share)
+    return TorchRunner(lambda _: call, settings, write, batch=batch, int8_share=share)
 
 
 def _need_compiler() -> None:

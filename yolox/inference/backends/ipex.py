@@ -1,32 +1,83 @@
 """Intel's extension for PyTorch (IPEX) 2.8: packed weights and fused kernels, eager or as TorchScript.
 
 It works with PyTorch 2.8 alone, so its methods usually run in another Python (``interpreter``), and a process that
-loads one of its artifacts without having IPEX talks to such a Python (``ipex_remote``).
+loads one of its artifacts without having IPEX talks to such a Python through a socket (`RemoteRunner`), which costs
+some milliseconds for each hundred megabytes.
 """
 
 from __future__ import annotations
 
 import copy
-import logging
 import sys
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from yolox.cpu.ipex_location import INSTALL, locate_ipex
-from yolox.errors import MissingDependencyError, ModelFileError, YoloxError
+from yolox.cpu.ipex_location import INSTALL, import_ipex, locate_ipex
+from yolox.errors import MissingDependencyError, YoloxError
 from yolox.inference.artifacts.manifest import Manifest
-from yolox.inference.backends.base import Method, PrepareContext, Runner, Settings
-from yolox.inference.backends.torch_runner import TorchRunner, to_layout, torch_sample
+from yolox.inference.backends.base import Array, Arrays, Method, PrepareContext, Runner, Settings, as_numpy, like_inputs
+from yolox.inference.backends.torch_runner import Call, TorchRunner, flat_call, torch_sample
+from yolox.inference.backends.torchscript import freeze_script, load_script, save_script, trace_module
 from yolox.inference.convert.folding import fold_normalisations
+from yolox.inference.runner_process import Batch, Failed, await_loaded, start_runner
 from yolox.precision_names import Precision
+from yolox.processes.start import ProcessFailure
 
-SCRIPT = "model.torchscript"
-Call = Callable[..., tuple[Tensor, ...]]
+
+class RemoteRunner:
+    """The runner of an artifact whose library lives in another Python.
+
+    Args:
+        interpreter: The Python that has IPEX.
+        folder: The artifact.
+        manifest: Its manifest; ``settings`` may differ from the stored ones.
+
+    Raises:
+        ModelFileError: When the other process cannot load the artifact.
+    """
+
+    def __init__(self, interpreter: str, folder: Path, manifest: Manifest) -> None:
+        self.settings = manifest.settings
+        self.int8_share = manifest.int8_share
+        self._interpreter, self._folder, self._manifest = interpreter, folder, manifest
+        self._process = start_runner(folder, manifest.settings, interpreter)
+        await_loaded(self._process, folder, interpreter)
+
+    def __call__(self, *inputs: Array) -> Arrays:
+        """Run one batch.
+
+        Raises:
+            YoloxError: When the model fails, or its process has ended.
+        """
+        self._process.send(Batch(0, tuple(as_numpy(array) for array in inputs)))
+        try:
+            answer = self._process.receive()
+        except ProcessFailure as failure:
+            raise YoloxError(f"{self._interpreter} {failure.reason}") from failure
+        if isinstance(answer, Failed):
+            raise YoloxError(f"the model failed in {self._interpreter}: {answer.reason}")
+        return like_inputs(answer.arrays, inputs)
+
+    def candidates(self, batch_size: int, threads: int) -> Sequence[Settings]:
+        """Return the artifact's settings alone; they were tuned when it was made."""
+        return (self.settings,)
+
+    def configured(self, settings: Settings) -> RemoteRunner:
+        """Return a runner in a process of its own with other settings."""
+        return RemoteRunner(self._interpreter, self._folder, replace(self._manifest, settings=settings))
+
+    def save(self, folder: Path) -> Mapping[str, Any]:
+        """Copy the model's files."""
+        for file in self._folder.iterdir():
+            if file.name != "manifest.json" and file.is_file() and folder.resolve() != self._folder.resolve():
+                copyfile(file, folder / file.name)
+        return dict(self._manifest.backend_data)
 
 
 def interpreter() -> str:
@@ -54,7 +105,7 @@ class IpexBackend:
             MissingDependencyError: When IPEX cannot be imported in this process.
             YoloxError: When the processor cannot do what the method asks for.
         """
-        ipex = _import_ipex()
+        ipex = import_ipex()
         half = method.precision is Precision.BF16
         if half and not ipex._C.onednn_has_bf16_support():
             raise YoloxError(
@@ -75,15 +126,15 @@ class IpexBackend:
         def script(channels_last: bool) -> Any:
             if channels_last not in scripts:
                 context.progress(f"tracing{' channels_last' if channels_last else ''}")
-                scripts[channels_last] = _trace(optimized, context, half, channels_last)
+                scripts[channels_last] = trace_module(optimized, context, bf16=half, channels_last=channels_last)
             return scripts[channels_last]
 
         def write(folder: Path, settings: Settings) -> Mapping[str, Any]:
-            torch.jit.save(script(settings.channels_last), str(folder / SCRIPT))
+            save_script(script(settings.channels_last), folder)
             return {}
 
         return TorchRunner(
-            build=lambda channels_last: _frozen(script(channels_last)) if traced else _flat(optimized),
+            build=lambda channels_last: _frozen(script(channels_last)) if traced else flat_call(optimized),
             settings=Settings(context.threads, channels_last=forced),
             write=write,
             layouts=(True,) if forced else (False, True),
@@ -96,25 +147,17 @@ class IpexBackend:
         """Load the script, here or in a Python that has IPEX.
 
         Raises:
-            ModelFileError: When it is absent or damaged.
+            ModelFileError: When it is damaged.
             MissingDependencyError: When no Python with IPEX can be found.
         """
-        path = folder / SCRIPT
-        if not path.is_file():
-            raise ModelFileError(f"'{path}' is missing from the artifact. Save the model again.")
         if not locate_ipex().importable:
-            from yolox.inference.backends.ipex_remote import RemoteRunner
-
             return RemoteRunner(interpreter(), folder, manifest)
-        _import_ipex()
-        try:
-            script = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
-        except RuntimeError as error:
-            raise ModelFileError(f"'{path}' is not a readable TorchScript file: {error}") from error
+        import_ipex()
+        script = load_script(folder)
         call = _frozen(script) if manifest.options.get("jit") else _unfused(script)
 
         def write(target: Path, settings: Settings) -> Mapping[str, Any]:
-            torch.jit.save(script, str(target / SCRIPT))
+            save_script(script, target)
             return {}
 
         return TorchRunner(
@@ -127,54 +170,20 @@ class IpexBackend:
         )
 
 
-def _trace(model: nn.Module, context: PrepareContext, half: bool, channels_last: bool) -> Any:
-    sample = tuple(to_layout(tensor, channels_last) for tensor in torch_sample(context, 2))
-    with (
-        torch.no_grad(),
-        torch.autocast("cpu", torch.bfloat16, enabled=half, cache_enabled=False),
-        warnings.catch_warnings(),
-    ):
-        # the outputs are compared with the original's afterwards; what tracing fixes shows there
-        warnings.simplefilter("ignore")
-        return torch.jit.trace(model, sample, check_trace=False)  # type: ignore[no-untyped-call]
-
-
 def _frozen(script: Any) -> Call:
     """Return the script with its constants folded and IPEX's fusions, which compile in the first two runs."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        frozen = torch.jit.freeze(copy.copy(script).eval())
-    return _flat(frozen)
+    return flat_call(freeze_script(copy.copy(script)))
 
 
 def _unfused(script: Any) -> Call:
     """Return the script without the fusing executor: the very operations of the eager module."""
-    call = _flat(script)
+    call = flat_call(script)
 
     def plain(*inputs: Tensor) -> tuple[Tensor, ...]:
         with torch.jit.optimized_execution(False):  # type: ignore[attr-defined, no-untyped-call]
             return call(*inputs)
 
     return plain
-
-
-def _flat(module: Callable[..., Any]) -> Call:
-    def call(*inputs: Tensor) -> tuple[Tensor, ...]:
-        outputs = module(*inputs)
-        return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
-
-    return call
-
-
-def _import_ipex() -> Any:
-    location = locate_ipex()
-    if not location.importable:  # importing it beside another PyTorch would end the process
-        raise MissingDependencyError("intel-extension-for-pytorch in this Python", INSTALL)
-    import intel_extension_for_pytorch as ipex
-
-    logging.getLogger("IPEX").setLevel(logging.ERROR)  # it announces a next release that will never come
-    warnings.filterwarnings("ignore", message="JIT pass will be deprecated", category=UserWarning)
-    return ipex
 
 
 BACKEND = IpexBackend()

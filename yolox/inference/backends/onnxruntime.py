@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +14,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yolox.errors import MissingDependencyError, ModelFileError
-from yolox.inference.artifacts.data_files import check_onnx
+from yolox.errors import ModelFileError, needs
 from yolox.inference.artifacts.manifest import Manifest
-from yolox.inference.backends.base import Array, Arrays, Method, PrepareContext, Settings, as_numpy, like_inputs
+from yolox.inference.artifacts.trust import check_onnx
+from yolox.inference.backends.base import (
+    Array,
+    Arrays,
+    Method,
+    PrepareContext,
+    Settings,
+    as_model_error,
+    as_numpy,
+    filled_up,
+    like_inputs,
+    memory_for,
+)
 from yolox.inference.backends.graph_file import GraphFile
 from yolox.precision_names import Precision
 
@@ -41,10 +51,8 @@ def onnxruntime() -> Any:
     Raises:
         MissingDependencyError: When it is not installed.
     """
-    try:
+    with needs("onnxruntime", "pip install onnxruntime"):
         import onnxruntime as library
-    except ImportError as error:
-        raise MissingDependencyError("onnxruntime", "pip install onnxruntime") from error
     return library
 
 
@@ -53,14 +61,14 @@ def make_session(model: bytes, threads: int, profile_prefix: str | None = None) 
 
     Args:
         model: A serialized ONNX file.
-        threads: Threads of one call.
+        threads: Threads of one call; 0 takes as many as there are cores.
         profile_prefix: Write a profile to a file with this prefix.
     """
     library = onnxruntime()
     options = library.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # its errors are raised as well; printed, names in the file would reach the terminal
     options.graph_optimization_level = library.GraphOptimizationLevel.ORT_ENABLE_ALL
     if profile_prefix is not None:
         options.enable_profiling = True
@@ -110,7 +118,7 @@ class OnnxRuntimeRunner:
         outputs = _allocate(session, total)
 
         def run(number: int, start: int) -> list[Any]:
-            piece = tuple(_filled_up(array[start : start + size], size, self.batch) for array in arrays)
+            piece = tuple(filled_up(array[start : start + size], self.batch or 0) for array in arrays)
             return _run_piece(self._sessions[number % len(self._sessions)], piece, outputs, start)
 
         if self.settings.streams == 1 or len(starts) == 1:
@@ -172,11 +180,6 @@ def _allocate(session: Any, total: int) -> list[Any]:
     return outputs
 
 
-def _filled_up(piece: Any, size: int, batch: int | None) -> Any:
-    missing = size - len(piece) if batch is not None else 0
-    return np.concatenate([piece, *[piece[-1:]] * missing]) if missing else piece
-
-
 def _numpy_type(name: str) -> np.dtype[Any]:
     names = {"float": "float32", "double": "float64"}
     kind = name.removeprefix("tensor(").removesuffix(")")
@@ -203,7 +206,7 @@ class OnnxPart:
             MissingDependencyError: Without ONNX Runtime.
             ModelFileError: When the file is damaged.
         """
-        with _as_model_error(Path(MODEL)):
+        with as_model_error(Path(MODEL)):
             return make_session(self.model, self.threads)
 
     def __call__(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,7 +230,7 @@ def read_onnx(path: Path, threads: int) -> GraphFile:
     except OSError as error:
         raise ModelFileError(f"'{path}' cannot be read: {error.strerror}. Check the path.") from error
     check_onnx(path)
-    with _as_model_error(path):
+    with as_model_error(path, memory_for(path)):
         session = make_session(content, threads)
     if len(session.get_inputs()) != 1:
         raise ModelFileError(f"'{path}' has {len(session.get_inputs())} inputs; expected one, the images.")
@@ -238,7 +241,7 @@ def read_onnx(path: Path, threads: int) -> GraphFile:
         raise ModelFileError(f"'{path}' takes {port.type}; expected numbers, the images.") from error
 
     def run(values: NDArray[Any]) -> tuple[NDArray[np.generic], ...]:
-        with _as_model_error(path):
+        with as_model_error(path):
             return tuple(session.run(None, {port.name: np.ascontiguousarray(values, kind)}))
 
     shape = tuple(axis if isinstance(axis, int) else None for axis in port.shape)
@@ -280,21 +283,11 @@ class OnnxRuntimeBackend:
         batch = manifest.fixed_batch
         try:
             runner = OnnxRuntimeRunner(path.read_bytes(), manifest.settings, batch, manifest.int8_share)
-            with _as_model_error(path):
+            with as_model_error(path):
                 assert runner._sessions
         except OSError as error:
             raise ModelFileError(f"'{path}' cannot be read: {error.strerror}. Save the model again.") from error
         return runner
-
-
-@contextmanager
-def _as_model_error(path: Path) -> Iterator[None]:
-    states = onnxruntime().capi.onnxruntime_pybind11_state
-    known = (states.InvalidProtobuf, states.InvalidGraph, states.InvalidArgument, states.NotImplemented, states.Fail)
-    try:
-        yield
-    except known as error:
-        raise ModelFileError(f"'{path}' is not a readable ONNX model. Save the model again.") from error
 
 
 def int8_share(model: bytes, inputs: Arrays) -> float:

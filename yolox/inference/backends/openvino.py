@@ -10,9 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from yolox.errors import MissingDependencyError, ModelFileError, YoloxError
+from yolox.errors import ModelFileError, YoloxError, needs
 from yolox.inference.artifacts.manifest import Manifest
-from yolox.inference.backends.base import Array, Arrays, Method, PrepareContext, Settings, as_numpy, like_inputs
+from yolox.inference.backends.base import (
+    Array,
+    Arrays,
+    Method,
+    PrepareContext,
+    Settings,
+    as_numpy,
+    filled_up,
+    like_inputs,
+)
 from yolox.inference.backends.rational_silu import use_rational_silu_
 from yolox.inference.convert.quantizers.nncf import HEAVY, multiply_accumulates, quantize_openvino
 from yolox.precision_names import Precision
@@ -31,10 +40,8 @@ def openvino() -> Any:
     Raises:
         MissingDependencyError: When it is not installed.
     """
-    try:
+    with needs("openvino", "pip install openvino"):
         import openvino as library
-    except ImportError as error:
-        raise MissingDependencyError("openvino", "pip install openvino") from error
     return library
 
 
@@ -96,7 +103,7 @@ class OpenVinoRunner:
         slot = number % len(pool.requests)
         request = pool.requests[slot]
         tensor = openvino().Tensor
-        pieces = [_filled_up(array[number * size : (number + 1) * size], size) for array in arrays]
+        pieces = [filled_up(array[number * size : (number + 1) * size], size) for array in arrays]
         targets = [_room(output, number, size) for output in outputs]
         # shared tensors do not keep their numpy arrays alive
         pool.alive[slot] = (pieces, targets)
@@ -191,12 +198,6 @@ def _accept_types(model: Any, dtypes: tuple[Any, ...]) -> Any:
     for index, kind in enumerate(wanted):
         steps.input(index).tensor().set_element_type(kind)
     return steps.build()
-
-
-def _filled_up(piece: Any, size: int) -> Any:
-    """Return the piece with its last row repeated up to ``size`` rows."""
-    missing = size - len(piece)
-    return np.concatenate([piece, *[piece[-1:]] * missing]) if missing else piece
 
 
 def _room(output: Any, number: int, size: int) -> Any:

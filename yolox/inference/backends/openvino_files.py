@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolox.errors import ModelFileError
-from yolox.inference.artifacts.data_files import check_openvino
+from yolox.inference.artifacts.trust import check_openvino
 from yolox.inference.backends.graph_file import GraphFile
 from yolox.inference.backends.openvino import core, openvino
 

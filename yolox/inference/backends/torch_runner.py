@@ -1,9 +1,8 @@
-"""What the torch back ends share: a runner over any callable of tensors, and the export of a module."""
+"""What the torch back ends share: a runner over any callable of tensors, wrappers of modules, and their export."""
 
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from yolox.inference.artifacts.structure import flatten
 from yolox.inference.backends.base import Array, Arrays, PrepareContext, Settings, as_numpy, run_in_chunks
+from yolox.inference.convert.quiet import quiet
 
 Call = Callable[..., tuple[Tensor, ...]]
 
@@ -111,16 +112,39 @@ def torch_sample(context: PrepareContext, rows: int) -> tuple[Tensor, ...]:
     return tuple(torch.from_numpy(np.array(array)) for array in context.small_sample(rows))
 
 
-def export_program(model: nn.Module, context: PrepareContext) -> torch.export.ExportedProgram:
-    """Export ``model`` with a free batch axis where the context allows it."""
-    # two rows: torch.export bakes a size of one into the program
-    inputs = torch_sample(context, 2)
-    if context.dynamic_batch and len(inputs[0]) == 1:
-        inputs = tuple(torch.cat([tensor, tensor]) for tensor in inputs)
-    axes: tuple[Any, ...] | None = ({0: torch.export.Dim.DYNAMIC},) * len(inputs) if context.dynamic_batch else None
+def flat_call(function: Callable[..., Any]) -> Call:
+    """Return a function that gives a tuple also where ``function`` returns one tensor or a list."""
+
+    def call(*inputs: Tensor) -> tuple[Tensor, ...]:
+        outputs = function(*inputs)
+        return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+
+    return call
+
+
+def export_inputs(sample: Sequence[np.ndarray[Any, Any]], dynamic_batch: bool) -> tuple[Tensor, ...]:
+    """Return two rows where the batch is free: torch.export bakes a size of one into a program, and two cost little."""
+    tensors = tuple(torch.from_numpy(np.array(array[:2] if dynamic_batch else array)) for array in sample)
+    if dynamic_batch and len(tensors[0]) == 1:
+        tensors = tuple(torch.cat([tensor, tensor]) for tensor in tensors)
+    return tensors
+
+
+def export_program(
+    model: nn.Module, sample: Sequence[np.ndarray[Any, Any]], dynamic_batch: bool
+) -> torch.export.ExportedProgram:
+    """Export ``model``, in evaluation mode.
+
+    Args:
+        model: Takes positional tensors.
+        sample: Inputs of one batch.
+        dynamic_batch: Leave axis 0 of the inputs free.
+    """
+    inputs = export_inputs(sample, dynamic_batch)
+    axes: tuple[Any, ...] | None = ({0: torch.export.Dim.DYNAMIC},) * len(inputs) if dynamic_batch else None
     if axes is not None and _takes_any_number(model):
         axes = (axes,)  # a *inputs parameter takes all of them as one tuple
-    with torch.no_grad(), _without_future_warnings():
+    with torch.no_grad(), quiet():
         return torch.export.export(model, inputs, dynamic_shapes=axes, strict=False)
 
 
@@ -129,9 +153,17 @@ def _takes_any_number(model: nn.Module) -> bool:
     return any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters)
 
 
-@contextmanager
-def _without_future_warnings() -> Iterator[None]:
-    """Leave out what torch.export says of its own use of deprecated names."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
+class FlatModule(nn.Module):
+    """Calls ``model`` with positional tensors and returns the tensors of its output as a flat tuple.
+
+    Args:
+        model: Any module.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Run the model."""
+        return flatten(self.model(*inputs))

@@ -79,7 +79,7 @@ def gather_inputs(
     """
     calibration: list[NumpyArrays] = []
     rows = 0
-    for batch in _elements(training_data):
+    for batch in batches_of(training_data):
         inputs = tuple(as_numpy(item) for item in as_inputs(batch, num_inputs))
         calibration.append(tuple(array[: num_calibration - rows] for array in inputs) if rows else inputs)
         rows += len(inputs[0])
@@ -115,12 +115,17 @@ def _check_alike(sample: NumpyArrays, calibration: Sequence[NumpyArrays]) -> Non
                 )
 
 
-def _elements(data: Any) -> Iterator[Any]:
+def batches_of(data: Any) -> Iterator[Any]:
+    """Return the batches in ``data``: a loader, another iterable of batches, one batch, or ``None`` for none.
+
+    Raises:
+        UsageError: When it is none of these.
+    """
     if data is None:
         return iter(())
     one = hasattr(data, "shape") or isinstance(data, Mapping)
     if one or (isinstance(data, tuple) and data and hasattr(data[0], "shape")):
         return iter((data,))
     if not isinstance(data, Iterable):
-        raise UsageError(f"training_data is a {type(data).__name__}; expected a loader, an iterable or one batch.")
+        raise UsageError(f"data of type {type(data).__name__} arrived; expected a loader, an iterable or one batch.")
     return iter(data)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from yolox.errors import MissingDependencyError, UsageError, YoloxError
 from yolox.files import describe_failed_write
-from yolox.inference.convert.onnx_export import add_metadata
-from yolox.inference.convert.onnx_nms import SUPPRESSION_FROM, Suppression, add_nms
+from yolox.inference.backends.graph_file import Suppression
+from yolox.inference.convert.onnx_export import SUPPRESSION_FROM, add_metadata, add_nms
 from yolox.inference.convert.quiet import quiet
 
 OPSETS = range(9, 24)

@@ -1,4 +1,4 @@
-"""ONNX files out of torch modules, with a free batch axis, checked against the module that they came from."""
+"""ONNX files out of torch modules, checked against the module that they came from; suppression inside such a file."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from yolox.errors import YoloxError
+from yolox.inference.backends.graph_file import Suppression
+from yolox.inference.backends.torch_runner import export_inputs, export_program
 from yolox.inference.convert.quiet import quiet
 
 OPSET = 18
@@ -21,6 +23,11 @@ FOLDED = 1 << 24
 
 TOLERANCE = 1e-3
 """Largest difference to the module, as a share of the largest output value; fp32 conversions stay far below."""
+DETECTIONS = "detections"
+"""Name of the only output of a graph with suppression."""
+
+SUPPRESSION_FROM = 11
+"""First opset that has the operators."""
 
 
 def input_names(count: int) -> list[str]:
@@ -47,14 +54,13 @@ def export_onnx(model: nn.Module, sample: Sequence[np.ndarray[Any, Any]], path: 
     Raises:
         YoloxError: When neither way works, with the reason of both.
     """
-    inputs = _example(sample, dynamic_batch)
     with torch.inference_mode():
-        count = len(model(*inputs))
+        count = len(model(*export_inputs(sample, dynamic_batch)))
     reasons = []
     for way in (_export_graph, _export_trace):
         try:
             with quiet(printing=True), torch.no_grad():
-                way(model, inputs, path, count, dynamic_batch)
+                way(model, sample, path, count, dynamic_batch)
             return
         except Exception as error:  # noqa: BLE001 - exporters raise anything; the next way is tried, then all are told
             reasons.append(f"{way.__name__.strip('_')}: {_first_line(error)}")
@@ -81,27 +87,16 @@ def check_outputs(model: nn.Module, sample: Sequence[np.ndarray[Any, Any]], outp
             )
 
 
-def _example(sample: Sequence[np.ndarray[Any, Any]], dynamic_batch: bool) -> tuple[Tensor, ...]:
-    """Return two rows where the batch is free: torch.export bakes a size of one into the graph, and two cost little."""
-    tensors = tuple(torch.from_numpy(np.array(array[:2] if dynamic_batch else array)) for array in sample)
-    if dynamic_batch and len(tensors[0]) == 1:
-        tensors = tuple(torch.cat([tensor, tensor]) for tensor in tensors)
-    return tensors
-
-
 def _export_graph(
-    model: nn.Module, inputs: tuple[Tensor, ...], path: Path, num_outputs: int, dynamic_batch: bool
+    model: nn.Module, sample: Sequence[np.ndarray[Any, Any]], path: Path, num_outputs: int, dynamic_batch: bool
 ) -> None:
     from onnxscript.optimizer import optimize
 
-    axes = tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs)
-    program = torch.export.export(
-        model, inputs, dynamic_shapes=_as_forward_takes(model, axes) if dynamic_batch else None
-    )
+    program = export_program(model, sample, dynamic_batch)
     exported = torch.onnx.export(
         program,
         (),
-        input_names=input_names(len(inputs)),
+        input_names=input_names(len(sample)),
         output_names=output_names(num_outputs),
         opset_version=OPSET,
         dynamo=True,
@@ -113,16 +108,10 @@ def _export_graph(
     exported.save(path, external_data=False)
 
 
-def _as_forward_takes(model: nn.Module, axes: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return ``axes`` nested as the signature wants it: a ``*inputs`` parameter takes all of them as one tuple."""
-    code = getattr(type(model).forward, "__code__", None)
-    takes_any_number = code is not None and code.co_argcount == 1 and bool(code.co_flags & 0x04)
-    return (axes,) if takes_any_number else axes
-
-
 def _export_trace(
-    model: nn.Module, inputs: tuple[Tensor, ...], path: Path, num_outputs: int, dynamic_batch: bool
+    model: nn.Module, sample: Sequence[np.ndarray[Any, Any]], path: Path, num_outputs: int, dynamic_batch: bool
 ) -> None:
+    inputs = export_inputs(sample, dynamic_batch)
     names = [*input_names(len(inputs)), *output_names(num_outputs)]
     torch.onnx.export(
         model,
@@ -148,3 +137,80 @@ def add_metadata(path: Path, values: Mapping[str, str]) -> None:
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__} {lines[0] if lines else ''}".strip()
+
+
+def add_nms(path: Path, rules: Suppression, num_classes: int) -> None:
+    """Replace the outputs of the ONNX file ``path``, boxes ``[B, A, 4]`` and scores ``[B, A, C]``, by detections.
+
+    The output is ``[N, 7]`` float32, see `DETECTIONS_LAYOUT`; within a class of an image the best score comes first.
+    The graph uses ``NonMaxSuppression`` and needs opset 11 or later.
+
+    Args:
+        path: The file; it is rewritten.
+        rules: Which boxes are detections.
+        num_classes: C.
+    """
+    import onnx
+
+    model = onnx.load(str(path))
+    graph = model.graph
+    boxes, scores = (output.name for output in graph.output)
+    for name, values in _constants(rules, num_classes).items():
+        graph.initializer.append(onnx.numpy_helper.from_array(values, f"nms/{name}"))
+    if not rules.multi_label:
+        graph.node.extend(_nodes(onnx.helper, _BEST_CLASS, {"scores": scores}))
+    given = {"boxes": boxes, "scores": scores if rules.multi_label else "nms/best_scores"}
+    graph.node.extend(_nodes(onnx.helper, _SUPPRESSION, given))
+    del graph.output[:]
+    kind = onnx.TensorProto.FLOAT
+    graph.output.append(onnx.helper.make_tensor_value_info(DETECTIONS, kind, ["num_detections", 7]))
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
+
+
+def _constants(rules: Suppression, num_classes: int) -> dict[str, Any]:
+    # the operator keeps scores above its threshold, we keep those that reach it
+    threshold = np.nextafter(np.float32(rules.confidence), np.float32(0))
+    return {
+        "confidence": np.array([threshold], np.float32),
+        "iou": np.array([rules.nms_iou], np.float32),
+        "classes": np.arange(num_classes, dtype=np.int64),
+        "nothing": np.array(0, np.float32),
+        "zero": np.array([0], np.int64),
+        "one": np.array([1], np.int64),
+        "image_and_anchor": np.array([0, 2], np.int64),
+        "column": np.array([-1, 1], np.int64),
+    }
+
+
+# operator, inputs, output, attributes; names without a counterpart in the graph begin with nms/
+_BEST_CLASS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
+    ("ArgMax", "scores", "best_class", {"axis": 2, "keepdims": 1}),
+    ("Equal", "best_class classes", "is_best", {}),
+    ("Where", "is_best scores nothing", "best_scores", {}),
+)
+_SUPPRESSION: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
+    ("Transpose", "scores", "scores_by_class", {"perm": [0, 2, 1]}),
+    ("Shape", "boxes", "shape", {}),
+    ("Gather", "shape one", "num_anchors", {}),  # no limit on the boxes of a class
+    ("NonMaxSuppression", "boxes scores_by_class num_anchors iou confidence", "selected", {}),  # image, class, anchor
+    ("Gather", "selected image_and_anchor", "place", {"axis": 1}),
+    ("GatherND", "boxes place", "kept_boxes", {}),
+    ("GatherND", "scores_by_class selected", "flat_scores", {}),
+    ("Reshape", "flat_scores column", "kept_scores", {}),
+    ("Gather", "selected zero", "image_index", {"axis": 1}),
+    ("Gather", "selected one", "class_index", {"axis": 1}),
+    ("Cast", "image_index", "image", {"to": 1}),
+    ("Cast", "class_index", "class", {"to": 1}),
+    ("Concat", "image kept_boxes class kept_scores", DETECTIONS, {"axis": 1}),
+)
+
+
+def _nodes(helper: Any, steps: tuple[tuple[str, str, str, dict[str, Any]], ...], given: dict[str, str]) -> list[Any]:
+    def full(name: str) -> str:
+        return given.get(name, name if name == DETECTIONS else f"nms/{name}")
+
+    return [
+        helper.make_node(operator, [full(name) for name in inputs.split()], [full(output)], f"nms/{output}", **settings)
+        for operator, inputs, output, settings in steps
+    ]

@@ -12,7 +12,7 @@ from yolox.inference.artifacts.model import AcceleratedModel
 from yolox.inference.artifacts.structure import unflatten
 from yolox.inference.backends import get_backend
 from yolox.inference.backends.base import Arrays, Method, PrepareContext
-from yolox.inference.convert.flat import FlatModule
+from yolox.inference.backends.torch_runner import FlatModule
 
 if TYPE_CHECKING:
     from torch import nn

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from yolox.inference.backends.base import Method
-from yolox.inference.search.jobs import Job
 from yolox.inference.search.latency import MeasurePlan
-from yolox.inference.search.protocol import Failed, Go, Measure, Prepared, Progress, Ready, Samples
-from yolox.inference.search.stages import Stage, Status
+from yolox.inference.search.protocol import Failed, Go, Job, Measure, Prepared, Progress, Ready, Samples, Stage, Status
 from yolox.processes.messages import to_json
 from yolox.processes.start import Process, ProcessFailure, Program
 

@@ -19,9 +19,19 @@ from typing import TYPE_CHECKING, Any
 
 from yolox.cpu.allocator import keep_freed_memory
 from yolox.errors import MissingDependencyError, UsageError, YoloxError
-from yolox.inference.search.jobs import Job, Payload
-from yolox.inference.search.protocol import Failed, Go, Measure, Prepared, Progress, Ready, Samples
-from yolox.inference.search.stages import Stage, Status
+from yolox.inference.search.protocol import (
+    Failed,
+    Go,
+    Job,
+    Measure,
+    Payload,
+    Prepared,
+    Progress,
+    Ready,
+    Samples,
+    Stage,
+    Status,
+)
 from yolox.processes.inside import peak_memory_mb, release_memory
 from yolox.processes.messages import Channel, from_json
 
@@ -94,7 +104,7 @@ def main(connection: Connection, job: Job) -> None:
         return
     if outcome is not None:
         model, result = outcome
-        parent.send(Ready(peak_memory_mb(), **result))
+        parent.send(Ready(peak_memory_mb=peak_memory_mb(), **result))
         _serve(job, model, parent)
 
 
@@ -131,7 +141,7 @@ def _run(job: Job, payload: Payload, parent: Parent) -> tuple[AcceleratedModel, 
     with parent.stage(Stage.SCORING):
         scorer = payload.load("scorer")
         if scorer is not None:
-            result["scores"], result["leave_one_out"] = _score(scorer, model)
+            result["metrics"], result["leave_one_out"] = _score(scorer, model)
     return model, {**result, **_finish(job, model, parent)}
 
 
@@ -154,7 +164,7 @@ def _prepare(job: Job, payload: Payload, parent: Parent) -> AcceleratedModel:
         dynamic_batch=bool(job.facts.get("dynamic_batch", True)),
         accuracy=accuracy_of(scorer, outputs.structure),
         original_accuracy=scorer.signed(job.original_scores) if scorer else None,
-        max_drop=job.max_drop,
+        max_drop=job.limits.max_drop,
         deadline_s=time.monotonic() + job.prepare_seconds,
         progress=parent.progress,
     )
@@ -213,14 +223,14 @@ def _tune(job: Job, model: AcceleratedModel, sample: tuple[Any, ...], parent: Pa
 
     from yolox.inference.search.tuning import tune
 
-    runner, _ = tune(model.runner, sample, job.threads, job.tune_seconds, parent.progress)
+    runner, _ = tune(model.runner, sample, job.threads, job.limits.tune_seconds, parent.progress)
     return replace(model, runner=runner)
 
 
 def _finish(job: Job, model: AcceleratedModel, parent: Parent) -> dict[str, Any]:
     """Save the artifact, see that it runs, and tidy up; a model that cannot be saved is still a measured row."""
     from yolox.inference.artifacts.model import folder_size_mb, save_model
-    from yolox.inference.search.saved_check import check_saved
+    from yolox.inference.search.verification import check_saved
 
     shutil.rmtree(job.work_dir, ignore_errors=True)
     result: dict[str, Any] = {"settings": model.runner.settings, "int8_share": model.runner.int8_share}

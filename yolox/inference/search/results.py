@@ -6,14 +6,14 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from yolox.inference.backends.base import Method, Settings
+from yolox.inference.backends.base import Method
 from yolox.inference.search.latency import Latency
-from yolox.inference.search.stages import Status
+from yolox.inference.search.protocol import Measured, Status
 from yolox.tables import markdown_table, text_table
 
 _NORMAL_975, _STUDENT = 1.96, 2.72
@@ -24,7 +24,7 @@ _QUIET_CORES = 0.25
 
 
 @dataclass(frozen=True)
-class MethodResult:
+class MethodResult(Measured):
     """One row. Every number was measured for this row, or is ``None``.
 
     Args:
@@ -32,14 +32,7 @@ class MethodResult:
         status: How it ended.
         reason: One line: why it is not successful, or what to know about it; empty when there is nothing to say.
         latency: Times of the sample batch.
-        metrics: What the metric said of this row, by name.
-        leave_one_out: The decisive metric without each block of the validation data; empty where it is not told.
         other_cores: Cores that other processes used during one of its rounds, at most.
-        size_mb: Size of its artifact on disk.
-        peak_memory_mb: Largest resident set of its process (libraries, model, conversion, tuning and measurement).
-        int8_share: Share of multiply-accumulates that run in int8.
-        max_difference: Largest absolute difference between its outputs and the original's on the sample batch.
-        settings: The settings the tuner chose.
         artifact: Folder of its artifact, ``None`` when there is none.
         log: File with all that its process printed.
     """
@@ -48,14 +41,7 @@ class MethodResult:
     status: Status
     reason: str = ""
     latency: Latency | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    leave_one_out: tuple[float, ...] = ()
     other_cores: float | None = None
-    size_mb: float | None = None
-    peak_memory_mb: float | None = None
-    int8_share: float | None = None
-    max_difference: float | None = None
-    settings: Settings | None = None
     artifact: Path | None = None
     log: Path | None = None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,10 @@ from yolox.errors import UsageError, YoloxError
 from yolox.inference.backends import BACKENDS
 from yolox.inference.backends.base import Method
 from yolox.inference.methods import missing_package
-from yolox.inference.search.jobs import Job
 from yolox.inference.search.latency import Latency, MeasurePlan, interleave
 from yolox.inference.search.method_process import MethodFailure, MethodProcess
-from yolox.inference.search.protocol import Ready, Samples
+from yolox.inference.search.protocol import Job, Limits, Measured, Ready, Samples, Status
 from yolox.inference.search.results import MethodResult
-from yolox.inference.search.stages import Status
 from yolox.precision_names import Precision
 
 ROUND_SECONDS_LIMIT = 300.0
@@ -44,23 +42,17 @@ class Listener:
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """Limits of a run.
+    """How a run is done.
 
     Args:
         threads: Cores to use.
-        method_seconds: Time limit of one method until its first latency.
-        tune_seconds: Time of its tuner.
-        time_budget: Seconds for the whole run; methods whose turn comes later are not started. ``None``: no limit.
-        max_drop: Accuracy that int8 methods may lose.
+        limits: How long it may take.
         plan: How latency is measured.
         metadata: The user's values for the artifacts.
     """
 
     threads: int
-    method_seconds: float = 300.0
-    tune_seconds: float = 8.0
-    time_budget: float | None = None
-    max_drop: float = 0.01
+    limits: Limits = field(default_factory=Limits)
     plan: MeasurePlan = field(default_factory=MeasurePlan)
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
@@ -82,7 +74,7 @@ class Search:
         self._methods = methods
         self._folder = folder
         self._batch_size = batch_size
-        self._options = options
+        self._options, self._limits = options, options.limits
         self._listener = listener
         self._began = time.monotonic()
         self._processes: dict[str, MethodProcess] = {}
@@ -127,9 +119,9 @@ class Search:
         missing = missing_package(method)
         if missing is not None:
             return MethodResult(method, Status.LACK_DEPENDENCY, str(missing))
-        seconds = min(self._options.method_seconds, self._seconds_left())
+        seconds = min(self._limits.method_seconds, self._seconds_left())
         if seconds <= 0:
-            reason = f"the time budget of {self._options.time_budget:.0f} s was used up before its turn"
+            reason = f"the time budget of {self._limits.time_budget:.0f} s was used up before its turn"
             return MethodResult(method, Status.EARLY_STOPPED, reason)
         self._listener.on_progress(method.name, "starting")
         try:
@@ -146,7 +138,7 @@ class Search:
             return item
         try:
             # a sibling may have used up this one's time while it was waited for; what is done by then counts
-            item.await_prepared(max(5.0, min(self._options.method_seconds, self._seconds_left())), self._teller(item))
+            item.await_prepared(max(5.0, min(self._limits.method_seconds, self._seconds_left())), self._teller(item))
         except MethodFailure as failure:
             return self._failed(item, failure)
         return item
@@ -154,7 +146,7 @@ class Search:
     def _measure_first(self, process: MethodProcess) -> MethodResult:
         """Let a prepared method tune and measure its accuracy, and run its first round."""
         try:
-            seconds = max(60.0, min(self._options.method_seconds, self._seconds_left()))
+            seconds = max(60.0, min(self._limits.method_seconds, self._seconds_left()))
             ready = process.finish(seconds, self._teller(process))
             row = replace(self._row_of(process.method, ready), log=self._log(process.method))
             if ready.slow_ms:
@@ -175,7 +167,7 @@ class Search:
         status, reason, log = failure.status, failure.reason, self._log(method)
         if failure.timed_out and self._seconds_left() <= 0:
             status = Status.EARLY_STOPPED
-            reason = f"the time budget of {self._options.time_budget:.0f} s was used up while {process.stage.value}"
+            reason = f"the time budget of {self._limits.time_budget:.0f} s was used up while {process.stage.value}"
         return MethodResult(method, status, reason, peak_memory_mb=failure.peak_memory_mb, log=log)
 
     def _log(self, method: Method) -> Path:
@@ -187,14 +179,8 @@ class Search:
             Status.EARLY_STOPPED if ready.slow_ms else Status.SUCCESSFUL,
             "more than 12 times as slow as the original" if ready.slow_ms else ready.note,
             latency=Latency(ready.slow_ms, self._batch_size) if ready.slow_ms else None,
-            metrics=ready.scores,
-            leave_one_out=ready.leave_one_out,
-            size_mb=ready.size_mb,
-            peak_memory_mb=ready.peak_memory_mb,
-            int8_share=ready.int8_share,
-            max_difference=ready.max_difference,
-            settings=ready.settings,
             artifact=None if ready.size_mb is None else self._folder / "artifacts" / method.name,
+            **{item.name: getattr(ready, item.name) for item in fields(Measured)},
         )
 
     def _with_samples(self, row: MethodResult, samples: Samples) -> MethodResult:
@@ -230,8 +216,7 @@ class Search:
             threads=self._options.threads,
             prepare_threads=max(1, self._options.threads // PREPARED_TOGETHER),
             prepare_seconds=0.6 * seconds,
-            tune_seconds=self._options.tune_seconds,
-            max_drop=self._options.max_drop,
+            limits=self._limits,
             baseline_ms=original.latency.median_ms if original and original.latency else None,
             original_scores=original.metrics if original else {},
             facts=self._facts,
@@ -239,9 +224,9 @@ class Search:
         )
 
     def _seconds_left(self) -> float:
-        if self._options.time_budget is None:
+        if self._limits.time_budget is None:
             return float("inf")
-        return self._options.time_budget - (time.monotonic() - self._began)
+        return self._limits.time_budget - (time.monotonic() - self._began)
 
 
 def _interpreter(method: Method) -> str:

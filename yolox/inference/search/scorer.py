@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from yolox.errors import UsageError
-from yolox.inference.convert.calibration import as_inputs
+from yolox.inference.convert.calibration import as_inputs, batches_of
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Scorer:
             return self._updated(model)
         if _compares(self.metric):
             return self._averaged(model)
-        if self.data is not None and _num_positional(self.metric) >= 2:
+        if self.data is not None and len(_parameters(self.metric)) >= 2:
             return self.metric(model, self.data)
         return self.metric(model)
 
@@ -108,7 +108,7 @@ class Scorer:
     def _batches(self) -> Iterable[tuple[tuple[Any, ...], Any]]:
         if self.data is None:
             raise UsageError("this metric compares predictions with targets: give validation_data as (input, target).")
-        for batch in _batches_of(self.data):
+        for batch in batches_of(self.data):
             inputs = as_inputs(batch, self.num_inputs)
             if not isinstance(batch, Sequence) or len(batch) <= self.num_inputs:
                 raise UsageError("validation data without targets; expected batches of (input, target).")
@@ -127,14 +127,6 @@ class Scorer:
         return scores
 
 
-def _batches_of(data: Any) -> Iterable[Any]:
-    """Take ``data`` for one batch if it looks like one (a tuple that starts with an array), else for an iterable."""
-    if isinstance(data, tuple) and data and hasattr(data[0], "shape"):
-        return (data,)
-    batches: Iterable[Any] = data
-    return batches
-
-
 def _parameters(function: Any) -> list[str]:
     try:
         parameters = inspect.signature(function).parameters.values()
@@ -142,10 +134,6 @@ def _parameters(function: Any) -> list[str]:
         return []
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return [parameter.name for parameter in parameters if parameter.kind in kinds]
-
-
-def _num_positional(function: Any) -> int:
-    return len(_parameters(function))
 
 
 def _compares(function: Any) -> bool:

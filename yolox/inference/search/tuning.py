@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from yolox.inference.backends.base import Arrays, Runner, Settings
+from yolox.inference.search.latency import MeasurePlan, measure
 
 SLOWER = 1.25
 """A layout this many times slower than the best at first sight is not tried in other combinations."""
 
-
-@dataclass(frozen=True)
-class Trial:
-    """One setting that was timed."""
-
-    settings: Settings
-    latency_ms: float
+TRIAL = MeasurePlan(rounds=1, samples=20, round_seconds=0.2)
 
 
 def tune(
     runner: Runner, inputs: Arrays, threads: int, budget_s: float, progress: Callable[[str], None]
-) -> tuple[Runner, tuple[Trial, ...]]:
-    """Return the runner with its fastest settings and the trials, best first.
+) -> tuple[Runner, dict[Settings, float]]:
+    """Return the runner with its fastest settings, and the milliseconds of all that were tried.
 
     Args:
         runner: The prepared model.
@@ -35,7 +30,7 @@ def tune(
         progress: Told about each trial.
     """
     start = time.monotonic()
-    trials: list[Trial] = []
+    trials: dict[Settings, float] = {}
     slow_layouts: set[bool] = set()
     for settings in runner.candidates(len(inputs[0]), threads):
         if settings.channels_last in slow_layouts:
@@ -43,25 +38,12 @@ def tune(
         if trials and time.monotonic() - start > budget_s:
             progress(f"tuning stopped after {budget_s:.0f} s")
             break
-        trial = Trial(settings, _time_ms(runner.configured(settings), inputs))
-        progress(f"tuning: {trial.latency_ms:.1f} ms with {settings}")
-        trials.append(trial)
-        best = min(item.latency_ms for item in trials)
-        slow_layouts |= {item.settings.channels_last for item in trials if item.latency_ms > SLOWER * best} - {
-            item.settings.channels_last for item in trials if item.latency_ms <= SLOWER * best
-        }
-    ranking = tuple(sorted(trials, key=lambda trial: trial.latency_ms))
-    chosen = ranking[0].settings if ranking else runner.settings
-    return (runner if chosen == runner.settings else runner.configured(chosen)), ranking
-
-
-def _time_ms(runner: Runner, inputs: Arrays) -> float:
-    """Return the smaller of a few runs: interference only ever adds time."""
-    runner(*inputs)
-    samples: list[float] = []
-    begin = time.perf_counter()
-    while len(samples) < 2 or (time.perf_counter() - begin < 0.2 and len(samples) < 20):
-        start = time.perf_counter()
-        runner(*inputs)
-        samples.append((time.perf_counter() - start) * 1e3)
-    return float(np.min(samples) if len(samples) < 5 else np.median(samples))
+        times = measure(partial(runner.configured(settings), *inputs), TRIAL)
+        # the smaller of a few runs: interference only ever adds time
+        trials[settings] = float(np.min(times) if len(times) < 5 else np.median(times))
+        progress(f"tuning: {trials[settings]:.1f} ms with {settings}")
+        limit = SLOWER * min(trials.values())
+        fast = {tried.channels_last for tried, latency in trials.items() if latency <= limit}
+        slow_layouts |= {tried.channels_last for tried in trials} - fast
+    chosen = min(trials, key=trials.__getitem__, default=runner.settings)
+    return (runner if chosen == runner.settings else runner.configured(chosen)), trials

@@ -1,6 +1,7 @@
 // Vectors of numbers that compute in float32 and lie in memory as float32 or bfloat16, and how threads share rows.
 // GCC's vector types become AVX-512, AVX2 or NEON instructions, whichever the machine has. It keeps vectors larger than
-// the machine's in memory, so they have 8 numbers without AVX-512, unless VECTORS_OF_16 is defined (for memory layouts).
+// the machine's in memory, so they have 8 numbers without AVX-512, unless VECTORS_OF_16 is defined (for memory
+// layouts).
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -11,6 +12,9 @@
 #include <omp.h>
 #ifdef __AVX2__
 #include <immintrin.h>
+#endif
+#ifdef __ARM_NEON
+#include <arm_neon.h>
 #endif
 
 namespace {

@@ -102,17 +102,15 @@ def _unit(dent: _Dent, top: float) -> tuple[float, int]:
     a long reach exclude each other; of the ways that there are, the one with the smallest error is taken; zeros where
     there is none.
     """
-    choices = [(math.inf, 0.0, 0)]
-    for reach in dent.reaches:
-        for halvings in range(6):
-            if dent.ends and reach * 2**halvings < top:
-                continue
-            unit, bits = max(top, reach * 2**halvings) / 2.0**15, 9 - halvings
-            width = unit * 2**bits
-            error = width**2 / 32.0 + 0.5 * unit + 0.5 * float(dent.of(np.array(width * _PIECES)))
-            choices.append((error, unit, bits))
-    _, unit, bits = min(choices)
-    return unit, bits
+    halvings = np.arange(6)
+    spans = np.outer(dent.reaches, 2.0**halvings)
+    units, bits = np.maximum(top, spans) / 2.0**15, np.broadcast_to(9 - halvings, spans.shape)
+    width = units * 2.0**bits
+    errors = width**2 / 32.0 + 0.5 * units + 0.5 * dent.of(width * _PIECES)
+    if dent.ends:
+        errors = np.where(spans < top, math.inf, errors)
+    best = int(np.argmin(errors))
+    return (float(units.flat[best]), int(bits.flat[best])) if math.isfinite(errors.flat[best]) else (0.0, 0)
 
 
 def _cubics(dent: _Dent, reach: float) -> _Array:

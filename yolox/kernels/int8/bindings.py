@@ -45,6 +45,8 @@ class Instructions(IntEnum):
     AVX_VNNI = 2
     """AVX2 with an instruction that adds four in 32 bits."""
     AVX512_VNNI = 3
+    NEON = 4
+    """ARM's, with its instruction for four products of bytes."""
 
 
 class CFeature(ctypes.Structure):

@@ -1,4 +1,4 @@
-"""Runs a program with the compiled kernels of this folder."""
+"""Runs a program with the compiled kernels: its steps become addresses, packed weights and factors per channel."""
 
 from __future__ import annotations
 
@@ -12,12 +12,48 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolox.errors import ModelFileError, UsageError
-from yolox.kernels.int8.bindings import CBatch, CStep, Instructions, Kind
+from yolox.kernels.int8.bindings import CBatch, CFeature, CStep, Instructions, Kind
 from yolox.kernels.int8.checks import LARGEST_ARENA, check
-from yolox.kernels.int8.int8_ir import Floats, Matrix, Program
-from yolox.kernels.int8.lowering import lower
+from yolox.kernels.int8.int8_ir import Feature, Fields, Floats, Matrix, Program
 from yolox.kernels.int8.memory import Memory
 from yolox.kernels.library import required_kernels
+
+_VECTOR = 16
+
+
+def lower(program: Program, memory: Memory, instructions: Instructions) -> tuple[ctypes.Array[CStep], list[Any]]:
+    """Return the steps and the objects whose addresses they hold, which must live as long."""
+    lowered: list[CStep] = []
+    alive: list[Any] = []
+    for index, step in enumerate(program.steps):
+        for feature, border in memory.born(index):
+            lowered.append(_step({**_border(feature, border), "output": feature}, memory, alive))
+        lowered.append(_step(step.fields(memory, instructions), memory, alive))
+    return (CStep * len(lowered))(*lowered), alive
+
+
+def _step(fields: Fields, memory: Memory, alive: list[Any]) -> CStep:
+    values: Fields = {}
+    for name, value in fields.items():
+        if isinstance(value, Feature):
+            values[name] = memory.feature(value)
+        elif isinstance(value, Matrix):
+            values[name] = memory.matrix(value)
+        elif isinstance(value, np.ndarray):
+            alive.append(value)
+            values[name] = value.ctypes.data
+        elif isinstance(value, tuple):
+            alive.append(value)
+            values[name] = ctypes.addressof(value[0])
+        else:
+            values[name] = value if isinstance(value, CFeature | float) else int(value)
+    return CStep(**values)
+
+
+def _border(feature: Feature, border: int) -> Fields:
+    pattern = np.zeros(-(-feature.channels // _VECTOR) * _VECTOR, np.uint8)
+    pattern[: feature.channels] = feature.zero
+    return {"kind": Kind.BORDER, "padding": border, "weight": pattern}
 
 
 def instructions() -> Instructions:

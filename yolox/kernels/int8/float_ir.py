@@ -57,10 +57,6 @@ class Layer:
         """Append the steps that compute the layer."""
         raise NotImplementedError
 
-    def multiply_accumulates(self, shape: tuple[int, ...]) -> int:
-        """Return the products that are summed up for one image with an output of this shape."""
-        return 0
-
 
 @dataclass(frozen=True, eq=False)
 class Network:

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from yolox.errors import MissingDependencyError
 from yolox.kernels.int8.float_ir import Network
 from yolox.kernels.int8.onnx_graph import UnsupportedOperatorError
-from yolox.kernels.int8.onnx_reader import SIZE_READERS, read_model
+from yolox.kernels.int8.onnx_reader import SIZE_READERS, as_file_error, read_file, read_model
 
 
 @dataclass(frozen=True)
@@ -44,14 +43,14 @@ def cut_network(path: Path) -> Cut:
     """Return the largest part of an ONNX file, by its arithmetic, that the 8-bit layers compute in one piece.
 
     Raises:
-        MissingDependencyError: Without onnx.
+        ModelFileError: When the file is absent, damaged or no model.
         UnsupportedOperatorError: When that part has no arithmetic.
     """
-    try:
-        import onnx
-    except ImportError as error:
-        raise MissingDependencyError("onnx", "pip install onnx onnxscript") from error
-    whole = _Whole(onnx.shape_inference.infer_shapes(onnx.load(str(path))))
+    with as_file_error(path):
+        return _cut(_Whole(read_file(path)))
+
+
+def _cut(whole: _Whole) -> Cut:
     unknown: set[str] = set()
     first: UnsupportedOperatorError | None = None
     while True:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from yolox.errors import MissingDependencyError
+from yolox.errors import ModelFileError
 from yolox.kernels.int8.float_ir import Network
 from yolox.kernels.int8.onnx_graph import Graph, Node, OperatorReader
 from yolox.kernels.int8.ops.affine import read_activation, read_batch_normalization
 from yolox.kernels.int8.ops.concat import read_concat
-from yolox.kernels.int8.ops.convolution import read_convolution
-from yolox.kernels.int8.ops.linear import read_gemm, read_matmul
+from yolox.kernels.int8.ops.convolution import read_convolution, read_gemm, read_matmul, read_pad
 from yolox.kernels.int8.ops.matrices import read_arithmetic, read_function
-from yolox.kernels.int8.ops.pad import read_pad
 from yolox.kernels.int8.ops.pooling import read_average, read_global_average, read_max, read_mean
 from yolox.kernels.int8.ops.resize import read_resize
 from yolox.kernels.int8.ops.rows import Rows, read_identity, read_reshape, read_slice, read_transpose
@@ -47,25 +46,40 @@ OPERATORS: Mapping[str, OperatorReader] = {
 """What reads each operator of ONNX that the engine computes."""
 
 
-def read_network(path: Path) -> Network:
-    """Return the network of an ONNX file.
+@contextmanager
+def as_file_error(path: Path) -> Iterator[None]:
+    """Turn whatever a malformed file makes its readers raise into a `ModelFileError`: attributes, shapes, names."""
+    try:
+        yield
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+        why = " ".join(str(error).split())[:160] or type(error).__name__
+        raise ModelFileError(f"'{path}' is not a sound ONNX model: {why}. Export it again.") from error
+
+
+def read_file(path: Path) -> Any:
+    """Return an ``onnx.ModelProto`` that keeps to the rules of the format, with the shapes of its values.
 
     Raises:
-        MissingDependencyError: Without onnx.
-        UnsupportedOperatorError: When it holds something that no layer computes, with the operator's name.
+        ModelFileError: When the file is absent, damaged or no model.
     """
-    try:
-        import onnx
-    except ImportError as error:
-        raise MissingDependencyError("onnx", "pip install onnx onnxscript") from error
-    return read_model(onnx.load(str(path)))
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    malformed = (DecodeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
+    with as_file_error(path):
+        try:
+            model = onnx.load_model_from_string(path.read_bytes())  # numbers in other files are not read
+            onnx.checker.check_model(model)
+            return onnx.shape_inference.infer_shapes(model)
+        except (*malformed, OSError) as error:
+            raise ValueError(str(error)) from error
 
 
 def read_model(model: Any) -> Network:
     """Return the network of an ``onnx.ModelProto``.
 
     Raises:
-        UnsupportedOperatorError: See ``read_network``.
+        UnsupportedOperatorError: When it holds something that no layer computes, with the operator's name.
     """
     graph = _graph(model)
     for node in graph.nodes:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from yolox.kernels.int8.float_ir import Network
 from yolox.kernels.int8.int8_ir import Floats
-from yolox.kernels.int8.overflow import weight_bounds
+from yolox.kernels.int8.packing import weight_bounds
 
 if TYPE_CHECKING:
     from yolox.kernels.int8.ops.convolution import Convolution

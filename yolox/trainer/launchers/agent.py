@@ -37,8 +37,8 @@ from yolox.trainer.launchers.protocol import (
     StartRequest,
     States,
 )
-from yolox.trainer.launchers.worker import RunDirectory, Setup
-from yolox.trainer.launchers.worker_group import LocalWorkerGroup
+from yolox.trainer.launchers.supervise import LocalWorkerGroup
+from yolox.trainer.launchers.worker import RunDirectory
 
 _ROUND_SECONDS = 0.1
 _REPORT_SECONDS = 0.5
@@ -140,12 +140,10 @@ class _Watch:
     def _start(self) -> None:
         request = self.request
         self.directory.payload.write_bytes(request.payload)
-        self.directory.write_setup(
-            Setup(request.slots, request.rendezvous, request.first_local_rank, request.node_rank)
-        )
+        self.directory.write_setup(request.setup)
         network = self._network()
         streams = (_Stream(self.supervisor, "stdout"), _Stream(self.supervisor, "stderr"))
-        for slot in request.slots:
+        for slot in request.setup.slots:
             self.processes.append(start_worker(self.directory, slot, self.program, network, streams))
 
     def _network(self) -> dict[str, str]:
@@ -159,7 +157,7 @@ class _Watch:
         return {**network, "GLOO_SOCKET_IFNAME": name} if name else network
 
     def _signal(self, wish: SendSignal) -> None:
-        number = next(number for number, slot in enumerate(self.request.slots) if slot.rank == wish.rank)
+        number = next(number for number, slot in enumerate(self.request.setup.slots) if slot.rank == wish.rank)
         self.group.send(number, wish.signum)
         if wish.signum == signal.SIGUSR1:
             time.sleep(_STACK_SECONDS)
@@ -168,13 +166,13 @@ class _Watch:
     def _report(self, codes: Sequence[int | None]) -> None:
         cpu_activities = self.group.cpu_activities()
         states = {}
-        for number, slot in enumerate(self.request.slots):
+        for number, slot in enumerate(self.request.setup.slots):
             beats, phase = read_heartbeat(self.directory.file("heartbeat", slot.rank))
             states[slot.rank] = RankState(beats, phase, cpu_activities[number], codes[number])
         self.supervisor.send(States(states))
 
     def _send_files(self, codes: Sequence[int | None]) -> None:
-        for slot, code in zip(self.request.slots, codes, strict=True):
+        for slot, code in zip(self.request.setup.slots, codes, strict=True):
             ended: tuple[RankFile, ...] = () if code is None else ("stacks", "output")
             for kind in (*ended, "result", "failure"):
                 if (kind, slot.rank) not in self._sent and self.directory.file(kind, slot.rank).exists():

@@ -53,7 +53,7 @@ class AgentConnection:
 
     def start(self, request: StartRequest) -> None:
         """Tell the agent what to start, and listen to it from now on."""
-        self.ranks = tuple(slot.rank for slot in request.slots)
+        self.ranks = tuple(slot.rank for slot in request.setup.slots)
         with suppress(OSError):  # listening shows it
             self.channel.send(request)
         self.heard_at = time.monotonic()

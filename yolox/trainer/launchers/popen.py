@@ -13,13 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
-from yolox.cpu.affinity import thread_environment
+from yolox.cpu.threads import thread_environment
 from yolox.processes.start import Program, package_path, start
 from yolox.trainer.launchers.base import Slot, Worker
 from yolox.trainer.launchers.heartbeat import HangLimits
-from yolox.trainer.launchers.supervise import supervise
+from yolox.trainer.launchers.supervise import LocalWorkerGroup, supervise
 from yolox.trainer.launchers.worker import RunDirectory
-from yolox.trainer.launchers.worker_group import LocalWorkerGroup
 
 WORKER = Program("yolox.trainer.launchers.worker:serve")
 """What the process of a slot runs."""

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from yolox.cpu.machine import Machine
-from yolox.trainer.launchers.base import Phase, RankFile, Slot
+from yolox.trainer.launchers.base import Phase, RankFile
 from yolox.trainer.launchers.heartbeat import CpuActivity
+from yolox.trainer.launchers.worker import Setup
 
 
 @dataclass(frozen=True)
@@ -53,19 +54,13 @@ class StartRequest:
     """The request to an agent to start its ranks.
 
     Args:
-        slots: The ranks.
+        setup: The ranks, and what they have to know.
         payload: The pickled function.
-        rendezvous: Where all ranks meet.
-        first_local_rank: Number, on this machine, of the first of the slots.
-        node_rank: Number of the machine.
-        one_machine: Whether all ranks are on it.
+        one_machine: Whether all ranks of the run are on this machine.
     """
 
-    slots: tuple[Slot, ...]
+    setup: Setup
     payload: bytes
-    rendezvous: str
-    first_local_rank: int
-    node_rank: int
     one_machine: bool
 
 

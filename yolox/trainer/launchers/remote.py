@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,7 +25,7 @@ from yolox.trainer.launchers.base import Failure, Phase, Slot, Worker
 from yolox.trainer.launchers.heartbeat import CpuActivity, HangLimits
 from yolox.trainer.launchers.protocol import JoinInfo, Registration, SendSignal, StartRequest
 from yolox.trainer.launchers.supervise import supervise
-from yolox.trainer.launchers.worker import RunDirectory
+from yolox.trainer.launchers.worker import RunDirectory, Setup
 
 _SILENCE_SECONDS = 7.0
 _PAUSE_SECONDS = 3.0
@@ -47,23 +46,10 @@ class Engine(Protocol):
         """Return what the engine says of agents that could not start or ended by themselves, or None."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """The ranks of one agent.
-
-    Args:
-        slots: One for each rank.
-        first_local_rank: Number of the first of them on its machine.
-        node_rank: Number of the machine.
-    """
-
-    slots: tuple[Slot, ...]
-    first_local_rank: int
-    node_rank: int
-
-
-def place_ranks(registrations: Sequence[Registration], slots: Sequence[Slot], home: str) -> dict[int, Place]:
-    """Decide which agent gets which ranks, and how many threads each computes with; pure.
+def place_ranks(
+    registrations: Sequence[Registration], slots: Sequence[Slot], home: str, rendezvous: str
+) -> dict[int, Setup]:
+    """Decide which agent, by number, gets which ranks, and how many threads each computes with; pure.
 
     Ranks of one machine are neighbours. Rank 0, which writes the files, is on the supervisor's machine where that is
     one of them.
@@ -72,11 +58,12 @@ def place_ranks(registrations: Sequence[Registration], slots: Sequence[Slot], ho
         registrations: All agents; their ranks add up to the number of slots.
         slots: What was asked for; threads of 0 leave the number to the machine.
         home: Identity of the supervisor's machine.
+        rendezvous: Where all ranks meet.
     """
     machines: dict[str, list[Registration]] = {}
     for registration in sorted(registrations, key=lambda agent: (agent.identity != home, agent.number)):
         machines.setdefault(registration.identity, []).append(registration)
-    places: dict[int, Place] = {}
+    places: dict[int, Setup] = {}
     rank = 0
     for node_rank, agents in enumerate(machines.values()):
         shares = share_cores(sum(agent.ranks for agent in agents), agents[0].machine, [])
@@ -88,7 +75,7 @@ def place_ranks(registrations: Sequence[Registration], slots: Sequence[Slot], ho
                 limits = (shares[local + number].threads, reserved, slots[rank].threads)
                 own.append(Slot(rank, len(slots), (), min(limit for limit in limits if limit)))
                 rank += 1
-            places[agent.number] = Place(tuple(own), local, node_rank)
+            places[agent.number] = Setup(tuple(own), rendezvous, local, node_rank)
             local += agent.ranks
     return places
 
@@ -108,21 +95,17 @@ def run_remote(
         with AgentServer(engine.host, directory) as server, _store(engine.host) as rendezvous:
             engine.start(server.join_info, len(slots))
             agents = server.wait_for_agents(len(slots), engine.trouble)
-            places = place_ranks([agent.registration for agent in agents], slots, machine_identity())
+            places = place_ranks([agent.registration for agent in agents], slots, machine_identity(), rendezvous)
             _log.info("%s", _describe(agents, places))
+            one_machine = all(place.node_rank == 0 for place in places.values())
             for agent in agents:
-                place = places[agent.registration.number]
-                one_machine = all(other.node_rank == 0 for other in places.values())
-                request = StartRequest(
-                    place.slots, payload, rendezvous, place.first_local_rank, place.node_rank, one_machine
-                )
-                agent.start(request)
+                agent.start(StartRequest(places[agent.registration.number], payload, one_machine))
             return supervise(directory, _RemoteWorkerGroup(directory, agents, len(slots), engine.trouble), limits)
     finally:
         shutil.rmtree(directory.path, ignore_errors=True)
 
 
-def _describe(agents: Sequence[AgentConnection], places: dict[int, Place]) -> str:
+def _describe(agents: Sequence[AgentConnection], places: dict[int, Setup]) -> str:
     rows = [
         (str(slot.rank), str(slot.threads), agent.registration.label)
         for agent in agents

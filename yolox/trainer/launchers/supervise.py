@@ -1,10 +1,12 @@
-"""Watch the processes of one run until all have ended, and let none of them outlive it."""
+"""The processes of one run as their supervisor sees them, here or elsewhere; it watches them until all have ended."""
 
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,14 +14,21 @@ from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from yolox.errors import YoloxError
-from yolox.processes.start import tail
-from yolox.trainer.launchers.base import Failure, RankError, first_cause
-from yolox.trainer.launchers.heartbeat import CpuActivity, HangLimits, HangWatch, RankActivity, is_busy
+from yolox.processes.start import kill_all, tail
+from yolox.trainer.launchers.base import Failure, Phase, RankError, first_cause
+from yolox.trainer.launchers.heartbeat import (
+    CpuActivity,
+    HangLimits,
+    HangWatch,
+    RankActivity,
+    is_busy,
+    read_cpu_activity,
+    read_heartbeat,
+)
 from yolox.trainer.launchers.worker import RunDirectory
-from yolox.trainer.launchers.worker_group import WorkerGroup
 
 _POLL_SECONDS = 0.1
 _LOOK_SECONDS = 1.0
@@ -30,6 +39,76 @@ _ECHO_SECONDS = 3.0  # when all that is known so far is that somebody else is go
 _EXIT_SECONDS = 10.0  # from the result to the end of the process
 _WAITING_FRAMES = ("torch/distributed/", "_engine_run_backward", "lightning_fabric/utilities/distributed")
 _log = logging.getLogger(__name__)
+
+
+class WorkerGroup(Protocol):
+    """The processes of a run by rank; what they write arrives in the supervisor's run directory."""
+
+    @property
+    def world(self) -> int:
+        """Number of processes."""
+
+    def poll(self, rank: int) -> int | None:
+        """Return the exit code of a process, negative for a signal, or None while it runs."""
+
+    def send(self, rank: int, signum: int) -> None:
+        """Send a signal to one process, if it still runs."""
+
+    def cpu_activities(self) -> Mapping[int, CpuActivity]:
+        """Return what each process has done so far."""
+
+    def heartbeat(self, rank: int) -> tuple[int, Phase]:
+        """Return the signs of life of a process so far, and what it is doing."""
+
+    def where(self, rank: int) -> str:
+        """Return the name of the machine of a process; empty for this one."""
+
+    def kill(self) -> None:
+        """Kill all processes and their children, and wait until they are gone."""
+
+
+class LocalWorkerGroup:
+    """Processes that this one has started.
+
+    Args:
+        members: By rank; may still grow.
+        directory: Where they write.
+    """
+
+    def __init__(self, members: Sequence[subprocess.Popen[bytes]], directory: RunDirectory) -> None:
+        self.members = members
+        self.directory = directory
+
+    @property
+    def world(self) -> int:
+        """Number of processes."""
+        return len(self.members)
+
+    def poll(self, rank: int) -> int | None:
+        """Return the exit code of a process, or None."""
+        return self.members[rank].poll()
+
+    def send(self, rank: int, signum: int) -> None:
+        """Send a signal to one process."""
+        with suppress(ProcessLookupError):
+            os.kill(self.members[rank].pid, signum)
+
+    def cpu_activities(self) -> dict[int, CpuActivity]:
+        """Return what each process has done so far."""
+        by_pid = read_cpu_activity([member.pid for member in self.members])
+        return {rank: by_pid[member.pid] for rank, member in enumerate(self.members)}
+
+    def heartbeat(self, rank: int) -> tuple[int, Phase]:
+        """Return the signs of life of a process so far, and what it is doing."""
+        return read_heartbeat(self.directory.file("heartbeat", rank))
+
+    def where(self, rank: int) -> str:
+        """Return an empty name: they are all here."""
+        return ""
+
+    def kill(self) -> None:
+        """Kill the members and their children, and wait until the members are gone."""
+        kill_all(self.members)
 
 
 @dataclass

@@ -20,8 +20,8 @@ from typing import Any
 
 import cloudpickle
 
-from yolox.cpu.affinity import bind_process
 from yolox.cpu.allocator import keep_freed_memory
+from yolox.cpu.threads import bind_process
 from yolox.processes.messages import from_json, to_json
 from yolox.processes.pickling import dumps
 from yolox.trainer.launchers.base import Failure, FailureKind, Phase, RankFile, Slot, Worker

@@ -17,7 +17,7 @@ from yolox.inference.backends.int8_lowering import lower_int8_, silence_quantize
 from yolox.inference.backends.torch_runner import export_program
 from yolox.inference.convert.quantizers.mixed_precision import Layer, search_mixed_precision
 from yolox.inference.convert.quantizers.ranges import RangeFinder, relative_noise
-from yolox.kernels.int8.overflow import sums_may_overflow, weight_bounds
+from yolox.kernels.int8.packing import sums_may_overflow, weight_bounds
 
 CALIBRATION_ROWS = 64
 MEASURED_ROWS = 4
@@ -38,7 +38,7 @@ _HEAVY = (
 
 def export_graph(model: torch.nn.Module, context: PrepareContext) -> GraphModule:
     """Return ``model`` as a graph of aten operators, its batch axis free where the context allows it."""
-    graph = export_program(model, context).module()
+    graph = export_program(model, context.sample, context.dynamic_batch).module()
     _separate_calls_(graph)
     return graph
 

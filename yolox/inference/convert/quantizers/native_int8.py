@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from yolox.errors import YoloxError
 from yolox.inference.backends.base import Arrays, PrepareContext
 from yolox.inference.convert.quantizers.mixed_precision import first_accurate
-from yolox.kernels.int8.convert import convert, with_early_sigmoids
+from yolox.kernels.int8.builder import convert, with_early_sigmoids
 from yolox.kernels.int8.float_ir import Network
 from yolox.kernels.int8.int8_ir import Program
 from yolox.kernels.int8.ops.convolution import Convolution
 from yolox.kernels.int8.quantize import observe
+from yolox.processes.inside import release_memory
 
 CALIBRATION_ROWS = 32
 QUANTILES = (1.0, 0.95, 0.8)
@@ -49,7 +50,7 @@ def quantize_network(
         raise YoloxError("no convolution arrived that could be computed in 8 bits. Use another method.")
     batches = [arrays if read is None else read(arrays) for arrays in _batches(context)]
     context.progress(f"calibrating on {sum(len(arrays[0]) for arrays in batches)} rows")
-    observers = observe(network, batches)
+    observers = observe(network, _one_by_one(batches))
     shapes = network.shapes(batches[0])
     attempts = (
         (
@@ -59,6 +60,16 @@ def quantize_network(
         for quantile in QUANTILES
     )
     return first_accurate(attempts, build, context)
+
+
+def _one_by_one(batches: Sequence[tuple[NDArray[Any], ...]]) -> Iterator[tuple[NDArray[Any], ...]]:
+    """Yield the batches, and give freed memory back after each.
+
+    The C library finds no use for freed blocks of aligned memory, so that feature maps of 32 images would take 2 GB.
+    """
+    for arrays in batches:
+        yield arrays
+        release_memory()
 
 
 def _batches(context: PrepareContext) -> Iterator[tuple[NDArray[Any], ...]]:

@@ -7,7 +7,6 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule
 
-from yolox.errors import MissingDependencyError
 from yolox.inference.backends.base import PrepareContext
 from yolox.inference.convert.quantizers.fx_graph import fold_weights_, quantize_graph
 from yolox.inference.convert.quiet import quiet
@@ -24,14 +23,10 @@ def quantize_static(model: nn.Module, context: PrepareContext) -> tuple[GraphMod
         context: Calibration data and the bound on accuracy.
 
     Raises:
-        MissingDependencyError: Without Neural Compressor.
         UsageError: Without calibration data.
     """
     with quiet():
-        try:
-            from neural_compressor.torch import quantization
-        except ImportError as error:
-            raise MissingDependencyError("neural-compressor", "pip install 'neural-compressor[pt]'") from error
+        from neural_compressor.torch import quantization
 
         def prepare(graph: GraphModule) -> GraphModule:
             config = quantization.StaticQuantConfig(excluded_precisions=["bf16", "fp16"])

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from yolox.errors import MissingDependencyError
 from yolox.inference.backends.base import Arrays, PrepareContext
 from yolox.inference.convert.quantizers.mixed_precision import Layer, search_mixed_precision
 from yolox.inference.convert.quantizers.ranges import relative_noise
@@ -30,13 +29,10 @@ def quantize_openvino(graph: Any, context: PrepareContext, build: Callable[[Any]
         build: Gives a runnable for a quantized model.
 
     Raises:
-        MissingDependencyError: Without NNCF.
         UsageError: Without calibration data.
     """
-    try:
-        import nncf
-    except ImportError as error:
-        raise MissingDependencyError("nncf", "pip install nncf") from error
+    import nncf
+
     rows = context.calibration_rows(CALIBRATION_ROWS)
     rows = [tuple(np.repeat(array, context.fixed_batch or 1, axis=0) for array in row) for row in rows]
     kinds = {node.get_type_name() for node in graph.get_ops()}

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from yolox.errors import MissingDependencyError
 from yolox.inference.backends.base import Arrays, PrepareContext
 from yolox.inference.convert.quantizers.mixed_precision import Layer, search_mixed_precision
 from yolox.inference.convert.quantizers.ranges import RangeFinder, relative_noise
 from yolox.inference.convert.quiet import quiet
-from yolox.kernels.int8.overflow import sums_may_overflow, weight_bounds
+from yolox.kernels.int8.packing import sums_may_overflow, weight_bounds
 
 CALIBRATION_ROWS = 64
 MEASURED_ROWS = 4
@@ -54,13 +53,10 @@ def quantize_onnx(
         build: Gives a runnable for a quantized model.
 
     Raises:
-        MissingDependencyError: Without onnx.
         UsageError: Without calibration data.
     """
-    try:
-        import onnx
-    except ImportError as error:
-        raise MissingDependencyError("onnx", "pip install onnx") from error
+    import onnx
+
     rows = context.calibration_rows(CALIBRATION_ROWS)
     rows = [tuple(np.repeat(array, context.fixed_batch or 1, axis=0) for array in row) for row in rows]
     model = onnx.load(str(path))
@@ -114,15 +110,14 @@ def _calibrate(model: Any, rows: list[Arrays], *, outputs_too: bool) -> _Calibra
 def _run_with_values(model: Any, names: list[str], rows: Iterable[Arrays]) -> Iterator[dict[str, Any]]:
     """Yield the values of the named tensors for each row."""
     import onnx
-    import onnxruntime
+
+    from yolox.inference.backends.onnxruntime import make_session
 
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     outputs = {output.name for output in probe.graph.output}
     probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in outputs)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = make_session(probe.SerializeToString(), 0)
     inputs = [port.name for port in session.get_inputs()]
     for row in rows:
         yield dict(zip(names, session.run(names, dict(zip(inputs, row, strict=True))), strict=True))

@@ -7,7 +7,6 @@ from dataclasses import replace
 from torch import nn
 from torch.fx import GraphModule
 
-from yolox.errors import MissingDependencyError
 from yolox.inference.backends.base import PrepareContext
 from yolox.inference.convert.quantizers.fx_graph import quantize_graph
 from yolox.inference.convert.quiet import quiet
@@ -24,16 +23,13 @@ def quantize_pt2e(model: nn.Module, context: PrepareContext) -> tuple[GraphModul
         context: Calibration data and the bound on accuracy.
 
     Raises:
-        MissingDependencyError: Without torchao.
         UsageError: Without calibration data.
     """
     with quiet():
-        try:
-            from torchao.quantization.pt2e.observer import MinMaxObserver
-            from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-            from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer
-        except ImportError as error:
-            raise MissingDependencyError("torchao", "pip install torchao") from error
+        from torchao.quantization.pt2e.observer import MinMaxObserver
+        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+        from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer
+
         default = x86_inductor_quantizer.get_default_x86_inductor_quantization_config()
         # min-max observers, because ``quantize_graph`` sets the ranges itself
         observed = MinMaxObserver.with_args(eps=2**-12)

@@ -86,8 +86,8 @@ static inline void tile_of(int m, const Step& s, const Image& image, const Finis
   }
 }
 
-// Whether the pixels of a row follow those of the row before in memory, and each is computed from one: fewer tiles remain
-// that are not full, which counts where rows are short.
+// Whether the pixels of a row follow those of the row before in memory, and each is computed from one: fewer tiles
+// remain that are not full, which counts where rows are short.
 static bool is_one_row(const Step& s) {
   const bool pointwise = s.height == 1 && s.width == 1 && s.stride == 1 && s.in.width == s.out.width;
   return pointwise && s.in.row == s.out.width * s.in.pixel && (s.to_matrix || s.out.row == s.out.width * s.out.pixel);
@@ -127,7 +127,7 @@ void dense(const Step& s, const Image& image, Range rows) {
   s.activation_table ? blocks<ActivationTables>(s, image, rows) : blocks<OneByOne>(s, image, rows);
 }
 
-#elif !defined(NATIVE_AVX2)
+#elif !defined(NATIVE_AVX2) && !defined(NATIVE_NEON)
 
 void dense(const Step& s, const Image& image, Range rows) {
   for (long c = 0, N; c < s.out.channels; c += N * V) {

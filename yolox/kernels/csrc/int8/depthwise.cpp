@@ -89,7 +89,7 @@ template <int S> static bool quickly(const Step& s, const Image& image, Range ro
 
 #endif
 
-#ifndef NATIVE_AVX2
+#if !defined(NATIVE_AVX2) && !defined(NATIVE_NEON)
 
 void depthwise(const Step& s, const Image& image, Range rows) {
 #ifdef NATIVE_AVX512

@@ -64,7 +64,8 @@ static void block(const Step& s, const Image& image, const Tables& tables, Range
     for (long x = 0; x < s.out.width; x += 2 * P) {
       __m256i sum[8], bytes[2];
       unrolled<2>([&](auto i) INLINE {
-        kernel.sums(from + (x + i * P) * to_pixel, s.dilation * s.in.row, s.dilation * s.in.pixel, to_pixel, sum + 4 * i);
+        const uint8_t* first = from + (x + i * P) * to_pixel;
+        kernel.sums(first, s.dilation * s.in.row, s.dilation * s.in.pixel, to_pixel, sum + 4 * i);
       });
       tables.template bytes<2>(sum, kernel.channels, bytes);
       for (long i = 0; i < 2 && x + i * P < s.out.width; ++i)

@@ -35,8 +35,8 @@ inline Range inside(long i, long stride, long before, long size, long length) {
   return {std::max(first, 0L), std::min(first + size, length)};
 }
 
-// Calls work(from, to, down, across) for each output pixel: the part of its window that is inside begins at `from` and has
-// `down` rows of `across` pixels; the output pixel begins at `to`.
+// Calls work(from, to, down, across) for each output pixel: the part of its window that is inside begins at `from` and
+// has `down` rows of `across` pixels; the output pixel begins at `to`.
 template <class F> INLINE inline void each_window(const Step& s, const Image& image, Range rows, F work) {
   const Feature &in = s.in, &out = s.out;
   for (long y = rows.first; y < rows.last; ++y) {

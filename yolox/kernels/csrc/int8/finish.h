@@ -83,6 +83,13 @@ inline vb rounded(vf v) {
   __m256 half[2];
   std::memcpy(half, &v, sizeof v);
   return rounded(half[0], half[1]);
+#elif defined(__ARM_NEON)
+  float32x4_t four[4];
+  std::memcpy(four, &v, sizeof v);
+  auto words = [&](int i) {  // with saturation
+    return vcombine_s16(vqmovn_s32(vcvtnq_s32_f32(four[i])), vqmovn_s32(vcvtnq_s32_f32(four[i + 1])));
+  };
+  return (vb)vcombine_u8(vqmovun_s16(words(0)), vqmovun_s16(words(2)));
 #else
   v = v < 0.0f ? vf{} : v;
   v = v > 255.0f ? vf{} + 255.0f : v;

@@ -19,7 +19,8 @@ struct Batch {
 
 namespace {
 
-// An image at a time, and those who compute it. Its memory is kept from call to call: whoever comes late may still read it.
+// An image at a time, and those who compute it. Its memory is kept from call to call: whoever comes late may still read
+// it.
 struct Stream {
   struct Free {
     void operator()(uint8_t* p) const { std::free(p); }
@@ -80,8 +81,9 @@ class Session final : public Task {
       const uint64_t epoch = stream.epoch.load(std::memory_order_acquire);
       if (epoch >> IMAGES > of_call || epoch == (of_call << IMAGES | OVER)) return true;
       if (epoch >> IMAGES == of_call && epoch != last) {
-        // On one core two threads are slower than one. Asleep, this one is given another core next time.
-        if (sched_getcpu() == caller_cpu.load(std::memory_order_relaxed)) return false;
+        const int caller = caller_cpu.load(std::memory_order_relaxed);
+        // on one core two threads are slower than one
+        if (sched_getcpu() == caller && !stay_off(caller)) return false;
         stream.team.work(member, last = epoch, nullptr);
         since = now_ns();
       } else if (now_ns() - since > LOOK) {
@@ -124,6 +126,7 @@ class Session final : public Task {
 
   bool help(long member, uint64_t ticket) override {
     if (member % team == 0) {
+      stay_off(-1);
       lead(member / team);
       leading.fetch_sub(1, std::memory_order_release);
       ended.raise();
@@ -156,7 +159,8 @@ class Network {
   }
 
  public:
-  Network(const Step* steps, long count, long inputs, long outputs, int64_t arena_bytes) : plan(steps, count, arena_bytes) {
+  Network(const Step* steps, long count, long inputs, long outputs, int64_t arena_bytes)
+      : plan(steps, count, arena_bytes) {
     plan.inputs = inputs, plan.outputs = outputs;
   }
 
@@ -201,7 +205,9 @@ extern "C" void native_bytes(long* step, long* table, long* batch) {
 }
 
 extern "C" long native_instructions() {  // numbers as in bindings.py
-#if defined(NATIVE_AVX512)
+#if defined(NATIVE_NEON)
+  return 4;
+#elif defined(NATIVE_AVX512)
   return 3;
 #elif defined(NATIVE_AVX2) && defined(__AVXVNNI__)
   return 2;

@@ -11,6 +11,8 @@
 #define NATIVE_AVX512 1
 #elif defined(__AVX2__) && defined(__FMA__)
 #define NATIVE_AVX2 1
+#elif defined(__ARM_FEATURE_DOTPROD)
+#define NATIVE_NEON 1
 #endif
 
 namespace native {
@@ -24,7 +26,9 @@ template <class F, int... I> INLINE inline void each_of(F f, std::integer_sequen
 // Calls f(0) ... f(N - 1) with constants, so that arrays indexed by them become registers.
 template <int N, class F> INLINE inline void unrolled(F f) { each_of(f, std::make_integer_sequence<int, N>()); }
 
-enum Kind : int64_t { BORDER, PACK, DENSE, DEPTHWISE, POOL, UPSAMPLE, ADD, UNARY, ARITHMETIC, COPY, AVERAGE, MULTIPLY, RESIZE };
+enum Kind : int64_t {
+  BORDER, PACK, DENSE, DEPTHWISE, POOL, UPSAMPLE, ADD, UNARY, ARITHMETIC, COPY, AVERAGE, MULTIPLY, RESIZE
+};
 enum Activation : int64_t { NONE, RELU, LEAKY_RELU, SILU, SIGMOID, CLIP, HARD_SWISH, TANH, GELU };
 enum Place : int64_t { ARENA, CONSTANT, OUTPUT };
 
@@ -39,11 +43,11 @@ struct Matrix {
   int64_t place, at, rows, columns;
 };
 
-// A smooth activation in integers of 16 bits: the larger of the argument and zero, less a dent that depends on the argument's size,
-// made of straight lines. The size's bits above the lowest `bits` choose the line, the last one for all larger sizes.
-// `cubic` describes the same dent by cubic polynomials: constant, linear, square and cubic coefficients of 8 pieces.
-// The result times `factor`, of `shift` bits after the point, plus `zero`, which holds half of the last place for
-// rounding, is the byte.
+// A smooth activation in integers of 16 bits: the larger of the argument and zero, less a dent that depends on the
+// argument's size, made of straight lines. The size's bits above the lowest `bits` choose the line, the last one for
+// all larger sizes. `cubic` describes the same dent by cubic polynomials: constant, linear, square and cubic
+// coefficients of 8 pieces. The result times `factor`, of `shift` bits after the point, plus `zero`, which holds half
+// of the last place for rounding, is the byte.
 struct ActivationTable {
   int16_t start[64], rise[64], cubic[4][8];
   int64_t bits, shift;
@@ -77,8 +81,8 @@ struct Range {
   long first, last;
 };
 
-// One image being computed. `out` and `result` are what is written, as the arena's and the result's first byte: rows may
-// be written to another place, see team.h.
+// One image being computed. `out` and `result` are what is written, as the arena's and the result's first byte: rows
+// may be written to another place, see team.h.
 struct Image {
   uint8_t* arena;
   const void* const* inputs;

@@ -30,7 +30,8 @@ Range share(long count, long piece, long pieces) { return {count * piece / piece
 Block block_of(const Step& s, Range rows) {
   const long count = rows.last - rows.first;
   if (writes_matrix(s)) {
-    const long wide = s.kind == UNARY || s.kind == COPY ? s.left.columns : s.kind == ARITHMETIC ? s.columns : s.out.channels;
+    const bool copies = s.kind == UNARY || s.kind == COPY;
+    const long wide = copies ? s.left.columns : s.kind == ARITHMETIC ? s.columns : s.out.channels;
     const long each = s.to_matrix ? s.out.width : 1;  // rows of the matrix for a row of pixels
     const long row = s.result.columns * 4, first = s.first_row + rows.first * each;
     return {first * row + s.first_column * 4, row, count * each, 0, 1, wide * 4};
@@ -93,7 +94,8 @@ Plan::Plan(const Step* steps, long count, int64_t arena_bytes) : arena_bytes(are
   for (long i = 0, first = 0; i < count; ++i) {
     if (steps[i].kind == BORDER) continue;
     const Step& s = steps[i];
-    const bool callers = s.kind == PACK || (writes_matrix(s) && !s.to_matrix && (s.left.place == OUTPUT || s.right.place == OUTPUT));
+    const bool of_output = s.left.place == OUTPUT || s.right.place == OUTPUT;
+    const bool callers = s.kind == PACK || (writes_matrix(s) && !s.to_matrix && of_output);
     stages.push_back({steps + first, i - first, &s, i, estimated_ns(s), !callers});
     first = i + 1;
   }

@@ -1,9 +1,9 @@
 // One image computed by several threads, none of which waits long for another that has lost its core.
 //
-// Each step is cut into pieces of rows. A thread takes those of its own share first, then those of the others that nobody
-// has taken. When one has been missed for long, the machine is called crowded for a while: pieces are smaller, the others
-// take over what a thread does not finish, and therefore each computes into memory of its own and copies the rows to their
-// place in the end, unless the piece was taken from it: whoever comes late does no harm.
+// Each step is cut into pieces of rows. A thread takes those of its own share first, then those of the others that
+// nobody has taken. When one has been missed for long, the machine is called crowded for a while: pieces are smaller,
+// the others take over what a thread does not finish, and therefore each computes into memory of its own and copies the
+// rows to their place in the end, unless the piece was taken from it: whoever comes late does no harm.
 #pragma once
 #include "steps.h"
 #include "threads.h"

@@ -12,6 +12,8 @@
 #if defined(__x86_64__) && defined(__GLIBC__)
 // The version under which every glibc has it; that of 2.34 and later would shut out the earlier ones.
 __asm__(".symver pthread_create, pthread_create@GLIBC_2.2.5");
+#elif defined(__aarch64__) && defined(__GLIBC__)
+__asm__(".symver pthread_create, pthread_create@GLIBC_2.17");
 #endif
 
 namespace native {

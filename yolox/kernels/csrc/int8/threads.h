@@ -1,5 +1,6 @@
 // Threads that help whoever calls, and how a thread waits: it looks for a moment, then it gives its core away.
 #pragma once
+#include "../cores.h"
 #include <atomic>
 #include <climits>
 #include <cstdint>

@@ -1,6 +1,7 @@
-// Depthwise 3x3 convolution with padding 1 and stride 1 or 2, forwards and backwards, on channels_last memory; if asked,
-// with what stands around it in a network: the normalisation and activation its input still has to go through, and of the
-// normalisation after it the sums, forwards, and the second pass, backwards. All that happens row by row, in the cache.
+// Depthwise 3x3 convolution with padding 1 and stride 1 or 2, forwards and backwards, on channels_last memory; if
+// asked, with what stands around it in a network: the normalisation and activation its input still has to go through,
+// and of the normalisation after it the sums, forwards, and the second pass, backwards. All that happens row by row, in
+// the cache.
 #include "normalisation.h"
 
 namespace {
@@ -31,10 +32,11 @@ template <int S, class F> inline void each_tile(long width, long out_width, F ti
   }
 }
 
-// Of V channels after the other: calls done(column, value) for each output, of what `open` returns, and at last done.end.
+// Of V channels after the other: calls done(column, value) for each output, of what `open` returns, and at last
+// done.end.
 template <int S, class T, class F>
-inline void row_forward(const T* const* rows, long width, long out_width, long channels, const float* weight, Sums& sums,
-                        F open) {
+inline void row_forward(const T* const* rows, long width, long out_width, long channels, const float* weight,
+                        Sums& sums, F open) {
   for (long c = 0; c < channels; c += V) {
     const T* at[K] = {rows[0] + c, rows[1] + c, rows[2] + c};
     vf w[K][K];
@@ -224,8 +226,8 @@ struct Output {  // its gradient (before the activation where a normalisation fo
   Centred centred;
 };
 
-// `dx` becomes the gradient of the input, or where something is deferred the one before that activation, whose sums go to
-// `sums`: its own, and of its product with the input minus the mean. It may be null.
+// `dx` becomes the gradient of the input, or where something is deferred the one before that activation, whose sums go
+// to `sums`: its own, and of its product with the input minus the mean. It may be null.
 template <int S, class T>
 void backward(const Output<T>& after, const T* x, const Deferred& deferred, T* dx, const Images& d, const float* weight,
               float* dweight, double* sums) {
@@ -262,7 +264,8 @@ void backward(const Output<T>& after, const T* x, const Deferred& deferred, T* d
         const int middle[] = {1}, sides[] = {2, 0};
         auto part = [&](const int* kernel_rows, int count) {
           return [&, kernel_rows, count](auto open) {
-            row_gradient_of_stride_2(window.rows + 1, kernel_rows, count, d.width, out_width, d.channels, w.data(), own, open);
+            row_gradient_of_stride_2(window.rows + 1, kernel_rows, count, d.width, out_width, d.channels, w.data(), own,
+                                     open);
           };
         };
         each(first, part(middle, 1));
@@ -280,7 +283,8 @@ void backward(const Output<T>& after, const T* x, const Deferred& deferred, T* d
 
 }  // namespace
 
-LAYOUT(Images, Images, AT(Images, count), AT(Images, channels), AT(Images, height), AT(Images, width), AT(Images, stride))
+LAYOUT(Images, Images, AT(Images, count), AT(Images, channels), AT(Images, height), AT(Images, width),
+       AT(Images, stride))
 
 #define EXPORT(NAME, T)                                                                                               \
   extern "C" int depthwise_forward_##NAME(const T* x, Norm before, T* y, Images d, const float* weight,               \

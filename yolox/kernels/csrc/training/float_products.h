@@ -1,5 +1,5 @@
-// Products of float32 matrices for `pointwise.cpp`: outputs stay in registers, one operand is spread number by number over the
-// vectors of the other, which lies in memory row by row.
+// Products of float32 matrices for `pointwise.cpp`: outputs stay in registers, one operand is spread number by number
+// over the vectors of the other, which lies in memory row by row.
 #pragma once
 #include "panels.h"
 
@@ -7,8 +7,8 @@ namespace {
 
 constexpr long ROWS = V == 16 ? 12 : 6;  // with two vectors each they fill the registers
 
-// `out` becomes, or has added, the product of ROWS_ rows and VECTORS vectors of columns over `depth`. Number k of row r of the
-// left matrix is at a[r * a_row + k * a_step].
+// `out` becomes, or has added, the product of ROWS_ rows and VECTORS vectors of columns over `depth`. Number k of row r
+// of the left matrix is at a[r * a_row + k * a_step].
 template <long ROWS_, long VECTORS>
 inline void multiply_block(const float* a, long a_row, long a_step, long depth, const float* b, long b_row, float* out,
                            long out_row, bool add) {
@@ -97,7 +97,8 @@ struct Products<float> {
     long row(long step) const { return step * SIDE; }
     void keep(long) {}
     void add_products(long steps, float* dweight) const {
-      multiply_all(outputs, dy.at(0, 0), 1, dy.width, steps * SIDE, x.at(0, 0), x.width, inputs, dweight, x.width, true);
+      multiply_all(outputs, dy.at(0, 0), 1, dy.width, steps * SIDE, x.at(0, 0), x.width, inputs, dweight, x.width,
+                   true);
     }
   };
 };

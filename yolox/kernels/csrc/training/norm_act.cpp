@@ -1,7 +1,7 @@
 // Batch normalisation followed by an activation, forwards and backwards, over rows of channels (N, H and W are rows).
 // Forwards reads x twice and writes y; nothing but x is kept, and backwards computes the rest again while it reads x.
-// Each direction is two passes over memory, because the sums over all pixels of the first are needed in the second; each
-// pass is a function of its own, so that several processes can add up their sums in between.
+// Each direction is two passes over memory, because the sums over all pixels of the first are needed in the second;
+// each pass is a function of its own, so that several processes can add up their sums in between.
 #include "normalisation.h"
 
 namespace {
@@ -25,13 +25,14 @@ struct Slots {
   }
 };
 
-// Where the vectors of each row of slots are, of a tensor with `stride` numbers from pixel to pixel: unless all is side by
-// side, the number of channels is a multiple of V.
+// Where the vectors of each row of slots are, of a tensor with `stride` numbers from pixel to pixel: unless all is side
+// by side, the number of channels is a multiple of V.
 template <class T>
 struct Vectors {
   std::vector<T*> start;
   long step;  // from row to row
-  Vectors(T* first, long stride, long channels, const Slots& s) : start(s.width / V), step(s.width / channels * stride) {
+  Vectors(T* first, long stride, long channels, const Slots& s)
+      : start(s.width / V), step(s.width / channels * stride) {
     for (long k = 0; k < s.width / V; ++k) start[k] = first + k * V / channels * stride + k * V % channels;
   }
   struct Map {  // the same by address, to be copied into registers
@@ -149,8 +150,10 @@ void forward(const T* x, T* y, long pixels, long channels, Norm norm, Residual<T
       const long width = s.width;
       Range mine = my_share(s.rows);
       for (long i = mine.first; i < mine.last; ++i)
-        for (long j = 0; j < width; j += V)
-          store(y + i * width + j, f(load(x + i * width + j) * load(scale + j) + load(offset + j)) + more(i * width + j, j));
+        for (long j = 0; j < width; j += V) {
+          const long at = i * width + j;
+          store(y + at, f(load(x + at) * load(scale + j) + load(offset + j)) + more(at, j));
+        }
     }
     for (long i = s.done; i < pixels * channels; ++i)
       put(y + i, shared(vf{} + (get(x + i) * affine.scale[i % channels] + affine.offset[i % channels]))[0] + single(i));

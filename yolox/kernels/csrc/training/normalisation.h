@@ -1,9 +1,11 @@
 // What the kernels around batch normalisation and SiLU share.
 #pragma once
+#include "../cores.h"
 #include "vectors.h"
 #include <atomic>
 #include <cstddef>
 #include <exception>
+#include <sched.h>
 
 // Size and offsets of a structure that Python builds, for bindings.py to compare with its own.
 #define LAYOUT(NAME, TYPE, ...)                                      \
@@ -26,13 +28,15 @@ int enough_memory(F kernel) {
   }
 }
 
-// Calls body() on each thread. Where memory runs out on one, that is told when all have ended: nothing may be thrown out of
-// a parallel region.
+// Calls body() on each thread, the others not on the core of the first one. Where memory runs out on one, that is told
+// when all have ended: nothing may be thrown out of a parallel region.
 template <class F>
 void on_all_threads(F body) {
   std::atomic<bool> failed{false};
+  const int caller = sched_getcpu();
 #pragma omp parallel
   {
+    if (omp_get_thread_num() > 0 && sched_getcpu() == caller) stay_off(caller);
     try {
       body();
     } catch (const std::exception&) {
@@ -42,8 +46,8 @@ void on_all_threads(F body) {
   if (failed) throw std::bad_alloc();
 }
 
-// What follows a normalisation: SiLU, or pieces of straight lines: z from 0 to `most`, `below` * z under 0, `most` beyond.
-// The identity, ReLU, ReLU6 and LeakyReLU are of that kind.
+// What follows a normalisation: SiLU, or pieces of straight lines: z from 0 to `most`, `below` * z under 0, `most`
+// beyond. The identity, ReLU, ReLU6 and LeakyReLU are of that kind.
 struct Activation {
   long silu;
   float below, most;
@@ -122,8 +126,8 @@ inline void with_activation(const Activation& activation, F use) {
   }
 }
 
-// Asks for numbers that will be read some microseconds later, while there are others to compute: the processor's own guesses
-// end at each page.
+// Asks for numbers that will be read some microseconds later, while there are others to compute: the processor's own
+// guesses end at each page.
 template <class T>
 inline void fetch(const T* from, long count) {
   for (long i = 0; i < count; i += long(64 / sizeof(T))) __builtin_prefetch(from + i, 0, 2);
@@ -146,7 +150,8 @@ inline void activate(const T* from, long channels, const Affine& affine, T* to, 
   });
 }
 
-// The gradient of what was normalised, from that of a pixel before the activation; asks for those `ahead` numbers further on.
+// The gradient of what was normalised, from that of a pixel before the activation; asks for those `ahead` numbers
+// further on.
 template <class T>
 inline void centre(const T* dz, const T* value, long channels, long ahead, const Centred& centred, T* to) {
   const float *scale = centred.scale.data(), *slope = centred.slope.data(), *constant = centred.constant.data();
@@ -194,7 +199,8 @@ struct StoreAndSum {
   void end(Sums& sums, long c) { sums.add(c, sum, squares); }
 };
 
-// or they are gradients, taken through the activation of x; those and their products with x minus the mean are added up.
+// or they are gradients, taken through the activation of x; those and their products with x minus the mean are added
+// up.
 template <class T>
 struct ThroughActivation {
   T* to;

@@ -21,7 +21,8 @@ class Aligned {
 
  public:
   long size;
-  explicit Aligned(long count, bool cleared = true) : memory((T*)std::aligned_alloc(64, (count * sizeof(T) / 64 + 1) * 64)), size(count) {
+  explicit Aligned(long count, bool cleared = true)
+      : memory((T*)std::aligned_alloc(64, (count * sizeof(T) / 64 + 1) * 64)), size(count) {
     if (!memory) throw std::bad_alloc();
     if (cleared) std::fill(begin(), end(), T{});
   }
@@ -34,9 +35,9 @@ constexpr long AHEAD = 4 * SIDE;  // pixels that are asked for before they are n
 
 inline long panels_of(long pixels) { return padded(pixels) / SIDE; }
 
-// A tensor whose channels lie in one or two places, each perhaps some of the channels of a wider tensor: `stride` numbers
-// from pixel to pixel, the first `split` channels in the first place. Unless all is side by side, vectors must not cross
-// pixels or places: the numbers of channels are multiples of V.
+// A tensor whose channels lie in one or two places, each perhaps some of the channels of a wider tensor: `stride`
+// numbers from pixel to pixel, the first `split` channels in the first place. Unless all is side by side, vectors must
+// not cross pixels or places: the numbers of channels are multiples of V.
 template <class T>
 struct SplitTensor {
   T* first;

@@ -1,6 +1,6 @@
 // 1x1 convolutions with what stands around them in a network: forwards the sums that the batch normalisation
-// after them needs, backwards that normalisation's second pass, so that neither reads memory once more. The input may be what
-// a convolution before left, to be normalised and activated on the way: that activation never exists.
+// after them needs, backwards that normalisation's second pass, so that neither reads memory once more. The input may
+// be what a convolution before left, to be normalised and activated on the way: that activation never exists.
 #include "float_products.h"
 #include "tiles.h"
 
@@ -39,7 +39,8 @@ inline void gather(const T* from, long stride, long channels, const Deferred& de
 
 // Copies a panel to `rows` from the row `to` on, through what is deferred; with `slopes` the activation's slope, too.
 template <class T>
-inline void gather(const Input<T>& in, long first, long count, const Rows<T>& rows, long to, const Rows<float>* slopes) {
+inline void gather(const Input<T>& in, long first, long count, const Rows<T>& rows, long to,
+                   const Rows<float>* slopes) {
   const long split = in.x.split, rest = in.channels - split;
   for (long r = 0; r < count; ++r) {  // in the order of memory
     float* slope = slopes ? slopes->at(r, 0) : nullptr;
@@ -65,7 +66,8 @@ void forward(const Input<T>& in, Shape d, const float* weight, const float* bias
     Range panels = my_share(d.panels());
     for (long group = panels.first; group < panels.last; group += GROUP) {
       const long num = std::min(GROUP, panels.last - group);
-      for (long i = 0; i < num && !as_it_is; ++i) gather<T>(in, (group + i) * SIDE, d.rows(group + i), rows, i * SIDE, nullptr);
+      for (long i = 0; i < num && !as_it_is; ++i)
+        gather<T>(in, (group + i) * SIDE, d.rows(group + i), rows, i * SIDE, nullptr);
       for (long i = 0; i < num; ++i) {
         const long first = (group + i) * SIDE;
         const T* from = as_it_is ? in.x.at(first, 0) : rows.at(i * SIDE, 0);
@@ -77,8 +79,8 @@ void forward(const Input<T>& in, Shape d, const float* weight, const float* bias
   add_up(found, d.outputs, sums);
 }
 
-// The gradient of the output before the activation that follows, the output, and the normalisations of its places; or the
-// gradient itself, and nothing else.
+// The gradient of the output before the activation that follows, the output, and the normalisations of its places; or
+// the gradient itself, and nothing else.
 template <class T>
 struct Output {
   SplitTensor<const T> dz, y;
@@ -110,7 +112,8 @@ struct Backward {
         const long channels = c ? d.outputs - split : split;
         const T* gradient = out.dz.at(first + r, c);
         if (out.y.first) {
-          centre(gradient, out.y.at(first + r, c), channels, AHEAD * out.y.step(c), out.centred[c > 0], dy.at(row + r, c));
+          const long ahead = AHEAD * out.y.step(c);
+          centre(gradient, out.y.at(first + r, c), channels, ahead, out.centred[c > 0], dy.at(row + r, c));
         } else {
           fetch(gradient + AHEAD * out.dz.step(c), channels);
           std::memcpy(dy.at(row + r, c), gradient, channels * sizeof(T));
@@ -140,9 +143,9 @@ struct Backward {
   }
 };
 
-// `dx` becomes the gradient of the input with `more` added; where something is deferred, the one before that activation,
-// whose sums go to `sums`: its own, and of its product with the input minus the mean. It has no place (null) where nobody
-// wants it, and `more` has none where there is nothing to add.
+// `dx` becomes the gradient of the input with `more` added; where something is deferred, the one before that
+// activation, whose sums go to `sums`: its own, and of its product with the input minus the mean. It has no place
+// (null) where nobody wants it, and `more` has none where there is nothing to add.
 template <class T>
 void backward(const Output<T>& out, const Input<T>& in, SplitTensor<const T> more, SplitTensor<T> dx, Shape d,
               const float* weight,

@@ -1,8 +1,10 @@
-// The first convolution, 6x6 with stride 2 and padding 2 on images of three channels, in bfloat16: forwards with the sums for
-// the batch normalisation after it, backwards with that normalisation's second pass. Nobody wants the gradient of an image.
+// The first convolution, 6x6 with stride 2 and padding 2 on images of three channels, in bfloat16: forwards with the
+// sums for the batch normalisation after it, backwards with that normalisation's second pass. Nobody wants the gradient
+// of an image.
 //
-// Six pixels of a row are 18 numbers side by side, and those of the next output begin 6 numbers later. So rows of a left matrix
-// lie in memory as the image does, 12 bytes apart, each 32 numbers of which the last 14 meet weights of zero.
+// Six pixels of a row are 18 numbers side by side, and those of the next output begin 6 numbers later. So rows of a
+// left matrix lie in memory as the image does, 12 bytes apart, each 32 numbers of which the last 14 meet weights of
+// zero.
 #include "tiles.h"
 
 #ifdef __AVX512BF16__
@@ -31,15 +33,17 @@ inline void row_as_bf16(const P* from, long count, bf16* to) {
   for (; i < count; ++i) put(to + i, from[i]);
 }
 
-// The last rows of images a thread has asked for, each made by make(row, place) for as many numbers as `length` says. Those of a
-// window of six lie one after the other: the first ones are kept twice. Rows outside of an image are zeros.
+// The last rows of images a thread has asked for, each made by make(row, place) for as many numbers as `length` says.
+// Those of a window of six lie one after the other: the first ones are kept twice. Rows outside of an image are zeros.
 class Window {
   static constexpr long KEPT = 8, TWICE = SIZE - 1;
   Aligned<bf16> memory;
   long length, held[KEPT];
 
  public:
-  explicit Window(long numbers) : memory((KEPT + TWICE) * numbers), length(numbers) { std::fill(held, held + KEPT, -1); }
+  explicit Window(long numbers) : memory((KEPT + TWICE) * numbers), length(numbers) {
+    std::fill(held, held + KEPT, -1);
+  }
   long step() const { return length; }
   // The six rows that row `row` of the output reads.
   template <class F>
@@ -97,51 +101,81 @@ void forward(const StemInput& d, const float* weight, bf16* y, double* sums) {
     const Row row(d);
     Window window(row.length());
     Rows<float> product(outputs);
+    Sums& own = found[omp_get_thread_num()];
     Range mine = my_share(d.count * d.out_height());
     for (long r = mine.first; r < mine.last; ++r) {
       const bf16* rows = window.at(d, r / d.out_height(), r % d.out_height(), row);
       for (long first = 0; first < width; first += SIDE) {
         const bf16* at = rows + first * STEP;
         for (long n = 0; n < product.width; n += SIDE)
-          multiply({at, at + 16 * STEP, STEP, window.step()}, packed.at(n), SIZE, product.at(0, n), product.width, false);
-        keep(product, nullptr, r * width + first, std::min(SIDE, width - first), whole, outputs, found[omp_get_thread_num()]);
+          multiply({at, at + 16 * STEP, STEP, window.step()}, packed.at(n), SIZE, product.at(0, n), product.width,
+                   false, TAPS / 2);
+        keep(product, nullptr, r * width + first, std::min(SIDE, width - first), whole, outputs, own);
       }
     }
   });
   add_up(found, outputs, sums);
 }
 
-// The same row as tiles of a right matrix: of each panel one for the first 16 of the 32 numbers, and after them those of the rest.
+constexpr long REST = TAPS - 16;  // taps of a row beyond its first tile; those of all rows share another one
+
+// The same row as a tile of a right matrix for each panel, of the first 16 taps; and after these tiles the pairs of the
+// others.
 class PackedRow {
   const StemInput& d;
   Row row;
   Aligned<bf16> numbers;
 
  public:
+  static constexpr long PAIRS = 2 * REST;  // numbers of two pixels
   explicit PackedRow(const StemInput& images) : d(images), row(images), numbers(row.length()) {}
-  long length() const { return 2 * d.panels() * TILE; }
+  long length() const { return d.panels() * (TILE + 16 * PAIRS); }
   void operator()(long source, bf16* to) {
     row(source, numbers.begin());
-    for (long p = 0; p < d.panels(); ++p)
-      for (long half = 0; half < 2; ++half)
-        pack_right(&numbers[p * SIDE * STEP + half * 16], STEP, to + (half * d.panels() + p) * TILE);
+    bf16* rest = to + d.panels() * TILE;
+    for (long p = 0; p < d.panels(); ++p) {
+      const bf16* panel = &numbers[p * SIDE * STEP];
+      pack_right(panel, STEP, to + p * TILE);
+      for (long pixel = 0; pixel < SIDE; ++pixel)
+        for (long i = 0; i < REST; ++i)
+          rest[(p * SIDE + pixel) / 2 * PAIRS + 2 * i + pixel % 2] = panel[pixel * STEP + 16 + i];
+    }
   }
 };
 
+// The tiles that hold the other taps of all rows, from those rows, one `step` after the other.
+void gather_rest(const bf16* rows, long step, long panels, bf16* tiles) {
+  constexpr long PAIRS = PackedRow::PAIRS;
+  for (long r = 0; r < 16 * panels; ++r)
+    for (long k = 0; k < SIZE; ++k)
+      std::memcpy(tiles + r * 32 + k * PAIRS, rows + k * step + panels * TILE + r * PAIRS, PAIRS * sizeof(bf16));
+}
+
+// From [outputs][wide], as the tiles have the taps, to [outputs][6][18].
+void in_order(const float* found, long outputs, long wide, float* dweight) {
+  for (long n = 0; n < outputs; ++n)
+    for (long k = 0; k < SIZE; ++k) {
+      const float* own = found + n * wide;
+      dweight = std::copy(own + k * 16, own + k * 16 + 16, dweight);
+      dweight = std::copy(own + SIZE * 16 + k * REST, own + SIZE * 16 + (k + 1) * REST, dweight);
+    }
+}
+
 void backward(const bf16* dz, const bf16* y, const Centred& centred, const StemInput& d, float* dweight) {
-  const long outputs = d.outputs, width = d.out_width(), panels = d.panels(), inputs = SIZE * SIDE;
-  const long threads = omp_get_max_threads(), size = padded(outputs) * inputs;
+  const long outputs = d.outputs, width = d.out_width(), panels = d.panels(), wide = padded((SIZE + 1) * 16);
+  const long threads = omp_get_max_threads(), size = padded(outputs) * wide;
   Aligned<float> dweights(threads * size);
   on_all_threads([&] {
     Tiles tiles;
     PackedRow row(d);
     Window window(row.length());
     Rows<bf16> dy(outputs);
-    Aligned<bf16> left(dy.width * panels * SIDE);
+    Aligned<bf16> left(dy.width * panels * SIDE), rest(panels * TILE);
     float* own = &dweights[omp_get_thread_num() * size];
     Range mine = my_share(d.count * d.out_height());
     for (long r = mine.first; r < mine.last; ++r) {
       const bf16* rows = window.at(d, r / d.out_height(), r % d.out_height(), row);
+      gather_rest(rows, window.step(), panels, rest.begin());
       for (long p = 0; p < panels; ++p) {
         const long count = std::min(SIDE, width - p * SIDE), at = (r * width + p * SIDE) * outputs;
         for (long i = 0; i < count; ++i)
@@ -149,17 +183,20 @@ void backward(const bf16* dz, const bf16* y, const Centred& centred, const StemI
         dy.clear(count, SIDE);
         for (long c = 0; c < outputs; c += 16) pack_left(dy.at(0, c), dy.width, &left[(c / 16 * panels + p) * TILE]);
       }
-      for (long n = 0; n < outputs; n += SIDE)
-        for (long k = 0; k < SIZE; ++k) {
-          const bf16 *a = &left[n / 16 * panels * TILE], *b = rows + k * window.step();
-          multiply({a, n + 16 < outputs ? a + panels * TILE : nullptr, SIDE, TILE}, {b, b + panels * TILE, TILE}, panels,
-                   own + n * inputs + k * SIDE, inputs, true);
-        }
+      for (long n = 0; n < outputs; n += SIDE) {
+        const bf16* a = &left[n / 16 * panels * TILE];
+        const Left gradients{a, n + 16 < outputs ? a + panels * TILE : nullptr, SIDE, TILE};
+        float* to = own + n * wide;
+        for (long k = 0; k < SIZE; k += 2)
+          multiply(gradients, {rows + k * window.step(), rows + (k + 1) * window.step(), TILE}, panels, to + k * 16,
+                   wide, true);
+        multiply(gradients, {rest.begin(), nullptr, TILE}, panels, to + SIZE * 16, wide, true);
+      }
     }
   });
-  std::vector<float> whole(outputs * inputs);
-  add_up(dweights, threads, outputs, inputs, whole.data());
-  for (long i = 0; i < outputs * SIZE; ++i) std::copy(&whole[i * SIDE], &whole[i * SIDE] + TAPS, dweight + i * TAPS);
+  std::vector<float> whole(outputs * wide);
+  add_up(dweights, threads, outputs, wide, whole.data());
+  in_order(whole.data(), outputs, wide, dweight);
 }
 
 }  // namespace

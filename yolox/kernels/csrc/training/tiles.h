@@ -1,8 +1,8 @@
-// Products of bfloat16 matrices, 32 rows by 32 columns at a time, in float32. Intel's matrix unit (AMX) multiplies tiles of
-// 16 rows of 64 bytes; without it, the dot products of pairs of AVX512-BF16 do, on the same layout in memory.
+// Products of bfloat16 matrices, 32 rows by 32 columns at a time, in float32. Intel's matrix unit (AMX) multiplies
+// tiles of 16 rows of 64 bytes; without it, the dot products of pairs of AVX512-BF16 do, on the same layout in memory.
 //
-// The left matrix lies in rows. The right one lies in tiles in which row r holds, side by side for each of 16 columns, the
-// two numbers 2r and 2r + 1 of that column.
+// The left matrix lies in rows. The right one lies in tiles in which row r holds, side by side for each of 16 columns,
+// the two numbers 2r and 2r + 1 of that column.
 #pragma once
 #include "panels.h"
 
@@ -104,23 +104,24 @@ inline void multiply_tiles(Left a, Right b, long steps, float* out, long out_row
 }
 #endif
 
+// Of each 32 numbers of depth only the first `pairs` pairs are multiplied: the others are zeros.
 template <bool RIGHT>
-inline void multiply_pairs(Left a, Right b, long steps, float* out, long out_row, bool add) {
-  constexpr long ROWS = 8;
+inline void multiply_pairs(Left a, Right b, long steps, long pairs, float* out, long out_row, bool add) {
+  constexpr long ROWS = RIGHT ? 8 : 16;  // 16 sums, so that none waits for the one before
   for (long first = 0; first < (a.bottom ? SIDE : 16); first += ROWS) {
     const bf16* rows = first < 16 ? a.top + first * a.row : a.bottom + (first - 16) * a.row;
     float* to = out + first * out_row;
     __m512 left[ROWS], right[ROWS];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (long r = 0; r < ROWS; ++r) {
       left[r] = add ? _mm512_loadu_ps(to + r * out_row) : _mm512_setzero_ps();
       if (RIGHT) right[r] = add ? _mm512_loadu_ps(to + r * out_row + 16) : _mm512_setzero_ps();
     }
     for (long s = 0; s < steps; ++s)
-      for (long k = 0; k < 16; ++k) {
+      for (long k = 0; k < pairs; ++k) {
         __m512bh columns = (__m512bh)_mm512_loadu_si512(b.left + s * b.step + k * 32), others = columns;
         if (RIGHT) others = (__m512bh)_mm512_loadu_si512(b.right + s * b.step + k * 32);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (long r = 0; r < ROWS; ++r) {
           int32_t pair;
           std::memcpy(&pair, rows + r * a.row + s * a.step + 2 * k, sizeof pair);
@@ -129,7 +130,7 @@ inline void multiply_pairs(Left a, Right b, long steps, float* out, long out_row
           if (RIGHT) right[r] = _mm512_dpbf16_ps(right[r], both, others);
         }
       }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (long r = 0; r < ROWS; ++r) {
       _mm512_storeu_ps(to + r * out_row, left[r]);
       if (RIGHT) _mm512_storeu_ps(to + r * out_row + 16, right[r]);
@@ -138,14 +139,16 @@ inline void multiply_pairs(Left a, Right b, long steps, float* out, long out_row
 }
 
 // `out`, 32 by 32 with `out_row` numbers from row to row, becomes the product over 32 * `steps`, or has it added.
-inline void multiply(Left a, Right b, long steps, float* out, long out_row, bool add) {
+// Beyond the first `pairs` pairs of each 32 both operands may be zeros, or one of them.
+inline void multiply(Left a, Right b, long steps, float* out, long out_row, bool add, long pairs = 16) {
 #ifdef MATRIX_UNIT
   if (matrix_unit()) {
-    if (a.bottom) return (b.right ? multiply_tiles<true, true> : multiply_tiles<true, false>)(a, b, steps, out, out_row, add);
-    return (b.right ? multiply_tiles<false, true> : multiply_tiles<false, false>)(a, b, steps, out, out_row, add);
+    auto* all = b.right ? multiply_tiles<true, true> : multiply_tiles<true, false>;
+    auto* top = b.right ? multiply_tiles<false, true> : multiply_tiles<false, false>;
+    return (a.bottom ? all : top)(a, b, steps, out, out_row, add);
   }
 #endif
-  (b.right ? multiply_pairs<true> : multiply_pairs<false>)(a, b, steps, out, out_row, add);
+  (b.right ? multiply_pairs<true> : multiply_pairs<false>)(a, b, steps, pairs, out, out_row, add);
 }
 
 // 16 numbers of two rows as 16 pairs.
@@ -195,15 +198,15 @@ inline void pack_left(const bf16* rows, long row, bf16* tile) {
 
 // A right matrix of `depth` rows and `columns` columns, both padded with zeros to whole tiles, rounded to bfloat16.
 class Packed {
-  long depth, columns, used;
+  long deep, depth, columns, used;  // rows that are used, and padded
   Aligned<bf16> tiles;
   bf16* tile(long row, long column) const { return &tiles[(column / 16 * (depth / 32) + row / 32) * TILE]; }
 
  public:
   // From a matrix in memory, or from its transpose: `weight` has `rows` rows of `wide` numbers, each a multiple of 16.
   Packed(const float* weight, long rows, long wide, bool transposed)
-      : depth(padded(transposed ? wide : rows)), columns(padded(transposed ? rows : wide)), used(transposed ? rows : wide),
-        tiles(depth * columns) {
+      : deep(transposed ? wide : rows), depth(padded(deep)), columns(padded(transposed ? rows : wide)),
+        used(transposed ? rows : wide), tiles(depth * columns) {
     if (transposed) {
       for (long n = 0; n < rows; ++n)
         for (long k = 0; k < wide; k += 16) {
@@ -225,6 +228,7 @@ class Packed {
     return {tile(0, column), column + 16 < used ? tile(0, column + 16) : nullptr, TILE};
   }
   long steps() const { return depth / 32; }
+  long pairs() const { return depth == 32 ? deep / 2 : 16; }
 };
 
 inline Left left_of(const Rows<bf16>& rows, long panel) {
@@ -241,7 +245,8 @@ struct Products<bf16> {
   static void multiply_panel(const bf16* rows, long stride, const Packed& weights, Rows<float>& product) {
     const Left left{rows, rows + 16 * stride, stride, SIDE};
     for (long n = 0; n < product.width; n += SIDE)
-      multiply(left, weights.at(n), weights.steps(), product.at(0, n), product.width, false);
+      multiply(left, weights.at(n), weights.steps(), product.at(0, n), product.width, false,
+               weights.pairs());
   }
 
   // Panels of inputs and of the output's gradients, until their share in the weights' gradient is added up at once.

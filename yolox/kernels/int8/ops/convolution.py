@@ -1,4 +1,4 @@
-"""Convolutions of any window, stride, dilation and number of groups, with what follows them."""
+"""Convolutions of any window, stride and number of groups, and what is computed as one: products and padding."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolox.kernels.int8.float_ir import Layer
-from yolox.kernels.int8.int8_ir import Activation, Feature, Floats, Matrix
+from yolox.kernels.int8.int8_ir import LARGEST_WINDOW, Activation, Feature, Floats, Matrix
 from yolox.kernels.int8.onnx_graph import Graph, Node
 from yolox.kernels.int8.ops.activation import activate, follower
 from yolox.kernels.int8.ops.conv_step import Conv
@@ -86,10 +86,6 @@ class Convolution(Layer):
     def __call__(self, *values: Tensor) -> Tensor:
         """Return [batch, out, height, width]."""
         return activate(self.linear(values[0], self.weight, self.bias), self.activation, self.alpha)
-
-    def multiply_accumulates(self, shape: tuple[int, ...]) -> int:
-        """See ``Layer``."""
-        return int(np.prod(shape[1:])) * self.weight.size
 
     def build(self, builder: Builder) -> None:
         """Append the steps, unless only a matrix is wanted: then ``Rows`` does."""
@@ -182,3 +178,54 @@ def read_convolution(graph: Graph, node: Node) -> None:
         raise node.refusal(f"weights {weight.shape}; expected two axes of pixels")
     window, groups = read_window(node), int(node.attributes.get("group", 1))
     append_convolution(graph, node, graph.feature(node.inputs[0], node), weight, np.array(bias), window, groups)
+
+
+def read_gemm(graph: Graph, node: Node) -> None:
+    """Read a Gemm with constant weights."""
+    weight = np.array(graph.constant(node, 1, "weights"), np.float32)
+    if node.attributes.get("transA", 0):
+        raise node.refusal("its first operand is transposed")
+    if not node.attributes.get("transB", 0):
+        weight = weight.T
+    bias = np.zeros(len(weight), np.float32)
+    if len(node.inputs) > 2:
+        given = np.array(graph.constant(node, 2, "biases"), np.float32) * node.attributes.get("beta", 1.0)
+        bias = np.broadcast_to(given.reshape(-1), bias.shape)
+    _append_product(graph, node, weight * node.attributes.get("alpha", 1.0), bias)
+
+
+def read_matmul(graph: Graph, node: Node) -> None:
+    """Read a MatMul of vectors with constant weights, and the addition of constants behind it."""
+    weight = np.array(graph.constant(node, 1, "weights"), np.float32)
+    if weight.ndim != 2 or graph.rank(node.inputs[0]) != 2:
+        raise node.refusal("expected vectors times a constant matrix")
+    _append_product(graph, node, weight.T, np.zeros(weight.shape[1], np.float32))
+
+
+def _append_product(graph: Graph, node: Node, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> None:
+    """Append a layer with weights [out, in]."""
+    origin = graph.flattened.get(node.inputs[0], node.inputs[0])
+    source = graph.feature(origin, node)
+    channels, height, width = graph.feature_shape(origin, node)
+    if channels * height * width != weight.shape[1]:
+        raise node.refusal(f"its weights take {weight.shape[1]} numbers, {channels * height * width} arrive")
+    weights = weight.reshape(len(weight), channels, height, width)
+    append_convolution(graph, node, source, weights, bias, Window(), 1)
+
+
+def read_pad(graph: Graph, node: Node) -> None:
+    """Read a Pad of rows and columns with zeros."""
+    pads = [int(size) for size in graph.constant(node, 1, "sizes")]
+    value = graph.optional(node, 2)
+    source, rank = graph.feature(node.inputs[0], node), graph.rank(node.inputs[0])
+    only_pixels = rank == 4 and len(pads) == 8 and not any((*pads[:2], *pads[4:6]))
+    if node.text("mode", "constant") != "constant" or not only_pixels or (value is not None and float(value) != 0.0):
+        raise node.refusal(f"sizes {pads} and mode {node.text('mode', 'constant')}; expected zeros around the pixels")
+    if not any(pads):
+        graph.features[node.output] = source
+        return
+    if max(map(abs, pads)) > LARGEST_WINDOW:
+        raise node.refusal(f"its sizes {pads} are larger than {LARGEST_WINDOW}")
+    channels = graph.feature_shape(node.inputs[0], node)[0]
+    window = Window(padding=(pads[2], pads[3], pads[6], pads[7]))
+    append_convolution(graph, node, source, np.ones((channels, 1, 1, 1)), np.zeros(channels), window, channels)
