@@ -224,10 +224,13 @@ def _from_artifact(folder: Path, trust: bool) -> Predictor:
         boxes, scores = model.run(images.astype(kind, copy=False))
         return np.asarray(boxes), np.asarray(scores)
 
+    names = model.metadata.get("class_names", ())
+    if not (isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)):
+        raise ModelFileError(f"'{folder}' names its classes by something else than text. Save the model again.")
     return Predictor(
         network,
         Size(*shape[2:]),
-        tuple(clean_name(str(name)) for name in model.metadata.get("class_names", ())),
+        tuple(map(clean_name, names)),
         f"'{folder}': {manifest.method}",
         manifest.method,
         manifest.method,
@@ -256,6 +259,13 @@ def _described_detector(metadata: Mapping[str, Any], folder: Path) -> nn.Module:
             f"'{folder}' describes a detector of depth {config.depth:g}, width {config.width:g} and "
             f"{config.num_classes} classes; expected at most {MAX_FACTOR:g}, {MAX_FACTOR:g} and {MAX_CLASSES}."
         )
+    with torch.device("meta"):
+        num_weights = sum(value.numel() for value in build_detector(config).state_dict().values())
+    num_bytes = sum(path.stat().st_size for path in folder.iterdir())
+    if num_bytes < num_weights:  # a byte each is less than any type takes
+        raise ModelFileError(
+            f"'{folder}' describes a detector of {num_weights} weights and has {num_bytes} bytes. It is damaged."
+        )
     with torch.random.fork_rng(devices=[]):
         return DecodedDetector(build_detector(config)).eval()
 
@@ -263,13 +273,16 @@ def _described_detector(metadata: Mapping[str, Any], folder: Path) -> nn.Module:
 def _from_onnx(path: Path) -> Predictor:
     """Load an ONNX file with ONNX Runtime: boxes and scores, or the one output of official exports."""
     from yolox.cpu.machine import read_machine
+    from yolox.inference.artifacts.manifest import MAX_NUMBERS
+    from yolox.inference.backends.base import as_model_error, memory_for
     from yolox.inference.backends.onnxruntime import read_onnx
     from yolox.prediction.official_output import boxes_and_scores, class_names_of, input_size_of
 
     model = read_onnx(path, read_machine().num_threads)
     batch, channels, height, width = model.input_shape if len(model.input_shape) == 4 else (None, 0, None, None)
     size = input_size_of(model.metadata) if height is None and width is None else Size(height or 0, width or 0)
-    if channels != 3 or size is None or 0 in size or model.num_outputs not in (1, 2):
+    largest = 0 if size is None else (batch or 1) * 3 * size.height * size.width
+    if channels != 3 or size is None or not 0 < largest <= MAX_NUMBERS or model.num_outputs not in (1, 2):
         raise ModelFileError(
             f"'{path}' takes {list(model.input_shape)} and gives {model.num_outputs} outputs; expected images "
             "[B, 3, H, W] of a fixed height and width (or of those in its metadata, input_size), and one or two "
@@ -277,8 +290,10 @@ def _from_onnx(path: Path) -> Predictor:
         )
 
     def network(images: NDArray[np.uint8]) -> tuple[Any, Any]:
-        return boxes_and_scores(model.runner(images), size, path)
+        with as_model_error(path):
+            return boxes_and_scores(model.runner(images), size, path)
 
-    _, scores = network(np.full((batch or 1, 3, *size), 114, np.uint8))
+    with as_model_error(path, memory_for(path, largest)):
+        _, scores = network(np.full((batch or 1, 3, *size), 114, np.uint8))
     names = class_names_of(model.metadata, scores.shape[2])
     return Predictor(network, size, names, f"'{path}': ONNX file", path.stem, "onnx", batch)

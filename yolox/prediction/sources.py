@@ -126,7 +126,7 @@ class Sources:
         if _ADDRESS.match(text):
             yield from _from_address(text)
             return
-        if text.isdigit() and not Path(text).exists():
+        if text.isdecimal() and len(text) < 10 and not Path(text).exists():
             yield _Stream(int(text), f"camera{text}", live=True)
             return
         path = Path(text).expanduser()

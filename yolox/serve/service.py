@@ -140,7 +140,7 @@ async def _predict(request: Any, predictor: Predictor, batcher: Batcher, limits:
 
 async def _body(request: Any, max_bytes: int) -> bytes:
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > max_bytes:
+    if declared.isdecimal() and int(declared) > max_bytes:
         raise _RefusalError(413, f"the body has {declared} bytes; at most {max_bytes} are taken")
     parts: list[bytes] = []
     size = 0

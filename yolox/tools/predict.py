@@ -201,7 +201,7 @@ def _class_indices(names: Sequence[str] | None, class_names: tuple[str, ...]) ->
     for name in names:
         if name in class_names:
             indices.append(class_names.index(name))
-        elif name.isdigit() and int(name) < len(class_names):
+        elif name.isdecimal() and len(name) < 10 and int(name) < len(class_names):
             indices.append(int(name))
         else:
             raise UsageError(

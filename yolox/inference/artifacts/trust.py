@@ -19,6 +19,7 @@ from yolox.errors import ModelFileError
 from yolox.inference.artifacts.manifest import MANIFEST_NAME, Manifest, file_entry
 
 MAX_XML_BYTES = 256 * 1024**2
+_MOST_DIGITS = 20  # Python converts no more than 4300
 _OPSET = re.compile(r"opset\d{1,3}")
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -137,7 +138,8 @@ def _check_weights(values: Mapping[str, Any], available: int, path: Path) -> Non
             raise ModelFileError(f"'{path}' names the file '{str(value)[:60]}', which no saved model does. Refused.")
     if "offset" in values and "size" in values:
         offset, size = str(values["offset"]), str(values["size"])
-        if not (offset.isdecimal() and size.isdecimal() and int(offset) + int(size) <= available):
+        short = max(len(offset), len(size)) <= _MOST_DIGITS
+        if not (short and offset.isdecimal() and size.isdecimal() and int(offset) + int(size) <= available):
             raise ModelFileError(f"'{path}' reads weights beyond the end of model.bin. Save the model again.")
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,9 +22,11 @@ from yolox.inference.backends.base import (
     Method,
     PrepareContext,
     Settings,
+    as_model_error,
     as_numpy,
     filled_up,
     like_inputs,
+    memory_for,
 )
 from yolox.precision_names import Precision
 
@@ -65,7 +66,7 @@ def make_session(model: bytes, threads: int, profile_prefix: str | None = None) 
     options = library.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # its errors are raised as well; printed, names in the file would reach the terminal
     options.graph_optimization_level = library.GraphOptimizationLevel.ORT_ENABLE_ALL
     if profile_prefix is not None:
         options.enable_profiling = True
@@ -203,7 +204,7 @@ class OnnxPart:
             MissingDependencyError: Without ONNX Runtime.
             ModelFileError: When the file is damaged.
         """
-        with _as_model_error(Path(MODEL)):
+        with as_model_error(Path(MODEL)):
             return make_session(self.model, self.threads)
 
     def __call__(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -244,7 +245,7 @@ def read_onnx(path: Path, threads: int) -> OnnxFile:
     except OSError as error:
         raise ModelFileError(f"'{path}' cannot be read: {error.strerror}. Check the path.") from error
     check_onnx(path)
-    with _as_model_error(path):
+    with as_model_error(path, memory_for(path)):
         session = make_session(content, threads)
     if len(session.get_inputs()) != 1:
         raise ModelFileError(f"'{path}' has {len(session.get_inputs())} inputs; expected one, the images.")
@@ -289,21 +290,11 @@ class OnnxRuntimeBackend:
         batch = manifest.fixed_batch
         try:
             runner = OnnxRuntimeRunner(path.read_bytes(), manifest.settings, batch, manifest.int8_share)
-            with _as_model_error(path):
+            with as_model_error(path):
                 assert runner._sessions
         except OSError as error:
             raise ModelFileError(f"'{path}' cannot be read: {error.strerror}. Save the model again.") from error
         return runner
-
-
-@contextmanager
-def _as_model_error(path: Path) -> Iterator[None]:
-    states = onnxruntime().capi.onnxruntime_pybind11_state
-    known = (states.InvalidProtobuf, states.InvalidGraph, states.InvalidArgument, states.NotImplemented, states.Fail)
-    try:
-        yield
-    except known as error:
-        raise ModelFileError(f"'{path}' is not a readable ONNX model. Save the model again.") from error
 
 
 def int8_share(model: bytes, inputs: Arrays) -> float:
