@@ -86,3 +86,15 @@ def spark_context() -> Iterator[Any]:
         context = pyspark.SparkContext(conf=conf)
     yield context
     context.stop()
+
+
+@pytest.fixture
+def bf16_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use kernels that multiply bfloat16: this processor's, or the portable ones where it has none."""
+    from yolox.kernels.library import SWITCH, kernels
+    from yolox.kernels.training.bindings import has_pointwise
+
+    if kernels() is None:
+        pytest.skip("no C++ compiler, or YOLOX_KERNELS=0")
+    if not has_pointwise():
+        monkeypatch.setenv(SWITCH, "portable")
