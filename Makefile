@@ -14,9 +14,10 @@ ifeq ($(shell grep -qs avx512_bf16 /proc/cpuinfo && echo yes),yes)
 DEMO_RECIPE += --precision bf16
 DEMO_METHODS += bf16 openvino_bf16
 endif
+FUZZED := coco yolo voc data_yaml experiments images checkpoints artifacts onnx
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help env ipex demo test quick lint docs slow bench bench-guard dist dist-check lock versions clean
+.PHONY: help env ipex demo test quick lint docs fuzz slow bench bench-guard dist dist-check lock versions clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,7 +31,7 @@ $(VENV)/.ready: setup.py constraints.txt
 	$(PY) -c 'import torch' 2>/dev/null || \
 	  timeout 300 $(PY) -m pip install --quiet --timeout 5 --retries 0 --no-deps --index-url $(TORCH_CPU_INDEX) $(TORCH) 2>/dev/null || \
 	  $(PY) -m pip install --quiet -c constraints.txt $(TORCH)
-	$(PY) -m pip install --quiet -c constraints.txt -e '.[inference,ray,spark,serve,tune,wandb,mlflow,dev]'
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[inference,ray,spark,tables,serve,tune,wandb,mlflow,dev]'
 	@# It asks for another build of the OpenCV that is here.
 	$(PY) -m pip install --quiet -c constraints.txt --no-deps trackers
 	touch $@
@@ -74,6 +75,11 @@ lint: env
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+fuzz: env  ## coverage-guided fuzzing of the readers of foreign files, FUZZ_SECONDS (3600) each; findings in fuzzing/
+	$(PY) -m pip install --quiet -r requirements/fuzz.txt
+	for reader in $(FUZZED); do $(PY) tests/fuzzing/fuzz.py $$reader $(or $(FUZZ_SECONDS),3600) fuzzing; done
+	@! ls fuzzing/*/findings/* 2>/dev/null
 
 slow: env  ## trainings to an AP, tens of minutes
 	$(PY) -m pytest -q -m slow

@@ -1,7 +1,9 @@
 """``python -m benchmarks.service_load MODEL IMAGE``: a running service under a bounded load, and right after it.
 
 The service is started on the loopback, asked by a number of clients for a number of seconds, at most so many times, and
-ended. What is printed: requests/s, answers by status, latency of the good ones, and of single requests afterwards.
+ended. With ``--load 0.9`` it is first asked as fast as it answers for a while, then at that share of the rate found.
+What is printed: requests/s, answers by status, latency of the good ones, memory in each tenth of the time, and latency
+of single requests afterwards.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-LARGEST_COUNT, LONGEST_S, MOST_CLIENTS = 100_000, 600.0, 64
+LARGEST_COUNT, LONGEST_S, MOST_CLIENTS = 1_000_000, 3600.0, 64
+TRIAL_S = 20.0
 AFTERWARDS = 20
 
 
@@ -30,25 +33,33 @@ class Load:
         data: The bytes of an image file.
         seconds: How long.
         count: Requests in all, at most.
+        rate: Requests a second, at most; None as fast as there are answers.
     """
 
-    def __init__(self, port: int, data: bytes, seconds: float, count: int) -> None:
+    def __init__(self, port: int, data: bytes, seconds: float, count: int, rate: float | None = None) -> None:
         self._port = port
         self._data = data
         self._until = time.monotonic() + seconds
         self._left = count
+        self._interval = 0.0 if rate is None else 1.0 / rate
+        self._next = time.monotonic()
         self._lock = threading.Lock()
         self.codes: Counter[int] = Counter()
         self.latencies_ms: list[float] = []
+        self.memory_mb: list[float | None] = []
 
-    def run(self, clients: int) -> float:
-        """Run the clients and return the seconds that it took."""
+    def run(self, clients: int, pid: int | None = None) -> float:
+        """Run the clients and return the seconds that it took; ``memory_mb`` is that of process ``pid`` meanwhile."""
         started = time.monotonic()
         threads = [threading.Thread(target=self._ask_on, daemon=True) for _ in range(clients)]
         for thread in threads:
             thread.start()
+        pause = max(0.1, (self._until - started) / 10)
         for thread in threads:
-            thread.join()
+            while thread.is_alive():
+                if pid is not None:
+                    self.memory_mb.append(_memory_mb(pid, "VmRSS"))
+                thread.join(pause)
         return time.monotonic() - started
 
     def _ask_on(self) -> None:
@@ -58,6 +69,8 @@ class Load:
                 if self._left == 0:
                     break
                 self._left -= 1
+                turn, self._next = self._next, max(self._next, time.monotonic()) + self._interval
+            time.sleep(max(0.0, turn - time.monotonic()))
             started = time.perf_counter()
             try:
                 connection.request("POST", "/predict", self._data)
@@ -83,6 +96,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--load", type=float, help="share of the highest rate, 0 to 1")
     args = parser.parse_args()
     clients, seconds = min(args.clients, MOST_CLIENTS), min(args.seconds, LONGEST_S)
     data = args.image.read_bytes()
@@ -91,22 +105,29 @@ def main() -> int:
         try:
             port = _port(process)
             Load(port, data, 5.0, AFTERWARDS).run(1)  # warm-up
-            load = Load(port, data, seconds, min(args.count, LARGEST_COUNT))
-            elapsed = load.run(clients)
+            rate = None
+            if args.load is not None:
+                trial = Load(port, data, TRIAL_S, LARGEST_COUNT)
+                elapsed = trial.run(clients)
+                rate = args.load * trial.codes[200] / elapsed
+            load = Load(port, data, seconds, min(args.count, LARGEST_COUNT), rate)
+            elapsed = load.run(clients, process.pid)
             after = Load(port, data, 30.0, AFTERWARDS)
             after.run(1)
-            memory_mb = _memory_mb(process.pid)
+            peak_mb = _memory_mb(process.pid, "VmHWM")
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(30)
     facts = {
         "clients": clients,
+        "wanted_requests_per_s": None if rate is None else round(rate, 1),
         "seconds": round(elapsed, 1),
         "requests_per_s": round(sum(load.codes.values()) / elapsed, 1),
         "answers": {str(code): number for code, number in sorted(load.codes.items())},
         "latency_ms": _quantiles(load.latencies_ms),
         "single_request_afterwards_ms": _quantiles(after.latencies_ms),
-        "peak_memory_mb": memory_mb,
+        "memory_mb": load.memory_mb,
+        "peak_memory_mb": peak_mb,
     }
     print(json.dumps(facts, indent=2))
     return 0 if load.codes[200] and after.codes[200] == AFTERWARDS else 1
@@ -127,9 +148,9 @@ def _quantiles(values: list[float]) -> dict[str, float]:
     return {"p50": round(cuts[49], 1), "p90": round(cuts[89], 1), "p99": round(cuts[98], 1)}
 
 
-def _memory_mb(pid: int) -> float | None:
+def _memory_mb(pid: int, kind: str) -> float | None:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{kind}:"):
             return round(int(line.split()[1]) / 1000, 1)
     return None
 

@@ -7,13 +7,12 @@ Only ``build_*`` functions and the tools read these objects; every building bloc
 from __future__ import annotations
 
 import functools
-import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal, get_type_hints
 
 from yolox.errors import UsageError, did_you_mean
-from yolox.fields import Ascending, FileName, Fixed, Multiple, Range, Text, convert
+from yolox.fields import Ascending, FileName, Fixed, Multiple, Range, Text, convert, shown
 from yolox.structures import Size
 
 STRIDE = 32
@@ -261,7 +260,7 @@ def flatten(values: Mapping[Any, Any]) -> dict[str, object]:
     for key, value in values.items():
         if key in SECTIONS:
             if not isinstance(value, Mapping):
-                raise UsageError(f"section '{key}' got {reprlib.repr(value)}, expected a mapping of its fields.")
+                raise UsageError(f"section '{key}' got {shown(value)}, expected a mapping of its fields.")
             flat.update({f"{key}.{name}": item for name, item in value.items()})
         else:
             flat[str(key)] = value

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from typing import Any
 from yolox.config import DataConfig, EvalConfig, Experiment, ModelConfig, apply_fields, flatten
 from yolox.errors import UsageError, did_you_mean
 from yolox.structures import Size
-from yolox.text_files import read_text
+from yolox.text_files import read_text, refuse_aliases
 
 _MAX_BYTES = 1_000_000  # of an experiment file
+_MAX_NUMBER = 1e100  # products of longer numbers take time, and Python does not print them
+_MAX_ALIASES = 10  # that merge one another, each more than once: their number is a power
 
 
 def _csp(name: str, depth: float, width: float) -> Experiment:
@@ -101,6 +104,7 @@ def _from_yaml(file: Path) -> Experiment:
 
     text = read_text(file, "an experiment", _MAX_BYTES, UsageError)
     try:
+        refuse_aliases(text, file, _MAX_ALIASES, UsageError)
         content = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:  # dates and depths are not YAMLErrors
         raise UsageError(f"'{file}' is not valid YAML: {str(error)[:300] or type(error).__name__}") from error
@@ -159,10 +163,14 @@ def _literal(file: Path, node: ast.expr) -> Any:
         left, right = _literal(file, node.left), _literal(file, node.right)
         if not all(isinstance(side, int | float) for side in (left, right)):
             raise _refuse(file, node, "only numbers are divided and multiplied")
-        if isinstance(node.op, ast.Div) and right:
-            return left / right
-        if isinstance(node.op, ast.Mult):
-            return left * right
+        number = None
+        with suppress(OverflowError):
+            if isinstance(node.op, ast.Div) and right:
+                number = left / right
+            elif isinstance(node.op, ast.Mult):
+                number = left * right
+        if number is not None and abs(number) < _MAX_NUMBER:
+            return number
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError, RecursionError, MemoryError, SyntaxError) as error:
@@ -179,6 +187,6 @@ def _is_super_call(node: ast.stmt) -> bool:
 
 def _refuse(file: Path, node: ast.stmt | ast.expr, rule: str) -> UsageError:
     return UsageError(
-        f"'{file}' line {node.lineno}: '{ast.unparse(node).splitlines()[0]}' is more than a field; {rule}. "
+        f"'{file}' line {node.lineno}: '{ast.unparse(node).splitlines()[0][:120]}' is more than a field; {rule}. "
         "Experiment files are read as values and never executed: set fields, or write the experiment as YAML."
     )

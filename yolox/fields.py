@@ -18,7 +18,7 @@ from yolox.structures import Size
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 _MAX_ITEMS = 10_000  # of a field that takes any number of them
 _MAX_WHOLE = 2**53  # the largest up to which a float tells all whole numbers apart
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # and halves of characters, which no file name has
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Range:
         """Refuse a number outside the range."""
         for number in value if isinstance(value, tuple) else (value,):
             if not self.low <= number <= self.high or (self.above and number == self.low):
-                raise UsageError(f"{key} got {_shown(number)}, expected {self}.")
+                raise UsageError(f"{key} got {shown(number)}, expected {self}.")
 
     def __str__(self) -> str:
         """Return the range in words."""
@@ -60,7 +60,7 @@ class Ascending:
     def check(self, key: str, value: Any) -> None:
         """Refuse another order."""
         if list(value) != sorted(value):
-            raise UsageError(f"{key} got {_shown(value)}, expected ascending numbers. Write the smaller one first.")
+            raise UsageError(f"{key} got {shown(value)}, expected ascending numbers. Write the smaller one first.")
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Fixed:
     def check(self, key: str, value: Any) -> None:
         """Refuse another value."""
         if value != self.value:
-            raise UsageError(f"{key} got {_shown(value)}, expected {self.value}: {self.why}. Leave it out.")
+            raise UsageError(f"{key} got {shown(value)}, expected {self.value}: {self.why}. Leave it out.")
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Multiple:
         """Refuse other edges."""
         if any(not 0 < edge <= self.high or edge % self.of for edge in value):
             raise UsageError(
-                f"{key} got {_shown(tuple(value))}, expected multiples of {self.of} up to {self.high}. "
+                f"{key} got {shown(tuple(value))}, expected multiples of {self.of} up to {self.high}. "
                 f"Try {self.of * 13},{self.of * 13}."
             )
 
@@ -104,7 +104,7 @@ class Text:
     def check(self, key: str, value: Any) -> None:
         """Refuse control characters."""
         if _CONTROL.search(value):
-            raise UsageError(f"{key} got {_shown(value)}, expected text without control characters.")
+            raise UsageError(f"{key} got {shown(value)}, expected text without control characters.")
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class FileName(Text):
         super().check(key, value)
         if not value.strip() or "/" in value or "\\" in value or value.startswith(".") or len(value.encode()) > 200:
             raise UsageError(
-                f"{key} got {_shown(value)}, expected a plain name: no '/', no '.' at its start, at most 200 bytes. "
+                f"{key} got {shown(value)}, expected a plain name: no '/', no '.' at its start, at most 200 bytes. "
                 "The folder above it is output_dir."
             )
 
@@ -162,7 +162,7 @@ def _convert_text(key: str, value: object, options: tuple[str, ...]) -> str:
 def _convert_bool(key: str, value: object) -> bool:
     if isinstance(value, bool):
         return value
-    text = str(value).strip().lower() if isinstance(value, str | int) else ""
+    text = value.strip().lower() if isinstance(value, str) else str(value) if value in (0, 1) else ""
     if text not in _TRUE + _FALSE:
         raise _refuse(key, value, "true or false")
     return text in _TRUE
@@ -202,9 +202,12 @@ def _convert_sequence(key: str, value: object, kind: Any) -> Any:
 
 
 def _refuse(key: str, value: object, expected: str, hint: str = "") -> UsageError:
-    return UsageError(f"{key} got {_shown(value)}, expected {expected}.{hint or ' Give a value of that kind.'}")
+    return UsageError(f"{key} got {shown(value)}, expected {expected}.{hint or ' Give a value of that kind.'}")
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """Return a short text of a value that a file may have made large."""
-    return reprlib.repr(value)
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python writes no number of more than 4300 digits
+        return f"{type(value).__name__} with a number of thousands of digits"

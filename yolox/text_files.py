@@ -93,9 +93,7 @@ def read_yaml(path: Path, expected: str) -> dict[str, Any]:
 
     text = read_text(path, expected, MAX_YAML_BYTES)
     try:
-        aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.BaseLoader))
-        if aliases > MAX_YAML_ALIASES:
-            raise DataError(f"'{path}' has {aliases} aliases; expected at most {MAX_YAML_ALIASES}. Write them out.")
+        refuse_aliases(text, path, MAX_YAML_ALIASES, DataError)
         content = yaml.load(text, Loader=yaml.BaseLoader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
@@ -103,3 +101,17 @@ def read_yaml(path: Path, expected: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError(f"'{path}' holds {type(content).__name__}; expected {expected}.")
     return content
+
+
+def refuse_aliases(text: str, path: Path, most: int, error: type[YoloxError]) -> None:
+    """Refuse YAML with many aliases, which stand for trees of any size.
+
+    Raises:
+        YoloxError: Of the kind ``error``.
+        yaml.YAMLError: When it is no YAML.
+    """
+    import yaml
+
+    aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.BaseLoader))
+    if aliases > most:
+        raise error(f"'{path}' has {aliases} aliases; expected at most {most}. Write them out.")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import random
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
-from yolox.data.image_files import MAX_PIXELS, list_images, read_file_size, read_image, why_unreadable
+from yolox.data.image_files import MAX_PIXELS, decode, list_images, read_file_size, read_image, why_unreadable
 from yolox.structures import Size
 
 
@@ -229,3 +230,15 @@ def test_damaged_bytes_never_raise(tmp_path: Path) -> None:
             image = read_image(path, Size(30, 40))
             assert image is None or (image.dtype == np.uint8 and image.ndim == 3)
             assert isinstance(why_unreadable(path), str)
+
+
+def test_deep_images_take_little_more_memory_than_their_pixels() -> None:
+    """The floats of a whole 16-bit image took 40 times its pixels as bytes: gigabytes for a file of 100 kB."""
+    data = bytes(cv2.imencode(".png", np.zeros((1500, 1500, 4), np.uint16))[1])
+    tracemalloc.start()
+    image = decode(data, Size(1500, 1500))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert image is not None
+    assert image.shape == (1500, 1500, 3)
+    assert peak < 8 * image.size

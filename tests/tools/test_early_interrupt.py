@@ -1,8 +1,9 @@
-"""Ctrl-C in the first moments of a command, while it imports: exit code 130 and one line, as later on."""
+"""Ctrl-C and SIGTERM at any moment of a command: its exit code, one line, and nothing left behind."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -66,3 +67,38 @@ def test_heavy_imports_stop_quietly(tmp_path: Path) -> None:
 def test_other_programs_keep_their_interrupts(tmp_path: Path) -> None:
     code = "import signal, yolox.tools.train; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
     assert run(tmp_path, "nothing", "-c", code).stdout == "True\n"
+
+
+TERMINATED = """
+import os, signal, sys, tempfile
+from yolox.tools.arguments import run_tool
+
+def body():
+    with tempfile.TemporaryDirectory(prefix="of-a-tool-"):
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+
+sys.exit(run_tool(body))
+"""
+
+
+def test_sigterm_leaves_no_temporary_folder(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", TERMINATED]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", "stopped by SIGTERM\n")
+    assert not list(tmp_path.glob("of-a-tool-*"))
+
+
+KILLED = """
+import os, signal
+from yolox.data.loader import worker_context
+kept = worker_context("spawn").Semaphore()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_semaphores_of_a_killed_process_are_no_news() -> None:
+    """Python removes them, and printed a warning with its source line into the terminal of a run that was over."""
+    done = subprocess.run([sys.executable, "-c", KILLED], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGKILL, "")

@@ -9,13 +9,20 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from yolox.config import experiment_to_dict
 from yolox.data.sample_dataset import draw_sample_set
+from yolox.experiments import EXPERIMENTS
+from yolox.kernels.library import SWITCH, host_variants
+from yolox.models.detector import build_detector
+from yolox.prediction.models import load_predictor
 from yolox.recipe.module import YoloxModule
 from yolox.structures import Batch
 from yolox.tools import train as train_tool
@@ -61,25 +68,68 @@ def test_the_same_command_gives_the_same_weights(
     assert differing(weights(tmp_path / "a"), weights(tmp_path / "b")) == []
 
 
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.parametrize("more", [(), ("--num_processes", "2")], ids=["1 process", "2 processes"])
+@pytest.mark.parametrize("variant", [*(one.name for one in host_variants()), "0"])
+def test_every_kernel_repeats_its_weights(
+    variant: str, more: tuple[str, ...], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With each instruction set that this processor has, and with PyTorch's operators alone."""
+    monkeypatch.setenv(SWITCH, variant)
+    for name in ("a", "b"):
+        given = [*words(data, tmp_path / name, *more, "--precision", "bf16", "--num_workers", "0")]
+        assert train_tool.main([*given, "max_epoch", "1", "warmup_epochs", "0"]) == 0
+    assert differing(weights(tmp_path / "a"), weights(tmp_path / "b")) == []
+
+
 @pytest.mark.parametrize("epochs", [30, pytest.param(700, marks=pytest.mark.slow)])
 def test_memory_stays_level_over_steps(
     epochs: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three steps an epoch, and an evaluation and a checkpoint in every tenth."""
+    """Three steps an epoch, and an evaluation and a checkpoint in every third: 2,100 steps and 233 evaluations."""
     resident: list[int] = []
     step = YoloxModule.training_step
 
     def measured(self: YoloxModule, batch: Batch, batch_idx: int) -> Tensor:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        resident.append(pages * os.sysconf("SC_PAGE_SIZE"))
+        resident.append(resident_bytes())
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(YoloxModule, "training_step", measured)
     given = words(data, tmp_path, "--num_workers", "0", "max_epoch", str(epochs))
-    assert train_tool.main([*given, "eval_interval", "10", "no_aug_epochs", "0"]) == 0
+    assert train_tool.main([*given, "eval_interval", "3", "no_aug_epochs", "0"]) == 0
     assert len(resident) == 3 * epochs
     settled = len(resident) // 2  # by then every size was seen
     assert resident[-1] - resident[settled] < 16e6
+    report(f"{len(resident)} steps, {epochs // 3} evaluations", resident)
+
+
+@pytest.mark.parametrize("amount", [200, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_memory_stays_level_over_predictions(amount: int, tmp_path: Path) -> None:
+    """Of images of all sizes."""
+    model = replace(EXPERIMENTS["yolox_nano"].model, width=0.0625, num_classes=2)
+    experiment = replace(EXPERIMENTS["yolox_nano"], model=model)
+    content = {"format": 1, "model": build_detector(model).state_dict(), "class_names": ["a", "b"]}
+    torch.save({**content, "experiment": experiment_to_dict(experiment)}, tmp_path / "a.pth")
+    predictor = load_predictor(tmp_path / "a.pth", input_size=64)
+    sizes = np.random.default_rng(0)
+    resident = []
+    for _ in range(amount):
+        height, width = sizes.integers(16, 256, 2)
+        predictor([np.full((height, width, 3), 90, np.uint8)], confidence=0.001, nms_iou=0.5)
+        resident.append(resident_bytes())
+    assert resident[-1] - resident[amount // 2] < 16e6
+    report(f"{amount} predictions", resident)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def report(what: str, resident: list[int]) -> None:
+    """Print the figures of docs/reliability.md (``pytest -s`` shows them)."""
+    tenths = [resident[len(resident) * part // 10] for part in range(1, 10)] + [resident[-1]]
+    sys.stdout.write(f"\n{what}: resident MB after each tenth {[round(size / 1e6) for size in tenths]}\n")
 
 
 def best_is_in_step_with_latest(out: Path) -> bool:

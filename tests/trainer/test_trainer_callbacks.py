@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -175,3 +176,27 @@ def test_auto_lr_scales_a_scheduler_or_refuses_it() -> None:
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.2)
     with pytest.raises(UsageError, match="cannot scale the rates of object"):
         ScaledLearningRate().on_train_start(pretend_trainer(2, [object()], optimizer), None)  # type: ignore[arg-type]
+
+
+class AskedAgain(Callback):
+    """Asks the run to stop, and once more while it is being closed."""
+
+    def __init__(self) -> None:
+        self.went_on = False
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_exception(self, *_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        self.went_on = True
+
+
+def test_a_second_sigterm_does_not_interrupt_the_end(tmp_path: Path) -> None:
+    """It raised in whatever was running, such as the destructor of a data loader, which printed a traceback."""
+    again = AskedAgain()
+    with pytest.raises(SystemExit) as stop:
+        make_trainer(tmp_path, callbacks=[again]).fit(make_module(), make_loader())
+    assert stop.value.code == 143
+    assert again.went_on
+    assert (tmp_path / "interrupted.ckpt").exists()

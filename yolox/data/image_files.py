@@ -25,6 +25,9 @@ OTHER_IMAGE_SUFFIXES = frozenset(
 """Endings of image files that are left out; whoever lists a folder says how many there are."""
 MAX_PIXELS = 178_956_970
 """Larger images are refused from their header: 512 MiB as 8-bit BGR, the limit at which Pillow refuses too."""
+_MAX_EXACT_PIXELS = 1 << 25
+"""Larger images are decoded to 8-bit colour at once: four floats a pixel would take gigabytes for a small file."""
+_STRIPE_ROWS = 64
 _REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _TIFF = (b"II*\0", b"MM\0*")
@@ -92,7 +95,8 @@ def decode(data: bytes, expected: Size, factor: int = 1) -> Image | None:
         return _decode_jpeg(data, expected, factor)
     if data[:4] in _TIFF and orientation != 1:
         return _decode_with_pillow(data)  # OpenCV 5 fails on turned TIFF files
-    raw = _imdecode(data, cv2.IMREAD_UNCHANGED)
+    large = size.height * size.width > _MAX_EXACT_PIXELS
+    raw = _imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION if large else cv2.IMREAD_UNCHANGED)
     image = None if raw is None else _to_bgr(raw)
     return None if image is None else _turned(image, orientation, expected)
 
@@ -131,24 +135,41 @@ def _decode_with_pillow(data: bytes) -> Image | None:
 
 def _to_bgr(raw: NDArray[Any]) -> Image | None:
     """Return pixels of any depth and 1, 3 or 4 channels as 8-bit BGR; ``None`` for other channels."""
-    levels = raw
+    channels = 1 if raw.ndim == 2 else raw.shape[2]
+    if channels not in (1, 3, 4):
+        return None
+    if channels == 3 and raw.dtype == np.uint8:
+        return raw
+    scale = _scale_of(raw)
+    image = np.empty((*raw.shape[:2], 3), np.uint8)
+    for row in range(0, len(raw), _STRIPE_ROWS):  # the floats of a whole image would take several times its memory
+        levels = _levels(raw[row : row + _STRIPE_ROWS], scale)
+        if channels == 4:
+            opacity = levels[..., 3:].astype(np.float32) / 255
+            levels = np.rint(levels[..., :3] * opacity + _BEHIND * (1 - opacity)).astype(np.uint8)
+        image[row : row + _STRIPE_ROWS] = levels if channels > 1 else levels.reshape(*levels.shape[:2], 1)
+    return image
+
+
+def _scale_of(raw: NDArray[Any]) -> float:
+    """Return what makes levels from 0 to 255 of an image's numbers."""
+    if raw.dtype == np.uint8:
+        return 1.0
     if raw.dtype == np.uint16:
         # cameras store 12 bits in 16: scaled by 65535 such an image would be black
-        top = 4095 if raw.max(initial=0) <= 4095 else 65535
-        levels = np.rint(raw * (255.0 / top)).astype(np.uint8)
-    elif raw.dtype != np.uint8:
-        values = np.nan_to_num(raw.astype(np.float64), posinf=0.0, neginf=0.0)
-        top = values.max(initial=0.0)
-        scale = 255.0 if 0 < top <= 1 else 255.0 / max(255.0, top)
-        levels = np.rint(np.clip(values * scale, 0, 255)).astype(np.uint8)
-    channels = 1 if levels.ndim == 2 else levels.shape[2]
-    if channels == 1:
-        return cast("Image", cv2.cvtColor(levels, cv2.COLOR_GRAY2BGR))
-    if channels == 4:
-        opacity = levels[..., 3:].astype(np.float32) / 255
-        shown = levels[..., :3] * opacity + _BEHIND * (1 - opacity)
-        return np.rint(shown).astype(np.uint8)
-    return levels if channels == 3 else None
+        return 255.0 / (4095 if raw.max(initial=0) <= 4095 else 65535)
+    top = max((float(_finite(row).max(initial=0.0)) for row in raw), default=0.0)
+    return 255.0 if 0 < top <= 1 else 255.0 / max(255.0, top)
+
+
+def _levels(raw: NDArray[Any], scale: float) -> NDArray[np.uint8]:
+    if raw.dtype == np.uint8:
+        return raw
+    return np.rint(np.clip(_finite(raw) * scale, 0, 255)).astype(np.uint8)
+
+
+def _finite(raw: NDArray[Any]) -> NDArray[np.float64]:
+    return np.nan_to_num(raw.astype(np.float64), posinf=0.0, neginf=0.0)
 
 
 def _turned(image: Image, orientation: int, expected: Size) -> Image:

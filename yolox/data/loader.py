@@ -56,6 +56,7 @@ def default_start_method() -> str:
 def worker_context(start_method: str | None) -> Any:
     """Return the multiprocessing context of the workers."""
     keep_socket_paths_short()
+    _start_resource_tracker()
     context: Any = multiprocessing.get_context(start_method or default_start_method())
     if context.get_start_method() == "forkserver":
         # torch and cv2 also by name: some Python versions look for preloaded modules in site-packages only
@@ -64,9 +65,24 @@ def worker_context(start_method: str | None) -> Any:
     return context
 
 
+def _start_resource_tracker() -> None:
+    """Start Python's process that removes the semaphores of a killed one, and need not print a warning about them.
+
+    It is started before the fork server, too, as it would lift that one's block of signals.
+    """
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [before, "ignore:resource_tracker:UserWarning"]))
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
+
+
 def _start_fork_server() -> None:
     """Start the fork server deaf to Ctrl-C, which a terminal sends to it as well, in the middle of its imports."""
-    resource_tracker.ensure_running()  # started below, it would lift the block
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the new process inherits what is blocked
     try:
         forkserver.ensure_running()

@@ -64,24 +64,33 @@ def _in_pixels(centres: NDArray[np.float32], size: Size) -> bool:
     return bool((spread > 0.3 * np.array([size.width, size.height])).all())
 
 
-def class_names_of(metadata: Mapping[str, str], count: int) -> tuple[str, ...]:
-    """Return the class names in an ONNX file's metadata; 80 classes without names are those of COCO."""
-    try:
-        names = json.loads(metadata.get("class_names", "null"))
-    except json.JSONDecodeError:
-        names = None
-    if isinstance(names, list) and len(names) == count:
+def class_names_of(metadata: Mapping[str, str], count: int | None) -> tuple[str, ...]:
+    """Return the class names in a file's metadata; 80 classes without names are those of COCO.
+
+    Args:
+        metadata: Text by name.
+        count: Number of classes of its output; None where the output does not tell: then the names alone count.
+    """
+    names = _entry(metadata, "class_names")
+    if isinstance(names, list) and count in (None, len(names)):
         return tuple(clean_name(str(name)) for name in names)
+    if count is None:
+        return ()
     return COCO_NAMES if count == len(COCO_NAMES) else tuple(f"class {index}" for index in range(count))
 
 
 def input_size_of(metadata: Mapping[str, str]) -> Size | None:
     """Return the height and width in an ONNX file's metadata, or None where it names none that a detector can have."""
-    try:
-        sides = json.loads(metadata.get("input_size", "null"))
-    except json.JSONDecodeError:
-        return None
+    sides = _entry(metadata, "input_size")
     usable = isinstance(sides, list) and len(sides) == 2 and all(type(side) is int for side in sides)
     if not usable or any(not 0 < side <= _LARGEST_SIDE or side % _STRIDES[-1] for side in sides):
         return None
     return Size(*sides)
+
+
+def _entry(metadata: Mapping[str, str], name: str) -> Any:
+    """Return an entry of an ONNX file's metadata, None where it is absent or no JSON."""
+    try:
+        return json.loads(metadata.get(name, "null"))
+    except (ValueError, RecursionError):  # not only JSONDecodeError: a number may have too many digits
+        return None

@@ -16,7 +16,7 @@ from yolox.prediction.results import Boxes, Result
 from yolox.prediction.sources import decode_bytes
 from yolox.serve.batching import Batcher, BusyError
 from yolox.serve.metrics import Metrics
-from yolox.structures import Detections, Image
+from yolox.structures import Detections, Image, Size
 
 _log = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ async def _predict(request: Any, predictor: Predictor, batcher: Batcher, limits:
 
 async def _body(request: Any, max_bytes: int) -> bytes:
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > max_bytes:
+    if declared.isdecimal() and int(declared) > max_bytes:
         raise _RefusalError(413, f"the body has {declared} bytes; at most {max_bytes} are taken")
     parts: list[bytes] = []
     size = 0
@@ -169,7 +169,7 @@ def _result(image: Image, found: Detections, predictor: Predictor, elapsed_ms: f
     names = predictor.class_names
     called = tuple(names[label] if label < len(names) else f"class {label}" for label in found.labels.tolist())
     boxes = Boxes(found.boxes_xyxy, found.scores, found.labels, called)
-    return Result(image, boxes, names, "request", elapsed_ms=elapsed_ms)
+    return Result(image, Size(*image.shape[:2]), boxes, names, "request", elapsed_ms=elapsed_ms)
 
 
 def serve(

@@ -23,7 +23,7 @@ from yolox.errors import MissingDependencyError, UsageError, YoloxError, printab
 from yolox.experiments import experiment_from_file, get_experiment
 from yolox.fields import Range, convert
 from yolox.files import describe_failed_write, write_text
-from yolox.tools.early_interrupt import INTERRUPTED, raise_on_interrupt
+from yolox.tools.early_interrupt import INTERRUPTED, signals_as_exceptions
 from yolox.tools.parser import ToolParser
 
 __all__ = [
@@ -284,14 +284,14 @@ def run_tool(body: Callable[[], object]) -> int:
     """Run a tool's body and return the exit code of the process: what it returns if that is a number, else 0.
 
     Mistakes of the user become one message without a traceback and their own code (2 usage, 3 data, 4 model file,
-    5 missing library), so does a full disk; Ctrl-C becomes 130; anything else keeps its traceback and becomes 1.
+    5 missing library), so does a full disk; Ctrl-C becomes 130 and SIGTERM 143; anything else is a traceback and 1.
     """
     _show_log()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal may lack letters that a message has
     try:
-        raise_on_interrupt()
-        code = copy_context().run(body)  # the inputs that a run announces are its own
+        with signals_as_exceptions():
+            code = copy_context().run(body)  # the inputs that a run announces are its own
         return code if isinstance(code, int) else 0
     except YoloxError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -63,7 +63,7 @@ def _run(args: argparse.Namespace) -> None:
 def _read_json(path: Path, key: str | None) -> Any:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"'{path}' cannot be read as JSON: {error}. Give what 'yolox preprocess' wrote.") from error
     if key is not None and not (isinstance(content, dict) and key in content):
         raise DataError(f"'{path}' has no '{key}'; expected a COCO annotation file or the index of 'yolox preprocess'.")

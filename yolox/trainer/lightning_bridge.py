@@ -276,20 +276,25 @@ class StopSignals(_SignalConnector):
     """Notes SIGTERM, and Ctrl-C in a fit, instead of acting inside the handler, where a collective may be under way."""
 
     stop_signal = 0
+    stopping = False
 
     def register_signal_handlers(self) -> None:
         """Take over the signals for one run; Lightning gives them back afterwards."""
         existing = getattr(signal.getsignal(signal.SIGTERM), "__module__", None) or ""
         super().register_signal_handlers()
-        self.stop_signal = 0
-        if existing.startswith("ray."):  # Ray's handler ends the process at once, and Lightning would call it as well
+        self.stop_signal, self.stopping = 0, False
+        # these handlers end the process at once, and Lightning would call them as well: Ray's and that of our commands
+        if existing.startswith(("ray.", "yolox.")):
             self._register_signal(signal.SIGTERM, self._sigterm_notifier_fn)
         # a process started in the background of a script ignores Ctrl-C, and shall go on doing so
         if self.trainer.state.fn == TrainerFn.FITTING and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
             self._register_signal(signal.SIGINT, self._sigterm_notifier_fn)
 
     def _sigterm_notifier_fn(self, signum: int, _: Any) -> None:
+        if self.stopping:  # an exception while things are closed would only be printed
+            return
         if self.stop_signal:
+            self.stopping = True
             raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signum)
         self.stop_signal = signum
         if not isinstance(self.trainer.strategy, LauncherStrategy):  # else the supervisor has said so
@@ -331,6 +336,12 @@ def stop_requested(trainer: pl.Trainer) -> int:
     anyone = torch.tensor([mine])
     dist.all_reduce(anyone, op=dist.ReduceOp.MAX)
     return int(anyone.item())
+
+
+def ignore_more_stop_signals(trainer: pl.Trainer) -> None:
+    """Have ``trainer`` end in order from now on, however often it is asked to stop."""
+    if isinstance(connector := trainer._signal_connector, StopSignals):
+        connector.stopping = True
 
 
 def synchronise_batchnorm(trainer: pl.Trainer) -> None:

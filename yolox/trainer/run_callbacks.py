@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import Callback
 
 from yolox.errors import UsageError
 from yolox.kernels.training.acceleration import accelerate, restore
-from yolox.trainer.lightning_bridge import set_counters_, stop_requested
+from yolox.trainer.lightning_bridge import ignore_more_stop_signals, set_counters_, stop_requested
 
 _log = logging.getLogger(__name__)
 
@@ -138,4 +138,5 @@ class GracefulStop(Callback):
             _log.warning(
                 "stopped by %s at step %d; go on from '%s'", signal.Signals(signum).name, trainer.global_step, path
             )
+        ignore_more_stop_signals(trainer)
         raise SystemExit(128 + signum)

@@ -112,6 +112,8 @@ def _column(rows: Sequence[Any], source: str, table: str, key: str) -> NDArray[n
     try:
         given = [row[key] for row in rows]
         values = np.array([int(value) if isinstance(value, str) else value for value in given])
+        if values.ndim != 1:  # lists in place of numbers
+            raise ValueError(values.shape)
         if values.size == 0 or values.dtype.kind == "i":
             return values.astype(np.int64)
         if values.dtype.kind == "f" and bool(((values == np.floor(values)) & (np.abs(values) < 2**53)).all()):
@@ -193,9 +195,15 @@ def _lookup(values: NDArray[np.int64], known: NDArray[np.int64], source: str, wh
 
 def _read_areas(rows: Sequence[Any], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the areas of the file; where there is none, that of the box."""
-    given = [row.get("area") for row in rows]
-    areas = np.array([area if isinstance(area, (int, float)) else np.nan for area in given], np.float64)
+    areas = np.array([_area(row.get("area")) for row in rows], np.float64)
     return np.where(np.isfinite(areas), areas, boxes[:, 2] * boxes[:, 3])
+
+
+def _area(value: object) -> float:
+    try:
+        return float(value) if isinstance(value, (int, float)) else np.nan
+    except OverflowError:
+        return np.nan
 
 
 def _read_boxes(rows: Sequence[Any], source: str) -> NDArray[np.float64]:

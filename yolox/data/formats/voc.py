@@ -159,7 +159,8 @@ def _name(item: ET.Element) -> str:
 def _size(root: ET.Element) -> Size | None:
     """Return the size that the XML gives, if any."""
     try:
-        height, width = (int(float(root.findtext(f"size/{edge}") or 0)) for edge in ("height", "width"))
+        # one that fits no integer is refused with the other absurd ones
+        height, width = (int(min(float(root.findtext(f"size/{edge}") or 0), 2.0**53)) for edge in ("height", "width"))
     except (ValueError, OverflowError):
         return None
     return Size(height, width) if height > 0 and width > 0 else None

@@ -20,6 +20,8 @@ from yolox.text_files import read_lines, read_yaml
 YAML_SUFFIXES = (".yaml", ".yml")
 _EXPECTED = "YAML with train, val and names"
 _FEW_LABELS = 0.5
+_MOST_DIGITS = 18  # Python converts no more than 4300
+_MOST_NAMELESS = 10**6
 _TOO_MANY_BEYOND = 0.1  # share of boxes with values above 2 at which they are taken for pixels
 
 
@@ -131,29 +133,35 @@ def _note_unlabelled(
 
 def _class_names(path: Path, config: dict[str, Any]) -> list[str]:
     names = config.get("names")
-    number = str(config.get("nc") or "")
+    number = _whole_number(config.get("nc"))
     if isinstance(names, dict):
-        keys = sorted(int(key) if str(key).isdecimal() else -1 for key in names)
+        keys = sorted(_whole_number(key) for key in names)
         if keys != list(range(len(names))):
             raise DataError(f"'{path}': names has keys {list(names)[:5]}; expected 0, 1, 2 and so on.")
-        names = [names[key] for key in sorted(names, key=int)]
+        names = [names[key] for key in sorted(names, key=_whole_number)]
     if isinstance(names, list) and names:
         if not all(isinstance(name, str) for name in names):
             raise DataError(f"'{path}': names holds lists or mappings; expected the names themselves. Correct it.")
-        if number.isdecimal() and int(number) != len(names):
+        if number >= 0 and number != len(names):
             raise DataError(f"'{path}': nc is {number}, but names has {len(names)}; expected as many. Correct it.")
         return names
-    if number.isdecimal() and 0 < len(number) <= 6 and int(number) > 0:
-        return [f"class {i}" for i in range(int(number))]
+    if 0 < number < _MOST_NAMELESS:
+        return [f"class {i}" for i in range(number)]
     raise DataError(f"'{path}' has no 'names'; expected the list of class names.")
 
 
 def _num_keypoint_values(config: dict[str, Any]) -> int:
     """Return how many numbers of a line behind the box are key points (``kpt_shape: [17, 3]``)."""
     shape = config.get("kpt_shape")
-    if isinstance(shape, list) and len(shape) == 2 and all(str(item).isdecimal() for item in shape):
-        return int(shape[0]) * int(shape[1])
+    if isinstance(shape, list) and len(shape) == 2 and all(_whole_number(item) >= 0 for item in shape):
+        return _whole_number(shape[0]) * _whole_number(shape[1])
     return 0
+
+
+def _whole_number(value: object) -> int:
+    """Return a number as YAML has it, -1 for anything else and for one of too many digits."""
+    text = str(value)
+    return int(text) if text.isdecimal() and len(text) <= _MOST_DIGITS else -1
 
 
 def _images(places: Sequence[Path], root: Path, source: str, findings: list[Finding]) -> list[Path]:

@@ -11,14 +11,15 @@ from typing import Any
 
 from yolox.errors import ModelFileError
 from yolox.files import sha256_of, write_text
+from yolox.inference.artifacts.structure import num_leaves
 from yolox.inference.backends.base import Settings
 from yolox.precision_names import Precision
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = 2
 MAX_BYTES = 16 * 1024**2
-MAX_NUMBERS = 2**31
-"""Numbers in one input, at most: a stranger's manifest shall not make this process take all memory."""
+MAX_NUMBERS = 2**27
+"""Numbers in one image, or in a batch of fixed size, at most: a stranger's model shall not take all memory."""
 _DTYPES = ("float32", "float64", "float16", "uint8", "int8", "int32", "int64", "bool")
 
 
@@ -139,7 +140,7 @@ def _settings(values: Mapping[str, Any]) -> Settings:
 
 def _shape(values: Any) -> tuple[int, ...]:
     shape = tuple(values)
-    if not shape or not all(type(size) is int and size > 0 for size in shape) or math.prod(shape) > MAX_NUMBERS:
+    if not shape or not all(type(size) is int and size > 0 for size in shape):
         raise ValueError(f"the input shape {shape}")
     return shape
 
@@ -153,9 +154,13 @@ def _check_values(manifest: Manifest) -> None:
         "precision": manifest.precision in [precision.value for precision in Precision],
         "input_dtypes": all(name in _DTYPES for name in manifest.input_dtypes)
         and len(manifest.input_dtypes) == len(manifest.input_shapes) > 0,
+        "input_shapes": all(
+            math.prod(shape[1:]) * (manifest.fixed_batch or 1) <= MAX_NUMBERS for shape in manifest.input_shapes
+        ),
         "num_outputs": _is_count(manifest.num_outputs),
         "a flag": isinstance(manifest.dynamic_batch, bool) and isinstance(manifest.vnni, bool),
         "int8_share": share is None or (isinstance(share, int | float) and 0 <= share <= 1),
+        "structure": manifest.structure is None or num_leaves(manifest.structure) == manifest.num_outputs,
         "a mapping": all(isinstance(mapping, dict) for mapping in mappings),
         "files": all(_is_entry(name, entry) for name, entry in manifest.files.items()),
     }

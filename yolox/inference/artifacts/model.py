@@ -6,10 +6,11 @@ Artifacts of OpenVINO, ONNX Runtime and our own 8-bit engine load and run withou
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from yolox.inference.artifacts.manifest import MANIFEST_NAME, Manifest, file_ent
 from yolox.inference.artifacts.structure import unflatten
 from yolox.inference.artifacts.trust import FORMATS, check_files, check_trust
 from yolox.inference.backends import get_backend
-from yolox.inference.backends.base import Array, Arrays, Runner, Settings
+from yolox.inference.backends.base import Array, Arrays, Runner, Settings, as_model_error, memory_for
 from yolox.kernels.int8.packing import sums_may_overflow
 
 if TYPE_CHECKING:
@@ -41,12 +42,14 @@ class AcceleratedModel:
         manifest: What it is.
         folder: Where its artifact lies, ``None`` when it was not saved yet.
         module: The original module; other processes need it where the artifact holds weights alone.
+        untried: Holds an entry until a model that need not be trusted has run once, in limited memory.
     """
 
     runner: Runner
     manifest: Manifest
     folder: Path | None = None
     module: nn.Module | None = None
+    untried: list[None] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -62,9 +65,19 @@ class AcceleratedModel:
         return unflatten(self.manifest.structure, self.run(*inputs))
 
     def run(self, *inputs: Array) -> Arrays:
-        """Run one batch and return the flat tuple of outputs."""
+        """Run one batch and return the flat tuple of outputs.
+
+        Raises:
+            UsageError: When number or shape of the inputs do not fit.
+            ModelFileError: When what was loaded is no sound model.
+        """
         self._check(inputs)
-        return self.runner(*inputs)
+        if self.folder is None:
+            return self.runner(*inputs)
+        numbers = sum(math.prod(array.shape) for array in inputs)
+        with as_model_error(self.folder, memory_for(self.folder, numbers) if self.untried else None):
+            self.untried.clear()
+            return self.runner(*inputs)
 
     def eval(self) -> AcceleratedModel:
         """Return itself: it is always in evaluation mode (for metrics written for modules)."""
@@ -160,7 +173,10 @@ def load_model(
     check_files(folder, manifest)
     _warn_of_overflow(folder, manifest)
     manifest = manifest if settings is None else replace(manifest, settings=settings)
-    return AcceleratedModel(get_backend(manifest.backend).load(folder, manifest, module), manifest, folder, module)
+    backend = get_backend(manifest.backend)
+    with as_model_error(folder, None if trust else memory_for(folder)):
+        runner = backend.load(folder, manifest, module)
+    return AcceleratedModel(runner, manifest, folder, module, [] if trust else [None])
 
 
 def folder_size_mb(folder: Path) -> float:

@@ -11,6 +11,8 @@ from typing import Any
 
 from yolox.errors import UsageError
 
+_MAX_DEPTH = 50
+
 
 def _is_array(value: Any) -> bool:
     return hasattr(value, "shape") and hasattr(value, "dtype")
@@ -47,6 +49,28 @@ def describe(value: Any) -> Any:
         f"the model returns a {type(value).__name__}; expected tensors, alone or in lists, tuples and dicts. "
         "Wrap the model in a module that returns these."
     )
+
+
+def num_leaves(description: Any, depth: int = 0) -> int:
+    """Return how many tensors a description has.
+
+    Raises:
+        ValueError: When it is none that ``describe`` returns, or is nested too deeply.
+    """
+    if description == "*":
+        return 1
+    if depth > _MAX_DEPTH or not isinstance(description, dict) or len(description) != 1:
+        raise ValueError("the structure of the outputs")
+    ((kind, content),) = description.items()
+    if kind == "value":
+        return 0
+    if kind == "dict" and isinstance(content, dict):
+        items = list(content.values())
+    elif kind in ("list", "tuple") and isinstance(content, list):
+        items = content
+    else:
+        raise ValueError("the structure of the outputs")
+    return sum(num_leaves(item, depth + 1) for item in items)
 
 
 def unflatten(description: Any, leaves: Sequence[Any]) -> Any:

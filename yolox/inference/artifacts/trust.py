@@ -19,6 +19,7 @@ from yolox.errors import ModelFileError
 from yolox.inference.artifacts.manifest import MANIFEST_NAME, Manifest, file_entry
 
 MAX_XML_BYTES = 256 * 1024**2
+_MOST_DIGITS = 20  # Python converts no more than 4300
 _OPSET = re.compile(r"opset\d{1,3}")
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -105,13 +106,16 @@ def _varint(data: memoryview, position: int) -> tuple[int, int]:
             raise ValueError("a number is too long")
 
 
-def check_openvino(folder: Path) -> None:
-    """Check that an OpenVINO model has known operators alone and reads its weights from its own ``.bin`` file.
+def check_openvino(path: Path) -> None:
+    """Check that an OpenVINO model (.xml) has known operators alone and reads its weights from its own ``.bin`` file.
 
     Raises:
         ModelFileError: With what was found.
     """
-    path, weights = folder / "model.xml", folder / "model.bin"
+    weights = path.with_suffix(".bin")
+    for file in (path, weights):
+        if not file.is_file():
+            raise ModelFileError(f"'{file}' does not exist; expected an OpenVINO model as .xml and .bin side by side.")
     if path.stat().st_size > MAX_XML_BYTES:
         raise ModelFileError(f"'{path}' has {path.stat().st_size} bytes; expected {MAX_XML_BYTES} at most.")
     data = path.read_bytes()
@@ -137,8 +141,9 @@ def _check_weights(values: Mapping[str, Any], available: int, path: Path) -> Non
             raise ModelFileError(f"'{path}' names the file '{str(value)[:60]}', which no saved model does. Refused.")
     if "offset" in values and "size" in values:
         offset, size = str(values["offset"]), str(values["size"])
-        if not (offset.isdecimal() and size.isdecimal() and int(offset) + int(size) <= available):
-            raise ModelFileError(f"'{path}' reads weights beyond the end of model.bin. Save the model again.")
+        short = max(len(offset), len(size)) <= _MOST_DIGITS
+        if not (short and offset.isdecimal() and size.isdecimal() and int(offset) + int(size) <= available):
+            raise ModelFileError(f"'{path}' reads weights beyond the end of its .bin file. Save the model again.")
 
 
 def check_npz(path: Path) -> None:
@@ -189,7 +194,7 @@ FORMATS: Mapping[str, ArtifactFormat] = {
         optional=("before.onnx", "after.onnx"),
         check=_check_native,
     ),
-    "openvino": ArtifactFormat(("model.xml", "model.bin"), check=check_openvino),
+    "openvino": ArtifactFormat(("model.xml", "model.bin"), check=lambda folder: check_openvino(folder / "model.xml")),
     "onnxruntime": ArtifactFormat(("model.onnx",), check=lambda folder: check_onnx(folder / "model.onnx")),
     "jit": ArtifactFormat(("model.torchscript",), "TorchScript is a program that can read and write files"),
     "ipex": ArtifactFormat(("model.torchscript",), "TorchScript is a program that can read and write files"),

@@ -28,14 +28,17 @@ message is the reason shown in the table, so make it one useful sentence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
-from yolox.errors import UsageError
+from yolox.cpu.memory_limit import limited_memory
+from yolox.errors import ModelFileError, UsageError, YoloxError
 from yolox.precision_names import Precision
 
 if TYPE_CHECKING:
@@ -259,3 +262,36 @@ def _concatenate(parts: Sequence[Array]) -> Array:
     import torch
 
     return torch.cat(list(parts))
+
+
+@contextmanager
+def as_model_error(path: Path, memory: int | None = None) -> Iterator[None]:
+    """Turn whatever a library raises while it opens or runs a model file into a `ModelFileError`.
+
+    Args:
+        path: The file or folder.
+        memory: Bytes that it may take, see `memory_for`; None for any number.
+    """
+    try:
+        with nullcontext() if memory is None else limited_memory(memory):
+            yield
+    except YoloxError:
+        raise
+    except Exception as error:  # the libraries' exceptions have no class in common
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ModelFileError(f"'{path}' is not a model that can be run: {why}. Save the model again.") from error
+
+
+def memory_for(path: Path, num_numbers: int = 0) -> int:
+    """Return the bytes that opening a stranger's model, and running it, may take at most.
+
+    A few numbers in a small file can ask for a tensor of any size. Detectors take about 20 times the memory of their
+    input and a few times that of their file; libraries take more for each thread.
+
+    Args:
+        path: The file, or the folder of files.
+        num_numbers: Numbers in the inputs.
+    """
+    files = [path] if path.is_file() else [one for one in path.iterdir() if one.is_file()]
+    file_bytes = sum(one.stat().st_size for one in files)
+    return (1 << 30) + 8 * file_bytes + 256 * num_numbers + (os.cpu_count() or 1) * (32 << 20)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from yolox.errors import ModelFileError, needs
 from yolox.inference.artifacts.manifest import Manifest
@@ -23,10 +23,13 @@ from yolox.inference.backends.base import (
     Method,
     PrepareContext,
     Settings,
+    as_model_error,
     as_numpy,
     filled_up,
     like_inputs,
+    memory_for,
 )
+from yolox.inference.backends.graph_file import GraphFile
 from yolox.precision_names import Precision
 
 if TYPE_CHECKING:
@@ -65,7 +68,7 @@ def make_session(model: bytes, threads: int, profile_prefix: str | None = None) 
     options = library.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # its errors are raised as well; printed, names in the file would reach the terminal
     options.graph_optimization_level = library.GraphOptimizationLevel.ORT_ENABLE_ALL
     if profile_prefix is not None:
         options.enable_profiling = True
@@ -203,7 +206,7 @@ class OnnxPart:
             MissingDependencyError: Without ONNX Runtime.
             ModelFileError: When the file is damaged.
         """
-        with _as_model_error(Path(MODEL)):
+        with as_model_error(Path(MODEL)):
             return make_session(self.model, self.threads)
 
     def __call__(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -216,24 +219,7 @@ class OnnxPart:
         return dict(zip(names, self.session.run(names, fed), strict=True))
 
 
-@dataclass(frozen=True)
-class OnnxFile:
-    """An ONNX file from anywhere, ready to run.
-
-    Args:
-        runner: Runs it.
-        input_shape: Shape of its only input, None for free axes.
-        num_outputs: Number of outputs.
-        metadata: Its custom metadata.
-    """
-
-    runner: OnnxRuntimeRunner
-    input_shape: tuple[int | None, ...]
-    num_outputs: int
-    metadata: Mapping[str, str]
-
-
-def read_onnx(path: Path, threads: int) -> OnnxFile:
+def read_onnx(path: Path, threads: int) -> GraphFile:
     """Load an ONNX file with one input; torch is not needed.
 
     Raises:
@@ -244,14 +230,22 @@ def read_onnx(path: Path, threads: int) -> OnnxFile:
     except OSError as error:
         raise ModelFileError(f"'{path}' cannot be read: {error.strerror}. Check the path.") from error
     check_onnx(path)
-    with _as_model_error(path):
+    with as_model_error(path, memory_for(path)):
         session = make_session(content, threads)
     if len(session.get_inputs()) != 1:
         raise ModelFileError(f"'{path}' has {len(session.get_inputs())} inputs; expected one, the images.")
-    shape = tuple(axis if isinstance(axis, int) else None for axis in session.get_inputs()[0].shape)
-    runner = OnnxRuntimeRunner(content, Settings(threads), shape[0] if shape else None)
-    metadata = dict(session.get_modelmeta().custom_metadata_map)
-    return OnnxFile(runner, shape, len(session.get_outputs()), metadata)
+    port = session.get_inputs()[0]
+    try:
+        kind = _numpy_type(port.type)
+    except TypeError as error:
+        raise ModelFileError(f"'{path}' takes {port.type}; expected numbers, the images.") from error
+
+    def run(values: NDArray[Any]) -> tuple[NDArray[np.generic], ...]:
+        with as_model_error(path):
+            return tuple(session.run(None, {port.name: np.ascontiguousarray(values, kind)}))
+
+    shape = tuple(axis if isinstance(axis, int) else None for axis in port.shape)
+    return GraphFile(run, shape, len(session.get_outputs()), dict(session.get_modelmeta().custom_metadata_map))
 
 
 class OnnxRuntimeBackend:
@@ -289,21 +283,11 @@ class OnnxRuntimeBackend:
         batch = manifest.fixed_batch
         try:
             runner = OnnxRuntimeRunner(path.read_bytes(), manifest.settings, batch, manifest.int8_share)
-            with _as_model_error(path):
+            with as_model_error(path):
                 assert runner._sessions
         except OSError as error:
             raise ModelFileError(f"'{path}' cannot be read: {error.strerror}. Save the model again.") from error
         return runner
-
-
-@contextmanager
-def _as_model_error(path: Path) -> Iterator[None]:
-    states = onnxruntime().capi.onnxruntime_pybind11_state
-    known = (states.InvalidProtobuf, states.InvalidGraph, states.InvalidArgument, states.NotImplemented, states.Fail)
-    try:
-        yield
-    except known as error:
-        raise ModelFileError(f"'{path}' is not a readable ONNX model. Save the model again.") from error
 
 
 def int8_share(model: bytes, inputs: Arrays) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 
 from yolox.kernels.int8.float_ir import Network
 from yolox.kernels.int8.onnx_graph import UnsupportedOperatorError
-from yolox.kernels.int8.onnx_reader import SIZE_READERS, read_model
+from yolox.kernels.int8.onnx_reader import SIZE_READERS, as_file_error, read_file, read_model
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,14 @@ def cut_network(path: Path) -> Cut:
     """Return the largest part of an ONNX file, by its arithmetic, that the 8-bit layers compute in one piece.
 
     Raises:
+        ModelFileError: When the file is absent, damaged or no model.
         UnsupportedOperatorError: When that part has no arithmetic.
     """
-    import onnx
+    with as_file_error(path):
+        return _cut(_Whole(read_file(path)))
 
-    whole = _Whole(onnx.shape_inference.infer_shapes(onnx.load(str(path))))
+
+def _cut(whole: _Whole) -> Cut:
     unknown: set[str] = set()
     first: UnsupportedOperatorError | None = None
     while True:

@@ -36,17 +36,6 @@ void Signal::sleep(uint32_t value, int64_t at_most_ns) {
   sleepers.fetch_sub(1);
 }
 
-bool stay_off(int core) {
-  static thread_local int off = -1;
-  if (off == core) return true;
-  cpu_set_t cores;  // those of the process, as they are now
-  if (sched_getaffinity(getpid(), sizeof cores, &cores)) return false;
-  if (core >= 0 && core < CPU_SETSIZE) CPU_CLR(core, &cores);
-  if (CPU_COUNT(&cores) == 0 || sched_setaffinity(0, sizeof cores, &cores)) return false;
-  off = core;
-  return true;
-}
-
 class Helpers {
   static constexpr int64_t LOOK = 100000;  // ns between a task and the next for which a thread stays awake
 

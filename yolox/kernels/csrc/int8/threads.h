@@ -1,5 +1,6 @@
 // Threads that help whoever calls, and how a thread waits: it looks for a moment, then it gives its core away.
 #pragma once
+#include "../cores.h"
 #include <atomic>
 #include <climits>
 #include <cstdint>
@@ -38,12 +39,6 @@ class Task {
  protected:
   ~Task() = default;
 };
-
-// Keeps the calling thread, which is one of the helpers', away from a core, until it is called with another one; -1 for
-// none. False where the process has no other core. A thread that wakes is put onto the core where it ran before or the
-// one that woke it, both the caller's, and would stay there beside the caller for as long as other processes have the
-// other cores.
-bool stay_off(int core);
 
 // All tasks of the process share the threads, which are started when they are first wanted. Fewer may come than are
 // wanted, or none, and they may come late: a task must not depend on them.

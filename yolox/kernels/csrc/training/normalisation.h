@@ -1,9 +1,11 @@
 // What the kernels around batch normalisation and SiLU share.
 #pragma once
+#include "../cores.h"
 #include "vectors.h"
 #include <atomic>
 #include <cstddef>
 #include <exception>
+#include <sched.h>
 
 // Size and offsets of a structure that Python builds, for bindings.py to compare with its own.
 #define LAYOUT(NAME, TYPE, ...)                                      \
@@ -26,13 +28,15 @@ int enough_memory(F kernel) {
   }
 }
 
-// Calls body() on each thread. Where memory runs out on one, that is told when all have ended: nothing may be thrown
-// out of a parallel region.
+// Calls body() on each thread, the others not on the core of the first one. Where memory runs out on one, that is told
+// when all have ended: nothing may be thrown out of a parallel region.
 template <class F>
 void on_all_threads(F body) {
   std::atomic<bool> failed{false};
+  const int caller = sched_getcpu();
 #pragma omp parallel
   {
+    if (omp_get_thread_num() > 0 && sched_getcpu() == caller) stay_off(caller);
     try {
       body();
     } catch (const std::exception&) {
