@@ -16,13 +16,14 @@ import pytest
 
 from yolox.cpu.machine import pretend_machine
 from yolox.errors import DataError, UsageError
+from yolox.processes.spark_context import first_reason
 from yolox.trainer.launchers.agent import interface_of
 from yolox.trainer.launchers.base import Launcher, RankError, Slot, Worker
 from yolox.trainer.launchers.heartbeat import HangLimits
 from yolox.trainer.launchers.protocol import Registration
 from yolox.trainer.launchers.ray_actors import RayLauncher, share_nodes
 from yolox.trainer.launchers.remote import place_ranks
-from yolox.trainer.launchers.spark_barrier import SparkLauncher, first_reason
+from yolox.trainer.launchers.spark_barrier import SparkLauncher
 
 processes = pytest.mark.processes
 ROOT = Path(__file__).resolve().parents[2]
