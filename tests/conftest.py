@@ -1,12 +1,22 @@
-"""Fixtures shared by every test: where the real data lies, and when it does not."""
+"""Fixtures shared by every test: where the real data lies, and clusters of this one machine."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+STORE = 80 * 2**20
+MARK = "YOLOX_TEST_RUN"
+"""Variable that everything started on a cluster of this session inherits."""
 
 
 def _need(path: Path) -> Path:
@@ -33,3 +43,58 @@ def nano_weights() -> Path:
 @pytest.fixture(scope="session")
 def golden_dir() -> Path:
     return _need(SHARED / "golden")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Any]:
+    """Two Ray nodes with one CPU each; this process is not connected to them."""
+    pytest.importorskip("ray", reason="Ray is not installed (pip install '.[ray]')")
+    from ray.cluster_utils import Cluster
+
+    os.environ[MARK] = str(os.getpid())
+
+    settings = {"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=settings)
+    cluster.add_node(num_cpus=1, object_store_memory=STORE)
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="session")
+def spark_context() -> Iterator[Any]:
+    """An active SparkContext with two executors of one core each, in processes of their own."""
+    pyspark = pytest.importorskip("pyspark", reason="Spark is not installed (pip install '.[spark]')")
+    if shutil.which("java") is None and not os.environ.get("JAVA_HOME"):
+        pytest.skip("Spark needs Java, and there is none (apt-get install openjdk-17-jre-headless)")
+    os.environ[MARK] = str(os.getpid())
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    conf = pyspark.SparkConf().setMaster("local-cluster[2,1,512]").setAppName("tests")
+    settings = {
+        "spark.driver.host": "127.0.0.1",
+        "spark.driver.bindAddress": "127.0.0.1",
+        "spark.driver.memory": "512m",
+        "spark.executor.memory": "512m",
+        "spark.executorEnv.PYTHONPATH": str(ROOT),
+        "spark.scheduler.barrier.maxConcurrentTasksCheck.interval": "1s",
+        "spark.ui.enabled": "false",
+        "spark.log.level": "OFF",
+    }
+    for name, value in settings.items():
+        conf.set(name, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        context = pyspark.SparkContext(conf=conf)
+    yield context
+    context.stop()
+
+
+@pytest.fixture
+def bf16_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use kernels that multiply bfloat16: this processor's, or the portable ones where it has none."""
+    from yolox.kernels.library import SWITCH, kernels
+    from yolox.kernels.training.bindings import has_pointwise
+
+    if kernels() is None:
+        pytest.skip("no C++ compiler, or YOLOX_KERNELS=0")
+    if not has_pointwise():
+        monkeypatch.setenv(SWITCH, "portable")

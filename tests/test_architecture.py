@@ -52,7 +52,7 @@ ARROWS: dict[str, set[str]] = {
     "published_weights": {"errors", "files", "downloads", "experiments"},
     "checkpoint": LOW | {"models", "experiments", "published_weights", "safe_weights"},
     "prediction": LOW
-    | {"downloads", "checkpoint", "models", "experiments", "data", "evaluation", "inference", "visualize"},
+    | {"downloads", "checkpoint", "models", "experiments", "data", "evaluation", "inference", "processes", "visualize"},
     "evaluation": LOW | {"models", "data", "inference"},
     "report": LOW | {"data", "evaluation", "visualize"},
     "recipe": LOW | {"models", "losses", "data", "evaluation", "report"},
@@ -85,8 +85,9 @@ OPTIONAL: dict[str, set[str]] = {
     "starlette": {"serve/service.py"},
     "supervision": {"prediction/results.py"},
     "trackers": {"prediction/tracking.py"},
-    "ray": {"trainer/launchers/ray_actors.py"},
-    "pyspark": {"trainer/launchers/spark_barrier.py"},
+    "ray": {"processes/ray_cluster.py", "prediction/ray_data.py"},
+    "pyspark": {"processes/spark_context.py", "trainer/launchers/spark_barrier.py"},
+    "pyarrow": {"prediction/image_tables.py"},
 }
 PRIVATE_LIGHTNING = "trainer/lightning_bridge.py"
 
@@ -112,7 +113,7 @@ PRIVATE: dict[str, set[str]] = {
         "_has_any_global_hook",
     },
     "trainer/ipex.py": {"_C", "_parameters", "_unpack_cast_to_fp32"},  # its packed weights have no public access
-    "trainer/launchers/spark_barrier.py": {"_active_spark_context", "_gateway", "_jvm"},  # the Java process to end
+    "processes/spark_context.py": {"_active_spark_context", "_gateway", "_jvm"},  # the Java process to end
     "trainer/sync_batchnorm.py": {"_BatchNorm"},
 }
 

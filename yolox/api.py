@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from yolox.errors import UsageError, YoloxError, did_you_mean
 from yolox.precision_names import EvalPrecision
+from yolox.prediction.cluster import predict_on_cluster
+from yolox.prediction.cluster_work import ClusterModel, Work
 from yolox.prediction.models import Predictor, is_deployed, load_predictor
 from yolox.prediction.results import Boxes, Result
 from yolox.prediction.run import Thresholds, predict
@@ -92,12 +94,13 @@ class YOLOX:
         batch_size: int | None = None,
         tracks: bool = False,
         max_reconnects: int = 10,
+        cluster: str | None = None,
     ) -> Iterator[Result]:
         """Yield a `Result` for every picture of ``source``, one after another, with constant memory.
 
         Args:
-            source: Path, folder, pattern, video, http(s) or rtsp address, number of a camera, array (BGR uint8), PIL
-                image, tensor (RGB), the bytes of an image file, or a list of these.
+            source: Path, folder, pattern, list or table of images, video, http(s) or rtsp address, number of a camera,
+                array (BGR uint8), PIL image, tensor (RGB), the bytes of an image file, or a list of these.
             confidence: Lowest score to keep.
             nms_iou: IoU above which the weaker of two boxes is dropped.
             classes: Class indices to keep; None keeps all.
@@ -106,13 +109,22 @@ class YOLOX:
                 model. Cameras and streams always take one.
             tracks: Follow objects through videos and streams (``boxes.track_ids``).
             max_reconnects: How often in a row a stream that dropped its connection is opened again.
+            cluster: Share the images among the machines of a cluster: ``ray``, ``ray://HOST:10001``, ``HOST:6379``,
+                ``spark``, ``spark://HOST:7077``, ``local[N]``.
 
         Raises:
+            UsageError: For an address of no cluster, or a source that a cluster cannot share.
             DataError: When the source does not exist or holds no picture (at once, not at the first result).
             ModelFileError: When the model cannot be read.
         """
         pictures = Sources(source, max_reconnects)
         thresholds = Thresholds(confidence, nms_iou, classes=classes, multi_label=multi_label)
+        if cluster is not None:
+            if tracks:
+                raise UsageError("tracks follow the frames of a video, one after another; leave cluster out.")
+            model = ClusterModel(self.model, self._precision, self._input_size, trust=self._trust)
+            work = Work(model, thresholds, batch_size or self.predictor.usual_batch)
+            return predict_on_cluster(cluster, work, pictures, self.class_names)
         results = predict(self.predictor, pictures, thresholds, batch_size)
         return track(results) if tracks else results
 

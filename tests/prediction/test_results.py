@@ -13,6 +13,7 @@ from yolox.files import mark_inputs
 from yolox.prediction.results import Boxes, Result
 from yolox.prediction.tracking import track
 from yolox.prediction.writers import FORMATS, ResultWriter
+from yolox.structures import Size
 from yolox.tools.arguments import run_tool
 
 NAMES = ("apple", "bolt")
@@ -27,7 +28,8 @@ def result(name: str = "a.png", index: int = 0, shift: float = 0.0, source: str 
         np.array([1, 0]),
         ("bolt", "apple"),
     )
-    return Result(image, boxes, NAMES, name, index=index, elapsed_ms=2.5, source=source, rate=10.0 if source else None)
+    size, rate = Size(*image.shape[:2]), 10.0 if source else None
+    return Result(image, size, boxes, NAMES, name, index=index, elapsed_ms=2.5, source=source, rate=rate)
 
 
 def test_values() -> None:

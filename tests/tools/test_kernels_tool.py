@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from yolox.kernels.library import kernels
-from yolox.kernels.training.bindings import has_pointwise
 from yolox.tools.kernels import main
 
 
+@pytest.mark.usefixtures("bf16_products")
 def test_the_table_says_what_computes_each_layer(capsys: pytest.CaptureFixture[str]) -> None:
-    if kernels() is None or not has_pointwise():
-        pytest.skip("no kernels for products of bfloat16 here")
     assert main(["-n", "yolox_nano", "--precision", "bf16", "-b", "2"]) == 0
     text = capsys.readouterr().out
     (stem,) = [line for line in text.splitlines() if line.startswith("backbone.backbone.stem.conv.conv + bn ")]

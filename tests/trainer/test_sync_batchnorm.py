@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from yolox.kernels.library import kernels
-from yolox.kernels.training.bindings import has_pointwise
 from yolox.trainer.launchers.base import Slot, Worker
 from yolox.trainer.launchers.popen import PopenLauncher
 
@@ -126,9 +125,8 @@ def test_compiled_kernels_take_part(compiled: set[int]) -> None:
         torch.testing.assert_close(ranks[0][1][name].double(), value.double(), rtol=1e-5, atol=1e-5, msg=name)
 
 
+@pytest.mark.usefixtures("bf16_products")
 def test_convolutions_share_the_normalisations_they_leave_to_readers() -> None:
-    if not has_pointwise():
-        pytest.skip("this processor does not multiply bfloat16 (AVX512-BF16), so no block has kernels")
     shape, batch, step, block_of = (6, 16, 8, 4), _batch, _step, _separable
 
     def work(worker: Worker) -> Any:

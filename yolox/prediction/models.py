@@ -1,10 +1,10 @@
-"""One predictor for a checkpoint, a published name, a deployed folder and an ONNX file."""
+"""One predictor for a checkpoint, a published name, a deployed folder, an ONNX and an OpenVINO file."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from yolox.class_names import clean_name
 from yolox.errors import ModelFileError, UsageError
+from yolox.inference.artifacts.manifest import MANIFEST_NAME
 from yolox.precision_names import EvalPrecision
 from yolox.structures import Detections, Image, Size
 
@@ -22,9 +23,13 @@ if TYPE_CHECKING:
 
     from yolox.checkpoint import LoadedModel
     from yolox.config import Experiment
+    from yolox.inference.backends.graph_file import Suppression
 
 MAX_FACTOR, MAX_CLASSES = 4.0, 100_000
 """Largest depth, width and number of classes of a deployed detector: the published ones go up to 1.33, 1.25 and 80."""
+
+GRAPH_SUFFIXES = (".onnx", ".xml")
+"""Endings of files that hold a graph: ONNX, and OpenVINO IR with its weights in a .bin file beside it."""
 
 Network = Callable[["NDArray[np.uint8]"], tuple[Any, Any]]
 """Maps uint8 images ``[B, 3, H, W]`` to boxes ``[B, A, 4]`` (xyxy) and scores ``[B, A, C]``."""
@@ -42,6 +47,7 @@ class Predictor:
         name: Short name, for output folders.
         method: How it is run: ``checkpoint``, the method of a deployed model, ``onnx``.
         fixed_batch: The only batch the model takes, or None for any.
+        suppression: The rules of a suppression that is part of the model, or None.
     """
 
     network: Network
@@ -51,6 +57,20 @@ class Predictor:
     name: str
     method: str
     fixed_batch: int | None = None
+    suppression: Suppression | None = None
+
+    def check_thresholds(self, confidence: float, nms_iou: float) -> None:
+        """Refuse thresholds that ask for boxes which a suppression inside the model has dropped.
+
+        Raises:
+            UsageError: With those that the model can follow.
+        """
+        rules = self.suppression
+        if rules is not None and (confidence < rules.confidence or nms_iou > rules.nms_iou):
+            raise UsageError(
+                f"{self.source} was asked for scores from {confidence:g} on and an IoU of {nms_iou:g}. Give a --conf "
+                f"of {rules.confidence:g} or more and an --nms of {rules.nms_iou:g} or less, or export it with others."
+            )
 
     def __call__(
         self,
@@ -68,6 +88,9 @@ class Predictor:
             nms_iou: IoU above which the weaker of two boxes is dropped.
             class_agnostic: Let boxes of different classes suppress one another, as the official demo does.
             multi_label: Let a box be a detection of each class that is sure enough; not with ``class_agnostic``.
+
+        Raises:
+            UsageError: When a suppression inside the model has dropped what the thresholds ask for.
         """
         return self.detect(
             [self.fit(image) for image in images],
@@ -112,6 +135,7 @@ class Predictor:
             class_agnostic: See there.
             multi_label: See there.
         """
+        self.check_thresholds(confidence, nms_iou)
         from yolox.evaluation.postprocess import postprocess, rescale
 
         started = time.perf_counter()
@@ -141,9 +165,19 @@ class Predictor:
 
 
 def is_deployed(model: str | Path) -> bool:
-    """Return whether ``model`` is a deployed folder or an ONNX file: both run without PyTorch where possible."""
+    """Return whether ``model`` is a deployed folder, an ONNX or an OpenVINO file: most run without PyTorch."""
     path = Path(model)
-    return path.is_dir() or path.suffix.lower() == ".onnx"
+    return path.is_dir() or path.suffix.lower() in GRAPH_SUFFIXES
+
+
+def graph_of(path: Path) -> Path | None:
+    """Return the file of the graph where ``path`` is one, or the folder of an exported one; else None."""
+    if path.suffix.lower() in GRAPH_SUFFIXES and not path.is_dir():
+        return path
+    if not path.is_dir() or (path / MANIFEST_NAME).exists():
+        return None
+    graphs = [file for file in path.iterdir() if file.suffix.lower() in GRAPH_SUFFIXES]
+    return graphs[0] if len(graphs) == 1 else None
 
 
 def load_predictor(
@@ -153,28 +187,40 @@ def load_predictor(
     input_size: int | tuple[int, int] | None = None,
     experiment: Experiment | None = None,
     trust: bool = False,
+    threads: int | None = None,
 ) -> Predictor:
     """Return the predictor of a model; nothing in its file is executed unless ``trust`` says so.
 
     Args:
-        model: A published name (``yolox_nano``), a checkpoint, a folder saved by the inference engine, or an ONNX file
-            of this package or of the official export.
+        model: A published name (``yolox_nano``), a checkpoint, a folder saved by the inference engine, or an ONNX or
+            OpenVINO file (or its folder) of this package or of the official export.
         precision: What the network of a checkpoint computes in.
         input_size: Side, or height and width, of the network's input; None takes the model's own.
         experiment: Describes a checkpoint that does not describe itself.
         trust: Load deployed models that are programs (TorchScript, Inductor, IPEX).
+        threads: Threads of the network; None takes those that the model was saved with, or one for each core.
 
     Raises:
         UsageError: When a deployed model is asked for another input size.
         ModelFileError: When the model cannot be read.
     """
     if not is_deployed(model):
+        import torch
+
         from yolox.checkpoint import load_model
 
+        if threads is not None:
+            torch.set_num_threads(threads)
         return predictor_of_checkpoint(load_model(model, experiment), precision, input_size)
     if input_size is not None:
         raise UsageError("the input size of a deployed model is fixed when it is made. Leave the size out.")
-    return _from_artifact(Path(model), trust) if Path(model).is_dir() else _from_onnx(Path(model))
+    path = Path(model)
+    graph = graph_of(path)
+    if graph is not None:
+        from yolox.prediction.graph_models import predictor_of_graph
+
+        return predictor_of_graph(graph, threads)
+    return _from_artifact(path, trust, threads)
 
 
 def predictor_of_checkpoint(
@@ -201,14 +247,15 @@ def predictor_of_checkpoint(
     return Predictor(network, size, loaded.class_names, loaded.source, experiment.exp_name, "checkpoint")
 
 
-def _from_artifact(folder: Path, trust: bool) -> Predictor:
+def _from_artifact(folder: Path, trust: bool, threads: int | None) -> Predictor:
     """Load a model saved by the inference engine; PyTorch is imported only if its back end needs it."""
     from yolox.inference.artifacts.manifest import read_manifest
     from yolox.inference.artifacts.model import load_model
 
     described = read_manifest(folder)
     module = _described_detector(described.metadata, folder) if described.backend == "eager" else None
-    model = load_model(folder, trust=trust, module=module)
+    settings = None if threads is None else replace(described.settings, threads=threads, streams=1)
+    model = load_model(folder, trust=trust, module=module, settings=settings)
     manifest = model.manifest
     shape = manifest.input_shapes[0]
     if len(manifest.input_shapes) != 1 or len(shape) != 4 or manifest.num_outputs != 2:
@@ -268,32 +315,3 @@ def _described_detector(metadata: Mapping[str, Any], folder: Path) -> nn.Module:
         )
     with torch.random.fork_rng(devices=[]):
         return DecodedDetector(build_detector(config)).eval()
-
-
-def _from_onnx(path: Path) -> Predictor:
-    """Load an ONNX file with ONNX Runtime: boxes and scores, or the one output of official exports."""
-    from yolox.cpu.machine import read_machine
-    from yolox.inference.artifacts.manifest import MAX_NUMBERS
-    from yolox.inference.backends.base import as_model_error, memory_for
-    from yolox.inference.backends.onnxruntime import read_onnx
-    from yolox.prediction.official_output import boxes_and_scores, class_names_of, input_size_of
-
-    model = read_onnx(path, read_machine().num_threads)
-    batch, channels, height, width = model.input_shape if len(model.input_shape) == 4 else (None, 0, None, None)
-    size = input_size_of(model.metadata) if height is None and width is None else Size(height or 0, width or 0)
-    largest = 0 if size is None else (batch or 1) * 3 * size.height * size.width
-    if channels != 3 or size is None or not 0 < largest <= MAX_NUMBERS or model.num_outputs not in (1, 2):
-        raise ModelFileError(
-            f"'{path}' takes {list(model.input_shape)} and gives {model.num_outputs} outputs; expected images "
-            "[B, 3, H, W] of a fixed height and width (or of those in its metadata, input_size), and one or two "
-            "outputs. Export it with yolox.tools.export."
-        )
-
-    def network(images: NDArray[np.uint8]) -> tuple[Any, Any]:
-        with as_model_error(path):
-            return boxes_and_scores(model.runner(images), size, path)
-
-    with as_model_error(path, memory_for(path, largest)):
-        _, scores = network(np.full((batch or 1, 3, *size), 114, np.uint8))
-    names = class_names_of(model.metadata, scores.shape[2])
-    return Predictor(network, size, names, f"'{path}': ONNX file", path.stem, "onnx", batch)

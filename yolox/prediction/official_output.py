@@ -64,11 +64,18 @@ def _in_pixels(centres: NDArray[np.float32], size: Size) -> bool:
     return bool((spread > 0.3 * np.array([size.width, size.height])).all())
 
 
-def class_names_of(metadata: Mapping[str, str], count: int) -> tuple[str, ...]:
-    """Return the class names in an ONNX file's metadata; 80 classes without names are those of COCO."""
+def class_names_of(metadata: Mapping[str, str], count: int | None) -> tuple[str, ...]:
+    """Return the class names in a file's metadata; 80 classes without names are those of COCO.
+
+    Args:
+        metadata: Text by name.
+        count: Number of classes of its output; None where the output does not tell: then the names alone count.
+    """
     names = _entry(metadata, "class_names")
-    if isinstance(names, list) and len(names) == count:
+    if isinstance(names, list) and count in (None, len(names)):
         return tuple(clean_name(str(name)) for name in names)
+    if count is None:
+        return ()
     return COCO_NAMES if count == len(COCO_NAMES) else tuple(f"class {index}" for index in range(count))
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from yolox.errors import YoloxError, needs
+from yolox.errors import DataError, YoloxError, needs
 from yolox.structures import Detections, Image, Size
 
 
@@ -54,7 +55,8 @@ class Result:
     """The detections of one image.
 
     Args:
-        image: ``[H, W, 3]`` uint8 BGR, as it was read.
+        picture: The image ``[H, W, 3]`` uint8 BGR, as it was read, or a function that reads it again (on a cluster).
+        size: Its height and width.
         boxes: What was found in it.
         class_names: All classes that the model knows.
         name: What to call the image: the file's path relative to the folder that was asked for, or ``film_000012.jpg``.
@@ -65,7 +67,8 @@ class Result:
         rate: Frames a second of that video, or None.
     """
 
-    image: Image
+    picture: Image | Callable[[], Image | None]
+    size: Size
     boxes: Boxes
     class_names: tuple[str, ...]
     name: str
@@ -75,10 +78,17 @@ class Result:
     source: str | None = None
     rate: float | None = None
 
-    @property
-    def size(self) -> Size:
-        """Height and width of the image."""
-        return Size(*self.image.shape[:2])
+    @cached_property
+    def image(self) -> Image:
+        """The image, ``[H, W, 3]`` uint8 BGR.
+
+        Raises:
+            DataError: When it has to be read again and cannot be.
+        """
+        image = self.picture() if callable(self.picture) else self.picture
+        if image is None:
+            raise DataError(f"'{self.path or self.name}' cannot be read on this machine, which needs its pixels.")
+        return image
 
     @property
     def detections(self) -> Detections:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from yolox.prediction.background import read_ahead
 from yolox.prediction.models import Predictor
 from yolox.prediction.results import Boxes, Result
-from yolox.prediction.sources import Picture, Sources
+from yolox.prediction.sources import Picture
 from yolox.structures import Detections, Size
 
 
@@ -36,9 +36,20 @@ class Thresholds:
     classes: tuple[int, ...] | None = None
 
 
+class Pictures(Protocol):
+    """Pictures that are read as they are asked for; `sources.Sources` and the parts of a cluster's work are some."""
+
+    @property
+    def live(self) -> bool:
+        """Whether they come from a camera or stream."""
+
+    def __iter__(self) -> Iterator[Picture]:
+        """Read one after another."""
+
+
 def predict(
     predictor: Predictor,
-    pictures: Sources,
+    pictures: Pictures,
     thresholds: Thresholds,
     batch_size: int | None = None,
 ) -> Iterator[Result]:
@@ -79,8 +90,9 @@ def _results(predictor: Predictor, batch: Sequence[_Prepared], thresholds: Thres
     )
     for (picture, _), detections in zip(batch, found, strict=True):
         yield Result(
-            image=picture.image,
-            boxes=_boxes(detections, predictor.class_names, thresholds.classes),
+            picture=picture.image,
+            size=Size(*picture.image.shape[:2]),
+            boxes=named_boxes(_of_classes(detections, thresholds.classes), predictor.class_names),
             class_names=predictor.class_names,
             name=picture.name,
             path=picture.path,
@@ -91,10 +103,15 @@ def _results(predictor: Predictor, batch: Sequence[_Prepared], thresholds: Thres
         )
 
 
-def _boxes(found: Detections, class_names: tuple[str, ...], classes: tuple[int, ...] | None) -> Boxes:
-    if classes is not None:
-        kept = [row for row, label in enumerate(found.labels.tolist()) if label in classes]
-        found = Detections(found.boxes_xyxy[kept], found.scores[kept], found.labels[kept])
+def _of_classes(found: Detections, classes: tuple[int, ...] | None) -> Detections:
+    if classes is None:
+        return found
+    kept = [row for row, label in enumerate(found.labels.tolist()) if label in classes]
+    return Detections(found.boxes_xyxy[kept], found.scores[kept], found.labels[kept])
+
+
+def named_boxes(found: Detections, class_names: tuple[str, ...]) -> Boxes:
+    """Return detections with the names of their classes; a class without a name is called by its index."""
     names = tuple(
         class_names[label] if label < len(class_names) else f"class {label}" for label in found.labels.tolist()
     )

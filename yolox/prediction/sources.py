@@ -1,4 +1,4 @@
-"""Pictures from anywhere: files, folders, patterns, addresses, videos, cameras, arrays, PIL images, tensors."""
+"""Pictures from anywhere: files, folders, patterns, tables, addresses, videos, cameras, arrays, PIL images, tensors."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from yolox.errors import DataError, UsageError, without_login
+from yolox.prediction.image_tables import LIST_SUFFIXES, PARQUET_SUFFIX, TableImage, is_parquet, listed_paths, rows_of
 from yolox.structures import Image, Size
 
 _log = logging.getLogger(__name__)
 
 Source: TypeAlias = Any
-"""A path, folder, pattern, address, camera number, array, PIL image, tensor, encoded bytes, or several of these."""
+"""A path, folder, pattern, table of images, address, camera number, array, PIL image, tensor, encoded bytes, or several
+of these."""
 
 VIDEO_SUFFIXES = frozenset((".mp4", ".avi", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".m4v", ".wmv", ".flv", ".ts"))
 _ADDRESS = re.compile(r"(https?|rtsps?|rtmps?|udp|tcp|srt)://", re.IGNORECASE)
@@ -90,22 +92,41 @@ class Sources:
 
             yield from watch_together([(stream.address, stream.name) for stream in live], self.max_reconnects)
 
-    def _pictures(self, item: _File | _Array | _Stream, index: int) -> Iterator[Picture]:
+    def shared_items(self) -> Sequence[SharedImage]:
+        """Return the images, each of which any process that sees the same files can read.
+
+        Raises:
+            UsageError: When there is something else: a video, a stream, an address, a picture in memory.
+        """
+        items = [item for item in self._items if isinstance(item, (ImageFile, TableImage))]
+        if len(items) < len(self._items):
+            name = next(item.name for item in self._items if isinstance(item, (_Array, _Stream)))
+            raise UsageError(
+                f"'{name}' is no image file; on a cluster expected image files, folders and tables of them."
+            )
+        return items
+
+    def skip(self, item: SharedImage) -> None:
+        """Count an image that cannot be read, and tell."""
+        path = item.path if isinstance(item, ImageFile) else item.table / item.name
+        self.skipped.append(path)
+        _log.warning("skipped: '%s' is unreadable or truncated", path)
+
+    def _pictures(self, item: _Item, index: int) -> Iterator[Picture]:
         if isinstance(item, _Array):
             yield Picture(item.image, item.name, index=index)
-        elif isinstance(item, _File):
-            image = _read(item.path)
+        elif isinstance(item, (ImageFile, TableImage)):
+            image = item.read()
             if image is None:
-                self.skipped.append(item.path)
-                _log.warning("skipped: '%s' is unreadable or truncated", item.path)
+                self.skip(item)
             else:
-                yield Picture(image, item.name, item.path, index)
+                yield Picture(image, item.name, item.path if isinstance(item, ImageFile) else None, index)
         else:
             from yolox.prediction.streams import frames
 
             yield from frames(item.address, item.name, item.live, self.max_reconnects)
 
-    def _expand(self, source: Source, name: str = "") -> Iterator[_File | _Array | _Stream]:
+    def _expand(self, source: Source, name: str = "") -> Iterator[_Item]:
         """Yield what a source consists of."""
         if isinstance(source, bool):
             raise UsageError(f"cannot look at {source!r}; expected a path, an address, a camera's number or a picture.")
@@ -122,7 +143,7 @@ class Sources:
             for number, image in enumerate(as_images(source)):
                 yield _Array(image, name or f"picture{number}.jpg")
 
-    def _from_text(self, text: str) -> Iterator[_File | _Stream | _Array]:
+    def _from_text(self, text: str) -> Iterator[_Item]:
         if _ADDRESS.match(text):
             yield from _from_address(text)
             return
@@ -132,6 +153,8 @@ class Sources:
         path = Path(text).expanduser()
         if path.is_dir():
             yield from self._from_folder(path)
+        elif path.is_file() and path.suffix.lower() in (*LIST_SUFFIXES, PARQUET_SUFFIX) and not self._as_video:
+            yield from self._from_table(path)
         elif path.is_file() or path.is_char_device():
             yield self._from_file(path, Path(path.name))
         elif glob.has_magic(text):
@@ -144,30 +167,58 @@ class Sources:
         else:
             raise DataError(f"'{text}' does not exist; expected an image, a folder, a video or an address.")
 
-    def _from_folder(self, folder: Path) -> Iterator[_File | _Stream]:
+    def _from_table(self, table: Path) -> Iterator[_Item]:
+        """Yield the images of a list or a Parquet table; relative paths in it begin at its folder."""
+        self.files.append(table)
+        for row in rows_of(table) if is_parquet(table) else listed_paths(table):
+            if isinstance(row, TableImage):
+                yield row
+            elif _ADDRESS.match(row):
+                yield from _from_address(row)
+            else:
+                yield self._from_file(table.parent / Path(row).expanduser(), Path(row))
+
+    def _from_folder(self, folder: Path) -> Iterator[_Item]:
         from yolox.data.image_files import IMAGE_SUFFIXES, list_images
 
         images, others = list_images(folder)
         videos = sorted(file for file in folder.iterdir() if file.suffix.lower() in VIDEO_SUFFIXES and file.is_file())
         if others:
             _log.warning("%d image files of formats that are not read were left out of '%s'", len(others), folder)
+        if not images and not videos and is_parquet(folder):
+            yield from self._from_table(folder)
+            return
         if not images and not videos:
             endings = ", ".join(sorted(IMAGE_SUFFIXES))
             raise DataError(f"'{folder}' holds no image; expected files ending in {endings}.")
         for file in (*images, *videos):
             yield self._from_file(file, file.relative_to(folder))
 
-    def _from_file(self, path: Path, relative: Path) -> _File | _Stream:
+    def _from_file(self, path: Path, relative: Path) -> ImageFile | _Stream:
         self.files.append(path)
         if self._as_video or path.suffix.lower() in VIDEO_SUFFIXES or path.is_char_device():
             return _Stream(str(path), relative.as_posix(), live=path.is_char_device())
-        return _File(path, relative.as_posix())
+        return ImageFile(path, relative.as_posix())
 
 
-@dataclass(frozen=True)
-class _File:
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """An image file; every machine that sees the file can read it.
+
+    Args:
+        path: Where it is.
+        name: What to call it.
+    """
+
     path: Path
     name: str
+
+    def read(self) -> Image | None:
+        """Return the image ``[H, W, 3]`` BGR uint8, or None when it cannot be read."""
+        from yolox.data.image_files import read_file_size, read_image
+
+        size = read_file_size(self.path)
+        return None if size is None else read_image(self.path, size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +232,12 @@ class _Stream:
     address: str | int
     name: str
     live: bool
+
+
+SharedImage: TypeAlias = ImageFile | TableImage
+"""What every machine of a cluster can read."""
+
+_Item: TypeAlias = SharedImage | _Array | _Stream
 
 
 def _from_address(text: str) -> Iterator[_Array | _Stream]:
@@ -209,13 +266,6 @@ def decode_bytes(data: bytes, name: str) -> Image:
     if image is None:
         raise DataError(f"'{name}' is no readable image ({len(data)} bytes); expected a whole JPEG, PNG or the like.")
     return image
-
-
-def _read(path: Path) -> Image | None:
-    from yolox.data.image_files import read_file_size, read_image
-
-    size = read_file_size(path)
-    return None if size is None else read_image(path, size)
 
 
 def as_images(value: Any) -> Iterator[Image]:

@@ -8,8 +8,10 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from shutil import copyfileobj
+from tempfile import TemporaryFile
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Protocol
 
 from yolox.errors import UsageError, YoloxError, did_you_mean
 from yolox.files import atomic_path, make_output_dir, refuse_inputs
@@ -239,17 +241,20 @@ class _Coco(_OneFile):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self._images: list[dict[str, Any]] = []
-        self._annotations = 0
+        self._images: IO[str] = self._stack.enter_context(  # a million of them would fill the memory
+            TemporaryFile("w+", encoding="utf-8", dir=folder)  # noqa: SIM115 - the stack closes it
+        )
+        self._num_images = self._annotations = 0
         self._class_names: tuple[str, ...] = ()
         self.file.write('{"annotations": [')
 
     def write(self, result: Result, name: str) -> None:
         self._class_names = result.class_names
-        image_id = len(self._images) + 1
+        self._num_images += 1
         size = {"height": result.size.height, "width": result.size.width}
-        self._images.append({"id": image_id, "file_name": name, **size})
-        for row in result.to_coco(image_id):
+        self._images.write(", " if self._num_images > 1 else "")
+        json.dump({"id": self._num_images, "file_name": name, **size}, self._images)
+        for row in result.to_coco(self._num_images):
             self.file.write(",\n" if self._annotations else "\n")
             self._annotations += 1
             area = row["bbox"][2] * row["bbox"][3]
@@ -257,7 +262,10 @@ class _Coco(_OneFile):
 
     def close(self, complete: bool) -> None:
         categories = [{"id": number, "name": name} for number, name in enumerate(self._class_names, start=1)]
-        self.file.write(f'\n], "categories": {json.dumps(categories)}, "images": {json.dumps(self._images)}}}\n')
+        self.file.write(f'\n], "categories": {json.dumps(categories)}, "images": [')
+        self._images.seek(0)
+        copyfileobj(self._images, self.file)
+        self.file.write("]}\n")
         super().close(complete)
 
 

@@ -241,6 +241,12 @@ def _end(process: subprocess.Popen[bytes], channel: Channel, log: IO[bytes]) -> 
     kill_all([process])
 
 
+def package_path(environment: dict[str, str]) -> str:
+    """Return a PYTHONPATH with which a fresh interpreter finds this very package first."""
+    here = str(Path(__file__).resolve().parents[2])
+    return os.pathsep.join([here, *filter(None, [environment.get("PYTHONPATH")])])
+
+
 def keep_socket_paths_short() -> None:
     """Have ``multiprocessing`` make its sockets elsewhere where the folder for temporary files has too long a name.
 

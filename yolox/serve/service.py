@@ -16,7 +16,7 @@ from yolox.prediction.results import Boxes, Result
 from yolox.prediction.sources import decode_bytes
 from yolox.serve.batching import Batcher, BusyError
 from yolox.serve.metrics import Metrics
-from yolox.structures import Detections, Image
+from yolox.structures import Detections, Image, Size
 
 _log = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ def _result(image: Image, found: Detections, predictor: Predictor, elapsed_ms: f
     names = predictor.class_names
     called = tuple(names[label] if label < len(names) else f"class {label}" for label in found.labels.tolist())
     boxes = Boxes(found.boxes_xyxy, found.scores, found.labels, called)
-    return Result(image, boxes, names, "request", elapsed_ms=elapsed_ms)
+    return Result(image, Size(*image.shape[:2]), boxes, names, "request", elapsed_ms=elapsed_ms)
 
 
 def serve(

@@ -195,6 +195,7 @@ def _deployed(path: Path, args: argparse.Namespace, asked: Experiment | None) ->
     predictor = load_predictor(path, trust=args.trust)
     experiment = experiment_of_test(asked or Experiment(predictor.name), args)
     experiment = replace(experiment, eval=replace(experiment.eval, test_size=predictor.input_size))
+    predictor.check_thresholds(experiment.eval.test_conf, experiment.eval.nmsthre)
 
     def predict(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         boxes, scores = predictor.run_batch(images.numpy())

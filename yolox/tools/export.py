@@ -165,8 +165,8 @@ def _check_options(args: argparse.Namespace, kind: str) -> None:
 
 
 def _deployment(args: argparse.Namespace, kind: str) -> Deployment:
+    from yolox.inference.backends.graph_file import Suppression
     from yolox.inference.convert.deploy import Deployment
-    from yolox.inference.convert.onnx_export import Suppression
     from yolox.models.decoding import OUTPUT_LAYOUTS
 
     names = OUTPUT_LAYOUTS[_layout(args)].names
@@ -190,13 +190,13 @@ def _layout(args: argparse.Namespace) -> str:
 
 def _described(loaded: LoadedModel, args: argparse.Namespace, asked: Deployment) -> tuple[nn.Module, Size, Deployment]:
     """Return the module to write, the size of its input, and what was asked with the description of the file."""
-    from dataclasses import replace
+    from dataclasses import asdict, replace
 
     import torch
 
     from yolox.data.image_ops import PREPROCESSING
+    from yolox.inference.backends.graph_file import DETECTIONS_LAYOUT
     from yolox.inference.convert.folding import fold_normalisations
-    from yolox.inference.convert.onnx_export import DETECTIONS_LAYOUT
     from yolox.models.decoding import OUTPUT_LAYOUTS, DecodedDetector
 
     experiment = apply_arguments(loaded.experiment, args)
@@ -210,6 +210,8 @@ def _described(loaded: LoadedModel, args: argparse.Namespace, asked: Deployment)
         "preprocessing": json.dumps(PREPROCESSING),
         "outputs": layout.description if asked.nms is None else DETECTIONS_LAYOUT,
     }
+    if asked.nms is not None:
+        description["suppression"] = json.dumps(asdict(asked.nms))
     return module, size, replace(asked, description=description)
 
 

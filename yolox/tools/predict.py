@@ -31,6 +31,7 @@ from yolox.tools.parser import ToolParser
 if TYPE_CHECKING:
     from yolox.prediction.models import Predictor
     from yolox.prediction.results import Result
+    from yolox.prediction.run import Thresholds
     from yolox.prediction.sources import Sources
 
 RESULT_FORMATS = ("pictures", "coco", "yolo", "csv", "crops")
@@ -46,10 +47,19 @@ def build_parser() -> ToolParser:
     """Return the parser of the command line."""
     parser = ToolParser("predict", "Find objects in images, folders, videos, cameras and network streams.")
     parser.add_argument(
-        "source", nargs="+", help="image, folder, 'pattern*.jpg', video, http(s) or rtsp address, number of a camera"
+        "source",
+        nargs="+",
+        help="image, folder, 'pattern*.jpg', list (.txt, .csv) or table (.parquet) of images, video, http(s) or rtsp "
+        "address, number of a camera",
     )
     add_model_arguments(parser, "checkpoint, published name (yolox_nano), deployed folder or ONNX file")
     add_prediction_options(parser)
+    parser.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="share the images among the machines of a cluster: ray, ray://HOST:10001, HOST:6379, spark, "
+        "spark://HOST:7077, local[N]",
+    )
     return parser
 
 
@@ -104,8 +114,35 @@ def look(args: argparse.Namespace, source: Any, as_video: bool = False) -> None:
         print(f"model: {predictor.source}, input {predictor.input_size.height}x{predictor.input_size.width}")
         classes = _class_indices(args.classes, predictor.class_names)
         thresholds = Thresholds(args.conf, args.nms, classes=classes, multi_label=args.multi_label)
-        results = predict(predictor, pictures, thresholds, args.batch_size)
+        if getattr(args, "cluster", None) is not None:
+            results = _on_cluster(args, predictor, pictures, thresholds)
+        else:
+            results = predict(predictor, pictures, thresholds, args.batch_size)
         _write_all(args, predictor, pictures, track(results) if args.track else results, report)
+
+
+def _on_cluster(
+    args: argparse.Namespace, predictor: Predictor, pictures: Sources, thresholds: Thresholds
+) -> Iterable[Result]:
+    """Return the results that the machines of ``--cluster`` find.
+
+    Raises:
+        UsageError: For an address of no cluster, or with ``--track``.
+    """
+    from yolox.prediction.cluster import predict_on_cluster
+    from yolox.prediction.cluster_work import ClusterModel, Work
+
+    if args.track:
+        raise UsageError("--track follows the frames of a video, one after another; leave --cluster out.")
+    model = args.model or args.ckpt
+    size = predictor.input_size if predictor.method == "checkpoint" else None
+    described = ClusterModel(model, args.precision, size, asked_experiment(args), args.trust)
+    return predict_on_cluster(
+        args.cluster,
+        Work(described, thresholds, args.batch_size or predictor.usual_batch),
+        pictures,
+        predictor.class_names,
+    )
 
 
 def _write_all(

@@ -14,7 +14,6 @@ from near import assert_near, channels_last
 from torch import Tensor, nn
 
 from yolox.kernels.library import SWITCH, host_variants
-from yolox.kernels.training import bindings
 from yolox.kernels.training.deferred import (
     Deferred,
     Features,
@@ -29,10 +28,7 @@ from yolox.kernels.training.deferred import (
 )
 from yolox.kernels.training.norms import IDENTITY, RELU, RELU6, SILU, Activation, NormAct
 
-needs_pointwise = pytest.mark.skipif(
-    not bindings.has_pointwise(), reason="this processor does not multiply bfloat16 (AVX512-BF16), so nothing does here"
-)
-
+pytestmark = pytest.mark.usefixtures("need_compiler")
 
 KINDS: dict[str, tuple[Activation, Any]] = {
     "silu": (SILU, F.silu),
@@ -63,7 +59,7 @@ def _assert_norms_near(found: list[nn.BatchNorm2d], wanted: list[nn.BatchNorm2d]
 
 @pytest.fixture(
     params=[
-        *(("amx", torch.bfloat16), ("avx512-bf16", torch.bfloat16)),
+        *(("amx", torch.bfloat16), ("avx512-bf16", torch.bfloat16), ("portable", torch.bfloat16)),
         *(("avx512", torch.float32), ("avx2", torch.float32), ("portable", torch.float32)),
     ],
     ids=lambda param: f"{param[0]} {param[1]}",
@@ -142,7 +138,6 @@ POINTWISE = [  # batch, size, channels of the parts, which of them deferred, cha
 ]
 
 
-@needs_pointwise
 @pytest.mark.usefixtures("_instructions")
 @pytest.mark.parametrize(("batch", "size", "inputs", "deferred", "outputs"), POINTWISE)
 def test_pointwise_block_equals_float64(
@@ -164,7 +159,6 @@ def test_pointwise_block_equals_float64(
     _assert_norms_near(norms, exact)
 
 
-@needs_pointwise
 @pytest.mark.usefixtures("_instructions")
 @pytest.mark.parametrize("deferred", [False, True])
 @pytest.mark.parametrize("stride", [1, 2])
@@ -181,7 +175,6 @@ def test_depthwise_block_equals_float64(size: tuple[int, int], channels: int, st
     _assert_norms_near(norms, exact)
 
 
-@needs_pointwise
 @pytest.mark.usefixtures("_instructions")
 @pytest.mark.parametrize("kind", list(KINDS)[1:])
 @pytest.mark.parametrize("reader", ["1x1", "depthwise", "shortcut"])
@@ -205,7 +198,6 @@ def test_other_activations_are_left_to_readers(reader: str, kind: str) -> None:
     _assert_same_gradients([found], [wanted], [(weight, plain), *x.pairs], 5e-2)
 
 
-@needs_pointwise
 @pytest.mark.usefixtures("_instructions")
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)
 @pytest.mark.parametrize(("size", "channels"), [((64, 96), 16), ((12, 68), 32), ((6, 4), 48), ((32, 160), 80)], ids=str)
@@ -222,7 +214,6 @@ def test_stem_block_equals_float64(size: tuple[int, int], channels: int, dtype: 
     _assert_norms_near(norms, exact)
 
 
-@needs_pointwise
 @pytest.mark.usefixtures("_instructions")
 @pytest.mark.parametrize("deferred", [False, True])
 def test_a_shortcut_around_a_convolution_equals_float64(deferred: bool) -> None:
@@ -235,7 +226,6 @@ def test_a_shortcut_around_a_convolution_equals_float64(deferred: bool) -> None:
     _assert_same_gradients([add_shortcut(inner, shortcut)], [wanted], [(weight, plain), *x.pairs])
 
 
-@needs_pointwise
 @pytest.mark.usefixtures("_instructions")
 @pytest.mark.parametrize("outputs", [5, 16, 80])
 @pytest.mark.parametrize("deferred", [False, True])
@@ -253,7 +243,7 @@ def test_a_prediction_equals_float64(outputs: int, deferred: bool) -> None:
         assert_near(left, right, 2e-2)
 
 
-@needs_pointwise
+@pytest.mark.usefixtures("bf16_products")
 def test_gradients_of_several_readers_add_up() -> None:
     """One activates, one convolves each channel, one all of them; and activation happens once."""
     torch.manual_seed(0)
@@ -272,7 +262,7 @@ def test_gradients_of_several_readers_add_up() -> None:
     _assert_same_gradients(found, wanted, [(deep, deep_exact), (point, point_exact), *x.pairs])
 
 
-@needs_pointwise
+@pytest.mark.usefixtures("bf16_products")
 def test_nothing_is_kept_when_a_step_is_over() -> None:
     """An autograd function that holds its own output would never be freed."""
     gc.collect()
@@ -289,7 +279,7 @@ def test_nothing_is_kept_when_a_step_is_over() -> None:
         gc.enable()
 
 
-@needs_pointwise
+@pytest.mark.usefixtures("bf16_products")
 def test_a_first_layer_gets_no_gradient_it_does_not_want() -> None:
     torch.manual_seed(0)
     x, (norm,) = channels_last(2, 16, 8, 8, dtype=torch.bfloat16), _norms(16)

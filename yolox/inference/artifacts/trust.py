@@ -106,13 +106,16 @@ def _varint(data: memoryview, position: int) -> tuple[int, int]:
             raise ValueError("a number is too long")
 
 
-def check_openvino(folder: Path) -> None:
-    """Check that an OpenVINO model has known operators alone and reads its weights from its own ``.bin`` file.
+def check_openvino(path: Path) -> None:
+    """Check that an OpenVINO model (.xml) has known operators alone and reads its weights from its own ``.bin`` file.
 
     Raises:
         ModelFileError: With what was found.
     """
-    path, weights = folder / "model.xml", folder / "model.bin"
+    weights = path.with_suffix(".bin")
+    for file in (path, weights):
+        if not file.is_file():
+            raise ModelFileError(f"'{file}' does not exist; expected an OpenVINO model as .xml and .bin side by side.")
     if path.stat().st_size > MAX_XML_BYTES:
         raise ModelFileError(f"'{path}' has {path.stat().st_size} bytes; expected {MAX_XML_BYTES} at most.")
     data = path.read_bytes()
@@ -140,7 +143,7 @@ def _check_weights(values: Mapping[str, Any], available: int, path: Path) -> Non
         offset, size = str(values["offset"]), str(values["size"])
         short = max(len(offset), len(size)) <= _MOST_DIGITS
         if not (short and offset.isdecimal() and size.isdecimal() and int(offset) + int(size) <= available):
-            raise ModelFileError(f"'{path}' reads weights beyond the end of model.bin. Save the model again.")
+            raise ModelFileError(f"'{path}' reads weights beyond the end of its .bin file. Save the model again.")
 
 
 def check_npz(path: Path) -> None:
@@ -191,7 +194,7 @@ FORMATS: Mapping[str, ArtifactFormat] = {
         optional=("before.onnx", "after.onnx"),
         check=_check_native,
     ),
-    "openvino": ArtifactFormat(("model.xml", "model.bin"), check=check_openvino),
+    "openvino": ArtifactFormat(("model.xml", "model.bin"), check=lambda folder: check_openvino(folder / "model.xml")),
     "onnxruntime": ArtifactFormat(("model.onnx",), check=lambda folder: check_onnx(folder / "model.onnx")),
     "jit": ArtifactFormat(("model.torchscript",), "TorchScript is a program that can read and write files"),
     "ipex": ArtifactFormat(("model.torchscript",), "TorchScript is a program that can read and write files"),

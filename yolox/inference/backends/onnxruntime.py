@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from yolox.errors import ModelFileError, needs
 from yolox.inference.artifacts.manifest import Manifest
@@ -28,6 +29,7 @@ from yolox.inference.backends.base import (
     like_inputs,
     memory_for,
 )
+from yolox.inference.backends.graph_file import GraphFile
 from yolox.precision_names import Precision
 
 if TYPE_CHECKING:
@@ -217,24 +219,7 @@ class OnnxPart:
         return dict(zip(names, self.session.run(names, fed), strict=True))
 
 
-@dataclass(frozen=True)
-class OnnxFile:
-    """An ONNX file from anywhere, ready to run.
-
-    Args:
-        runner: Runs it.
-        input_shape: Shape of its only input, None for free axes.
-        num_outputs: Number of outputs.
-        metadata: Its custom metadata.
-    """
-
-    runner: OnnxRuntimeRunner
-    input_shape: tuple[int | None, ...]
-    num_outputs: int
-    metadata: Mapping[str, str]
-
-
-def read_onnx(path: Path, threads: int) -> OnnxFile:
+def read_onnx(path: Path, threads: int) -> GraphFile:
     """Load an ONNX file with one input; torch is not needed.
 
     Raises:
@@ -249,10 +234,18 @@ def read_onnx(path: Path, threads: int) -> OnnxFile:
         session = make_session(content, threads)
     if len(session.get_inputs()) != 1:
         raise ModelFileError(f"'{path}' has {len(session.get_inputs())} inputs; expected one, the images.")
-    shape = tuple(axis if isinstance(axis, int) else None for axis in session.get_inputs()[0].shape)
-    runner = OnnxRuntimeRunner(content, Settings(threads), shape[0] if shape else None)
-    metadata = dict(session.get_modelmeta().custom_metadata_map)
-    return OnnxFile(runner, shape, len(session.get_outputs()), metadata)
+    port = session.get_inputs()[0]
+    try:
+        kind = _numpy_type(port.type)
+    except TypeError as error:
+        raise ModelFileError(f"'{path}' takes {port.type}; expected numbers, the images.") from error
+
+    def run(values: NDArray[Any]) -> tuple[NDArray[np.generic], ...]:
+        with as_model_error(path):
+            return tuple(session.run(None, {port.name: np.ascontiguousarray(values, kind)}))
+
+    shape = tuple(axis if isinstance(axis, int) else None for axis in port.shape)
+    return GraphFile(run, shape, len(session.get_outputs()), dict(session.get_modelmeta().custom_metadata_map))
 
 
 class OnnxRuntimeBackend:

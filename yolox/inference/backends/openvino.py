@@ -46,7 +46,8 @@ def openvino() -> Any:
 
 
 @cache
-def _core() -> Any:
+def core() -> Any:
+    """Return the library's core of this process."""
     return openvino().Core()
 
 
@@ -136,7 +137,7 @@ class OpenVinoRunner:
         if key not in self._pools:
             while len(self._pools) >= COMPILED_SIZES:
                 self._pools.pop(next(iter(self._pools)))
-            compiled = _core().compile_model(self._shaped(size, types), "CPU", self._config())
+            compiled = core().compile_model(self._shaped(size, types), "CPU", self._config())
             self._pools[key] = _Pool(compiled, [compiled.create_infer_request() for _ in range(self.settings.streams)])
         return self._pools[key]
 
@@ -234,7 +235,7 @@ class OpenVinoBackend:
         path = context.work_dir / "model.onnx"
         export_onnx(model, context.sample, path, dynamic_batch=context.dynamic_batch)
         batch = context.fixed_batch
-        runner = OpenVinoRunner(_core().read_model(str(path)), Settings(context.threads), batch=batch)
+        runner = OpenVinoRunner(core().read_model(str(path)), Settings(context.threads), batch=batch)
         sample = context.small_sample(2)
         check_outputs(model, sample, runner(*sample))
         fast = replace(runner, settings=_best_guess(runner, context), hint=hint, _pools={})
@@ -256,7 +257,7 @@ class OpenVinoBackend:
         """
         path = folder / MODEL
         try:
-            model = _core().read_model(str(path))
+            model = core().read_model(str(path))
         except RuntimeError as error:
             raise ModelFileError(f"'{path}' is not a readable OpenVINO model. Save the model again.") from error
         return OpenVinoRunner(
@@ -276,20 +277,20 @@ def _hint(method: Method) -> str:
         YoloxError: When this processor would only imitate it.
     """
     if method.precision is Precision.BF16 or method.options.get("rest") == "bf16":
-        if "BF16" not in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        if "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise YoloxError(
                 "this processor has no bf16 instructions, OpenVINO would compute in fp32. Use openvino_fp32."
             )
         return "bf16"
     # without fp16 units the weights are still stored in fp16, and computed with in fp32
-    fp16 = method.precision is Precision.FP16 and "FP16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    fp16 = method.precision is Precision.FP16 and "FP16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return "f16" if fp16 else "f32"
 
 
 def _compressed(graph: Any, path: Path) -> Any:
     """Return the model with weights rounded to fp16, as it will be after saving and loading."""
     openvino().save_model(graph, str(path), compress_to_fp16=True)
-    return _core().read_model(str(path))
+    return core().read_model(str(path))
 
 
 def _best_guess(runner: OpenVinoRunner, context: PrepareContext) -> Settings:
@@ -324,18 +325,3 @@ def int8_share(graph: Any, compiled: Any) -> float:
 
 
 BACKEND = OpenVinoBackend()
-
-
-def write_ir(onnx_file: Path, target: Path, description: Mapping[str, str]) -> None:
-    """Write an ONNX file as OpenVINO IR: ``target`` (.xml) and the weights beside it (.bin), in float32.
-
-    Args:
-        onnx_file: The file to convert.
-        target: The .xml file.
-        description: Text by name, which ``model.get_rt_info(["model_info", name])`` reads again.
-    """
-    library = openvino()
-    model = library.convert_model(str(onnx_file))
-    for name, text in description.items():
-        model.set_rt_info(text, ["model_info", name])
-    library.save_model(model, str(target), compress_to_fp16=False)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from yolox.errors import MissingDependencyError, UsageError, YoloxError
 from yolox.files import describe_failed_write
-from yolox.inference.convert.onnx_export import SUPPRESSION_FROM, Suppression, add_metadata, add_nms
+from yolox.inference.backends.graph_file import Suppression
+from yolox.inference.convert.onnx_export import SUPPRESSION_FROM, add_metadata, add_nms
 from yolox.inference.convert.quiet import quiet
 
 OPSETS = range(9, 24)
@@ -136,7 +137,7 @@ def _write_onnx(module: nn.Module, sample: Tensor, path: Path, asked: Deployment
 
 
 def _write_openvino(module: nn.Module, sample: Tensor, path: Path, asked: Deployment) -> None:
-    from yolox.inference.backends.openvino import write_ir
+    from yolox.inference.backends.openvino_files import write_ir
 
     with tempfile.TemporaryDirectory(prefix="export-") as folder:
         onnx_file = Path(folder) / "model.onnx"

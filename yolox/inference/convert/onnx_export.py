@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from yolox.errors import YoloxError
+from yolox.inference.backends.graph_file import Suppression
 from yolox.inference.backends.torch_runner import export_inputs, export_program
 from yolox.inference.convert.quiet import quiet
 
@@ -25,9 +25,6 @@ TOLERANCE = 1e-3
 """Largest difference to the module, as a share of the largest output value; fp32 conversions stay far below."""
 DETECTIONS = "detections"
 """Name of the only output of a graph with suppression."""
-
-DETECTIONS_LAYOUT = "detections: [N, 7] = image of the batch, left, top, right, bottom in pixels, class, score"
-"""What that output holds: N is the number of detections of the whole batch."""
 
 SUPPRESSION_FROM = 11
 """First opset that has the operators."""
@@ -140,21 +137,6 @@ def add_metadata(path: Path, values: Mapping[str, str]) -> None:
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__} {lines[0] if lines else ''}".strip()
-
-
-@dataclass(frozen=True)
-class Suppression:
-    """Which boxes are detections.
-
-    Args:
-        confidence: Lowest score to keep.
-        nms_iou: IoU with a better box of the same class above which a box is dropped.
-        multi_label: Let a box be a detection of each of its classes whose score is high enough, not of its best alone.
-    """
-
-    confidence: float
-    nms_iou: float
-    multi_label: bool = False
 
 
 def add_nms(path: Path, rules: Suppression, num_classes: int) -> None:

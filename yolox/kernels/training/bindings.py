@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable
 from functools import cache
 from typing import Any, cast
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from yolox.errors import YoloxError
-from yolox.kernels.library import kernels
+from yolox.kernels.library import SWITCH, host_variants, kernels
 
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 POINTER, LONG, DOUBLE = ctypes.c_void_p, ctypes.c_long, ctypes.c_double
@@ -147,5 +148,12 @@ def call(name: str, dtype: torch.dtype | None, *arguments: Any) -> None:
 
 
 def has_pointwise(dtype: torch.dtype = torch.bfloat16) -> bool:
-    """Return whether there are kernels for products of this type; those of bfloat16 want a processor that has them."""
-    return dtype in TYPES and hasattr(kernels(), f"pointwise_forward_{TYPES[dtype]}")
+    """Return whether kernels compute products of this type.
+
+    Those of bfloat16 do where the processor has instructions for them, or where the portable kernels are asked for by
+    name: these are slower than PyTorch's.
+    """
+    if dtype not in TYPES or not hasattr(kernels(), f"pointwise_forward_{TYPES[dtype]}"):
+        return False
+    asked = bool(os.environ.get(SWITCH))
+    return asked or dtype is not torch.bfloat16 or "avx512_bf16" in host_variants()[0].flags

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from yolox.cpu.threads import thread_environment
-from yolox.processes.start import Program, start
+from yolox.processes.start import Program, package_path, start
 from yolox.trainer.launchers.base import Slot, Worker
 from yolox.trainer.launchers.heartbeat import HangLimits
 from yolox.trainer.launchers.supervise import LocalWorkerGroup, supervise
@@ -89,12 +89,6 @@ def worker_environment(slot: Slot, network: Mapping[str, str] | None = None) -> 
     filters = filter(None, [environment.get("PYTHONWARNINGS"), "ignore:resource_tracker:UserWarning"])
     # a terminal may lack letters that a message has: those are replaced
     return {"PYTHONIOENCODING": ":replace", **environment, "PYTHONWARNINGS": ",".join(filters)}
-
-
-def package_path(environment: dict[str, str]) -> str:
-    """Return a PYTHONPATH with which a fresh interpreter finds this very package first."""
-    here = str(Path(__file__).resolve().parents[3])
-    return os.pathsep.join([here, *filter(None, [environment.get("PYTHONPATH")])])
 
 
 def local_network(environment: dict[str, str]) -> dict[str, str]:

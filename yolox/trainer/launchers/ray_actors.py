@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from yolox.errors import UsageError, needs
+from yolox.errors import UsageError
+from yolox.processes.ray_cluster import ray_cluster
 from yolox.trainer.launchers.agent import serve_node
 from yolox.trainer.launchers.base import Slot, Worker
 from yolox.trainer.launchers.heartbeat import HangLimits
@@ -19,8 +15,6 @@ from yolox.trainer.launchers.protocol import JoinInfo
 from yolox.trainer.launchers.remote import run_remote
 
 _END_SECONDS = 5.0
-_STORE_BYTES = 80 * 2**20  # nothing of ours goes through Ray's object store
-_log = logging.getLogger(__name__)
 
 
 class RayLauncher:
@@ -40,10 +34,13 @@ class RayLauncher:
 
     def run(self, function: Callable[[Worker], Any], slots: Sequence[Slot]) -> list[Any]:
         """Return the results by rank; see `Launcher`."""
-        with needs("ray", "pip install 'yolox-cpu[ray]'"):
-            import ray
-            import ray.util.scheduling_strategies
-        with _connected(ray, self.address, len(slots)):
+        address = self.address or os.environ.get("RAY_ADDRESS") or ""
+        if address.startswith("ray://"):
+            raise UsageError(
+                f"'{address}' is the address of a Ray Client server; expected that of the cluster itself, such as "
+                "'10.0.0.1:6379', from a machine that is part of it."
+            )
+        with ray_cluster(self.address) as ray:
             engine = _Nodes(ray)
             try:
                 return run_remote(engine, function, slots, self.limits)
@@ -125,38 +122,3 @@ def share_nodes(cpus: Mapping[str, float], world: int, own: str) -> dict[str, in
         chosen = able[0] if rank == 0 else min(able, key=lambda name: (counts[name] + 1) / cpus[name])
         counts[chosen] += 1
     return {name: count for name, count in counts.items() if count}
-
-
-@contextmanager
-def _connected(ray: Any, address: str | None, world: int) -> Iterator[None]:
-    """Be part of a Ray cluster; leave only what was joined here."""
-    if ray.is_initialized():
-        if address is not None:
-            _log.warning("this process is part of a Ray cluster already: it is used, not '%s'", address)
-        yield
-        return
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    if address.startswith("ray://"):
-        raise UsageError(
-            f"'{address}' is the address of a Ray Client server; expected that of the cluster itself, such as "
-            "'10.0.0.1:6379', from a machine that is part of it."
-        )
-    settings: dict[str, Any] = {"address": address, "logging_level": logging.ERROR, "log_to_driver": False}
-    if address == "local":
-        settings.update(include_dashboard=False, object_store_memory=_STORE_BYTES)
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGTERM) if main else None
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
-    began = time.monotonic()
-    try:
-        ray.init(**settings)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UsageError(f"the Ray cluster at '{address}' cannot be joined: {error}") from error
-    finally:
-        if main:
-            signal.signal(signal.SIGTERM, before)
-    _log.debug("Ray at %s after %.1f s", address, time.monotonic() - began)
-    try:
-        yield
-    finally:
-        ray.shutdown()

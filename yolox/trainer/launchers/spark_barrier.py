@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
-import sys
-import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
-from yolox.errors import MissingDependencyError, UsageError, needs
+from yolox.processes.spark_context import first_reason, spark_context
 from yolox.trainer.launchers.agent import serve_node
 from yolox.trainer.launchers.base import Slot, Worker
 from yolox.trainer.launchers.heartbeat import HangLimits
-from yolox.trainer.launchers.popen import package_path
 from yolox.trainer.launchers.protocol import JoinInfo
 from yolox.trainer.launchers.remote import run_remote
 
 _END_SECONDS = 5.0
 _REGISTER_SECONDS = 20.0  # for executors to come up before their number counts
-_LOGGING = """
-rootLogger.level = error
-rootLogger.appenderRef.stderr.ref = console
-appender.console.type = Console
-appender.console.name = console
-appender.console.target = SYSTEM_ERR
-appender.console.layout.type = PatternLayout
-appender.console.layout.pattern = %p %c{1}: %m%n
-"""
-_REASON = re.compile(r"^(?:: )?(?:[\w.]+\.)?(\w*(?:Error|Exception): .+)$", re.MULTILINE)
+_BARRIER = {"spark.scheduler.barrier.maxConcurrentTasksCheck.interval": "1s"}
 
 
 class SparkLauncher:
@@ -54,7 +38,7 @@ class SparkLauncher:
 
     def run(self, function: Callable[[Worker], Any], slots: Sequence[Slot]) -> list[Any]:
         """Return the results by rank; see `Launcher`."""
-        with _context(self.master, len(slots)) as context:
+        with spark_context(self.master, f"local[{len(slots)}]", _BARRIER) as context:
             engine = _Tasks(context)
             try:
                 return run_remote(engine, function, slots, self.limits)
@@ -125,93 +109,3 @@ class _Task:
         address = context.getTaskInfos()[number].address
         serve_node(self.join_info, number, f"Spark executor {address}", 1, self.threads)
         return []
-
-
-def first_reason(text: str) -> str:
-    """Return the line of a Spark error that names the cause: it repeats Java's and Python's stacks for pages."""
-    reasons = [match.group(1) for match in _REASON.finditer(text)]
-    inner = [reason for reason in reasons if not reason.startswith(("Py4J", "SparkException: Job", "PythonException"))]
-    chosen = (inner or reasons or text.strip().splitlines() or ["Spark gave no reason"])[0]
-    if "No module named" in chosen:
-        chosen += " (in the Python of an executor; set PYSPARK_PYTHON, or install the package on every machine)"
-    return chosen
-
-
-@contextmanager
-def _context(master: str | None, world: int) -> Iterator[Any]:
-    """Yield the active SparkContext, or one that ends with the run."""
-    with needs("pyspark", "pip install 'yolox-cpu[spark]'"):
-        import pyspark
-    active = pyspark.SparkContext._active_spark_context
-    if active is not None:
-        if master not in (None, active.master):
-            raise UsageError(f"a SparkContext at '{active.master}' is active; expected '{master}' or none. Stop it.")
-        yield active
-        return
-    if shutil.which("java") is None and not os.environ.get("JAVA_HOME"):
-        raise MissingDependencyError("Java (Spark runs on it)", "apt-get install openjdk-17-jre-headless")
-    own_java = pyspark.SparkContext._gateway is None
-    try:
-        with _quiet_java():
-            context = _make_context(pyspark, master, world)
-        try:
-            yield context
-        finally:
-            context.stop()
-    finally:
-        if own_java:
-            _end_java(pyspark)
-
-
-@contextmanager
-def _quiet_java() -> Iterator[None]:
-    """Have a Java process started inside use this Python, and print nothing but errors unless it is set up already."""
-    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    if {"SPARK_CONF_DIR", "SPARK_SUBMIT_OPTS"} & set(os.environ):
-        yield
-        return
-    with tempfile.TemporaryDirectory(prefix="yolox-spark-") as folder:
-        file = Path(folder) / "log4j2.properties"
-        file.write_text(_LOGGING, encoding="ascii")
-        os.environ["SPARK_SUBMIT_OPTS"] = f"-Dlog4j2.configurationFile={file}"
-        try:
-            yield
-        finally:
-            del os.environ["SPARK_SUBMIT_OPTS"]
-
-
-def _make_context(pyspark: Any, master: str | None, world: int) -> Any:
-    conf = pyspark.SparkConf().setAppName("yolox")
-    if master is not None:
-        conf.setMaster(master)
-    conf.setIfMissing("spark.master", f"local[{world}]")
-    if conf.get("spark.master").startswith("local"):
-        conf.setIfMissing("spark.driver.host", "127.0.0.1").setIfMissing("spark.driver.bindAddress", "127.0.0.1")
-    for name, value in (
-        ("spark.executorEnv.PYTHONPATH", package_path(dict(os.environ))),
-        ("spark.log.level", "ERROR"),
-        ("spark.ui.enabled", "false"),
-        ("spark.ui.showConsoleProgress", "false"),
-        ("spark.scheduler.barrier.maxConcurrentTasksCheck.interval", "1s"),
-    ):
-        conf.setIfMissing(name, value)
-    try:
-        return pyspark.SparkContext(conf=conf)
-    except Exception as error:
-        raise UsageError(
-            f"Spark at '{conf.get('spark.master')}' cannot be started: {first_reason(str(error))}"
-        ) from error
-
-
-def _end_java(pyspark: Any) -> None:
-    """End the Java process that was started for the context; the next one starts its own."""
-    gateway = pyspark.SparkContext._gateway
-    if gateway is None:
-        return
-    gateway.shutdown()
-    process = getattr(gateway, "proc", None)
-    if process is not None:
-        with suppress(OSError):
-            process.stdin.close()  # it ends with its standard input
-        process.wait(_END_SECONDS)
-    pyspark.SparkContext._gateway = pyspark.SparkContext._jvm = None

@@ -208,6 +208,6 @@ LAYOUT(NextNorm, NextNorm, AT(NextNorm, norm), AT(NextNorm, sums), AT(NextNorm, 
     });                                                                                                               \
   }
 EXPORT(float32, float)
-#ifdef __AVX512BF16__
+#ifdef PRODUCTS_OF_BF16
 EXPORT(bfloat16, bf16)
 #endif

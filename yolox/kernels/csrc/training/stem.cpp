@@ -7,7 +7,7 @@
 // zero.
 #include "tiles.h"
 
-#ifdef __AVX512BF16__
+#ifdef PRODUCTS_OF_BF16
 namespace {
 
 constexpr long SIZE = 6, CHANNELS = 3, PADDING = 2, TAPS = SIZE * CHANNELS, STEP = 2 * CHANNELS;
@@ -20,16 +20,20 @@ struct StemInput {
   long panels() const { return panels_of(out_width()); }  // of a row
 };
 
+#ifdef __AVX512BF16__
 inline __m256i as_bf16(const uint8_t* from) {
   return (__m256i)_mm512_cvtneps_pbh(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from))));
 }
 
 inline __m256i as_bf16(const float* from) { return (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from)); }
+#endif
 
 template <class P>
 inline void row_as_bf16(const P* from, long count, bf16* to) {
   long i = 0;
+#ifdef __AVX512BF16__
   for (; i + 16 <= count; i += 16) _mm256_storeu_si256((__m256i*)(to + i), as_bf16(from + i));
+#endif
   for (; i < count; ++i) put(to + i, from[i]);
 }
 

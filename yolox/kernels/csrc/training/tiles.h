@@ -1,5 +1,6 @@
 // Products of bfloat16 matrices, 32 rows by 32 columns at a time, in float32. Intel's matrix unit (AMX) multiplies
 // tiles of 16 rows of 64 bytes; without it, the dot products of pairs of AVX512-BF16 do, on the same layout in memory.
+// The portable kernels compute number by number; they are there so that all of this is tested on any processor.
 //
 // The left matrix lies in rows. The right one lies in tiles in which row r holds, side by side for each of 16 columns,
 // the two numbers 2r and 2r + 1 of that column.
@@ -10,7 +11,8 @@
 #define MATRIX_UNIT
 #endif
 
-#ifdef __AVX512BF16__
+#if defined(__AVX512BF16__) || !defined(__AVX2__)
+#define PRODUCTS_OF_BF16
 #ifdef MATRIX_UNIT
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -105,6 +107,7 @@ inline void multiply_tiles(Left a, Right b, long steps, float* out, long out_row
 #endif
 
 // Of each 32 numbers of depth only the first `pairs` pairs are multiplied: the others are zeros.
+#ifdef __AVX512BF16__
 template <bool RIGHT>
 inline void multiply_pairs(Left a, Right b, long steps, long pairs, float* out, long out_row, bool add) {
   constexpr long ROWS = RIGHT ? 8 : 16;  // 16 sums, so that none waits for the one before
@@ -137,6 +140,21 @@ inline void multiply_pairs(Left a, Right b, long steps, long pairs, float* out, 
     }
   }
 }
+#else
+template <bool RIGHT>
+inline void multiply_pairs(Left a, Right b, long steps, long pairs, float* out, long out_row, bool add) {
+  for (long r = 0; r < (a.bottom ? SIDE : 16); ++r)
+    for (long c = 0; c < (RIGHT ? SIDE : 16); ++c) {
+      const bf16* row = r < 16 ? a.top + r * a.row : a.bottom + (r - 16) * a.row;
+      const bf16* column = (c < 16 ? b.left : b.right) + c % 16 * 2;
+      float sum = add ? out[r * out_row + c] : 0;
+      for (long s = 0; s < steps; ++s)
+        for (long k = 0; k < 2 * pairs; ++k)
+          sum += get(row + s * a.step + k) * get(column + s * b.step + k / 2 * 32 + k % 2);
+      out[r * out_row + c] = sum;
+    }
+}
+#endif
 
 // `out`, 32 by 32 with `out_row` numbers from row to row, becomes the product over 32 * `steps`, or has it added.
 // Beyond the first `pairs` pairs of each 32 both operands may be zeros, or one of them.
@@ -151,6 +169,7 @@ inline void multiply(Left a, Right b, long steps, float* out, long out_row, bool
   (b.right ? multiply_pairs<true> : multiply_pairs<false>)(a, b, steps, pairs, out, out_row, add);
 }
 
+#ifdef __AVX512BF16__
 // 16 numbers of two rows as 16 pairs.
 inline __m512i paired(__m256i even, __m256i odd) {
   return _mm512_or_si512(_mm512_cvtepu16_epi32(even), _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
@@ -195,6 +214,17 @@ inline void pack_left(const bf16* rows, long row, bf16* tile) {
     _mm512_storeu_si512(tile + (i + 12) * 32, _mm512_shuffle_i32x4(b, d, 0xdd));
   }
 }
+#else
+inline void pack_right(const bf16* rows, long row, bf16* tile) {
+  for (long r = 0; r < 32; ++r)
+    for (long c = 0; c < 16; ++c) tile[r / 2 * 32 + c * 2 + r % 2] = rows[r * row + c];
+}
+
+inline void pack_left(const bf16* rows, long row, bf16* tile) {
+  for (long r = 0; r < 32; ++r)
+    for (long c = 0; c < 16; ++c) tile[c * 32 + r] = rows[r * row + c];
+}
+#endif
 
 // A right matrix of `depth` rows and `columns` columns, both padded with zeros to whole tiles, rounded to bfloat16.
 class Packed {
@@ -207,6 +237,7 @@ class Packed {
   Packed(const float* weight, long rows, long wide, bool transposed)
       : deep(transposed ? wide : rows), depth(padded(deep)), columns(padded(transposed ? rows : wide)),
         used(transposed ? rows : wide), tiles(depth * columns) {
+#ifdef __AVX512BF16__
     if (transposed) {
       for (long n = 0; n < rows; ++n)
         for (long k = 0; k < wide; k += 16) {
@@ -223,6 +254,12 @@ class Packed {
         __m256i odd = (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(weight + (k + 1) * wide + n));
         _mm512_storeu_si512(tile(k, n) + k % 32 / 2 * 32, paired(even, odd));
       }
+#else
+    for (long i = 0; i < rows * wide; ++i) {
+      const long k = transposed ? i % wide : i / wide, n = transposed ? i / wide : i % wide;
+      put(tile(k, n) + k % 32 / 2 * 32 + n % 16 * 2 + k % 2, weight[i]);
+    }
+#endif
   }
   Right at(long column) const {
     return {tile(0, column), column + 16 < used ? tile(0, column + 16) : nullptr, TILE};

@@ -1,0 +1,61 @@
+"""Being part of a Ray cluster, or of a small one that lives only for the run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from yolox.errors import UsageError, needs
+
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def ray_cluster(address: str | None = None, store_bytes: int = 80 * 2**20) -> Iterator[Any]:
+    """Yield the module ``ray`` while this process is part of a cluster; leave only what was joined here.
+
+    A Ray that this process is already part of is used and left running. Else the cluster at ``address``, or at
+    ``$RAY_ADDRESS``, is joined; without an address, a Ray of this machine is started.
+
+    Args:
+        address: ``host:6379`` from a machine of the cluster, or ``ray://host:10001`` (Ray Client) from anywhere.
+        store_bytes: Size of the object store of a Ray that is started here.
+
+    Raises:
+        UsageError: When the cluster cannot be joined.
+        MissingDependencyError: When Ray is not installed.
+    """
+    with needs("ray", "pip install 'yolox-cpu[ray]'"):
+        import ray
+        import ray.util.scheduling_strategies
+    if ray.is_initialized():
+        if address is not None:
+            _log.warning("this process is part of a Ray cluster already: it is used, not '%s'", address)
+        yield ray
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    settings: dict[str, Any] = {"address": address, "logging_level": logging.ERROR, "log_to_driver": False}
+    if address == "local":
+        settings.update(include_dashboard=False, object_store_memory=store_bytes)
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM) if main else None
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
+    began = time.monotonic()
+    try:
+        ray.init(**settings)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UsageError(f"the Ray cluster at '{address}' cannot be joined: {error}") from error
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, before)
+    _log.debug("Ray at %s after %.1f s", address, time.monotonic() - began)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
