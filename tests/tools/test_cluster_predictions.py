@@ -1,13 +1,9 @@
-"""`predict --cluster`: what Ray and Spark find is what one machine finds, whatever happens to a worker."""
+"""`predict --cluster`: what Ray and Spark find is what one machine finds."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import signal
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -83,41 +79,6 @@ def test_the_files_are_those_of_one_machine(
     for here, there in zip(*(content["annotations"] for content in contents), strict=True):
         assert here.pop("bbox") == pytest.approx(there.pop("bbox"), abs=1e-2)
         assert here == pytest.approx(there, rel=1e-3)
-
-
-@processes
-def test_the_part_of_a_lost_worker_is_done_again(cluster: str, checkpoint: Path, folder: Path, tmp_path: Path) -> None:
-    place = tmp_path / "in"
-    shutil.copytree(folder, place)
-    trap = place / "2 ü.png"
-    trap.unlink()
-    os.mkfifo(trap)
-
-    def kill_its_reader() -> None:
-        with trap.open("wb"):  # waits for a worker that opens the picture
-            readers = [
-                int(entry.parents[1].name) for entry in Path("/proc").glob("[0-9]*/fd/*") if leads_to(entry, trap)
-            ]
-            shutil.copy(folder / trap.name, tmp_path / "whole.png")
-            os.replace(tmp_path / "whole.png", trap)
-            for reader in readers:
-                os.kill(reader, signal.SIGKILL)
-                killed.append(reader)
-
-    killed: list[int] = []
-    thread = threading.Thread(target=kill_its_reader, daemon=True)
-    thread.start()
-    found = [result.name for result in YOLOX(checkpoint).predict(place, cluster=cluster)]
-    thread.join(30)
-    assert killed
-    assert found == [f"{number} ü.png" for number in range(9)]
-
-
-def leads_to(entry: Path, target: Path) -> bool:
-    try:
-        return os.readlink(entry) == str(target)
-    except OSError:
-        return False
 
 
 @processes
