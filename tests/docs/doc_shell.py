@@ -151,7 +151,7 @@ class Shell:
         assert self._address, "nothing is served yet"
         address = re.sub(r"^http://127\.0\.0\.1:8000", self._address, words[3])
         body = Path(words[2].removeprefix("@")).read_bytes()
-        with urllib.request.urlopen(address, data=body, timeout=30) as answer:
+        with urllib.request.urlopen(address, data=body, timeout=300) as answer:
             assert json.load(answer)["objects"] is not None
 
 
@@ -166,7 +166,7 @@ def served(words: Sequence[str]) -> Iterator[str]:
             yield next(found.group() for line in service.stdout if (found := re.search(r"http://[\d.:]+", line)))
         finally:
             service.terminate()
-            service.communicate(timeout=30)
+            service.communicate(timeout=300)
     assert service.returncode == 143  # the server ends in order, and says how
 
 

@@ -155,7 +155,7 @@ def run_commands(place: Path) -> None:
     service, request = commands[-2:]
     with served([*shlex.split(service)[1:], "--port", "0"]) as address:
         photograph = (place / shlex.split(request)[2].removeprefix("@")).read_bytes()
-        with urllib.request.urlopen(f"{address}/predict", data=photograph, timeout=30) as answer:
+        with urllib.request.urlopen(f"{address}/predict", data=photograph, timeout=300) as answer:
             assert json.load(answer)["objects"] is not None
 
 
