@@ -24,7 +24,8 @@ sys.meta_path[:] = [Without()]
 """
 OPTIONAL = (
     *("openvino", "onnxruntime", "onnx", "nncf", "torchao", "neural_compressor", "ray", "pyspark", "wandb"),
-    *("intel_extension_for_pytorch", "pycocotools", "onnxscript"),
+    *("intel_extension_for_pytorch", "pycocotools", "onnxscript", "pyarrow", "pandas", "mlflow", "optuna"),
+    *("fastapi", "uvicorn", "trackers", "supervision"),
 )
 NOT_FOR_DEPLOYED = ("torch", "pytorch_lightning", "cloudpickle", "yaml", "rich", "matplotlib", "PIL", "safetensors")
 IMPORT_ALL = """
