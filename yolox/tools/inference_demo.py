@@ -194,7 +194,7 @@ def _show(args: argparse.Namespace, optimizer: InferenceOptimizer, found: Infere
             target = Path(args.save)
             copy_artifact(best.artifact, target)
         trust = " --trust" if needs_trust(read_manifest(target)) else ""
-        print(f"saved: {target}\nrun it: python -m yolox.tools.demo image --model {target}{trust} --path IMAGE")
+        print(f"saved: {target}\nrun it: yolox predict IMAGE -c {target}{trust}")
     return 0 if better else NOTHING_BETTER
 
 
