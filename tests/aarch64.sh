@@ -41,7 +41,8 @@ for variant in machine_variants():
 BUILD
 
 [ $# -gt 0 ] || set -- -q -p no:cacheprovider tests/kernels/int8/test_kernels.py tests/kernels/int8/test_packing.py \
-  tests/kernels/int8/test_hostile_programs.py tests/kernels/int8/test_native_settings.py \
+  tests/kernels/int8/test_executable.py tests/kernels/int8/test_hostile_programs.py \
+  tests/kernels/int8/test_native_settings.py \
   tests/kernels/training/test_kernels_of_layers.py tests/kernels/training/test_deferred.py
 exec qemu-aarch64 -cpu max -L "$folder/root" -E PYTHONPATH="$PWD:$folder/site" -E XDG_CACHE_HOME="$folder/cache" \
   "$folder/root/usr/bin/python3.11" -m pytest "$@"
