@@ -27,6 +27,12 @@ PYTHON_SHORTER = {
     "metric=accuracy": "metric=accuracy, methods=['native_int8'], latency_sample_num=2",
 }
 """What makes the Python of the pages short."""
+WRITTEN = {
+    ("docs/predict.md", "bash"): ("found/predictions.csv", "film_found/film.mp4"),
+    ("docs/predict.md", "python"): ("street_found.jpg",),
+    ("README.md", "python"): ("street_found.jpg",),
+}
+"""Files that the blocks of a page and a language leave behind."""
 
 
 def runnable(language: str) -> list[Block]:
@@ -77,12 +83,17 @@ def _run_commands(page: str, *, whole: bool) -> None:
                 shell.run(words)
                 count += 1
     assert count > 0
+    assert_files_are_written(page, "bash")
+
+
+def assert_files_are_written(page: str, language: str) -> None:
+    assert [name for name in WRITTEN.get((page, language), ()) if not Path(name).is_file()] == []
 
 
 @pytest.mark.backends
 @pytest.mark.parametrize("page", sorted({block.page for block in runnable("python")}))
 @pytest.mark.filterwarnings("ignore")  # what Lightning says of a module this small
-def test_python(page: str, pages_folder: Path) -> None:
+def test_python(page: str, pages_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for module in ("onnxscript", "onnxruntime"):
         pytest.importorskip(module)
     for block in blocks(page, "python"):
@@ -91,9 +102,11 @@ def test_python(page: str, pages_folder: Path) -> None:
             code = code.replace(long, short)
         names = given_names() if "import" in code else {}
         exec(compile(code, str(block), "exec"), names)
+    assert_files_are_written(page, "python")
     if page == "README.md":
-        assert (pages_folder / "street_found.jpg").is_file()
+        assert names["fast"].model == "deployed"
         assert names["fast"].class_names == names["trained"].class_names
+        assert 0 <= float(capsys.readouterr().out.splitlines()[-1]) <= 1
 
 
 def given_names() -> dict[str, Any]:
