@@ -81,6 +81,18 @@ def _with_image(folder: Path, name: str) -> Path:
     return place
 
 
+def _read_in_each_way(path: Path, *ways: Callable[[Path], object]) -> None:
+    """Read a file by each of several functions; the refusals of all of them are raised as one."""
+    refusals = []
+    for read in ways:
+        try:
+            read(path)
+        except YoloxError as error:
+            refusals.append(str(error))
+    if refusals:
+        raise YoloxError("\n".join(refusals))
+
+
 def coco(data: bytes, folder: Path) -> None:
     (folder / "labels.json").write_bytes(data)
     load_split(SplitPaths("coco", "train", folder / "labels.json", (_with_image(folder, "images"),)))
@@ -142,11 +154,7 @@ def checkpoints(data: bytes, folder: Path) -> None:
                 archive.writestr(name, rest if name.endswith("data.pkl") else content)
     else:
         path.write_bytes(rest)
-    for read in (load_checkpoint, read_run_state):
-        try:
-            read(path)
-        except YoloxError:
-            continue
+    _read_in_each_way(path, load_checkpoint, read_run_state)
 
 
 @cache
@@ -178,11 +186,7 @@ def artifacts(data: bytes, folder: Path) -> None:
 def onnx(data: bytes, folder: Path) -> None:
     path = folder / "a.onnx"
     path.write_bytes(data)
-    for read in (cut_network, lambda one: read_onnx(one, 1)):
-        try:
-            read(path)
-        except YoloxError:
-            continue
+    _read_in_each_way(path, cut_network, lambda one: read_onnx(one, 1))
 
 
 READERS: Mapping[str, Reader] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,11 @@ pytestmark = pytest.mark.backends
 pytest.importorskip("onnx")
 pytest.importorskip("openvino")
 pytest.importorskip("onnxruntime")
+
+
+def test_make_fuzzes_every_reader() -> None:
+    makefile = (Path(__file__).resolve().parents[2] / "Makefile").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^FUZZED := (.*)$", makefile, re.MULTILINE)[0].split()) == sorted(READERS)
 
 
 @pytest.mark.parametrize("name", READERS)
