@@ -1,4 +1,4 @@
-"""What tests of the training kernels need."""
+"""What tests of the kernels need."""
 
 from __future__ import annotations
 
