@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from mutations import survive
 from programs import every_kind_of_step, every_kind_of_window, small_network
+from sanitizers import run_watched
 
-from yolox.kernels.build import compile_library, compiler, library_name
+from yolox.kernels.build import compiler
 from yolox.kernels.int8.executable import Executable
 from yolox.kernels.int8.storage import load_program, save_program
-from yolox.kernels.library import SWITCH, host_variants
-
-SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize=alignment", "-fno-sanitize-recover=undefined", "-O1", "-g")
+from yolox.kernels.library import host_variants
+from yolox.kernels.variants import Variant
 
 
 @pytest.fixture(params=[small_network, every_kind_of_step, every_kind_of_window], ids=["network", "steps", "windows"])
@@ -40,22 +37,7 @@ def test_changed_programs_run_or_are_refused(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
 @pytest.mark.parametrize("variant", host_variants(), ids=lambda variant: variant.name)
-def test_a_sanitizer_sees_no_access_out_of_bounds(variant: object, folder: Path, tmp_path: Path) -> None:
-    chosen = next(one for one in host_variants() if one == variant)
-    compile_library(chosen, tmp_path / "cache" / library_name(chosen), SANITIZERS)
-    libraries = [
-        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
-        for name in ("libasan.so", "libubsan.so")
-    ]
-    environment = {
-        **os.environ,
-        SWITCH: chosen.name,
-        "YOLOX_CACHE": str(tmp_path / "cache"),
-        "LD_PRELOAD": " ".join(libraries),
-        "ASAN_OPTIONS": "detect_leaks=0",
-    }
-    command = [sys.executable, str(Path(__file__).with_name("mutations.py")), str(folder), "0", "10000"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    ran, refused = map(int, done.stdout.split())
+def test_a_sanitizer_sees_no_access_out_of_bounds(variant: Variant, folder: Path, tmp_path: Path) -> None:
+    script = Path(__file__).with_name("mutations.py")
+    ran, refused = map(int, run_watched(variant, tmp_path / "cache", script, str(folder), "0", "10000").split())
     assert ran + refused == 10_000
