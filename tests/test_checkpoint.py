@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checkpoints import described
 from torch import Tensor
 
 from yolox.checkpoint import (
@@ -21,7 +22,6 @@ from yolox.checkpoint import (
     weights_of,
 )
 from yolox.class_names import COCO_NAMES
-from yolox.config import experiment_to_dict
 from yolox.errors import ModelFileError
 from yolox.experiments import EXPERIMENTS, get_experiment
 from yolox.models.detector import Detector, build_detector
@@ -35,13 +35,7 @@ def nano(num_classes: int = 80) -> Detector:
 def ours(num_classes: int = 3) -> dict[str, Any]:
     experiment = get_experiment("yolox_nano")
     experiment = replace(experiment, exp_name="mine", model=replace(experiment.model, num_classes=num_classes))
-    return {
-        "format": 1,
-        "model": nano(num_classes).state_dict(),
-        "experiment": experiment_to_dict(experiment),
-        "class_names": [f"thing {k}" for k in range(num_classes)],
-        "epoch": 4,
-    }
+    return {**described(experiment, [f"thing {k}" for k in range(num_classes)]), "epoch": 4}
 
 
 class TouchesFile:

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import described
 
 from yolox.checkpoint import load_model
-from yolox.config import Experiment, ModelConfig, experiment_to_dict
+from yolox.config import Experiment, ModelConfig
 from yolox.errors import ModelFileError, YoloxError
-from yolox.models.detector import build_detector
 from yolox.tools.start import read_run_state
 from yolox.torch_files import read_torch_file
 
@@ -27,13 +27,12 @@ AMOUNT = pytest.mark.parametrize("amount", [30, pytest.param(1000, marks=pytest.
 @pytest.fixture(scope="module")
 def content() -> dict[str, Any]:
     experiment = replace(Experiment("tiny"), model=TINY)
-    weights = build_detector(TINY).state_dict()
+    content = described(experiment, ["a", "b"])
+    weights = content["model"]
     return {
-        "format": 1,
+        **content,
         "model": dict(weights),
         "state_dict": {f"detector.{key}": value for key, value in weights.items()},
-        "experiment": experiment_to_dict(experiment),
-        "class_names": ["a", "b"],
         "optimizer_states": [{"state": {}, "param_groups": []}],
         "lr_schedulers": [{}],
         "loops": {"fit_loop": {}},

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import described
 
 from yolox.checkpoint import load_model
-from yolox.config import Experiment, ModelConfig, experiment_to_dict
+from yolox.config import Experiment, ModelConfig
 from yolox.cpu import ipex_location
 from yolox.cpu.ipex_location import IpexLocation
 from yolox.errors import ModelFileError, YoloxError
@@ -28,9 +29,7 @@ TINY = replace(Experiment("tiny"), model=ModelConfig(depth=0.33, width=0.0625, d
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "best_ckpt.pth"
-    weights = build_detector(TINY.model).state_dict()
-    described = {"format": 1, "experiment": experiment_to_dict(TINY), "class_names": ["a", "b"]}
-    torch.save({"model": weights, **described}, path)
+    torch.save(described(TINY, ["a", "b"]), path)
     return path
 
 

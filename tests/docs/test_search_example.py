@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import described
 from doc_pages import ROOT, blocks, commands
 from doc_shell import check_pip
 
-from yolox.config import apply_fields, experiment_to_dict
+from yolox.config import apply_fields
 from yolox.data.sample_dataset import CLASS_NAMES, draw_sample_set
 from yolox.experiments import get_experiment
-from yolox.models.detector import build_detector
 
 PAGE = "docs/tuning.md"
 SHORTER = {"python": sys.executable, "/data/mine": "data", "yolox_nano": "start.pth", "20": "2", "30": "1"}
@@ -25,13 +25,7 @@ def test_two_trials_and_a_third_later(tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     draw_sample_set(tmp_path / "data", num_train=4, num_val=2)
     experiment = apply_fields(get_experiment("yolox_nano"), {"num_classes": len(CLASS_NAMES), "exp_name": "start"})
-    content = {
-        "format": 1,
-        "model": build_detector(experiment.model).state_dict(),
-        "experiment": experiment_to_dict(experiment),
-        "class_names": list(CLASS_NAMES),
-    }
-    torch.save(content, tmp_path / "start.pth")
+    torch.save(described(experiment, CLASS_NAMES), tmp_path / "start.pth")
     install, search = commands(blocks(PAGE, "bash")[0])
     check_pip(install)
     command = [SHORTER.get(word, word) for word in search]

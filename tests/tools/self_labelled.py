@@ -8,10 +8,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from checkpoints import described
 from torch import nn
 
 from yolox import YOLOX
-from yolox.config import apply_fields, experiment_to_dict
+from yolox.config import apply_fields
 from yolox.experiments import get_experiment
 from yolox.models.detector import build_detector
 
@@ -29,13 +30,7 @@ def write_checkpoint(path: Path) -> Path:
             assert conv.bias is not None
             torch.nn.init.constant_(conv.bias, 1.0)
             torch.nn.init.normal_(conv.weight, std=0.3)
-    content = {
-        "format": 1,
-        "model": detector.state_dict(),
-        "experiment": experiment_to_dict(experiment),
-        "class_names": list(NAMES),
-    }
-    torch.save(content, path)
+    torch.save(described(experiment, NAMES, detector), path)
     return path
 
 

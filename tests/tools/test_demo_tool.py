@@ -9,9 +9,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from checkpoints import described
 from numpy.typing import NDArray
 
-from yolox.config import apply_fields, experiment_to_dict
+from yolox.config import apply_fields
 from yolox.experiments import get_experiment
 from yolox.models.detector import build_detector
 from yolox.tools.demo import main
@@ -29,12 +30,7 @@ def eager(num_classes: int = 3) -> dict[str, Any]:
             assert isinstance(conv, torch.nn.Conv2d)
             assert conv.bias is not None
             torch.nn.init.constant_(conv.bias, 3.0)
-    return {
-        "format": 1,
-        "model": detector.state_dict(),
-        "experiment": experiment_to_dict(experiment),
-        "class_names": list(NAMES[:num_classes]),
-    }
+    return described(experiment, NAMES[:num_classes], detector)
 
 
 @pytest.fixture(scope="module")

@@ -6,55 +6,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import pytest
 import torch
+from checkpoints import described
+from labelled_images import NAMES, write_data
 
-from yolox.config import apply_fields, experiment_to_dict
+from yolox.config import apply_fields
 from yolox.experiments import get_experiment
 from yolox.models.detector import build_detector
 from yolox.tools.eval import main
 
-NAMES = ("apple", "bolt", "crab")
 FAST = ["--num_workers", "0", "--tsize", "64", "-b", "2"]
-
-
-def write_data(folder: Path, names: tuple[str, ...] = NAMES, labels: bool = True) -> Path:
-    rng = np.random.default_rng(0)
-    (folder / "annotations").mkdir(parents=True)
-    (folder / "val2017").mkdir()
-    images, annotations = [], []
-    for number in range(1, 6):
-        name = f"{number:03d}.png"
-        cv2.imwrite(str(folder / "val2017" / name), rng.integers(0, 256, (48, 64, 3), dtype=np.uint8))
-        images.append({"id": number, "file_name": name, "height": 48, "width": 64})
-        annotations.append({"image_id": number, "category_id": 1 + number % len(names), "bbox": [4, 4, 30, 20]})
-    content = {
-        "images": images,
-        "annotations": annotations if labels else [],
-        "categories": [{"id": k + 1, "name": name} for k, name in enumerate(names)],
-    }
-    (folder / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
-    return folder
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    return write_data(tmp_path / "data")
+    return write_data(tmp_path / "data", 5)
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     experiment = apply_fields(get_experiment("yolox_nano"), {"num_classes": 3, "exp_name": "mine"})
-    content = {
-        "format": 1,
-        "model": build_detector(experiment.model).state_dict(),
-        "experiment": experiment_to_dict(experiment),
-        "class_names": list(NAMES),
-    }
-    torch.save(content, tmp_path / "model.pth")
+    torch.save(described(experiment, NAMES), tmp_path / "model.pth")
     return tmp_path / "model.pth"
 
 
@@ -124,7 +98,7 @@ def test_data_of_the_checkpoint_and_overrides(data: Path, checkpoint: Path, caps
 
 
 def test_classes_are_matched_by_name(tmp_path: Path, checkpoint: Path) -> None:
-    reordered = write_data(tmp_path / "two", ("crab", "apple"))
+    reordered = write_data(tmp_path / "two", 5, ("crab", "apple"))
     out = tmp_path / "out.json"
     assert main(["-c", str(checkpoint), "--data_dir", str(reordered), "--json", str(out), *FAST]) == 0
     rows = json.loads(out.read_text())["per_class"]
@@ -141,7 +115,7 @@ def test_official_weights_of_other_classes_take_the_names_of_the_data(
 
 
 def test_no_labels_is_said(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = write_data(tmp_path / "bare", labels=False)
+    data = write_data(tmp_path / "bare", 5, labels=False)
     assert main(["-c", str(checkpoint), "--data_dir", str(data), *FAST]) == 0
     assert "No labels" in capsys.readouterr().out
 
@@ -182,7 +156,7 @@ def test_bad_model_files(data: Path, checkpoint: Path, tmp_path: Path, capsys: p
 
 
 def test_classes_that_do_not_fit(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = write_data(tmp_path / "other", ("dog", "cat"))
+    data = write_data(tmp_path / "other", 5, ("dog", "cat"))
     words = ["-c", str(checkpoint), "--data_dir", str(data), *FAST]
     refused(capsys, words, 4, "predicts 3 classes (apple, bolt, crab)", "has 2 (dog, cat)")
 
@@ -223,7 +197,7 @@ def test_the_published_weights_reach_their_ap(nano_weights: Path, coco_mini: Pat
 
 @pytest.mark.parametrize("labels", [True, False])
 def test_report(labels: bool, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data, page = write_data(tmp_path / "some", labels=labels), tmp_path / "page.html"
+    data, page = write_data(tmp_path / "some", 5, labels=labels), tmp_path / "page.html"
     words = ["-c", str(checkpoint), "--data_dir", str(data), "--conf", "0.0001", "--report", str(page), *FAST]
     assert main(words) == 0
     assert f"written: {page}" in capsys.readouterr().out

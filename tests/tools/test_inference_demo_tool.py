@@ -14,9 +14,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from checkpoints import described
+from labelled_images import NAMES, write_data
 
 from yolox.checkpoint import load_model
-from yolox.config import apply_fields, experiment_to_dict
+from yolox.config import apply_fields
 from yolox.experiments import get_experiment
 from yolox.inference.methods import METHODS, get_method
 from yolox.inference.optimizer import InferenceOptimizer
@@ -24,7 +26,6 @@ from yolox.inference.search.latency import Latency
 from yolox.inference.search.protocol import Status
 from yolox.inference.search.results import MethodResult, OptimizationReport
 from yolox.models.decoding import DecodedDetector
-from yolox.models.detector import build_detector
 from yolox.structures import Size
 from yolox.tools import demo
 from yolox.tools.detection_metric import DetectionMetric
@@ -32,45 +33,18 @@ from yolox.tools.inference_demo import NOTHING_BETTER, main
 from yolox.tools.inference_images import EvalImages, read_pictures
 from yolox.tools.inference_report import draw_plot
 
-NAMES = ("apple", "bolt", "crab")
-
-
-def write_data(folder: Path, labels: bool = True, names: tuple[str, ...] = NAMES) -> Path:
-    rng = np.random.default_rng(0)
-    (folder / "annotations").mkdir(parents=True)
-    (folder / "val2017").mkdir()
-    images, annotations = [], []
-    for number in range(1, 4):
-        name = f"{number:03d}.png"
-        cv2.imwrite(str(folder / "val2017" / name), rng.integers(0, 256, (48, 64, 3), dtype=np.uint8))
-        images.append({"id": number, "file_name": name, "height": 48, "width": 64})
-        annotations.append({"image_id": number, "category_id": number, "bbox": [4, 4, 30, 20]})
-    content = {
-        "images": images,
-        "annotations": annotations if labels else [],
-        "categories": [{"id": k + 1, "name": name} for k, name in enumerate(names)],
-    }
-    (folder / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
-    return folder
-
 
 @pytest.fixture
 def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     experiment = apply_fields(get_experiment("yolox_nano"), {"num_classes": 3, "exp_name": "mine"})
-    content = {
-        "format": 1,
-        "model": build_detector(experiment.model).state_dict(),
-        "experiment": experiment_to_dict(experiment),
-        "class_names": list(NAMES),
-    }
-    torch.save(content, tmp_path / "model.pth")
+    torch.save(described(experiment, NAMES), tmp_path / "model.pth")
     return [
         "-c",
         "model.pth",
         "--data_dir",
-        str(write_data(tmp_path / "data")),
+        str(write_data(tmp_path / "data", 3)),
         "--tsize",
         "64",
         "-b",
@@ -115,7 +89,7 @@ def test_table_files_artifact_and_demo(
 def test_without_labels_nothing_is_called_accurate(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words[words.index("--data_dir") + 1] = str(write_data(tmp_path / "unlabelled", labels=False))
+    words[words.index("--data_dir") + 1] = str(write_data(tmp_path / "unlabelled", 3, labels=False))
     main([*words, "--methods", "original", "--json", "t.json"])
     shown = capsys.readouterr().out
     assert "no labels" in shown
@@ -128,7 +102,7 @@ def test_data_found_by_default_may_have_other_classes(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``inference_demo -c yolox_nano.pth`` alone: the sample set's classes are not the model's."""
-    monkeypatch.setenv("YOLOX_DATADIR", str(write_data(tmp_path / "other", names=("dog", "elk", "fox"))))
+    monkeypatch.setenv("YOLOX_DATADIR", str(write_data(tmp_path / "other", 3, names=("dog", "elk", "fox"))))
     at = words.index("--data_dir")
     alone = [*words[:at], *words[at + 2 :]]
     main([*alone, "--methods", "onnxruntime_int8_qlinear", "--json", "t.json"])
@@ -144,7 +118,7 @@ def test_data_found_by_default_may_have_other_classes(
 def test_named_data_of_other_classes_is_refused(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words[words.index("--data_dir") + 1] = str(write_data(tmp_path / "other", names=("dog", "elk", "fox")))
+    words[words.index("--data_dir") + 1] = str(write_data(tmp_path / "other", 3, names=("dog", "elk", "fox")))
     assert main([*words, "--methods", "original"]) == 3
     message = capsys.readouterr().err
     assert "dog, elk, fox" in message

@@ -15,29 +15,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checkpoints import described
 from torch import Tensor
+from training_runs import SILENT
 
-from yolox.config import experiment_to_dict
-from yolox.data.sample_dataset import draw_sample_set
 from yolox.experiments import EXPERIMENTS
 from yolox.kernels.library import SWITCH, host_variants
-from yolox.models.detector import build_detector
 from yolox.prediction.models import load_predictor
 from yolox.recipe.module import YoloxModule
 from yolox.structures import Batch
 from yolox.tools import train as train_tool
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::UserWarning:pytorch_lightning", "ignore::FutureWarning:pytorch_lightning"
-)
+pytestmark = [SILENT]
 SMALL = ("input_size", "64", "test_size", "64", "random_size", "2,3", "eval_interval", "1", "no_aug_epochs", "1")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "shapes"
-    draw_sample_set(folder, num_train=10, num_val=4)
-    return folder
 
 
 def words(data: Path, out: Path, *more: str) -> list[str]:
@@ -109,8 +99,7 @@ def test_memory_stays_level_over_predictions(amount: int, tmp_path: Path) -> Non
     """Of images of all sizes."""
     model = replace(EXPERIMENTS["yolox_nano"].model, width=0.0625, num_classes=2)
     experiment = replace(EXPERIMENTS["yolox_nano"], model=model)
-    content = {"format": 1, "model": build_detector(model).state_dict(), "class_names": ["a", "b"]}
-    torch.save({**content, "experiment": experiment_to_dict(experiment)}, tmp_path / "a.pth")
+    torch.save(described(experiment, ["a", "b"]), tmp_path / "a.pth")
     predictor = load_predictor(tmp_path / "a.pth", input_size=64)
     sizes = np.random.default_rng(0)
     resident = []

@@ -16,10 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from training_runs import rows, words
+from training_runs import SILENT, rows, words
 
 from yolox.checkpoint import load_model
-from yolox.data.sample_dataset import draw_sample_set
 from yolox.data.sampling import SampleRequest
 from yolox.data.training_samples import TrainingSamples
 from yolox.recipe.module import YoloxModule
@@ -28,15 +27,7 @@ from yolox.structures import Batch, Sample
 from yolox.tools import eval as eval_tool
 from yolox.tools import train as train_tool
 
-SILENT = pytest.mark.filterwarnings("ignore::UserWarning:pytorch_lightning", "ignore::FutureWarning:pytorch_lightning")
 pytestmark = [SILENT]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "shapes"
-    draw_sample_set(folder, num_train=10, num_val=4)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -7,22 +7,11 @@ import math
 from pathlib import Path
 
 import pytest
-from training_runs import rows, words
+from training_runs import SILENT, rows, words
 
-from yolox.data.sample_dataset import draw_sample_set
 from yolox.tools import train as train_tool
 
-SILENT = pytest.mark.filterwarnings("ignore::UserWarning:pytorch_lightning", "ignore::FutureWarning:pytorch_lightning")
-
-
 pytestmark = [SILENT]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "shapes"
-    draw_sample_set(folder, num_train=10, num_val=4)
-    return folder
 
 
 def test_the_best_weights_of_a_run_start_the_next_one_of_its_name(data: Path, tmp_path: Path) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import pytest
+
+SILENT = pytest.mark.filterwarnings("ignore::UserWarning:pytorch_lightning", "ignore::FutureWarning:pytorch_lightning")
 SMALL = ("input_size", "64", "test_size", "64", "random_size", "2,3", "eval_interval", "2")
-
-
 LENGTH = ("max_epoch", "4", "warmup_epochs", "1", "no_aug_epochs", "1")
 
 
