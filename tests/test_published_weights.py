@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 import torch
+from loopback import serving
 
 from yolox import downloads
 from yolox.checkpoint import load_model
@@ -51,30 +51,20 @@ class _Mirror(BaseHTTPRequestHandler):
             return
         self.wfile.write(body)
 
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
 
 @pytest.fixture
 def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     checkpoint = tmp_path / "made.pth"
     torch.save({"model": build_detector(get_experiment("yolox_nano").model).state_dict()}, checkpoint)
     _Mirror.content, _Mirror.behaviour, _Mirror.requests = checkpoint.read_bytes(), "well", []
-    service = ThreadingHTTPServer(("127.0.0.1", 0), _Mirror)
-    service.daemon_threads = True
-    thread = threading.Thread(target=service.serve_forever)
-    thread.start()
-    address = f"http://127.0.0.1:{service.server_address[1]}"
     sums = tmp_path / "SHA256SUMS"
     sums.write_text(f"{hashlib.sha256(_Mirror.content).hexdigest()}  yolox_nano.pth\n")
     monkeypatch.setenv("YOLOX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("YOLOX_WEIGHTS_URL", address + "/")
     monkeypatch.setenv("YOLOX_WEIGHTS_SHA256", str(sums))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    yield address
-    service.shutdown()
-    thread.join()
-    service.server_close()
+    with serving(_Mirror) as address:
+        monkeypatch.setenv("YOLOX_WEIGHTS_URL", address + "/")
+        yield address
 
 
 def test_a_name_is_downloaded_once_and_loads(mirror: str) -> None:

@@ -10,12 +10,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from doc_shell import place_weights
+from doc_shell import SHORTER, place_weights
 
 from yolox.data.sample_dataset import draw_sample_set
 from yolox.tools import command
-
-TINY = "-b 8 --num_workers 0 --logger none --steps 1 input_size=64 test_size=64 warmup_epochs=0"
 
 
 @pytest.fixture(scope="session")
@@ -44,12 +42,15 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("YOLOX_CACHE", str(folder / "cache"))
         patch.chdir(work)
-        assert command.main(["train", "-n", "yolox_nano", "--data_dir", "mine", *TINY.split()]) == 0
+        assert (
+            command.main(["train", "-n", "yolox_nano", "--data_dir", "mine", "--logger", "none", *SHORTER["train"]])
+            == 0
+        )
         best = work / "YOLOX_outputs" / "yolox_nano" / "best_ckpt.pth"
         for name in ("best_ckpt.pth", "model.pth", "yolox_nano.pth"):
             shutil.copy(best, work / name)
-        words = "optimize -c model.pth --methods native_int8 -b 1 --save deployed"
-        assert command.main(words.split()) == 0
+        words = "optimize -c model.pth --save deployed"
+        assert command.main([*words.split(), *SHORTER["optimize"]]) == 0
         yield folder
 
 

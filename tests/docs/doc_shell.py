@@ -14,18 +14,18 @@ import shutil
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from itertools import pairwise
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from doc_pages import ROOT
+from loopback import serving
 
 from yolox.experiments import get_experiment
 from yolox.kernels.build import built_library
@@ -34,24 +34,13 @@ from yolox.models.detector import build_detector
 from yolox.tools import command
 from yolox.tools.parser import ToolParser
 
-TINY = ("-b", "8", "--num_workers", "0", "--steps", "1", "input_size=64", "test_size=64", "warmup_epochs=0")
 SHORTER = {
-    "train": TINY,
+    "train": ("-b", "8", "--num_workers", "0", "--steps", "1", "input_size=64", "test_size=64", "warmup_epochs=0"),
     "optimize": ("--methods", "native_int8", "-b", "1"),
     "predict": ("--conf", "0.001", "--max_reconnects", "0"),
     "serve": ("--port", "0"),
 }
 """What makes each command short; options given twice count as the last one says."""
-NOT_RUN = {
-    ".": "the tests run in the environment of `make env` already",
-    "pip": "the tests use no package index; names and extras are compared with setup.py and constraints.txt",
-    "make": "`make demo` takes minutes and `make test` runs this test; what they would run is parsed",
-    "docker": "no container engine; what the container starts is parsed from the Dockerfile",
-    "torchrun": "tests/trainer/test_joined_runs.py starts it; here its words and those of the tool are parsed",
-    "srun": "needs a Slurm cluster; the words of the tool are parsed",
-    "--cluster": "needs a cluster; tests/trainer/test_clusters.py starts one; here everything is built but not run",
-}
-"""Programs and options that are not run here, and why."""
 
 
 def place_weights(cache: Path) -> None:
@@ -113,15 +102,8 @@ class Shell:
         elif words[0] == "curl":
             self._request(words)
         else:
-            assert words[0] in NOT_RUN, f"no rule says what becomes of: {' '.join(words)}"
-            {
-                ".": lambda _: None,
-                "pip": check_pip,
-                "make": check_make,
-                "docker": check_docker,
-                "torchrun": check_torchrun,
-                "srun": check_srun,
-            }[words[0]](words)
+            assert words[0] in CHECKS, f"no rule says what becomes of: {' '.join(words)}"
+            CHECKS[words[0]](words)
 
     def _run_tool(self, name: str, words: list[str]) -> None:
         parsers = tool_parsers()
@@ -134,7 +116,7 @@ class Shell:
         words += SHORTER.get({"demo": "predict"}.get(name, name), ())
         many = "--num_processes" in words or "--use_ipex" in words
         if "--cluster" in words and name != "train":
-            return
+            return  # it needs a cluster, as a training does, which is built but not run: test_clusters.py starts one
         if "--cluster" in words or (many and not self._whole):
             words.append("--dry-run")
         if name == "postprocess" and Path(words[0]).is_dir():
@@ -179,22 +161,12 @@ class _Camera(BaseHTTPRequestHandler):
         for _ in range(3):
             self.wfile.write(b"--frame\r\nContent-Type: image/jpeg\r\n\r\n" + data + b"\r\n")
 
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
 
 @contextmanager
 def camera() -> Iterator[str]:
     """Send three frames of a stream on the loopback, and give its address."""
-    service = ThreadingHTTPServer(("127.0.0.1", 0), _Camera)
-    thread = Thread(target=service.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{service.server_address[1]}/stream.mjpg"
-    finally:
-        service.shutdown()
-        thread.join()
-        service.server_close()
+    with serving(_Camera) as address:
+        yield f"{address}/stream.mjpg"
 
 
 def write_outputs(folder: Path, results: Path) -> None:
@@ -283,3 +255,20 @@ def check_srun(words: list[str]) -> None:
     """Parse the words of the tool that srun starts."""
     name, options = as_tool(words[words.index("python") :]) or ("", [])
     tool_parsers()[name].parse(options)
+
+
+CHECKS: dict[str, Callable[[list[str]], None]] = {
+    # the tests run in the environment of `make env` already
+    ".": lambda _: None,
+    # the tests use no package index; names and extras are compared with setup.py and constraints.txt
+    "pip": check_pip,
+    # `make demo` takes minutes and `make test` runs this test; what they would run is parsed
+    "make": check_make,
+    # no container engine; what the container starts is parsed from the Dockerfile
+    "docker": check_docker,
+    # tests/trainer/test_joined_runs.py starts it; here its words and those of the tool are parsed
+    "torchrun": check_torchrun,
+    # needs a Slurm cluster; the words of the tool are parsed
+    "srun": check_srun,
+}
+"""What becomes of the commands of programs that are not run here, and why they are not."""

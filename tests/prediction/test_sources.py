@@ -1,14 +1,14 @@
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from loopback import serving
 from PIL import Image as PilImage
 
 from yolox.errors import DataError, UsageError
@@ -93,20 +93,12 @@ class _Pictures(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    service = ThreadingHTTPServer(("127.0.0.1", 0), _Pictures)
-    thread = threading.Thread(target=service.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{service.server_address[1]}"
-    service.shutdown()
-    thread.join()
-    service.server_close()
+    with serving(_Pictures) as address:
+        yield address
 
 
 def test_pictures_behind_addresses(server: str) -> None:

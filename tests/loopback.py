@@ -1,0 +1,27 @@
+"""Web servers on the loopback, for the length of a test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Serve on a free port, without a line about each request, and give the address.
+
+    A request that is still answered at the end is not waited for.
+    """
+    quiet = type(handler.__name__, (handler,), {"log_message": lambda *_: None})
+    service = ThreadingHTTPServer(("127.0.0.1", 0), quiet)
+    service.daemon_threads = True
+    thread = Thread(target=service.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{service.server_address[1]}"
+    finally:
+        service.shutdown()
+        thread.join()
+        service.server_close()
