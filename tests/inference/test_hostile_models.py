@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from strangers import Touch, artifact
 
 from yolox import YOLOX
 from yolox.config import Experiment, ModelConfig, experiment_to_dict
 from yolox.errors import ModelFileError
-from yolox.inference.artifacts.manifest import MANIFEST_NAME, Manifest, file_entries, write_manifest
+from yolox.inference.artifacts.manifest import MANIFEST_NAME
 from yolox.inference.artifacts.model import load_model
 from yolox.inference.backends.base import Settings
 from yolox.models.detector import build_detector
@@ -70,15 +71,6 @@ def large_range() -> bytes:
     ]
     scalars = [onnx.numpy_helper.from_array(np.int64(v), n) for n, v in (("first", 0), ("last", LARGE), ("step", 1))]
     return onnx_file(*made, constants=tuple(scalars))
-
-
-def artifact(folder: Path, backend: str, files: dict[str, bytes], **values: Any) -> Path:
-    folder.mkdir()
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-    manifest = Manifest("x", backend, "fp32", {}, Settings(), ((1, 3, 64, 64),), ("float32",), 2)
-    write_manifest(replace(manifest, files=file_entries(folder), **values), folder)
-    return folder
 
 
 @pytest.mark.parametrize("made", [large_constant, large_expansion, large_range])
@@ -152,16 +144,6 @@ def test_members_that_are_no_files(kind: str, tmp_path: Path) -> None:
             (folder / name).symlink_to("/dev/zero")
         with pytest.raises(ModelFileError):
             assert YOLOX(folder).predictor
-
-
-class Touch:
-    """Unpickling it creates a file."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
-        return Path.touch, (self.marker,)
 
 
 def sound(content: dict[str, Any]) -> bytes:

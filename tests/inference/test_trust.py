@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,39 +11,24 @@ import numpy as np
 import pytest
 import torch
 from small_models import SmallClassifier
+from strangers import Touch, artifact
 from torch import Tensor
 
 from yolox import YOLOX
 from yolox.errors import ModelFileError
-from yolox.inference.artifacts.manifest import Manifest, file_entries, read_manifest, write_manifest
+from yolox.inference.artifacts.manifest import file_entries, read_manifest, write_manifest
 from yolox.inference.artifacts.model import load_model, save_model
 from yolox.inference.artifacts.trust import FORMATS
-from yolox.inference.backends.base import Settings
 from yolox.inference.optimizer import InferenceOptimizer
 from yolox.tools import demo, info
 
 SAMPLE = np.random.default_rng(0).random((2, 3, 16, 16), np.float32)
 
 
-class Touch:
-    """Unpickling it creates a file."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
-        return Path.touch, (self.marker,)
-
-
-def artifact(folder: Path, backend: str, files: dict[str, bytes]) -> Path:
-    """Write files under a manifest whose checksums are right, as a stranger can."""
-    folder.mkdir()
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-    manifest = Manifest("x", backend, "fp32", {}, Settings(), ((1, 3, 32, 32),), ("float32",), 2)
+def artifact_for_here(folder: Path, backend: str, files: dict[str, bytes]) -> Path:
+    """Return an artifact for this machine and for pictures of 32 x 32."""
     data = {"cpu_capability": torch.backends.cpu.get_cpu_capability()}
-    write_manifest(replace(manifest, backend_data=data, files=file_entries(folder)), folder)
-    return folder
+    return artifact(folder, backend, files, input_shapes=((1, 3, 32, 32),), backend_data=data)
 
 
 def archive(folder: Path, member: str, content: bytes) -> bytes:
@@ -71,7 +55,7 @@ def test_pickles_in_exported_programs_do_not_run(tmp_path: Path, member: str, ba
     marker = tmp_path / "ran"
     content = archive(tmp_path, member, pickle.dumps(Touch(marker)))
     for name in {"model.pt2", *FORMATS[backend].files}:
-        folder = artifact(tmp_path / name, backend, {name: content})
+        folder = artifact_for_here(tmp_path / name, backend, {name: content})
         with pytest.raises(ModelFileError):
             load_model(folder, module=SmallClassifier())
     (tmp_path / "picture.png").write_bytes(b"")
@@ -95,7 +79,7 @@ def test_torchscript_needs_the_word(tmp_path: Path, capsys: pytest.CaptureFixtur
     marker = tmp_path / "written"
     script = torch.jit.script(Writes(str(marker)))
     torch.jit.save(script, str(tmp_path / "script"))
-    folder = artifact(tmp_path / "artifact", "jit", {"model.torchscript": (tmp_path / "script").read_bytes()})
+    folder = artifact_for_here(tmp_path / "artifact", "jit", {"model.torchscript": (tmp_path / "script").read_bytes()})
     with pytest.raises(ModelFileError, match=r"trust=True"):
         InferenceOptimizer.load(folder)
     (tmp_path / "picture.png").write_bytes(b"")
@@ -114,7 +98,7 @@ def test_every_way_to_load_a_folder_knows_the_word(tmp_path: Path, capsys: pytes
             return images.new_zeros(len(images), 2, 4), images.new_zeros(len(images), 2, 3)
 
     torch.jit.save(torch.jit.script(TwoOutputs()), str(tmp_path / "script"))
-    folder = artifact(tmp_path / "artifact", "jit", {"model.torchscript": (tmp_path / "script").read_bytes()})
+    folder = artifact_for_here(tmp_path / "artifact", "jit", {"model.torchscript": (tmp_path / "script").read_bytes()})
     assert info.main([str(folder)]) == 4
     assert "--trust" in capsys.readouterr().err
     assert info.main([str(folder), "--trust"]) == 0
@@ -205,7 +189,7 @@ def test_arrays_of_our_own_engine_are_no_larger_than_their_file(tmp_path: Path) 
         file.writestr("arr_0.npy", bytes(1 << 22))
     files = {"program.json": b"{}", "arrays.npz": (tmp_path / "bomb.npz").read_bytes()}
     with pytest.raises(ModelFileError, match="stored arrays"):
-        load_model(artifact(tmp_path / "model", "native", files))
+        load_model(artifact_for_here(tmp_path / "model", "native", files))
 
 
 def test_links_and_strangers_among_the_files_are_refused(onnx_folder: Path, tmp_path: Path) -> None:
