@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from process_state import alive, left
 
 from yolox.data.coco_dataset import CocoDataset
 from yolox.data.dataset_paths import load_split, resolve_dataset
@@ -236,7 +236,7 @@ def test_number_of_workers_grows_with_the_machine() -> None:
 
 SCRIPT = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 from pathlib import Path
 import test_loaders as t
 loader = t.train_loader(t.train_set(Path({root!r})), 2, {method!r})
@@ -247,19 +247,12 @@ sys.stdin.read()
 """
 
 
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 @pytest.mark.processes
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("method", ["forkserver", "fork"])
 def test_workers_die_with_a_killed_parent(make_coco: MakeCoco, method: str) -> None:
     # the script has no __main__ guard, on purpose
-    script = SCRIPT.format(tests=str(Path(__file__).parent), root=str(make_coco()), method=method)
+    script = SCRIPT.format(tests=sys.path, root=str(make_coco()), method=method)
     path = make_coco(name="script") / "script.py"
     path.write_text(script)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
@@ -275,10 +268,7 @@ def test_workers_die_with_a_killed_parent(make_coco: MakeCoco, method: str) -> N
     parent.wait()
     parent.stdin.close()
     parent.stdout.close()
-    deadline = time.monotonic() + 10
-    while any(map(alive, pids)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(map(alive, pids))
+    assert not left(pids, seconds=10)
 
 
 DEAF = """

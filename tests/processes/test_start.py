@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from process_state import alive, left
 
 from yolox.processes.inside import peak_memory_mb
 from yolox.processes.messages import Channel
@@ -57,20 +58,6 @@ def sleep_with_child(connection: Connection) -> None:
     time.sleep(600)
 
 
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def soon_gone(pid: int) -> bool:
-    deadline = time.monotonic() + 10
-    while alive(pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return not alive(pid)
-
-
 def test_a_process_answers_with_its_own_peak_memory_and_ends_with_its_channel() -> None:
     ballast = bytearray(300 << 20)
     process = Process(program("echo", "to"), [Word])
@@ -105,8 +92,7 @@ def test_a_process_that_takes_too_long_is_ended_with_its_children() -> None:
     with pytest.raises(ProcessFailure, match="stopped after 0 s while dreaming") as caught:
         process.receive(0.01)
     assert caught.value.timed_out
-    assert soon_gone(process.pid)
-    assert soon_gone(child)
+    assert not left([process.pid, child], seconds=10)
 
 
 def test_files_of_the_working_directory_are_not_imported(tmp_path: Path) -> None:
@@ -140,7 +126,7 @@ time.sleep(600)
     assert alive(pid)
     parent.kill()
     parent.communicate()
-    assert soon_gone(pid)
+    assert not left([pid], seconds=10)
 
 
 def test_a_parent_that_is_gone_already_is_noticed() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from process_state import left
 from tiny import QUIET, TinyModule, make_loader, make_trainer
 from torch import Tensor
 
@@ -28,7 +29,7 @@ LAST_SECONDS = 10
 SCRIPT = """
 import sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 import torch
 from test_kills import Slow
 from tiny import make_loader, make_trainer
@@ -60,18 +61,6 @@ def kill_later(folder: Path, victim: int, delay: float, seen: dict[str, Any]) ->
     seen["pids"] = [int(file.read_text()) for file in files]
     seen["at"] = time.monotonic()
     os.kill(seen["pids"][victim], signal.SIGKILL)
-
-
-def left(pids: list[int]) -> list[int]:
-    """Return the processes that still run; one that has ended and waits for its parent is gone."""
-    found = []
-    for pid in pids:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            continue
-        found += [pid] if state != "Z" else []
-    return found
 
 
 def report(backend: str, seconds: list[float], capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,7 +106,7 @@ def test_random_ranks_of_torchrun_are_killed(tmp_path: Path, capsys: pytest.Capt
         folder = tmp_path / str(number)
         folder.mkdir()
         script = folder / "train.py"
-        script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), folder=str(folder)))
+        script.write_text(SCRIPT.format(tests=sys.path, folder=str(folder)))
         victim, seen = rng.randrange(WORLD), dict[str, Any]()
         command = [
             sys.executable,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from process_state import left
 
 from yolox.errors import UsageError
 from yolox.trainer.launchers import build_launcher
@@ -160,7 +161,4 @@ def test_no_worker_outlives_a_killed_parent(tmp_path: Path) -> None:
             time.sleep(0.1)
         pids = [int(file.read_text()) for file in files]
         parent.kill()
-    deadline = time.monotonic() + 5
-    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert not left(pids, seconds=5)
