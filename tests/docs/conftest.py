@@ -42,10 +42,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("YOLOX_CACHE", str(folder / "cache"))
         patch.chdir(work)
-        assert (
-            command.main(["train", "-n", "yolox_nano", "--data_dir", "mine", "--logger", "none", *SHORTER["train"]])
-            == 0
-        )
+        words = "train -n yolox_nano --data_dir mine --logger none"
+        assert command.main([*words.split(), *SHORTER["train"]]) == 0
         best = work / "YOLOX_outputs" / "yolox_nano" / "best_ckpt.pth"
         for name in ("best_ckpt.pth", "model.pth", "yolox_nano.pth"):
             shutil.copy(best, work / name)
