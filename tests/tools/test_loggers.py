@@ -33,13 +33,31 @@ def test_tensorboard_gets_losses_and_ap(tmp_path: Path) -> None:
     assert 0 <= events.Scalars("val/AP")[-1].value <= 1
 
 
-def test_wandb_gets_losses_and_ap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def wandb_content(folder: Path) -> bytes:
+    (record,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    return record.read_bytes()
+
+
+def test_wandb_gets_losses_and_ap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of each training in its own run, though both are in one process."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for training in ("first", "second"):
+        content = wandb_content(run("wandb", tmp_path / training))
+        assert [name for name in WANTED if name.encode() not in content] == []
+    assert "gets no more of this run" not in caplog.text
+
+
+def test_wandb_run_of_the_caller_takes_the_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a sweep, which begins the run."""
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    folder = run("wandb", tmp_path)
-    wandb.finish()  # as at the end of the process: its file is complete then
-    (record,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    content = record.read_bytes()
+    with wandb.init(dir=tmp_path) as mine:
+        run("wandb", tmp_path / "training")
+        assert wandb.run is mine
+    content = wandb_content(tmp_path)
     assert [name for name in WANTED if name.encode() not in content] == []
 
 
