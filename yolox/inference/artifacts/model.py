@@ -74,10 +74,13 @@ class AcceleratedModel:
         self._check(inputs)
         if self.folder is None:
             return self.runner(*inputs)
-        numbers = sum(math.prod(array.shape) for array in inputs)
-        with as_model_error(self.folder, memory_for(self.folder, numbers) if self.untried else None):
-            self.untried.clear()
-            return self.runner(*inputs)
+        limit = None
+        if self.untried:
+            limit = memory_for(self.folder, sum(math.prod(array.shape) for array in inputs))
+        with as_model_error(self.folder, limit):
+            outputs = self.runner(*inputs)
+        self.untried.clear()
+        return outputs
 
     def eval(self) -> AcceleratedModel:
         """Return itself: it is always in evaluation mode (for metrics written for modules)."""

@@ -204,10 +204,8 @@ class OnnxPart:
 
         Raises:
             MissingDependencyError: Without ONNX Runtime.
-            ModelFileError: When the file is damaged.
         """
-        with as_model_error(Path(MODEL)):
-            return make_session(self.model, self.threads)
+        return make_session(self.model, self.threads)
 
     def __call__(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return the outputs by name for a batch."""
