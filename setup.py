@@ -49,6 +49,7 @@ EXTRAS = {
         "myst-parser>=4",
         "furo>=2025.7",
         "pytest>=8",
+        "hypothesis>=6.100",
         "mypy>=1.15",
         "ruff>=0.12",
         "types-PyYAML",
