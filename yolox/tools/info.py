@@ -17,7 +17,7 @@ from yolox.tools.parser import ToolParser
 _LIBRARIES = (
     *("torch", "pytorch-lightning", "numpy", "opencv-python-headless", "openvino", "onnx", "onnxruntime", "nncf"),
     *("torchao", "neural-compressor", "intel-extension-for-pytorch", "ray", "pyspark", "fastapi", "uvicorn"),
-    *("supervision", "trackers"),
+    *("supervision", "trackers", "pnnx"),
 )
 
 
