@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import cv2
@@ -26,11 +27,12 @@ from strangers import Touch, artifact
 
 from yolox import YOLOX
 from yolox.config import Experiment, ModelConfig, experiment_to_dict
+from yolox.cpu.memory_limit import limited_memory
 from yolox.errors import ModelFileError
 from yolox.inference.artifacts.manifest import MANIFEST_NAME
 from yolox.inference.artifacts.model import load_model
 from yolox.inference.backends import base
-from yolox.inference.backends.base import Settings
+from yolox.inference.backends.base import Settings, memory_for
 from yolox.models.detector import build_detector
 from yolox.tools import predict
 
@@ -140,6 +142,31 @@ def test_a_loop_that_never_ends_in_openvino(start: str, tmp_path: Path) -> None:
     assert "not done after 1 s" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.returncode == 4
+
+
+def test_weights_beside_an_openvino_file_count_as_part_of_it(tmp_path: Path) -> None:
+    (tmp_path / "a.xml").write_bytes(b"x" * 10)
+    alone = memory_for(tmp_path / "a.xml")
+    (tmp_path / "a.bin").write_bytes(b"x" * 1000)
+    assert memory_for(tmp_path / "a.xml") == memory_for(tmp_path / "a.bin") + 80 == alone + 8000
+
+
+def test_two_threads_with_limited_memory_leave_the_limit_as_it_was() -> None:
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    second_is_in, first_is_out = Event(), Event()
+
+    def second() -> None:
+        with limited_memory(1 << 32):
+            second_is_in.set()
+            first_is_out.wait(60)
+
+    thread = Thread(target=second)
+    with limited_memory(1 << 33):
+        thread.start()
+        second_is_in.wait(0.3)  # it must not come in; if it did, it would restore the limit of the first
+    first_is_out.set()
+    thread.join()
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
 
 
 def test_metadata_that_is_no_json(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from yolox.data.formats.coco_json import describe_coco
 from yolox.data.formats.yolo_labels import pixel_box, read_label_file
 from yolox.errors import UsageError, YoloxError
 from yolox.files import mark_inputs
+from yolox.prediction.background import write_behind
 from yolox.prediction.results import Boxes, Result
 from yolox.prediction.tracking import track
 from yolox.prediction.writers import FORMATS, ResultWriter
@@ -145,6 +146,14 @@ def test_a_crash_leaves_no_half_written_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("stopped", [KeyboardInterrupt, SystemExit])
+def test_what_was_found_before_a_stop_is_kept(tmp_path: Path, stopped: type[BaseException]) -> None:
+    with pytest.raises(stopped), ResultWriter(tmp_path, ["csv"]) as writer:
+        writer.write(result())
+        raise stopped
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 1 + 2
+
+
 def test_inputs_are_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a.png", "film.mp4", "film.avi"):
         (tmp_path / name).write_bytes(b"mine")
@@ -161,7 +170,12 @@ def test_inputs_are_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture
         with ResultWriter(tmp_path) as writer:
             writer.write(result("a.png"))
 
-    assert run_tool(write) == 2
+    def write_in_another_thread() -> None:
+        mark_inputs(tmp_path / "a.png")
+        with ResultWriter(tmp_path) as writer:
+            list(write_behind([result("a.png")], writer.write, 1))
+
+    assert run_tool(write) == run_tool(write_in_another_thread) == 2
     assert (tmp_path / "a.png").read_bytes() == b"mine"
     ResultWriter(tmp_path).check(["a.png"])  # another run has other inputs
     with pytest.raises(UsageError, match=r"unknown format 'pictur'.*Did you mean 'pictures'"):

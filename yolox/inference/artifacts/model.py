@@ -83,12 +83,15 @@ class AcceleratedModel:
         self._check(inputs)
         if self.folder is None:
             return self.runner(*inputs)
-        numbers, untried = sum(math.prod(array.shape) for array in inputs), bool(self.untried)
+        num_numbers = sum(math.prod(array.shape) for array in inputs)
+        limit = memory_for(self.folder, num_numbers) if self.untried else None
+        if self.untried and isinstance(self.runner, GraphRunner):
+            outputs = first_run(self.folder, lambda: self.runner(*inputs), num_numbers, self.runner.stop)
+        else:
+            with as_model_error(self.folder, limit):
+                outputs = self.runner(*inputs)
         self.untried.clear()
-        if untried and isinstance(self.runner, GraphRunner):
-            return first_run(self.folder, lambda: self.runner(*inputs), numbers, self.runner.stop)
-        with as_model_error(self.folder, memory_for(self.folder, numbers) if untried else None):
-            return self.runner(*inputs)
+        return outputs
 
     def eval(self) -> AcceleratedModel:
         """Return itself: it is always in evaluation mode (for metrics written for modules)."""

@@ -324,9 +324,9 @@ def memory_for(path: Path, num_numbers: int = 0) -> int:
     input and a few times that of their file; libraries take more for each thread.
 
     Args:
-        path: The file, or the folder of files.
+        path: The file, or the folder of files; beside an .xml file its weights count, too.
         num_numbers: Numbers in the inputs.
     """
-    files = [path] if path.is_file() else [one for one in path.iterdir() if one.is_file()]
-    file_bytes = sum(one.stat().st_size for one in files)
+    files = path.iterdir() if path.is_dir() else (path, path.with_suffix(".bin") if path.suffix == ".xml" else path)
+    file_bytes = sum(one.stat().st_size for one in set(files) if one.is_file())
     return (1 << 30) + 8 * file_bytes + 256 * num_numbers + (os.cpu_count() or 1) * (32 << 20)

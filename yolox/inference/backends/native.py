@@ -159,7 +159,9 @@ class NativeBackend:
         from yolox.kernels.int8.onnx_cut import cut_network
 
         if instructions() is Instructions.PORTABLE:
-            context.progress("this processor has neither AVX-512 VNNI nor AVX2: the 8-bit kernels will be slow")
+            context.progress(
+                "this processor has none of AVX2, AVX-512 VNNI and ARM's dot products: the 8-bit kernels will be slow"
+            )
         context.progress("exporting")
         path = context.work_dir / "model.onnx"
         export_onnx(model, context.sample, path, dynamic_batch=context.dynamic_batch)

@@ -16,7 +16,7 @@ from yolox.errors import ModelFileError
 from yolox.inference.artifacts.trust import check_onnx
 from yolox.inference.backends.base import as_model_error, first_run, seconds_for
 from yolox.inference.backends.graph_file import GraphFile
-from yolox.inference.backends.onnxruntime import MODEL, make_session, numpy_type, onnxruntime
+from yolox.inference.backends.onnxruntime import make_session, numpy_type, onnxruntime
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,8 @@ class OnnxPart:
 
         Raises:
             MissingDependencyError: Without ONNX Runtime.
-            ModelFileError: When the file is damaged.
         """
-        with as_model_error(Path(MODEL)):
-            return limited_time(lambda: make_session(self.model, self.threads), seconds_for(0))
+        return limited_time(lambda: make_session(self.model, self.threads), seconds_for(0))
 
     def __call__(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return the outputs by name for a batch."""
@@ -49,23 +47,18 @@ class OnnxPart:
             for port in self.session.get_inputs()
         }
         names = (port.name for port in self.session.get_outputs())
-        return dict(zip(names, _run_limited(self.session, fed, Path(MODEL)), strict=True))
+        return dict(zip(names, _run_limited(self.session, fed), strict=True))
 
 
-def _run_limited(session: Any, fed: Mapping[str, Any], path: Path) -> list[Any]:
-    """Return all outputs of one run.
-
-    Raises:
-        ModelFileError: When it fails or takes too long.
-    """
+def _run_limited(session: Any, fed: Mapping[str, Any]) -> list[Any]:
+    """Return all outputs of one run; TimeoutError when it takes too long."""
     options = onnxruntime().RunOptions()
 
     def stop() -> None:
         options.terminate = True
 
-    with as_model_error(path):
-        seconds = seconds_for(sum(array.size for array in fed.values()))
-        return limited_time(lambda: list(session.run(None, fed, options)), seconds, stop)
+    seconds = seconds_for(sum(array.size for array in fed.values()))
+    return limited_time(lambda: list(session.run(None, fed, options)), seconds, stop)
 
 
 def read_onnx(path: Path, threads: int) -> GraphFile:
@@ -89,7 +82,8 @@ def read_onnx(path: Path, threads: int) -> GraphFile:
         raise ModelFileError(f"'{path}' takes {port.type}; expected numbers, the images.") from error
 
     def run(values: NDArray[Any]) -> tuple[NDArray[np.generic], ...]:
-        return tuple(_run_limited(session, {port.name: np.ascontiguousarray(values, kind)}, path))
+        with as_model_error(path):
+            return tuple(_run_limited(session, {port.name: np.ascontiguousarray(values, kind)}))
 
     shape = tuple(axis if isinstance(axis, int) else None for axis in port.shape)
     return GraphFile(run, shape, len(session.get_outputs()), dict(session.get_modelmeta().custom_metadata_map))

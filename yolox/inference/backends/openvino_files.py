@@ -42,20 +42,22 @@ def read_ir(path: Path, threads: int) -> GraphFile:
     """
     check_openvino(path)
     model = first_run(path, lambda: core().read_model(str(path)))
-    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = first_run(path, lambda: core().compile_model(model, "CPU", settings))
     if len(model.inputs) != 1:
         raise ModelFileError(f"'{path}' has {len(model.inputs)} inputs; expected one, the images.")
-    port = compiled.input(0)
-    kind = port.get_element_type().to_dtype()
+    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = first_run(path, lambda: core().compile_model(model, "CPU", settings))
+    with as_model_error(path):
+        port = compiled.input(0)
+        kind = port.get_element_type().to_dtype()
+        shape = tuple(None if axis.is_dynamic else int(axis.get_length()) for axis in port.get_partial_shape())
+        metadata = _metadata(model)
 
     def run(values: NDArray[Any]) -> tuple[NDArray[np.generic], ...]:
         with as_model_error(path):
             found = limited_time(lambda: compiled(np.ascontiguousarray(values, kind)), seconds_for(values.size))
-        return tuple(np.array(found[output]) for output in compiled.outputs)
+            return tuple(np.array(found[output]) for output in compiled.outputs)
 
-    shape = tuple(None if axis.is_dynamic else int(axis.get_length()) for axis in port.get_partial_shape())
-    return GraphFile(run, shape, len(model.outputs), _metadata(model))
+    return GraphFile(run, shape, len(model.outputs), metadata)
 
 
 def _metadata(model: Any) -> dict[str, str]:
