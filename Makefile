@@ -32,7 +32,7 @@ $(VENV)/.ready: setup.py constraints.txt
 	$(PY) -c 'import torch' 2>/dev/null || \
 	  timeout 300 $(PY) -m pip install --quiet --timeout 5 --retries 0 --no-deps --index-url $(TORCH_CPU_INDEX) $(TORCH) 2>/dev/null || \
 	  $(PY) -m pip install --quiet -c constraints.txt $(TORCH)
-	$(PY) -m pip install --quiet -c constraints.txt -e '.[inference,ray,spark,tables,serve,tune,wandb,mlflow,dev]'
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[inference,ncnn,ray,spark,tables,serve,tune,wandb,mlflow,dev]'
 	@# It asks for another build of the OpenCV that is here.
 	$(PY) -m pip install --quiet -c constraints.txt --no-deps trackers
 	touch $@

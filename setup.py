@@ -35,6 +35,7 @@ EXTRAS = {
         "torchao>=0.15",
         "neural-compressor[pt]>=3.8; python_version >= '3.11'",
     ],
+    "ncnn": ["pnnx>=20260112"],
     "ray": ["ray[data]>=2.40"],
     "spark": ["pyspark>=4.0"],
     "tables": ["pyarrow>=17"],
@@ -48,11 +49,13 @@ EXTRAS = {
         "myst-parser>=4",
         "furo>=2025.7",
         "pytest>=8",
+        "hypothesis>=6.100",
         "mypy>=1.15",
         "ruff>=0.12",
         "types-PyYAML",
         "pycocotools>=2.0.11",
         "supervision>=0.31",
+        "ncnn>=1.0.20260114",
     ],
 }
 NOT_IN_ALL = ("dev", "track", "wandb", "mlflow", "tune")

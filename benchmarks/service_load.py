@@ -20,6 +20,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from yolox.cpu.cgroups import kernel_bytes
+
 LARGEST_COUNT, LONGEST_S, MOST_CLIENTS = 1_000_000, 3600.0, 64
 TRIAL_S = 20.0
 AFTERWARDS = 20
@@ -109,6 +111,9 @@ def main() -> int:
             if args.load is not None:
                 trial = Load(port, data, TRIAL_S, LARGEST_COUNT)
                 elapsed = trial.run(clients)
+                if not trial.codes[200]:
+                    print("the service answered no request of the trial; what it printed says why", file=sys.stderr)
+                    return 1
                 rate = args.load * trial.codes[200] / elapsed
             load = Load(port, data, seconds, min(args.count, LARGEST_COUNT), rate)
             elapsed = load.run(clients, process.pid)
@@ -149,10 +154,8 @@ def _quantiles(values: list[float]) -> dict[str, float]:
 
 
 def _memory_mb(pid: int, kind: str) -> float | None:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(f"{kind}:"):
-            return round(int(line.split()[1]) / 1000, 1)
-    return None
+    found = kernel_bytes(Path(f"/proc/{pid}/status"), kind)
+    return None if found is None else round(found / 1e6, 1)
 
 
 if __name__ == "__main__":

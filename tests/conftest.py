@@ -11,12 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 STORE = 80 * 2**20
 MARK = "YOLOX_TEST_RUN"
 """Variable that everything started on a cluster of this session inherits."""
+
+# The same examples in each run, and none refused because the machine was slow.
+settings.register_profile(
+    "laws",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("laws")
 
 
 def _need(path: Path) -> Path:

@@ -87,6 +87,7 @@ OPTIONAL: dict[str, set[str]] = {
     "trackers": {"prediction/tracking.py"},
     "ray": {"processes/ray_cluster.py", "prediction/ray_data.py"},
     "pyspark": {"processes/spark_context.py", "trainer/launchers/spark_barrier.py"},
+    "pnnx": {"inference/convert/ncnn_export.py"},
     "pyarrow": {"prediction/image_tables.py"},
 }
 PRIVATE_LIGHTNING = "trainer/lightning_bridge.py"

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from hypothesis import given
+from hypothesis import strategies as st
 
 from yolox.boxes import anchor_grid, cxcywh_to_xyxy, decode_cxcywh, paired_iou_cxcywh
+from yolox.data.image_ops import xyxy_to_cxcywh
 from yolox.structures import Size
 
-
-def _boxes_cxcywh(seed: int, num: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(num, 4, generator=generator, dtype=torch.float64) * 100 + 1
+BOX_CXCYWH = st.tuples(*[st.floats(-1e4, 1e4)] * 2, *[st.floats(1e-2, 1e4)] * 2)
 
 
 def test_corners_by_hand() -> None:
@@ -25,13 +24,23 @@ def test_overlap_by_hand() -> None:
     torch.testing.assert_close(paired_iou_cxcywh(one, others), torch.tensor([1 / 7, 1.0, 0.0, 0.0]))
 
 
-def test_overlap_is_symmetric_and_bounded_and_takes_leading_axes() -> None:
-    one, other = _boxes_cxcywh(1, 20)[:, None], _boxes_cxcywh(2, 30)
+@given(st.lists(BOX_CXCYWH, min_size=1, max_size=8), st.lists(BOX_CXCYWH, min_size=1, max_size=8))
+def test_overlap_is_symmetric_and_bounded_and_takes_leading_axes(
+    first: list[tuple[float, ...]], second: list[tuple[float, ...]]
+) -> None:
+    one, other = torch.tensor(first, dtype=torch.float64)[:, None], torch.tensor(second, dtype=torch.float64)
     overlap = paired_iou_cxcywh(one, other)
-    assert overlap.shape == (20, 30)
+    assert overlap.shape == (len(first), len(second))
     torch.testing.assert_close(overlap, paired_iou_cxcywh(other, one))
-    assert ((overlap >= 0) & (overlap <= 1)).all()
-    torch.testing.assert_close(paired_iou_cxcywh(one, one), torch.ones(20, 1, dtype=torch.float64))
+    assert ((overlap >= 0) & (overlap <= 1 + 1e-6)).all()
+    torch.testing.assert_close(paired_iou_cxcywh(one, one), torch.ones_like(overlap[:, :1]))
+
+
+@given(st.lists(BOX_CXCYWH, max_size=8))
+def test_corners_and_centres_are_inverse(boxes: list[tuple[float, ...]]) -> None:
+    given_cxcywh = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4)
+    back = xyxy_to_cxcywh(cxcywh_to_xyxy(given_cxcywh).numpy())
+    torch.testing.assert_close(torch.from_numpy(back), given_cxcywh, rtol=0, atol=1e-9)
 
 
 def test_points_overlap_with_nothing() -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import random
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from checkpoints import described
+from hypothesis import given
+from hypothesis import strategies as st
 
 from yolox.checkpoint import load_model
-from yolox.config import Experiment, ModelConfig
+from yolox.config import Experiment, ModelConfig, experiment_from_dict
 from yolox.cpu import ipex_location
 from yolox.cpu.ipex_location import IpexLocation
 from yolox.errors import ModelFileError, YoloxError
@@ -47,6 +50,36 @@ def test_plain_safetensors_are_recognised_by_their_shapes(tmp_path: Path) -> Non
     config = replace(ModelConfig(depth=0.33, width=0.25, depthwise=True), num_classes=3)
     save_file(build_detector(config).state_dict(), tmp_path / "a.safetensors")
     assert load_model(tmp_path / "a.safetensors").experiment.exp_name == "yolox_nano"
+
+
+SHAPE = st.lists(st.integers(0, 4), max_size=4).map(tuple)
+KIND = st.sampled_from(
+    [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8, torch.bool]
+)
+WEIGHTS = st.dictionaries(
+    st.text(min_size=1, max_size=9).filter("__metadata__".__ne__), st.tuples(SHAPE, KIND), max_size=5
+)
+
+
+@given(
+    WEIGHTS,
+    st.none() | st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=9), max_size=4),
+    st.integers(),
+)
+def test_what_is_written_is_read(
+    kinds: dict[str, tuple[tuple[int, ...], torch.dtype]], names: list[str] | None, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    weights = {key: (100 * torch.rand(shape, generator=generator)).to(kind) for key, (shape, kind) in kinds.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        write_safetensors(Path(folder) / "a.safetensors", weights, TINY, names)
+        found = read_safetensors(Path(folder) / "a.safetensors")
+    assert found["model"].keys() == weights.keys()
+    for key, value in weights.items():
+        assert found["model"][key].dtype == value.dtype
+        assert torch.equal(found["model"][key], value)
+    assert found.get("class_names") == names
+    assert experiment_from_dict(found["experiment"]) == TINY
 
 
 def test_damaged_files_are_refused(checkpoint: Path, tmp_path: Path) -> None:

@@ -196,7 +196,7 @@ class YOLOX:
         return YOLOX(folder, trust=True)  # it was made just now, from this model
 
     def export(self, path: str | Path = "yolox.onnx", **options: Any) -> Path:
-        """Write the model as ONNX or TorchScript, by the ending of ``path``, and return the path.
+        """Write the model for other programs, in the format of the ending of ``path``, and return the path.
 
         Args:
             path: File to write.

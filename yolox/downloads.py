@@ -7,10 +7,12 @@ import os
 import time
 import urllib.error
 import urllib.request
+from base64 import b64encode
 from collections.abc import Callable
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from yolox.errors import DataError, YoloxError, without_login
 
@@ -35,11 +37,12 @@ def read_address(address: str, largest: int = LARGEST_IMAGE_BYTES, timeout: floa
     Raises:
         DataError: When it cannot be read or is larger than ``largest`` bytes.
     """
-    request = urllib.request.Request(address, headers=_HEADERS)
     try:
-        with urllib.request.urlopen(request, timeout=timeout) as response:
+        with urllib.request.urlopen(_request(address, _HEADERS), timeout=timeout) as response:
             data: bytes = response.read(largest + 1)
     except (OSError, HTTPException, ValueError) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
         raise DataError(
             f"'{without_login(address)}' cannot be read: {error}. Check the address and the connection."
         ) from error
@@ -48,6 +51,16 @@ def read_address(address: str, largest: int = LARGEST_IMAGE_BYTES, timeout: floa
             f"'{without_login(address)}' holds more than {largest} bytes; expected an image. Download it first."
         )
     return data
+
+
+def _request(address: str, headers: dict[str, str]) -> urllib.request.Request:
+    """Return a request with the login of the address, if it has one, where only its server reads it."""
+    request = urllib.request.Request(without_login(address), headers=headers)
+    parts = urlsplit(address)
+    if parts.username is not None:
+        login = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
+        request.add_unredirected_header("Authorization", f"Basic {b64encode(login).decode()}")
+    return request
 
 
 def download(
@@ -107,9 +120,8 @@ def _fetch(address: str, part: Path, progress: Callable[[int, int | None], None]
     """
     done = part.stat().st_size if part.exists() else 0
     headers = dict(_HEADERS) | ({"Range": f"bytes={done}-"} if done else {})
-    request = urllib.request.Request(address, headers=headers)
     try:
-        response = urllib.request.urlopen(request, timeout=timeout)
+        response = urllib.request.urlopen(_request(address, headers), timeout=timeout)
     except urllib.error.HTTPError as error:
         if error.code == 416 and done:  # nothing is missing, or the part is of another file: the check decides
             error.close()

@@ -15,9 +15,8 @@ from typing import Any
 from yolox.config import DataConfig, EvalConfig, Experiment, ModelConfig, apply_fields, flatten
 from yolox.errors import UsageError, did_you_mean
 from yolox.structures import Size
-from yolox.text_files import read_text, refuse_aliases
+from yolox.text_files import MAX_YAML_BYTES, load_yaml, read_text
 
-_MAX_BYTES = 1_000_000  # of an experiment file
 _MAX_NUMBER = 1e100  # products of longer numbers take time, and Python does not print them
 _MAX_ALIASES = 10  # that merge one another, each more than once: their number is a power
 
@@ -102,11 +101,10 @@ def experiment_from_file(path: str | Path) -> Experiment:
 def _from_yaml(file: Path) -> Experiment:
     import yaml
 
-    text = read_text(file, "an experiment", _MAX_BYTES, UsageError)
+    text = read_text(file, "an experiment", MAX_YAML_BYTES, UsageError)
     try:
-        refuse_aliases(text, file, _MAX_ALIASES, UsageError)
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:  # dates and depths are not YAMLErrors
+        content = load_yaml(text, "SafeLoader", _MAX_ALIASES)
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # of dates and numbers
         raise UsageError(f"'{file}' is not valid YAML: {str(error)[:300] or type(error).__name__}") from error
     if not isinstance(content, dict):
         raise UsageError(f"'{file}' holds {type(content).__name__}; expected 'field: value' lines.")
@@ -118,7 +116,7 @@ def _from_yaml(file: Path) -> Experiment:
 
 
 def _from_python(file: Path) -> Experiment:
-    text = read_text(file, "an experiment", _MAX_BYTES, UsageError)
+    text = read_text(file, "an experiment", MAX_YAML_BYTES, UsageError)
     try:
         tree = ast.parse(text, filename=str(file))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # null bytes and depths as well

@@ -14,6 +14,8 @@ MAX_TEXT_BYTES = 64 << 20
 """A label file or list of images may not be larger."""
 MAX_YAML_BYTES = 4 << 20
 MAX_YAML_ALIASES = 100
+_MAX_YAML_VALUES = 100_000  # they take two seconds
+_MAX_YAML_DEPTH = 50
 _MARKS = (  # UTF-32's little-endian mark begins like UTF-16's
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -40,7 +42,7 @@ def read_bytes(path: Path, expected: str, limit: int = MAX_TEXT_BYTES, error: ty
         num_bytes = path.stat().st_size
         if num_bytes > limit:
             raise error(
-                f"'{path}' has {num_bytes / 1e6:.0f} MB; expected {expected} of at most {limit / 1e6:.0f} MB. "
+                f"'{path}' has {num_bytes / 1e6:.3g} MB; expected {expected} of at most {limit / 1e6:.3g} MB. "
                 "Is it the right file?"
             )
         return path.read_bytes()
@@ -93,25 +95,42 @@ def read_yaml(path: Path, expected: str) -> dict[str, Any]:
 
     text = read_text(path, expected, MAX_YAML_BYTES)
     try:
-        refuse_aliases(text, path, MAX_YAML_ALIASES, DataError)
-        content = yaml.load(text, Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
-        raise DataError(f"cannot read '{path}': {reason}. Expected {expected}.") from error
+        content = load_yaml(text, "BaseLoader", MAX_YAML_ALIASES)
+    except (yaml.YAMLError, ValueError) as error:
+        raise DataError(f"cannot read '{path}': {' '.join(str(error).split())}. Expected {expected}.") from error
     if not isinstance(content, dict):
         raise DataError(f"'{path}' holds {type(content).__name__}; expected {expected}.")
     return content
 
 
-def refuse_aliases(text: str, path: Path, most: int, error: type[YoloxError]) -> None:
-    """Refuse YAML with many aliases, which stand for trees of any size.
+def load_yaml(text: str, loader: str, most_aliases: int) -> Any:
+    """Return what YAML says; it is refused as soon as more is read than a file written by hand has.
+
+    Args:
+        text: The YAML.
+        loader: Name of the class of ``yaml`` that reads it.
+        most_aliases: They stand for trees of any size.
 
     Raises:
-        YoloxError: Of the kind ``error``.
-        yaml.YAMLError: When it is no YAML.
+        yaml.YAMLError: Also for more aliases, more than 100,000 values, or more than 50 collections inside one
+            another, whose time grows with the square of their number.
     """
     import yaml
 
-    aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.BaseLoader))
-    if aliases > most:
-        raise error(f"'{path}' has {aliases} aliases; expected at most {most}. Write them out.")
+    class Bounded(getattr(yaml, loader)):  # type: ignore[misc]
+        depth = aliases = values = 0
+
+        def get_event(self) -> Any:
+            event = super().get_event()
+            self.aliases += isinstance(event, yaml.AliasEvent)
+            self.values += isinstance(event, yaml.NodeEvent)
+            self.depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if self.aliases > most_aliases:
+                raise yaml.YAMLError(f"it has more than {most_aliases} aliases; write them out")
+            if self.values > _MAX_YAML_VALUES:
+                raise yaml.YAMLError(f"it has more than {_MAX_YAML_VALUES} values")
+            if self.depth > _MAX_YAML_DEPTH:
+                raise yaml.YAMLError(f"it is nested more than {_MAX_YAML_DEPTH} deep")
+            return event
+
+    return yaml.load(text, Loader=Bounded)

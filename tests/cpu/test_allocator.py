@@ -75,6 +75,23 @@ def test_large_tensors_stay_in_the_process() -> None:
     assert faults("yes") < faults("no")
 
 
+@pytest.mark.skipif(glibc_version() is None, reason="needs glibc")
+def test_what_the_heap_keeps_free_counts_for_a_limit_on_memory() -> None:
+    """The heap reserves half of the memory for huge pages; a limit holds in spite of that, and they come back."""
+    script = (
+        "from yolox.cpu.allocator import keep_freed_memory; from yolox.cpu.cgroups import kernel_bytes\n"
+        "from yolox.cpu.memory_limit import limited_memory; from pathlib import Path\n"
+        "assert keep_freed_memory().applied\n"
+        "reserved = kernel_bytes(Path('/proc/self/status'), 'VmData')\n"
+        "with limited_memory(2**20):\n"
+        "    try:\n        bytearray(2**26)\n    except MemoryError:\n        print('refused')\n"
+        "bytearray(2**26)\n"
+        "print(kernel_bytes(Path('/proc/self/status'), 'VmData') >= reserved)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, cwd=_root())
+    assert done.stdout.split() == ["refused", "True"]
+
+
 def _root() -> str:
     from pathlib import Path
 

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from yolox.data.image_ops import FILL, letterbox
 from yolox.data.mosaic import Affine, mix_up, mosaic, mosaic_centre, visible_places, warp
@@ -31,9 +33,12 @@ def inside(boxes: np.ndarray, size: Size) -> bool:
     )
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_mosaic_boxes_lie_on_the_canvas_and_over_their_pixels(seed: int) -> None:
-    parts = [sample(4 * seed + i, size=Size(64, 80) if i % 2 else Size(50, 96)) for i in range(4)]
+FITTED = st.builds(Size, st.integers(1, TARGET.height), st.integers(1, TARGET.width))
+SAMPLES = st.builds(sample, st.integers(0, 2**32), st.integers(0, 4), FITTED)
+
+
+@given(st.lists(SAMPLES, min_size=4, max_size=4), st.integers(0, 2**32))
+def test_mosaic_boxes_lie_on_the_canvas_and_over_their_pixels(parts: list[Sample], seed: int) -> None:
     for part in parts:
         part.image[:] = 0
         for box in part.boxes_xyxy.astype(int):
@@ -54,13 +59,13 @@ def test_mosaic_of_empty_images() -> None:
     assert (whole.image == FILL).any()
 
 
-def test_affine_keeps_boxes_inside_and_labels_with_them() -> None:
-    whole = mosaic([sample(i) for i in range(4)], TARGET, CENTRE)
-    for seed in range(30):
-        moved = warp(whole, TARGET, Affine().draw(TARGET, np.random.default_rng(seed)))
-        assert moved.image.shape == (*TARGET, 3)
-        assert inside(moved.boxes_xyxy, TARGET)
-        assert len(moved.labels) == len(moved.boxes_xyxy) <= len(whole.labels)
+@given(SAMPLES, st.integers(0, 2**32), st.floats(0, 180), st.floats(0.01, 3))
+def test_affine_keeps_boxes_inside_and_labels_with_them(plain: Sample, seed: int, degrees: float, scale: float) -> None:
+    affine = Affine(degrees=degrees, scales=(scale, 2 * scale))
+    moved = warp(plain, TARGET, affine.draw(TARGET, np.random.default_rng(seed)))
+    assert moved.image.shape == (*TARGET, 3)
+    assert inside(moved.boxes_xyxy, TARGET)
+    assert len(moved.labels) == len(moved.boxes_xyxy) <= len(plain.labels)
 
 
 @pytest.mark.parametrize("scales", [(0.1, 2.0), (0.5, 1.5)])

@@ -109,10 +109,10 @@ def test_key_points_behind_a_box_are_left_out(tmp_path: Path) -> None:
 def test_a_yaml_that_explodes_is_refused(tmp_path: Path) -> None:
     lines = ["a0: &a0 [x, x]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30)]
     (tmp_path / "data.yaml").write_text("train: .\n" + "\n".join(lines) + "\nnames: *a29\n")
-    with pytest.raises(DataError, match="262 aliases"):
+    with pytest.raises(DataError, match="more than 100 aliases"):
         train(tmp_path)
     (tmp_path / "deep.yaml").write_text("[" * 5000)
-    with pytest.raises(DataError, match=r"deep\.yaml"):
+    with pytest.raises(DataError, match=r"deep\.yaml.*nested more than 50 deep"):
         read_yaml(tmp_path / "deep.yaml", "YAML")
 
 
@@ -120,7 +120,7 @@ def test_files_larger_than_their_kind_are_refused_unread(tmp_path: Path) -> None
     path = tmp_path / "labels.txt"
     with path.open("wb") as handle:
         handle.truncate(1 << 40)
-    with pytest.raises(DataError, match="at most 67 MB"):
+    with pytest.raises(DataError, match=r"at most 67\.1 MB"):
         read_text(path, "labels")
 
 

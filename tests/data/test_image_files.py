@@ -143,6 +143,15 @@ def test_twelve_and_sixteen_bits_fill_the_range(tmp_path: Path, suffix: str) -> 
         assert np.abs(found[..., 0].astype(int) - grey).max() <= 1
 
 
+def test_large_images_of_twelve_bits_fill_the_range(tmp_path: Path) -> None:
+    """Of more pixels than those that OpenCV decodes to 8 bits by itself, which takes 16 bits for the range."""
+    size = Size(4200, 8000)
+    cv2.imwrite(str(tmp_path / "large.png"), np.full(size, 4095, np.uint16), [cv2.IMWRITE_PNG_COMPRESSION, 0])
+    found = read_image(tmp_path / "large.png", size)
+    assert found is not None
+    assert (found[:: size.height - 1, :: size.width - 1] == 255).all()
+
+
 @pytest.mark.parametrize("scale", [1 / 255, 1.0, 3.0])
 def test_float_images_become_grey_levels(tmp_path: Path, scale: float) -> None:
     values = gradient(20, 30)[..., 0].astype(np.float32) * np.float32(scale)

@@ -3,10 +3,13 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from yolox.data.image_ops import (
     FILL,
     affine_matrix,
+    clip_boxes,
     fit_ratio,
     fitted_size,
     flip_boxes,
@@ -16,16 +19,18 @@ from yolox.data.image_ops import (
     warp_boxes,
     xyxy_to_cxcywh,
 )
-from yolox.structures import Size
+from yolox.evaluation.postprocess import rescale
+from yolox.structures import Detections, Size
 
-SIZES = [Size(480, 640), Size(427, 640), Size(640, 425), Size(3, 1000), Size(416, 416), Size(100, 57)]
+EDGES = st.integers(1, 700)
+SIZES = st.builds(Size, EDGES, EDGES)
 
 
 def picture(size: Size, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [Size(480, 640), Size(640, 425), Size(3, 1000), Size(416, 416), Size(100, 57)])
 def test_letterbox_stands_top_left_on_grey(size: Size) -> None:
     target = Size(416, 416)
     image, ratio = letterbox(picture(size), target)
@@ -39,12 +44,16 @@ def test_letterbox_stands_top_left_on_grey(size: Size) -> None:
     )
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_boxes_come_back_from_the_letterbox(size: Size) -> None:
-    ratio = fit_ratio(size, Size(416, 416))
-    boxes = np.array([[0, 0, size.width, size.height]], np.float32)
-    np.testing.assert_allclose(boxes * ratio / ratio, boxes, rtol=1e-6)
-    assert (boxes * ratio <= 416 + 1e-3).all()
+@given(SIZES, SIZES, st.lists(st.tuples(*[st.floats(0, 1)] * 4), max_size=5))
+def test_boxes_come_back_from_the_letterbox(size: Size, target: Size, corners: list[tuple[float, ...]]) -> None:
+    boxes = np.array(corners, np.float32).reshape(-1, 4) * np.array([size.width, size.height] * 2, np.float32)
+    ratio = np.float32(fit_ratio(size, target))
+    found = Detections(boxes * ratio, np.ones(len(boxes), np.float32), np.zeros(len(boxes), np.int64))
+    np.testing.assert_allclose(rescale(found, size, target).boxes_xyxy, boxes, rtol=1e-6)
+    np.testing.assert_allclose(clip_boxes(boxes * ratio, target), boxes * ratio, rtol=1e-5)
+    inner = fitted_size(size, target)
+    assert 1 <= inner.height <= target.height
+    assert 1 <= inner.width <= target.width
 
 
 def test_a_second_letterbox_changes_nothing() -> None:
@@ -54,10 +63,13 @@ def test_a_second_letterbox_changes_nothing() -> None:
     np.testing.assert_array_equal(once, twice)
 
 
-def test_flip_twice_is_the_identity() -> None:
-    boxes = np.array([[3, 4, 10, 20], [0, 0, 50, 5]], np.float32)
-    np.testing.assert_array_equal(flip_boxes(boxes, 50), [[40, 4, 47, 20], [0, 0, 50, 5]])
-    np.testing.assert_array_equal(flip_boxes(flip_boxes(boxes, 50), 50), boxes)
+@given(st.integers(1, 2000), st.lists(st.tuples(*[st.integers(0, 2000)] * 4), max_size=5))
+def test_flip_twice_is_the_identity(width: int, boxes: list[tuple[int, ...]]) -> None:
+    whole = np.array(boxes, np.float32).reshape(-1, 4)
+    once = flip_boxes(whole, width)
+    np.testing.assert_array_equal(once[:, [1, 3]], whole[:, [1, 3]])
+    np.testing.assert_array_equal(once[:, 2] - once[:, 0], whole[:, 2] - whole[:, 0])
+    np.testing.assert_array_equal(flip_boxes(once, width), whole)
 
 
 def test_hsv_equals_the_plain_formula() -> None:

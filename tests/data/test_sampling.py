@@ -4,6 +4,8 @@ from itertools import islice
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from yolox.data.sampling import RequestStream, SampleRequest
 from yolox.errors import DataError, UsageError
@@ -13,7 +15,7 @@ def drawn(stream: RequestStream, count: int, start: int = 0) -> list[list[Sample
     return list(islice(stream.batches(start), count))
 
 
-@pytest.mark.parametrize(("num_images", "batch_size"), [(10, 4), (3, 8), (1, 5), (16, 16), (7, 7)])
+@given(st.integers(1, 40), st.integers(1, 40))
 def test_permutations_follow_each_other_without_gaps(num_images: int, batch_size: int) -> None:
     stream = RequestStream(num_images, batch_size, seed=5)
     flat = [request.index for batch in drawn(stream, 3 * num_images) for request in batch]
@@ -30,19 +32,20 @@ def test_passes_differ_and_seeds_differ() -> None:
     assert tuple(RequestStream(50, 2, seed=1).permutation(0)) in orders
 
 
-@pytest.mark.parametrize("start", [0, 1, 7, 100])
+@given(st.integers(0, 200))
 def test_a_resumed_stream_goes_on_like_the_uninterrupted_one(start: int) -> None:
     stream = RequestStream(13, 4, seed=3, no_mosaic_from_batch=9)
     assert drawn(stream, 5, start) == drawn(stream, start + 5)[start:]
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 6])
-def test_ranks_share_every_batch_out_exactly_once(world: int) -> None:
-    whole = drawn(RequestStream(20, 6, seed=4), 9)
-    parts = [drawn(RequestStream(20, 6, seed=4, rank=rank, world=world), 9) for rank in range(world)]
+@given(st.integers(1, 30), st.integers(1, 6), st.integers(1, 4))
+def test_ranks_share_every_batch_out_exactly_once(num_images: int, world: int, each: int) -> None:
+    total = world * each
+    whole = drawn(RequestStream(num_images, total, seed=4), 9)
+    parts = [drawn(RequestStream(num_images, total, seed=4, rank=rank, world=world), 9) for rank in range(world)]
     for number, batch in enumerate(whole):
         shares = [part[number] for part in parts]
-        assert {len(share) for share in shares} == {6 // world}
+        assert {len(share) for share in shares} == {each}
         assert sorted((r for share in shares for r in share), key=lambda r: r.position) == batch
 
 

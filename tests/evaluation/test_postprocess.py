@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from yolox.errors import UsageError
@@ -42,13 +45,32 @@ def clustered(
     return boxes, rng.random(count).astype(np.float32) * 0.99 + 0.001, rng.integers(0, classes, count)
 
 
-@pytest.mark.parametrize("count", [1, 2, 37, 400, 1500])
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.65, 1.0])
 @pytest.mark.parametrize("agnostic", [False, True])
-def test_nms_equals_its_definition(count: int, threshold: float, agnostic: bool) -> None:
-    boxes, scores, labels = clustered(np.random.default_rng(count), count)
+def test_nms_of_many_boxes_equals_its_definition(threshold: float, agnostic: bool) -> None:
+    boxes, scores, labels = clustered(np.random.default_rng(0), 1500)
     chosen = None if agnostic else labels
     assert nms_xyxy(boxes, scores, chosen, threshold).tolist() == slow_nms(boxes, scores, chosen, threshold)
+
+
+WHOLE_BOX = st.tuples(*[st.integers(0, 30)] * 2, *[st.integers(1, 20)] * 2, st.integers(0, 2), st.integers(1, 6))
+"""Left, top, width, height, class and sixths of the score: ties, equal boxes and overlaps at the threshold abound."""
+
+
+@given(st.lists(WHOLE_BOX, max_size=25), st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.booleans(), st.randoms())
+def test_laws_of_nms(rows: list[tuple[int, ...]], threshold: float, agnostic: bool, chance: random.Random) -> None:
+    """It is its definition, idempotent, and knows no order but that of the scores."""
+    left, top, width, height, classes, sixths = np.array(rows, np.int64).reshape(-1, 6).T
+    boxes = np.stack([left, top, left + width, top + height], axis=1).astype(np.float32)
+    scores, labels = (sixths / 6).astype(np.float32), None if agnostic else classes
+    kept = nms_xyxy(boxes, scores, labels, threshold)
+    assert kept.tolist() == slow_nms(boxes, scores, labels, threshold)
+    of_kept = nms_xyxy(boxes[kept], scores[kept], None if labels is None else labels[kept], threshold)
+    assert of_kept.tolist() == list(range(len(kept)))
+    order, ranks = (np.array(chance.sample(range(len(rows)), len(rows)), np.int64) for _ in range(2))
+    distinct = (ranks + 1).astype(np.float32)
+    mixed = nms_xyxy(boxes[order], distinct[order], None if labels is None else labels[order], threshold)
+    assert order[mixed].tolist() == nms_xyxy(boxes, distinct, labels, threshold).tolist()
 
 
 def test_nms_keeps_order_of_equal_scores_and_equality_with_the_threshold() -> None:

@@ -106,6 +106,15 @@ def test_tables_that_cannot_be_used(folder: Path, monkeypatch: pytest.MonkeyPatc
     (folder / "broken.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(DataError, match="no readable Parquet file"):
         Sources(folder / "broken.parquet")
+    damaged = bytearray(write_parquet(folder / "damaged.parquet", {"path": ["a.png"] * 50}).read_bytes())
+    damaged[4:40] = b"\xff" * 36  # the pages of the first column
+    (folder / "damaged.parquet").write_bytes(damaged)
+    with pytest.raises(DataError, match=r"damaged\.parquet' is no readable Parquet file"):
+        list(Sources(folder / "damaged.parquet"))
+    vanishing = Sources(write_parquet(folder / "gone.parquet", {"bytes": [encoded(1), encoded(2)]}))
+    (folder / "gone.parquet").unlink()
+    assert list(vanishing) == []
+    assert len(vanishing.skipped) == 2
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingDependencyError, match=r"yolox-cpu\[tables\]"):
         Sources(folder / "broken.parquet")

@@ -2,14 +2,21 @@ from __future__ import annotations
 
 import csv
 import json
+import tempfile
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from yolox.data.formats.checks import check_split
+from yolox.data.formats.coco_json import describe_coco
+from yolox.data.formats.yolo_labels import pixel_box, read_label_file
 from yolox.errors import UsageError, YoloxError
 from yolox.files import mark_inputs
+from yolox.prediction.background import write_behind
 from yolox.prediction.results import Boxes, Result
 from yolox.prediction.tracking import track
 from yolox.prediction.writers import FORMATS, ResultWriter
@@ -94,11 +101,57 @@ def test_every_format(tmp_path: Path) -> None:
     assert cv2.imread(str(tmp_path / "crops" / "bolt" / "a_1.png")).shape == (10, 20, 3)
 
 
+@given(
+    st.lists(
+        st.lists(
+            st.tuples(*[st.integers(0, 60)] * 2, *[st.integers(1, 20)] * 2, st.integers(0, 1)), max_size=4, unique=True
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_what_is_written_is_read_as_a_data_set_with_the_same_boxes(images: list[list[tuple[int, ...]]]) -> None:
+    """As COCO and as YOLO files, whose six digits are exact to a thousandth of a pixel here."""
+    with tempfile.TemporaryDirectory() as folder:
+        root, size = Path(folder), Size(80, 80)
+        with ResultWriter(root, ["coco", "yolo"]) as writer:
+            for number, rows in enumerate(images):
+                left, top, width, height, labels = np.array(rows, np.int64).reshape(-1, 5).T
+                xyxy = np.stack([left, top, left + width, top + height], axis=1).astype(np.float32)
+                called = tuple(NAMES[label] for label in labels)
+                boxes = Boxes(xyxy, np.full(len(rows), 0.5, np.float32), labels, called)
+                pixels = np.zeros((*size, 3), np.uint8)
+                writer.write(Result(pixels, size, boxes, NAMES, f"{number}.png", index=number))
+                cv2.imwrite(str(root / f"{number}.png"), pixels)
+        content = json.loads((root / "predictions.json").read_text())
+        data = check_split(describe_coco(content, "predictions", [root]))
+        assert data.class_names == NAMES
+        for number, rows in enumerate(images):
+            found, labels = data.objects(number)
+            expected = [[x, y, x + w, y + h] for x, y, w, h, _ in rows]
+            np.testing.assert_allclose(found, np.array(expected).reshape(-1, 4), atol=1e-3)
+            assert labels.tolist() == [row[4] for row in rows]
+            path = root / "labels" / f"{number}.txt"
+            lines = [line.rpartition(" ")[0] for line in path.read_text().splitlines()]  # without the score
+            path.write_text("\n".join(lines))
+            read = [(line.label, *pixel_box(line.values, size)) for line in read_label_file(path, 2)]
+            ours = [(row[4], *row[:4]) for row in rows]
+            np.testing.assert_allclose(np.array(read).reshape(-1, 5), np.array(ours).reshape(-1, 5), atol=1e-3)
+
+
 def test_a_crash_leaves_no_half_written_file(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), ResultWriter(tmp_path, ["pictures", "coco", "csv"]) as writer:
         writer.write(result("film_000000.jpg", source="film.avi"))
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("stopped", [KeyboardInterrupt, SystemExit])
+def test_what_was_found_before_a_stop_is_kept(tmp_path: Path, stopped: type[BaseException]) -> None:
+    with pytest.raises(stopped), ResultWriter(tmp_path, ["csv"]) as writer:
+        writer.write(result())
+        raise stopped
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 1 + 2
 
 
 def test_inputs_are_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,7 +170,12 @@ def test_inputs_are_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture
         with ResultWriter(tmp_path) as writer:
             writer.write(result("a.png"))
 
-    assert run_tool(write) == 2
+    def write_in_another_thread() -> None:
+        mark_inputs(tmp_path / "a.png")
+        with ResultWriter(tmp_path) as writer:
+            list(write_behind([result("a.png")], writer.write, 1))
+
+    assert run_tool(write) == run_tool(write_in_another_thread) == 2
     assert (tmp_path / "a.png").read_bytes() == b"mine"
     ResultWriter(tmp_path).check(["a.png"])  # another run has other inputs
     with pytest.raises(UsageError, match=r"unknown format 'pictur'.*Did you mean 'pictures'"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image as PilImage
 from yolox.errors import DataError, UsageError
 from yolox.prediction.sources import Sources
 
+LOGIN = b64encode(b"me:s@cret").decode()
 BLUE, RED = (255, 0, 0), (0, 0, 255)  # BGR
 
 
@@ -88,7 +90,9 @@ def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
 class _Pictures(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         data = cv2.imencode(".png", plain(BLUE))[1].tobytes() if self.path == "/b.png" else b"<html>"
-        self.send_response(404 if self.path == "/missing.png" else 200)
+        locked = self.path == "/locked.png" and self.headers["Authorization"] != f"Basic {LOGIN}"
+        data = data if self.path != "/locked.png" else cv2.imencode(".png", plain(RED))[1].tobytes()
+        self.send_response(401 if locked else 404 if self.path == "/missing.png" else 200)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -108,3 +112,12 @@ def test_pictures_behind_addresses(server: str) -> None:
         Sources(f"{server}/missing.png")
     with pytest.raises(DataError, match="no readable image"):
         Sources(f"{server}/page.png")
+
+
+def test_the_login_of_an_address_goes_to_its_server_and_into_no_message(server: str) -> None:
+    address = server.replace("://", "://me:s%40cret@")
+    (picture,) = Sources(f"{address}/locked.png")
+    assert picture.image[0, 0].tolist() == list(RED)
+    with pytest.raises(DataError, match="401") as refused:
+        Sources(f"{server.replace('://', '://me:w0rd@')}/locked.png")
+    assert "w0rd" not in str(refused.value)

@@ -112,6 +112,12 @@ def test_a_stream_that_is_not_there(camera: str) -> None:
         list(Sources(f"{camera}/none.mjpg", max_reconnects=1))
 
 
+@pytest.mark.parametrize("address", ["rtsp://127.0.0.1:99999/x", "http://127.0.0.1:port/x.mjpg", "rtsp://a..b/x"])
+def test_addresses_that_no_server_can_have(address: str) -> None:
+    with pytest.raises(DataError):
+        list(Sources(address, max_reconnects=0))
+
+
 def test_a_video_ends(tmp_path: Path) -> None:
     file = tmp_path / "film.avi"
     writer = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (64, 48))

@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import Literal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from yolox.config import RecipeConfig
 from yolox.recipe.schedule import build_schedule, highest_learning_rate
@@ -49,14 +51,22 @@ def test_total_batch_sets_the_rate() -> None:
     assert highest_learning_rate(RecipeConfig(), 16) == pytest.approx(highest_learning_rate(RecipeConfig(), 64) / 4)
 
 
-@pytest.mark.parametrize("scheduler", ["cos", "warmcos", "yoloxwarmcos", "multistep"])
-@pytest.mark.parametrize("max_epoch", [1, 2, 20])
-def test_factor_is_a_share_for_any_length_of_run(
-    scheduler: Literal["cos", "warmcos", "yoloxwarmcos", "multistep"], max_epoch: int
+SCHEDULERS: list[Literal["cos", "warmcos", "yoloxwarmcos"]] = ["cos", "warmcos", "yoloxwarmcos"]
+
+
+@given(st.sampled_from(SCHEDULERS), st.integers(1, 12), st.integers(0, 14), st.integers(0, 14), st.integers(1, 20))
+def test_the_factor_is_a_share_that_rises_to_the_highest_rate_and_falls_from_it(
+    scheduler: Literal["cos", "warmcos", "yoloxwarmcos"], max_epoch: int, warmup: int, final: int, steps: int
 ) -> None:
-    recipe = replace(RecipeConfig(), max_epoch=max_epoch, scheduler=scheduler, milestones=(1, 2))
-    factor = build_schedule(recipe, 64, 7)
-    assert all(0.0 <= factor(step) <= 1.0 for step in range(max_epoch * 7 + 1))
+    recipe = RecipeConfig(scheduler=scheduler, max_epoch=max_epoch, warmup_epochs=warmup, no_aug_epochs=final)
+    factor = build_schedule(recipe, 64, steps)
+    factors = [factor(step) for step in range(max_epoch * steps + 1)]
+    assert all(0.0 <= one <= 1.0 for one in factors)
+    end = 0 if scheduler == "cos" else min(warmup * steps, len(factors) - 1)
+    assert factors[: end + 1] == sorted(factors[: end + 1])
+    assert factors[end:] == sorted(factors[end:], reverse=True)
+    if warmup < max_epoch and scheduler != "cos" and warmup > 0:
+        assert factors[end] == pytest.approx(1.0)  # the warm-up ends where the rest begins
 
 
 def test_multistep_drops_at_its_milestones() -> None:

@@ -136,6 +136,18 @@ def test_averages_follow_every_step_whatever_the_state_dict_is_made_of(packed: b
         torch.testing.assert_close(ema.model.weight, expected)
 
 
+def test_averages_follow_tensors_that_take_the_place_of_others() -> None:
+    """As IPEX puts others in place, before a run and after it."""
+    model = torch.nn.Linear(1, 1)
+    ema = ModelEma(model)
+    ema.update_(model)
+    model.weight.data = model.weight.detach().clone() + 1
+    before = ema.model.weight.clone()
+    ema.forget_pairs()
+    ema.update_(model)
+    torch.testing.assert_close(ema.model.weight, before.lerp(model.weight.detach(), 1 - ema_decay(2)))
+
+
 def test_averages_follow_another_model_from_its_first_step_on() -> None:
     first, second = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
     ema = ModelEma(first)

@@ -199,6 +199,7 @@ def test_a_ray_that_was_there_before_stays(ray_cluster: Any, monkeypatch: pytest
 
         def inside() -> tuple[list[Any], bool, bool]:
             streams = sys.stdout, sys.stderr
+            os.environ["RAY_ADDRESS"] = "ray://nowhere:10001"  # is not asked for: this process is in a cluster
             results = RayLauncher().run(lambda worker: worker.slot.rank, SLOTS)
             return results, (sys.stdout, sys.stderr) == streams, ray.is_initialized()
 

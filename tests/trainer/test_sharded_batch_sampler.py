@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
 from yolox.errors import UsageError
@@ -19,16 +21,21 @@ def seen(loader: Any) -> list[list[int]]:
     return [batch[0].tolist() for batch in loader]
 
 
-@pytest.mark.parametrize("world", [2, 4])
-@pytest.mark.parametrize("shuffle", [False, True])
-def test_ranks_share_every_batch_without_overlap(world: int, shuffle: bool) -> None:
-    loader = DataLoader(numbers(16), batch_size=8, shuffle=shuffle)
+@given(st.integers(1, 40), st.integers(2, 6), st.integers(1, 3), st.booleans())
+def test_ranks_share_every_batch(count: int, world: int, each: int, shuffle: bool) -> None:
+    """Equally many items for each; all of the batch, and where it does not divide its first items again."""
+    loader = DataLoader(numbers(count), batch_size=world * each, shuffle=shuffle)
     shares = [shard_loader(loader, rank, world, seed=1) for rank in range(world)]
     for _ in range(2):  # epochs
-        batches = [seen(share) for share in shares]
-        assert sorted(item for rank in batches for batch in rank for item in batch) == list(range(16))
-        if not shuffle:
-            assert batches[1][0] == list(range(8))[1::world]
+        batches = list(zip(*(seen(share) for share in shares), strict=True))
+        assert all(len({len(part) for part in batch}) == 1 for batch in batches)
+        whole = [[item for row in zip(*batch, strict=True) for item in row] for batch in batches]
+        sizes = [world * each] * (count // (world * each)) + [count % (world * each)] * (count % (world * each) > 0)
+        items = [item for batch, size in zip(whole, sizes, strict=True) for item in batch[:size]]
+        assert sorted(items) == list(range(count))
+        assert shuffle or items == list(range(count))
+        for batch, size in zip(whole, sizes, strict=True):
+            assert set(batch[size:]) <= set(batch[:size])
 
 
 def test_shuffling_differs_between_epochs_but_not_between_ranks() -> None:
@@ -38,13 +45,6 @@ def test_shuffling_differs_between_epochs_but_not_between_ranks() -> None:
     first, second = seen(one), seen(one)
     assert first != second
     assert [first, second] == [seen(other), seen(other)]
-
-
-def test_a_last_batch_that_does_not_divide_is_filled_up() -> None:
-    loader = DataLoader(numbers(9), batch_size=8)
-    parts = [seen(shard_loader(loader, rank, 4, seed=1)) for rank in range(4)]
-    assert [len(batch) for rank in parts for batch in rank] == [2, 1] * 4
-    assert {item for rank in parts for batch in rank for item in batch} == set(range(9))
 
 
 def test_distributed_and_foreign_loaders_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:

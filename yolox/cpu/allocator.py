@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import PurePath
@@ -51,6 +52,23 @@ def keep_freed_memory() -> AllocatorSetting:
         return AllocatorSetting(False, "glibc refused a value of mallopt")
     huge = ", huge pages" if _ask_for_huge_pages() else ""
     return AllocatorSetting(True, f"mallopt: M_MMAP_MAX 0, M_TRIM_THRESHOLD never, M_TOP_PAD 64 MiB{huge}")
+
+
+@contextmanager
+def freed_memory_returned() -> Iterator[None]:
+    """Return to the kernel what malloc keeps free, so that a limit on further memory counts from what is in use.
+
+    Huge pages are asked for again at the end, if they were before.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(ctypes.c_size_t(0))
+    try:
+        yield
+    finally:
+        if _ask_for_huge_pages.cache_info().currsize:
+            _ask_for_huge_pages.cache_clear()
+            _ask_for_huge_pages()
 
 
 @lru_cache(maxsize=1)

@@ -49,10 +49,14 @@ def memory_limit(root: Path = Path("/")) -> int | None:
 def available_memory(root: Path = Path("/")) -> int | None:
     """Return the bytes that this process may still use, within its group and those above; None where it is unknown."""
     free = [max(0, limit - used) for limit, used in _memory(root)]
-    for line in read_or_empty(root / "proc/meminfo").splitlines():
-        if line.startswith("MemAvailable:"):
-            free.append(int(line.split()[1]) * 1024)
-    return min(free, default=None)
+    available = kernel_bytes(root / "proc/meminfo", "MemAvailable")
+    return min(free if available is None else [*free, available], default=None)
+
+
+def kernel_bytes(path: Path, name: str) -> int | None:
+    """Return a size in a file such as ``/proc/meminfo`` in bytes, None where there is none of that name."""
+    lines = (line for line in read_or_empty(path).splitlines() if line.startswith(f"{name}:"))
+    return next((int(line.split()[1]) * 1024 for line in lines), None)
 
 
 def _memory(root: Path) -> Iterator[tuple[int, int]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from yolox.cpu.cgroups import cpu_quota, cpuset, memory_limit, parse_cpu_list, read_or_empty
+from yolox.cpu.cgroups import cpu_quota, cpuset, kernel_bytes, memory_limit, parse_cpu_list, read_or_empty
 
 _INTERESTING_FLAGS = frozenset(
     {"avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16"}
@@ -231,8 +231,7 @@ def _affinity(known: set[int]) -> set[int]:
 
 
 def _memory(root: Path) -> int | None:
-    total = (line for line in read_or_empty(root / "proc/meminfo").splitlines() if line.startswith("MemTotal:"))
-    limits = [memory_limit(root), *(int(line.split()[1]) * 1024 for line in total)]
+    limits = [memory_limit(root), kernel_bytes(root / "proc/meminfo", "MemTotal")]
     return min((limit for limit in limits if limit is not None), default=None)
 
 

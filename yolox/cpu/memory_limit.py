@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from yolox.cpu.allocator import freed_memory_returned
+from yolox.cpu.cgroups import kernel_bytes
 
 try:
     import resource
 except ImportError:  # Windows has no such limits
     resource = None  # type: ignore[assignment]
 
-_KIB = 1024
+_limit = threading.RLock()  # the limit is one of the process: two threads would restore each other's
 
 
 @contextmanager
@@ -21,27 +25,18 @@ def limited_memory(more: int) -> Iterator[None]:
     They fail as where no memory is left: a `MemoryError`, or what a library makes of it. The limit holds for all
     threads. Where the system has no such limit, or does not tell what is in use, nothing happens.
     """
-    used = _data_bytes()
-    if resource is None or used is None:
-        yield
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    wanted = used + more
-    if soft != resource.RLIM_INFINITY and soft <= wanted:
-        yield
-        return
-    resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-
-
-def _data_bytes() -> int | None:
-    """Return what counts for the limit: the private, writable memory of this process."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return None
-    lines = (line for line in status.splitlines() if line.startswith("VmData:"))
-    return next((int(line.split()[1]) * _KIB for line in lines), None)
+    with _limit, freed_memory_returned():
+        used = kernel_bytes(Path("/proc/self/status"), "VmData")  # private, writable memory: that is what counts
+        if resource is None or used is None:
+            yield
+            return
+        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        wanted = used + more
+        if soft != resource.RLIM_INFINITY and soft <= wanted:
+            yield
+            return
+        resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))

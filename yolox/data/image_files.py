@@ -95,7 +95,7 @@ def decode(data: bytes, expected: Size, factor: int = 1) -> Image | None:
         return _decode_jpeg(data, expected, factor)
     if data[:4] in _TIFF and orientation != 1:
         return _decode_with_pillow(data)  # OpenCV 5 fails on turned TIFF files
-    large = size.height * size.width > _MAX_EXACT_PIXELS
+    large = data[:8] != _PNG and size.height * size.width > _MAX_EXACT_PIXELS
     raw = _imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION if large else cv2.IMREAD_UNCHANGED)
     image = None if raw is None else _to_bgr(raw)
     return None if image is None else _turned(image, orientation, expected)
@@ -147,7 +147,7 @@ def _to_bgr(raw: NDArray[Any]) -> Image | None:
         if channels == 4:
             opacity = levels[..., 3:].astype(np.float32) / 255
             levels = np.rint(levels[..., :3] * opacity + _BEHIND * (1 - opacity)).astype(np.uint8)
-        image[row : row + _STRIPE_ROWS] = levels if channels > 1 else levels.reshape(*levels.shape[:2], 1)
+        image[row : row + _STRIPE_ROWS] = levels if channels > 1 else cv2.cvtColor(levels, cv2.COLOR_GRAY2BGR)
     return image
 
 
@@ -165,7 +165,8 @@ def _scale_of(raw: NDArray[Any]) -> float:
 def _levels(raw: NDArray[Any], scale: float) -> NDArray[np.uint8]:
     if raw.dtype == np.uint8:
         return raw
-    return np.rint(np.clip(_finite(raw) * scale, 0, 255)).astype(np.uint8)
+    values = _finite(raw) if raw.dtype.kind == "f" else raw
+    return np.rint(np.clip(values * scale, 0, 255)).astype(np.uint8)
 
 
 def _finite(raw: NDArray[Any]) -> NDArray[np.float64]:

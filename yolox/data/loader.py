@@ -66,7 +66,7 @@ def worker_context(start_method: str | None) -> Any:
 
 
 def _start_resource_tracker() -> None:
-    """Start Python's process that removes the semaphores of a killed one, and need not print a warning about them.
+    """Start Python's process that removes the semaphores of a killed one, and keep it from printing a warning.
 
     It is started before the fork server, too, as it would lift that one's block of signals.
     """

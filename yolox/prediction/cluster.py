@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from yolox.errors import UsageError, YoloxError
@@ -12,7 +13,6 @@ from yolox.prediction.cluster_work import Answer, Found, Work
 from yolox.prediction.results import Result
 from yolox.prediction.run import named_boxes
 from yolox.prediction.sources import SharedImage, Sources
-from yolox.structures import Detections
 
 _SPARK_MASTER = re.compile(r"(spark|k8s)://.+|local(\[[\w*,]+\])?|yarn")
 _RAY_ADDRESS = re.compile(r"ray://.+|[\w.-]+:\d+")
@@ -65,26 +65,22 @@ def _found_everywhere(work: Work) -> Work:
 def _results(
     answers: Iterator[Answer], pictures: Sources, items: Sequence[SharedImage], class_names: tuple[str, ...]
 ) -> Iterator[Result]:
-    place = index = 0
-    for answer in answers:
-        for found in _checked(answer):
-            item = items[place]
-            place += 1
-            if found is None:
-                pictures.skip(item)
-                continue
-            boxes = Detections(found.boxes_xyxy, found.scores, found.labels)
-            yield Result(
-                picture=item.read,
-                size=found.size,
-                boxes=named_boxes(boxes, class_names),
-                class_names=class_names,
-                name=item.name,
-                path=getattr(item, "path", None),
-                index=index,
-                elapsed_ms=found.elapsed_ms,
-            )
-            index += 1
+    index = 0
+    for item, found in zip(items, chain.from_iterable(map(_checked, answers)), strict=True):
+        if found is None:
+            pictures.skip(item)
+            continue
+        yield Result(
+            picture=item.read,
+            size=found.size,
+            boxes=named_boxes(found.detections, class_names),
+            class_names=class_names,
+            name=item.name,
+            path=getattr(item, "path", None),
+            index=index,
+            elapsed_ms=found.elapsed_ms,
+        )
+        index += 1
 
 
 def _answers(engine: str, address: str | None, work: Work, items: Sequence[SharedImage]) -> Iterator[Answer]:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import logging
-import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from yolox.errors import YoloxError
 from yolox.precision_names import EvalPrecision
 from yolox.prediction.run import Thresholds, predict
 from yolox.prediction.sources import Picture, SharedImage
-from yolox.structures import Size
+from yolox.structures import Detections, Size
 
 if TYPE_CHECKING:
     from yolox.config import Experiment
@@ -32,16 +28,12 @@ class Found:
 
     Args:
         size: Height and width of the image.
-        boxes_xyxy: ``[N, 4]`` float32, pixels of the image.
-        scores: ``[N]`` float32.
-        labels: ``[N]`` int64.
+        detections: In pixels of the image.
         elapsed_ms: Milliseconds of network and suppression.
     """
 
     size: Size
-    boxes_xyxy: NDArray[np.float32]
-    scores: NDArray[np.float32]
-    labels: NDArray[np.int64]
+    detections: Detections
     elapsed_ms: float
 
 
@@ -80,30 +72,21 @@ class Work:
         """Return what was found in each image of ``part``; an error of the user is an answer, not worth a retry."""
         found: list[Found | None] = [None] * len(part)
         try:
-            predictor = _predictor(pickle.dumps((self.model, self.threads)))
+            predictor = _predictor(self.model, self.threads)
             for result in predict(predictor, _Part(part), self.thresholds, self.batch_size):
-                boxes = result.boxes
-                found[result.index] = Found(result.size, boxes.xyxy, boxes.scores, boxes.labels, result.elapsed_ms)
+                found[result.index] = Found(result.size, result.detections, result.elapsed_ms)
         except YoloxError as error:
             return error
         return found
 
 
 @lru_cache(maxsize=1)
-def _predictor(described: bytes) -> Predictor:
-    """Return the model of this process, which is loaded once, by the pickled ``(ClusterModel, threads)``."""
+def _predictor(model: ClusterModel, threads: int) -> Predictor:
+    """Return the model of this process, which is loaded once."""
     from yolox.prediction.models import load_predictor
 
     logging.getLogger("yolox").setLevel(logging.ERROR)  # the machine that asked has told what there is to tell
-    model, threads = pickle.loads(described)
-    return load_predictor(
-        model.model,
-        precision=model.precision,
-        input_size=model.input_size,
-        experiment=model.experiment,
-        trust=model.trust,
-        threads=threads,
-    )
+    return load_predictor(**vars(model), threads=threads)
 
 
 @dataclass(frozen=True)

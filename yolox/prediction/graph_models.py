@@ -11,15 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolox.cpu.machine import read_machine
+from yolox.data.image_ops import FILL
 from yolox.errors import ModelFileError
 from yolox.inference.artifacts.manifest import MAX_NUMBERS
-from yolox.inference.backends.base import as_model_error, memory_for
+from yolox.inference.backends.base import as_model_error, filled_up, memory_for
 from yolox.inference.backends.graph_file import DETECTIONS_LAYOUT, GraphFile, Suppression
 from yolox.prediction.models import Network, Predictor
 from yolox.prediction.official_output import boxes_and_scores, class_names_of, input_size_of
 from yolox.structures import Size
-
-_BORDER = 114
 
 
 def predictor_of_graph(path: Path, threads: int | None) -> Predictor:
@@ -35,19 +34,20 @@ def predictor_of_graph(path: Path, threads: int | None) -> Predictor:
     graph, kind = _read(path, threads or read_machine().num_threads)
     batch, size = _input(graph, path)
     rules = _suppression(graph, path)
-    if rules is not None:
-        names = class_names_of(graph.metadata, None)
-        inside = f"suppression inside (scores from {rules.confidence:g} on, IoU {rules.nms_iou:g})"
-        network = _of_detections(graph.run, batch, len(names))
-        return Predictor(network, size, names, f"'{path}': {kind} file, {inside}", path.stem, kind.lower(), None, rules)
 
     def plain(images: NDArray[np.uint8]) -> tuple[Any, Any]:
         return boxes_and_scores(graph.run(images), size, path)
 
-    with as_model_error(path, memory_for(path, (batch or 1) * 3 * size.height * size.width)):
-        _, scores = plain(np.full((batch or 1, 3, *size), _BORDER, np.uint8))
+    network: Network = plain
+    source = f"'{path}': {kind} file"
+    if rules is not None:
+        network = _of_detections(graph.run, batch, len(class_names_of(graph.metadata, None)))
+        source += f", suppression inside (scores from {rules.confidence:g} on, IoU {rules.nms_iou:g})"
+    images = np.full((batch or 1, 3, *size), FILL, np.uint8)
+    with as_model_error(path, memory_for(path, images.size)):
+        _, scores = network(images)
     names = class_names_of(graph.metadata, scores.shape[2])
-    return Predictor(plain, size, names, f"'{path}': {kind} file", path.stem, kind.lower(), batch)
+    return Predictor(network, size, names, source, path.stem, kind.lower(), batch if rules is None else None, rules)
 
 
 def _read(path: Path, threads: int) -> tuple[GraphFile, str]:
@@ -55,7 +55,7 @@ def _read(path: Path, threads: int) -> tuple[GraphFile, str]:
         from yolox.inference.backends.openvino_files import read_ir
 
         return read_ir(path, threads), "OpenVINO"
-    from yolox.inference.backends.onnxruntime import read_onnx
+    from yolox.inference.backends.onnx_files import read_onnx
 
     return read_onnx(path, threads), "ONNX"
 
@@ -108,8 +108,7 @@ def _of_detections(
         parts = []
         for start in range(0, len(images), step):
             part = images[start : start + step]
-            filled = np.concatenate((part, np.repeat(part[-1:], step - len(part), axis=0)))
-            (rows,) = run(filled)
+            (rows,) = run(filled_up(part, step))
             rows = np.asarray(rows, np.float32).reshape(-1, 7)
             rows = rows[rows[:, 0] < len(part)]
             parts.append(rows + np.array([start, 0, 0, 0, 0, 0, 0], np.float32))

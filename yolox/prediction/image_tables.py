@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from yolox.errors import DataError, MissingDependencyError
+from yolox.errors import DataError, needs
 from yolox.structures import Image, Size
 
 LIST_SUFFIXES, PARQUET_SUFFIX = (".txt", ".csv"), ".parquet"
@@ -41,10 +42,12 @@ class TableImage:
         """Return the image ``[H, W, 3]`` BGR uint8, or None when it cannot be read."""
         from yolox.data.image_files import decode
 
+        top, _, inner = self.column.partition(".")
         try:
-            data = _row_group(self.table, self.group, self.column)[self.row]
-        except (OSError, ValueError):
+            value = _column(self.table, self.group, self.column, top)[self.row].as_py()
+        except DataError:  # it was there when the names were read
             return None
+        data = value[inner] if value and inner else value
         return decode(bytes(data), Size(1, 1)) if data else None
 
 
@@ -91,12 +94,16 @@ def rows_of(path: Path) -> Iterator[str | TableImage]:
         MissingDependencyError: When pyarrow is not installed.
     """
     for file in [path] if path.is_file() else _parts(path):
-        opened = _open(file)
+        with _reading(file) as parquet:
+            opened = parquet.ParquetFile(file)
         content, paths = _columns(opened.schema_arrow, file)
         first = 0
         for group in range(opened.num_row_groups):
             count = opened.metadata.row_group(group).num_rows
-            names = [None] * count if paths is None else _values(opened.read_row_group(group, columns=[paths]), paths)
+            names: list[Any] = [None] * count
+            if paths is not None:
+                with _reading(file):
+                    names = _values(opened.read_row_group(group, columns=[paths]), paths)
             for row, name in enumerate(names):
                 if content is None:
                     yield str(name)
@@ -136,14 +143,14 @@ def _any(names: tuple[str, ...]) -> str:
     return ", ".join(f"'{name}'" for name in names)
 
 
-def _open(path: Path) -> Any:
-    try:
+@contextmanager
+def _reading(path: Path) -> Iterator[Any]:
+    """Yield ``pyarrow.parquet``; whatever it raises over a file becomes a `DataError`."""
+    with needs("pyarrow", "pip install 'yolox-cpu[tables]'"):
         import pyarrow
         import pyarrow.parquet
-    except ImportError as error:
-        raise MissingDependencyError("pyarrow", "pip install 'yolox-cpu[tables]'") from error
     try:
-        return pyarrow.parquet.ParquetFile(path)
+        yield pyarrow.parquet
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(
             f"'{path}' is no readable Parquet file: {str(error).splitlines()[0]}. Write it again."
@@ -157,6 +164,7 @@ def _values(table: Any, name: str) -> list[Any]:
 
 
 @lru_cache(maxsize=1)
-def _row_group(path: Path, group: int, name: str) -> list[Any]:
-    """Return one column of a row group; images of a table are asked for in the order of its rows."""
-    return _values(_open(path).read_row_group(group, columns=[name]), name)
+def _column(path: Path, group: int, name: str, top: str) -> Any:
+    """Return a column of a row group as Arrow holds it; images of a table are asked for in the order of its rows."""
+    with _reading(path) as parquet:
+        return parquet.ParquetFile(path).read_row_group(group, columns=[name]).column(top)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from yolox.class_names import clean_name
 from yolox.errors import ModelFileError, UsageError
 from yolox.inference.artifacts.manifest import MANIFEST_NAME
+from yolox.inference.backends.base import run_in_chunks
 from yolox.precision_names import EvalPrecision
 from yolox.structures import Detections, Image, Size
 
@@ -45,7 +46,7 @@ class Predictor:
         class_names: In the order of the class indices.
         source: One line: what it is.
         name: Short name, for output folders.
-        method: How it is run: ``checkpoint``, the method of a deployed model, ``onnx``.
+        method: How it is run: ``checkpoint``, the method of a deployed model, ``onnx`` or ``openvino``.
         fixed_batch: The only batch the model takes, or None for any.
         suppression: The rules of a suppression that is part of the model, or None.
     """
@@ -125,15 +126,15 @@ class Predictor:
         class_agnostic: bool,
         multi_label: bool,
     ) -> tuple[list[Detections], float]:
-        """Return what a call returns, of images that went through `fit`.
+        """Do what a call of the predictor does, with images that went through `fit`.
 
         Args:
-            fitted: One or more.
-            sizes: Of the images before.
-            confidence: See there, as the rest.
-            nms_iou: See there.
-            class_agnostic: See there.
-            multi_label: See there.
+            fitted: What `fit` returned, of one image or more.
+            sizes: Heights and widths that the images had before.
+            confidence: Lowest score to keep.
+            nms_iou: IoU above which the weaker of two boxes is dropped.
+            class_agnostic: Let boxes of different classes suppress one another.
+            multi_label: Let a box be a detection of each class that is sure enough.
         """
         self.check_thresholds(confidence, nms_iou)
         from yolox.evaluation.postprocess import postprocess, rescale
@@ -153,15 +154,8 @@ class Predictor:
 
     def run_batch(self, batch: NDArray[np.uint8]) -> tuple[Any, Any]:
         """Return boxes ``[B, A, 4]`` and scores ``[B, A, C]`` of letterboxed images ``[B, 3, H, W]``, any B."""
-        if self.fixed_batch is None or self.fixed_batch == len(batch):
-            return self.network(batch)
-        parts = []
-        for start in range(0, len(batch), self.fixed_batch):
-            part = batch[start : start + self.fixed_batch]
-            filled = np.concatenate((part, np.repeat(part[-1:], self.fixed_batch - len(part), axis=0)))
-            boxes, scores = self.network(filled)
-            parts.append((np.asarray(boxes)[: len(part)], np.asarray(scores)[: len(part)]))
-        return np.concatenate([boxes for boxes, _ in parts]), np.concatenate([scores for _, scores in parts])
+        boxes, scores = run_in_chunks(self.network, (batch,), self.fixed_batch, pad=True)
+        return boxes, scores
 
 
 def is_deployed(model: str | Path) -> bool:

@@ -46,9 +46,11 @@ def answers_of_spark(master: str | None, work: Work, items: Sequence[Any]) -> It
                 while job := list(islice(parts, _ROUNDS * places)):
                     running.append(pool.submit(_run, context, group, task, job))
                     if len(running) == _JOBS:
-                        yield from running.popleft().result()
+                        yield from running[0].result()
+                        running.popleft()
                 while running:
-                    yield from running.popleft().result()
+                    yield from running[0].result()
+                    running.popleft()
             finally:
                 if running:
                     with suppress(Exception):  # the JVM may be gone with the cluster

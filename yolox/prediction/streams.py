@@ -155,24 +155,24 @@ def _images(
 
 def _answers(address: str | int) -> bool:
     """Return whether the server of a stream takes a connection and begins to answer, where that can be asked."""
-    parts = urlsplit(str(address))
-    port = parts.port or _PORTS.get(parts.scheme)
-    proxy = parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(parts.hostname or "")
-    if parts.hostname is None or port is None or proxy:
-        return True
-    target = f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}"
-    requests = {
-        "http": f"GET {target} HTTP/1.1\r\nHost: {parts.hostname}:{port}\r\nConnection: close\r\n\r\n",
-        "rtsp": f"OPTIONS rtsp://{parts.hostname}:{port}{target} RTSP/1.0\r\nCSeq: 1\r\n\r\n",
-    }
-    request = requests.get(parts.scheme)
     try:
+        parts = urlsplit(str(address))
+        port = parts.port or _PORTS.get(parts.scheme)
+        proxy = parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(parts.hostname or "")
+        if parts.hostname is None or port is None or proxy:
+            return True
+        target = f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}"
+        requests = {
+            "http": f"GET {target} HTTP/1.1\r\nHost: {parts.hostname}:{port}\r\nConnection: close\r\n\r\n",
+            "rtsp": f"OPTIONS rtsp://{parts.hostname}:{port}{target} RTSP/1.0\r\nCSeq: 1\r\n\r\n",
+        }
+        request = requests.get(parts.scheme)
         with socket.create_connection((parts.hostname, port), timeout=OPEN_TIMEOUT_MS / 1000) as connection:
             if request is None:
                 return True
             connection.sendall(request.encode())
             return bool(connection.recv(1))
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no port or name that an address can have
         return False
 
 

@@ -93,7 +93,8 @@ class ResultWriter:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        complete = kind is None or issubclass(kind, KeyboardInterrupt)  # what was seen before Ctrl-C is kept
+        # what was seen before Ctrl-C or SIGTERM is kept
+        complete = kind is None or issubclass(kind, (KeyboardInterrupt, SystemExit))
         with ExitStack() as stack:
             for writer in self._writers or ():
                 stack.callback(writer.close, complete)

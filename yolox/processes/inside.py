@@ -14,6 +14,8 @@ from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from yolox.cpu.cgroups import kernel_bytes
+
 _PR_SET_PDEATHSIG = 1  # from <sys/prctl.h>
 _WATCH_SECONDS = 0.5
 
@@ -62,16 +64,12 @@ def peak_memory_mb() -> float | None:
     It is ``VmHWM`` and not that of ``getrusage``, which starts at the parent's size. Mapped files count while they are
     in memory.
     """
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-    except OSError:
-        return None
-    lines = (line for line in status.splitlines() if line.startswith("VmHWM"))
-    return next((int(line.split()[1]) * 1024 / 1e6 for line in lines), None)
+    found = kernel_bytes(Path("/proc/self/status"), "VmHWM")
+    return None if found is None else found / 1e6
 
 
 def release_memory() -> None:
-    """Give free pages back to the system, for the time in which this process only waits."""
+    """Give free pages back to the system."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def ray_cluster(address: str | None = None, store_bytes: int = 80 * 2**20) -> Iterator[Any]:
+def ray_cluster(address: str | None = None, store_bytes: int = 80 * 2**20, *, client: bool = True) -> Iterator[Any]:
     """Yield the module ``ray`` while this process is part of a cluster; leave only what was joined here.
 
     A Ray that this process is already part of is used and left running. Else the cluster at ``address``, or at
@@ -26,6 +26,7 @@ def ray_cluster(address: str | None = None, store_bytes: int = 80 * 2**20) -> It
     Args:
         address: ``host:6379`` from a machine of the cluster, or ``ray://host:10001`` (Ray Client) from anywhere.
         store_bytes: Size of the object store of a Ray that is started here.
+        client: Whether a Ray Client will do, through which this process is no part of the cluster itself.
 
     Raises:
         UsageError: When the cluster cannot be joined.
@@ -40,11 +41,15 @@ def ray_cluster(address: str | None = None, store_bytes: int = 80 * 2**20) -> It
         yield ray
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if address.startswith("ray://") and not client:
+        raise UsageError(
+            f"'{address}' is the address of a Ray Client server; expected that of the cluster itself, such as "
+            "'10.0.0.1:6379', from a machine that is part of it."
+        )
     settings: dict[str, Any] = {"address": address, "logging_level": logging.ERROR, "log_to_driver": False}
     if address == "local":
         settings.update(include_dashboard=False, object_store_memory=store_bytes)
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGTERM) if main else None
+    before = signal.getsignal(signal.SIGTERM) if threading.current_thread() is threading.main_thread() else None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
     began = time.monotonic()
     try:
@@ -52,7 +57,7 @@ def ray_cluster(address: str | None = None, store_bytes: int = 80 * 2**20) -> It
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UsageError(f"the Ray cluster at '{address}' cannot be joined: {error}") from error
     finally:
-        if main:
+        if before is not None:
             signal.signal(signal.SIGTERM, before)
     _log.debug("Ray at %s after %.1f s", address, time.monotonic() - began)
     try:

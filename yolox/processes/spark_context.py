@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from yolox.errors import MissingDependencyError, UsageError, needs
-from yolox.processes.start import package_path
+from yolox.processes.start import kill_all, package_path
 
 _END_SECONDS = 5.0
 _LOGGING = """
@@ -100,7 +101,7 @@ def _make_context(pyspark: Any, master: str | None, here: str, settings: Mapping
     if conf.get("spark.master").startswith("local"):
         conf.setIfMissing("spark.driver.host", "127.0.0.1").setIfMissing("spark.driver.bindAddress", "127.0.0.1")
     for name, value in (
-        ("spark.executorEnv.PYTHONPATH", package_path(dict(os.environ))),
+        ("spark.executorEnv.PYTHONPATH", package_path(os.environ)),
         ("spark.log.level", "ERROR"),
         ("spark.ui.enabled", "false"),
         ("spark.ui.showConsoleProgress", "false"),
@@ -125,5 +126,8 @@ def _end_java(pyspark: Any) -> None:
     if process is not None:
         with suppress(OSError):
             process.stdin.close()  # it ends with its standard input
-        process.wait(_END_SECONDS)
+        try:
+            process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            kill_all([process])
     pyspark.SparkContext._gateway = pyspark.SparkContext._jvm = None

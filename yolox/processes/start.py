@@ -31,6 +31,7 @@ _BOOT = (
     f"import sys; sys.path = sys.argv[1].split({os.pathsep!r}) + [entry for entry in sys.path if entry]; "
     "from yolox.processes.inside import main; main()"
 )
+_ROOT = str(Path(__file__).resolve().parents[2])
 _TAIL_BYTES = 1 << 16
 _TAIL_LINES = 20
 _KILL_SECONDS = 10.0
@@ -81,11 +82,10 @@ def import_path(python: str = sys.executable) -> tuple[str, ...]:
 
     For another interpreter the folders of this one's own packages are left out: they hold libraries of another version.
     """
-    root = str(Path(__file__).resolve().parents[2])
-    here = [entry or os.getcwd() for entry in sys.path]
+    here = dict.fromkeys([*(entry or os.getcwd() for entry in sys.path), _ROOT])
     if python == sys.executable:
-        return tuple(dict.fromkeys([*here, root]))
-    return tuple(entry for entry in dict.fromkeys([*here, root]) if not entry.startswith((sys.prefix, sys.base_prefix)))
+        return tuple(here)
+    return tuple(entry for entry in here if not entry.startswith((sys.prefix, sys.base_prefix)))
 
 
 def start(program: Program, descriptor: int = -1, **streams: Any) -> subprocess.Popen[bytes]:
@@ -241,10 +241,9 @@ def _end(process: subprocess.Popen[bytes], channel: Channel, log: IO[bytes]) -> 
     kill_all([process])
 
 
-def package_path(environment: dict[str, str]) -> str:
+def package_path(environment: Mapping[str, str]) -> str:
     """Return a PYTHONPATH with which a fresh interpreter finds this very package first."""
-    here = str(Path(__file__).resolve().parents[2])
-    return os.pathsep.join([here, *filter(None, [environment.get("PYTHONPATH")])])
+    return os.pathsep.join([_ROOT, *filter(None, [environment.get("PYTHONPATH")])])
 
 
 def keep_socket_paths_short() -> None:

@@ -83,6 +83,10 @@ class ModelEma(Generic[Model]):
         self._tensors = found if live else None
         return found
 
+    def forget_pairs(self) -> None:
+        """Look anew which tensor follows which: something may have put others in place of the model's tensors."""
+        self._tensors = None
+
     def load_(self, weights: dict[str, Tensor], updates: int) -> None:
         """Continue from saved averages."""
         self.model.load_state_dict(weights)

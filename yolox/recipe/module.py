@@ -124,6 +124,11 @@ class YoloxModule(pl.LightningModule):
         reduced: Tensor = self.trainer.strategy.reduce(value.detach().clone(), reduce_op="mean")
         return reduced
 
+    def on_fit_start(self) -> None:
+        """Let the averages find the tensors of the model again: IPEX puts others in place for the time of a run."""
+        if self.ema is not None:
+            self.ema.forget_pairs()
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step the optimizer, then let the averages follow; batches that only accumulate gradients come by neither."""
         super().optimizer_step(*args, **kwargs)

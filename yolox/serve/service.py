@@ -10,9 +10,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from yolox.errors import DataError, MissingDependencyError, UsageError, YoloxError
+from yolox.errors import DataError, UsageError, YoloxError, needs
 from yolox.prediction.models import Predictor
-from yolox.prediction.results import Boxes, Result
+from yolox.prediction.results import Result
+from yolox.prediction.run import named_boxes
 from yolox.prediction.sources import decode_bytes
 from yolox.serve.batching import Batcher, BusyError
 from yolox.serve.metrics import Metrics
@@ -62,11 +63,9 @@ def build_app(predictor: Predictor, limits: Limits = Limits()) -> Any:
     Raises:
         MissingDependencyError: When the extra ``serve`` is not installed.
     """
-    try:
+    with needs("fastapi", "pip install 'yolox-cpu[serve]'"):
         from fastapi import FastAPI
         from starlette.responses import JSONResponse, PlainTextResponse
-    except ImportError as error:
-        raise MissingDependencyError("fastapi", "pip install 'yolox-cpu[serve]'") from error
     metrics = Metrics()
     batcher = Batcher(predictor, limits.batch_size, limits.max_wait_ms, limits.queue_size, metrics)
 
@@ -167,8 +166,7 @@ def _share(parameters: Any, name: str, default: float) -> float:
 
 def _result(image: Image, found: Detections, predictor: Predictor, elapsed_ms: float) -> Result:
     names = predictor.class_names
-    called = tuple(names[label] if label < len(names) else f"class {label}" for label in found.labels.tolist())
-    boxes = Boxes(found.boxes_xyxy, found.scores, found.labels, called)
+    boxes = named_boxes(found, names)
     return Result(image, Size(*image.shape[:2]), boxes, names, "request", elapsed_ms=elapsed_ms)
 
 
@@ -190,10 +188,8 @@ def serve(
     """
     import socket
 
-    try:
+    with needs("uvicorn", "pip install 'yolox-cpu[serve]'"):
         import uvicorn
-    except ImportError as error:
-        raise MissingDependencyError("uvicorn", "pip install 'yolox-cpu[serve]'") from error
     app = build_app(predictor, limits)
     try:
         listener = socket.create_server((host, port), backlog=128)

@@ -16,7 +16,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "val": ("eval", "COCO AP and speed of a model on a data set"),
     "predict": ("predict", "find objects in images, videos, cameras and streams"),
     "optimize": ("inference_demo", "measure every way to run a model here, keep the fastest that is right"),
-    "export": ("export", "write a checkpoint as ONNX or TorchScript"),
+    "export": ("export", "write a checkpoint as ONNX, OpenVINO, TorchScript, torch.export or ncnn"),
     "doctor": ("doctor", "find out what is wrong with a data set"),
     "serve": ("serve", "answer predictions over HTTP"),
     "preprocess": ("preprocess", "write a data set's images as the binary files that a foreign runtime reads"),

@@ -21,10 +21,11 @@ def build_parser() -> ToolParser:
     """Return the parser of the command line."""
     parser = ToolParser("demo", "Find objects in images, a video or the pictures of a camera.")
     parser.add_argument("kind", choices=("image", "video", "webcam"), help="what to look at")
-    add_model_arguments(parser, "checkpoint, published name (yolox_nano), deployed folder or ONNX file")
+    add_model_arguments(parser, "checkpoint, published name (yolox_nano), deployed folder, ONNX or OpenVINO file")
     parser.add_argument("--path", help="image, folder of images (searched with its sub-folders), video or address")
     parser.add_argument("--camid", type=ranged("--camid", int, 0), default=0, help="number of the camera (%(default)s)")
     add_prediction_options(parser)
+    parser.set_defaults(cluster=None)
     return parser
 
 

@@ -67,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> ToolParser:
     """Return the parser of the command line."""
     parser = ToolParser("eval", "Evaluate a model: COCO AP, AP and AR of each class, milliseconds per image.")
-    what = "checkpoint, published name, deployed folder or ONNX file. Default: best_ckpt.pth of -n, -f or -expn"
+    what = (
+        "checkpoint, published name, deployed folder, ONNX or OpenVINO file. Default: best_ckpt.pth of -n, -f or -expn"
+    )
     add_model_arguments(parser, what)
     add_data_arguments(parser, batch_size=16)
     parser.add_argument("--num_processes", type=positive_int, default=1, metavar="N", help="share the images (1)")

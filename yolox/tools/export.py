@@ -39,11 +39,18 @@ _SUFFIXES = {
     ".pth": "torchscript",
     ".ts": "torchscript",
     ".pt2": "torch_export",
+    ".param": "ncnn",
     ".safetensors": "weights",
 }
 _FORMATS = tuple(dict.fromkeys(_SUFFIXES.values()))
-_GRAPH_OPTIONS = ("input", "output", "opset", "nms")
+_DEFAULT_NAMES = {"ncnn": "yolox.ncnn.param"}
+"""Where it is not ``yolox`` with the ending of the format: yolox.bin belongs to OpenVINO."""
+
+_GRAPH_OPTIONS = ("opset", "nms")
 """Options of the formats that are graphs of ONNX operators."""
+
+_NAME_OPTIONS = ("input", "output")
+"""Options of the formats whose inputs and outputs have names."""
 
 _NETWORK_OPTIONS = ("batch_size", "dynamic", "dynamic_size", "tsize", "decode_in_inference", "two_outputs")
 """Options of the formats that hold a network, not weights alone."""
@@ -69,8 +76,8 @@ def build_parser() -> ToolParser:
     parser.add_argument(
         "--output-name", metavar="FILE", help=f"{', '.join(_SUFFIXES)} file to write (default: yolox.onnx)"
     )
-    parser.add_argument("--input", help="name of the ONNX input (images)")
-    parser.add_argument("--output", help="name of the ONNX output (output)")
+    parser.add_argument("--input", help="name of the input, of onnx, openvino, ncnn (images)")
+    parser.add_argument("--output", help="name of the output, of the same (output)")
     parser.add_argument("-o", "--opset", type=positive_int, help=f"ONNX opset ({DEFAULT_OPSET})")
     parser.add_argument("--batch-size", type=positive_int, help="images of a batch (1)")
     parser.add_argument("--dynamic", action="store_true", help="leave the number of images free")
@@ -97,7 +104,7 @@ def run(args: argparse.Namespace) -> Path:
     _check_options(args, kind)
     from yolox.checkpoint import load_model
     from yolox.files import atomic_path, check_outputs, make_output_dir, mark_inputs
-    from yolox.inference.convert.deploy import check_deployment, write_deployment
+    from yolox.inference.convert.deploy import COMPANIONS, check_deployment, write_deployment
     from yolox.safe_weights import write_safetensors
 
     asked = None if kind == "weights" else _deployment(args, kind)
@@ -106,7 +113,8 @@ def run(args: argparse.Namespace) -> Path:
     if args.ckpt is None:
         raise UsageError("no checkpoint given; expected -c FILE.")
     mark_inputs(args.ckpt, args.exp_file)
-    check_outputs(target, target.with_suffix(".bin") if kind == "openvino" else None)
+    check_outputs(target, *(target.with_suffix(suffix) for suffix in COMPANIONS.get(kind, ())))
+    _check_weights_of_others(target, kind)
     loaded = load_model(args.ckpt, asked_experiment(args))
     if asked is None:
         make_output_dir(target.parent)
@@ -135,7 +143,8 @@ def _kind_and_target(args: argparse.Namespace) -> tuple[str, Path]:
         UsageError: When they contradict each other.
     """
     suffix_of = {kind: suffix for suffix, kind in reversed(_SUFFIXES.items())}
-    target = Path(args.output_name or f"yolox{suffix_of[args.format or 'onnx']}")
+    asked = args.format or "onnx"
+    target = Path(args.output_name or _DEFAULT_NAMES.get(asked, f"yolox{suffix_of[asked]}"))
     kind = _SUFFIXES.get(target.suffix)
     if kind is None:
         raise UsageError(f"--output-name '{target}' ends in '{target.suffix}'; expected {', '.join(_SUFFIXES)}.")
@@ -147,17 +156,34 @@ def _kind_and_target(args: argparse.Namespace) -> tuple[str, Path]:
     return kind, target
 
 
+def _check_weights_of_others(target: Path, kind: str) -> None:
+    """Refuse to replace the .bin file of a model of another format.
+
+    Raises:
+        UsageError: When there is one of the same name.
+    """
+    other = {"openvino": ".param", "ncnn": ".xml"}.get(kind)
+    if other is not None and target.with_suffix(other).exists():
+        raise UsageError(
+            f"'{target.with_suffix('.bin')}' would hold the weights of '{target}', and '{target.with_suffix(other)}' "
+            "has its weights there already. Choose another name."
+        )
+
+
 def _check_options(args: argparse.Namespace, kind: str) -> None:
     """Refuse options that this format would have to ignore."""
     given = {name for name, value in vars(args).items() if value not in (None, False)}
     refused = {
         **dict.fromkeys(_GRAPH_OPTIONS if kind not in ("onnx", "openvino") else (), f"the format {kind}"),
+        **dict.fromkeys(_NAME_OPTIONS if kind not in ("onnx", "openvino", "ncnn") else (), f"the format {kind}"),
         **dict.fromkeys(_NETWORK_OPTIONS if kind == "weights" else (), "the format weights"),
         **dict.fromkeys(_SUPPRESSION_OPTIONS if not args.nms else (), "an export without --nms"),
         **dict.fromkeys(("output",) if args.nms or args.two_outputs else (), "outputs that have fixed names"),
     }
     for name in sorted(given & refused.keys()):
         raise UsageError(f"--{name} has no meaning for {refused[name]}. Leave it out.")
+    if kind == "ncnn" and args.batch_size not in (None, 1):
+        raise UsageError(f"--batch-size {args.batch_size} was given; an ncnn graph takes one image. Leave it out.")
     layouts = [name for name in ("nms", "two_outputs", "decode_in_inference") if name in given]
     if len(layouts) > 1:
         options = " and ".join(f"--{name}" for name in layouts)
@@ -198,12 +224,15 @@ def _described(loaded: LoadedModel, args: argparse.Namespace, asked: Deployment)
     from yolox.inference.backends.graph_file import DETECTIONS_LAYOUT
     from yolox.inference.convert.folding import fold_normalisations
     from yolox.models.decoding import OUTPUT_LAYOUTS, DecodedDetector
+    from yolox.models.layers import replace_focus_
 
     experiment = apply_arguments(loaded.experiment, args)
     if args.tsize is not None:
         experiment = apply_fields(experiment, {"eval.test_size": str(args.tsize)})
     size, layout = experiment.eval.test_size, OUTPUT_LAYOUTS[_layout(args)]
     module = fold_normalisations(DecodedDetector(loaded.detector, layout.output).eval(), (torch.zeros(1, 3, 64, 64),))
+    if asked.format == "ncnn":
+        replace_focus_(module)  # its arrays have four axes at most
     description = {
         "class_names": json.dumps(list(loaded.class_names)),
         "input_size": json.dumps(list(size)),

@@ -181,12 +181,12 @@ def read_pictures(folder: Path, size: Size, limit: int) -> NDArray[np.uint8]:
     Raises:
         DataError: When there is none.
     """
-    from yolox.data.image_files import IMAGE_SUFFIXES, list_images, read_file_size, read_image
+    from yolox.data.image_files import IMAGE_SUFFIXES, list_images
+    from yolox.prediction.sources import ImageFile
 
     if not folder.is_dir():
         raise DataError(f"'{folder}' is not a folder; expected a folder of pictures to calibrate on. Check --calib.")
-    sized = ((file, read_file_size(file)) for file in list_images(folder)[0])
-    pictures = (None if original is None else read_image(file, original) for file, original in sized)
+    pictures = (ImageFile(file, file.name).read() for file in list_images(folder)[0])
     wanted = f"'{folder}' holds no readable picture; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}."
     return _letterboxed(pictures, size, limit, wanted)[0]
 

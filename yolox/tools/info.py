@@ -17,7 +17,7 @@ from yolox.tools.parser import ToolParser
 _LIBRARIES = (
     *("torch", "pytorch-lightning", "numpy", "opencv-python-headless", "openvino", "onnx", "onnxruntime", "nncf"),
     *("torchao", "neural-compressor", "intel-extension-for-pytorch", "ray", "pyspark", "fastapi", "uvicorn"),
-    *("supervision", "trackers"),
+    *("supervision", "trackers", "pnnx"),
 )
 
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> ToolParser:
     """Return the parser of the command line."""
     parser = ToolParser("info", "Show versions, the machine and optional libraries; with a model, what is in it.")
-    parser.add_argument("model", nargs="?", help="checkpoint, published name, deployed folder or ONNX file")
+    parser.add_argument("model", nargs="?", help="checkpoint, published name, deployed folder, ONNX or OpenVINO file")
     parser.add_argument("--trust", action="store_true", help="load a deployed model even if it is a program")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser

@@ -52,7 +52,7 @@ def build_parser() -> ToolParser:
         help="image, folder, 'pattern*.jpg', list (.txt, .csv) or table (.parquet) of images, video, http(s) or rtsp "
         "address, number of a camera",
     )
-    add_model_arguments(parser, "checkpoint, published name (yolox_nano), deployed folder or ONNX file")
+    add_model_arguments(parser, "checkpoint, published name (yolox_nano), deployed folder, ONNX or OpenVINO file")
     add_prediction_options(parser)
     parser.add_argument(
         "--cluster",
@@ -114,7 +114,7 @@ def look(args: argparse.Namespace, source: Any, as_video: bool = False) -> None:
         print(f"model: {predictor.source}, input {predictor.input_size.height}x{predictor.input_size.width}")
         classes = _class_indices(args.classes, predictor.class_names)
         thresholds = Thresholds(args.conf, args.nms, classes=classes, multi_label=args.multi_label)
-        if getattr(args, "cluster", None) is not None:
+        if args.cluster is not None:
             results = _on_cluster(args, predictor, pictures, thresholds)
         else:
             results = predict(predictor, pictures, thresholds, args.batch_size)
@@ -194,8 +194,8 @@ def choose_predictor(args: argparse.Namespace) -> Predictor:
     model = args.model or args.ckpt
     if model is None:
         raise UsageError(
-            "no model given; expected -c FILE (a checkpoint, published name, deployed folder or ONNX file) or "
-            "--model DIR."
+            "no model given; expected -c FILE (a checkpoint, published name, deployed folder, ONNX or OpenVINO file) "
+            "or --model DIR."
         )
     if args.model is not None or is_deployed(model):
         prepare_cpu(with_torch=False)

@@ -22,7 +22,7 @@ def build_parser() -> ToolParser:
         "serve",
         "Answer predictions over HTTP: POST the bytes of an image to /predict; /healthz and /metrics say how it goes.",
     )
-    parser.add_argument("model", help="checkpoint, published name, deployed folder or ONNX file")
+    parser.add_argument("model", help="checkpoint, published name, deployed folder, ONNX or OpenVINO file")
     parser.add_argument("--trust", action="store_true", help="load a deployed model even if it is a program")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s: this machine alone)")
     parser.add_argument(

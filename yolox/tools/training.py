@@ -156,13 +156,13 @@ def _logger(args: argparse.Namespace, folder: Path, experiment: Experiment) -> A
     """
     from pytorch_lightning import loggers
 
-    from yolox.trainer.forgiving_logger import ForgivingLogger
+    from yolox.trainer.forgiving_logger import ForgivingLogger, OwnRunWandbLogger
 
     name, run = args.logger, experiment.exp_name
     if name == "none":
         return False
     services: dict[str, Callable[[], Any]] = {
-        "wandb": partial(loggers.WandbLogger, name=run, save_dir=folder),
+        "wandb": partial(OwnRunWandbLogger, run, str(folder)),
         "mlflow": partial(_mlflow_logger, run, f"sqlite:///{folder.absolute()}/mlflow.db"),
     }
     if name in services and find_spec(name) is not None:

@@ -7,7 +7,7 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pytorch_lightning.loggers import Logger
+from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 _log = logging.getLogger(__name__)
@@ -80,3 +80,27 @@ class ForgivingLogger(Logger):
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             _log.warning("%s gets no more of this run, which goes on: %s", self.name, reason[:300])
             return None
+
+
+class OwnRunWandbLogger(WandbLogger):
+    """Ends its W&B run with the training, so that the next training in this process gets a run of its own.
+
+    A run that the caller has begun with ``wandb.init()`` takes the values instead, and stays open.
+
+    Args:
+        name: The run's name.
+        save_dir: The folder of its files.
+    """
+
+    def __init__(self, name: str, save_dir: str) -> None:
+        import wandb
+
+        self._is_callers = wandb.run is not None
+        super().__init__(name=name, save_dir=save_dir)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Upload what is left and end the run, unless it is the caller's."""
+        super().finalize(status)
+        if not self._is_callers:
+            self.experiment.finish(exit_code=0 if status == "success" else 1)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from yolox.cpu.ipex_location import INSTALL, IpexLocation, import_ipex, source_root
 from yolox.errors import MissingDependencyError, UsageError
+from yolox.processes.start import package_path
 
 GUARD = "YOLOX_IPEX_RERUN"
 """Set for the second run, which never starts a third."""
@@ -117,7 +118,7 @@ def rerun_environment(environment: Mapping[str, str]) -> dict[str, str]:
     changed = {"TORCH_CPP_LOG_LEVEL": "ERROR", **environment, GUARD: "1"}  # a note on every import otherwise
     root = source_root()
     if (root / "setup.py").is_file():  # else it is a folder of packages, other Python's PyTorch included
-        changed["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), environment.get("PYTHONPATH"))))
+        changed["PYTHONPATH"] = package_path(environment)
     return changed
 
 

@@ -6,6 +6,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from yolox.kernels.int8.int8_ir import Activation
@@ -64,3 +66,21 @@ def test_weights_rounded_in_pairs_need_no_split(inputs: int) -> None:
     assert np.abs(freely.weight).max(axis=(1, 2, 3)).min() == 127
     if inputs > 1:
         assert paired_weight(freely.weight, 1000, 100, split=True)[0].size > plain.size
+
+
+CHANNEL = st.tuples(*[st.floats(-1e4, 1e4, width=32).map(lambda value: value + 0.0)] * 2).map(sorted)  # no -0.0
+
+
+@given(st.lists(CHANNEL, min_size=1, max_size=8), st.integers(0, 2**32))
+def test_bytes_stand_for_what_was_observed_to_half_a_step(channels: list[list[float]], seed: int) -> None:
+    """And zero, with which maps are padded, is exactly a byte."""
+    low, high = np.array(channels, np.float32).T
+    parameters = RangeObserver([low], [high], [(low + high) / 2]).parameters(1.0)
+    scale, zero = parameters.scale.astype(np.float64), parameters.zero.astype(np.float64)
+    assert (scale > 0).all()
+    values = np.random.default_rng(seed).uniform(low, high, (20, len(low)))
+    stored = np.rint(values / scale + zero).clip(0, 255)
+    # half a step, and the other half where rounding the zero moved an end of the interval
+    assert (np.abs(scale * (stored - zero) - values) <= scale * (1 + 1e-4)).all()
+    inner = (values > low + scale) & (values < high - scale)
+    assert (np.abs(scale * (stored - zero) - values) <= scale * (0.5 + 1e-4))[inner].all()

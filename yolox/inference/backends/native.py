@@ -22,7 +22,7 @@ from yolox.inference.backends.base import (
     as_numpy,
     like_inputs,
 )
-from yolox.inference.backends.onnxruntime import OnnxPart
+from yolox.inference.backends.onnx_files import OnnxPart
 from yolox.kernels.int8.bindings import Instructions
 from yolox.kernels.int8.executable import Executable, instructions
 from yolox.kernels.int8.int8_ir import Program
@@ -159,7 +159,9 @@ class NativeBackend:
         from yolox.kernels.int8.onnx_cut import cut_network
 
         if instructions() is Instructions.PORTABLE:
-            context.progress("this processor has neither AVX-512 VNNI nor AVX2: the 8-bit kernels will be slow")
+            context.progress(
+                "this processor has none of AVX2, AVX-512 VNNI and ARM's dot products: the 8-bit kernels will be slow"
+            )
         context.progress("exporting")
         path = context.work_dir / "model.onnx"
         export_onnx(model, context.sample, path, dynamic_batch=context.dynamic_batch)

@@ -1,4 +1,4 @@
-"""A module as a file for other programs: ONNX, OpenVINO IR, TorchScript or ``torch.export``, with a description."""
+"""A module as a file for other programs, with a description: ONNX, OpenVINO, TorchScript, ``torch.export``, ncnn."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from yolox.errors import MissingDependencyError, UsageError, YoloxError
 from yolox.files import describe_failed_write
 from yolox.inference.backends.graph_file import Suppression
+from yolox.inference.convert.ncnn_export import DESCRIPTION_SUFFIX, INSTALL, is_name, write_ncnn
 from yolox.inference.convert.onnx_export import SUPPRESSION_FROM, add_metadata, add_nms
 from yolox.inference.convert.quiet import quiet
 
@@ -32,8 +33,8 @@ class Deployment:
 
     Args:
         format: One of `FORMATS`.
-        input_name: Name of the input (ONNX, OpenVINO).
-        output_names: Names of the module's outputs (ONNX, OpenVINO).
+        input_name: Name of the input (ONNX, OpenVINO, ncnn).
+        output_names: Names of the module's outputs (ONNX, OpenVINO, ncnn).
         opset: One of `OPSETS` (ONNX, OpenVINO).
         dynamic_batch: Leave the number of images free.
         dynamic_size: Leave height and width free.
@@ -75,18 +76,33 @@ def check_deployment(asked: Deployment) -> None:
         raise UsageError(
             f"opset {asked.opset} with free height and width is not supported; expected {_NEW_EXPORTER_FROM} or later."
         )
+    if asked.format == "ncnn":
+        _check_ncnn(asked)
     needed = ("onnx", "onnxscript") if with_graph else ()
     for library in (*needed, "openvino") if asked.format == "openvino" else needed:
         if importlib.util.find_spec(library) is None:
             raise MissingDependencyError(library, "pip install 'yolox-cpu[inference]'")
 
 
+def _check_ncnn(asked: Deployment) -> None:
+    if asked.dynamic_batch or asked.dynamic_size:
+        raise UsageError("an ncnn graph takes one image of one height and width; use the format onnx or openvino.")
+    names = (asked.input_name, *asked.output_names)
+    if len(set(names)) < len(names) or not all(is_name(name) for name in names):
+        raise UsageError(
+            f"an ncnn graph cannot have an input and outputs named {', '.join(repr(name) for name in names)}; expected "
+            "different names of ASCII letters, digits and underscores that begin with no digit."
+        )
+    if importlib.util.find_spec("pnnx") is None:
+        raise MissingDependencyError("pnnx", INSTALL)
+
+
 def write_deployment(module: nn.Module, sample: Tensor, path: Path, asked: Deployment) -> None:
-    """Write ``module`` as the file ``path``; OpenVINO's weights go to a .bin file of the same name beside it.
+    """Write ``module`` as the file ``path``; see `COMPANIONS` for the files beside it.
 
     Args:
         module: In evaluation mode; maps ``[B, 3, H, W]`` to a tensor or a tuple of tensors.
-        sample: Images of the shape that the file is made for.
+        sample: Images of the shape that the file is made for; one for ncnn.
         path: The file to write.
         asked: How.
 
@@ -156,10 +172,18 @@ def _write_torchscript(module: nn.Module, sample: Tensor, path: Path, asked: Dep
     torch.jit.save(traced, str(path), _extra_files=files)
 
 
+def _write_ncnn(module: nn.Module, sample: Tensor, path: Path, asked: Deployment) -> None:
+    write_ncnn(module, sample, path, (asked.input_name, *asked.output_names), asked.description)
+
+
 FORMATS: dict[str, Callable[[nn.Module, Tensor, Path, Deployment], None]] = {
     "onnx": _write_onnx,
     "openvino": _write_openvino,
     "torchscript": _write_torchscript,
     "torch_export": _write_program,
+    "ncnn": _write_ncnn,
 }
 """What writes each format."""
+
+COMPANIONS = {"openvino": (".bin",), "ncnn": (".bin", DESCRIPTION_SUFFIX)}
+"""Endings of the files that a format writes beside its own: weights, and what ncnn's has no place for."""

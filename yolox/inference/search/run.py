@@ -64,7 +64,7 @@ class Search:
         methods: What to run, ``original`` first.
         folder: Where ``payload`` lies, with empty ``artifacts``, ``logs`` and ``tmp`` beside it.
         batch_size: Rows of the sample.
-        options: Limits.
+        options: How the run is done.
         listener: Who hears what goes on.
     """
 

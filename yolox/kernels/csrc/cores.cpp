@@ -4,7 +4,7 @@
 
 bool stay_off(int core) {
   static thread_local int off = -1;
-  if (off == core) return true;
+  if (core < 0 && off < 0) return true;
   cpu_set_t cores;  // those of the process, as they are now
   if (sched_getaffinity(getpid(), sizeof cores, &cores)) return false;
   if (core >= 0 && core < CPU_SETSIZE) CPU_CLR(core, &cores);

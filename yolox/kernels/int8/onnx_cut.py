@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from yolox.errors import ModelFileError
 from yolox.kernels.int8.float_ir import Network
 from yolox.kernels.int8.onnx_graph import UnsupportedOperatorError
-from yolox.kernels.int8.onnx_reader import SIZE_READERS, as_file_error, read_file, read_model
+from yolox.kernels.int8.onnx_reader import SIZE_READERS, read_file, read_model
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def cut_network(path: Path) -> Cut:
         ModelFileError: When the file is absent, damaged or no model.
         UnsupportedOperatorError: When that part has no arithmetic.
     """
-    with as_file_error(path):
+    with _as_file_error(path):
         return _cut(_Whole(read_file(path)))
 
 
@@ -199,3 +201,13 @@ def _multiply_accumulates(node: Any, shapes: Mapping[str, Sequence[int]]) -> int
     if node.op_type == "ConvTranspose":
         return int(np.prod(first[2:])) * int(np.prod(second))
     return int(np.prod(result)) * int(first[-1] if first else 1)
+
+
+@contextmanager
+def _as_file_error(path: Path) -> Iterator[None]:
+    """Turn whatever a malformed file makes its readers raise into a `ModelFileError`: attributes, shapes, names."""
+    try:
+        yield
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+        why = " ".join(str(error).split())[:160] or type(error).__name__
+        raise ModelFileError(f"'{path}' is not a sound ONNX model: {why}. Export it again.") from error

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from yolox.errors import ModelFileError
 from yolox.kernels.int8.float_ir import Network
 from yolox.kernels.int8.onnx_graph import Graph, Node, OperatorReader
 from yolox.kernels.int8.ops.affine import read_activation, read_batch_normalization
@@ -46,33 +44,22 @@ OPERATORS: Mapping[str, OperatorReader] = {
 """What reads each operator of ONNX that the engine computes."""
 
 
-@contextmanager
-def as_file_error(path: Path) -> Iterator[None]:
-    """Turn whatever a malformed file makes its readers raise into a `ModelFileError`: attributes, shapes, names."""
-    try:
-        yield
-    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
-        why = " ".join(str(error).split())[:160] or type(error).__name__
-        raise ModelFileError(f"'{path}' is not a sound ONNX model: {why}. Export it again.") from error
-
-
 def read_file(path: Path) -> Any:
     """Return an ``onnx.ModelProto`` that keeps to the rules of the format, with the shapes of its values.
 
     Raises:
-        ModelFileError: When the file is absent, damaged or no model.
+        ValueError: When the file is absent, damaged or no model.
     """
     import onnx
     from google.protobuf.message import DecodeError
 
     malformed = (DecodeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
-    with as_file_error(path):
-        try:
-            model = onnx.load_model_from_string(path.read_bytes())  # numbers in other files are not read
-            onnx.checker.check_model(model)
-            return onnx.shape_inference.infer_shapes(model)
-        except (*malformed, OSError) as error:
-            raise ValueError(str(error)) from error
+    try:
+        model = onnx.load_model_from_string(path.read_bytes())  # numbers in other files are not read
+        onnx.checker.check_model(model)
+        return onnx.shape_inference.infer_shapes(model)
+    except (*malformed, OSError) as error:
+        raise ValueError(str(error)) from error
 
 
 def read_model(model: Any) -> Network:

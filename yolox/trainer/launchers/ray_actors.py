@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -34,13 +33,7 @@ class RayLauncher:
 
     def run(self, function: Callable[[Worker], Any], slots: Sequence[Slot]) -> list[Any]:
         """Return the results by rank; see `Launcher`."""
-        address = self.address or os.environ.get("RAY_ADDRESS") or ""
-        if address.startswith("ray://"):
-            raise UsageError(
-                f"'{address}' is the address of a Ray Client server; expected that of the cluster itself, such as "
-                "'10.0.0.1:6379', from a machine that is part of it."
-            )
-        with ray_cluster(self.address) as ray:
+        with ray_cluster(self.address, client=False) as ray:
             engine = _Nodes(ray)
             try:
                 return run_remote(engine, function, slots, self.limits)

@@ -47,8 +47,7 @@ struct Vectors {
 template <class F>
 std::vector<double> two_sums(const Slots& slots, long threads, F shared_terms) {
   std::vector<double> sums(2 * threads * slots.width);
-#pragma omp parallel
-  {
+  on_all_threads([&] {
     const Slots s = slots;  // copies of this thread's own stay in registers, whatever is stored in between
     F terms = shared_terms;
     Range mine = my_share(s.rows);
@@ -60,7 +59,7 @@ std::vector<double> two_sums(const Slots& slots, long threads, F shared_terms) {
           UNROLL terms(i, j + u * V, one[u], two[u]);
         for (long l = 0; l < U * V; ++l) first[j + l] += one[l / V][l % V], second[j + l] += two[l / V][l % V];
       }
-  }
+  });
   return sums;
 }
 
@@ -143,8 +142,7 @@ void forward(const T* x, T* y, long pixels, long channels, Norm norm, Residual<T
     return more[0];
   };
   auto each = [&](auto shared, auto more) {
-#pragma omp parallel
-    {
+    on_all_threads([&] {
       const auto f = shared;
       const float *scale = scales.data(), *offset = offsets.data();
       const long width = s.width;
@@ -154,7 +152,7 @@ void forward(const T* x, T* y, long pixels, long channels, Norm norm, Residual<T
           const long at = i * width + j;
           store(y + at, f(load(x + at) * load(scale + j) + load(offset + j)) + more(at, j));
         }
-    }
+    });
     for (long i = s.done; i < pixels * channels; ++i)
       put(y + i, shared(vf{} + (get(x + i) * affine.scale[i % channels] + affine.offset[i % channels]))[0] + single(i));
   };
@@ -222,8 +220,7 @@ void backward(const T* x, T* dx, long pixels, long channels, Norm norm, const do
   Centred centred(norm, sums, count, channels);
   std::vector<float> scales = s.repeat(centred.scale), slopes = s.repeat(centred.slope);
   std::vector<float> constants = s.repeat(centred.constant);
-#pragma omp parallel
-  {
+  on_all_threads([&] {
     const float *scale = scales.data(), *slope = slopes.data(), *constant = constants.data();
     const long width = s.width;
     Range mine = my_share(s.rows);
@@ -232,7 +229,7 @@ void backward(const T* x, T* dx, long pixels, long channels, Norm norm, const do
         long at = i * width + j;
         store(dx + at, load(scale + j) * load(dx + at) + (load(x + at) * load(slope + j) + load(constant + j)));
       }
-  }
+  });
   for (long i = s.done; i < pixels * channels; ++i) {
     long c = i % channels;
     put(dx + i, centred.scale[c] * get(dx + i) + (get(x + i) * centred.slope[c] + centred.constant[c]));

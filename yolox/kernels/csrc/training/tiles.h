@@ -157,7 +157,7 @@ inline void multiply_pairs(Left a, Right b, long steps, long pairs, float* out, 
 #endif
 
 // `out`, 32 by 32 with `out_row` numbers from row to row, becomes the product over 32 * `steps`, or has it added.
-// Beyond the first `pairs` pairs of each 32 both operands may be zeros, or one of them.
+// Beyond the first `pairs` pairs of each 32 one operand at least must be zeros: the matrix unit multiplies those, too.
 inline void multiply(Left a, Right b, long steps, float* out, long out_row, bool add, long pairs = 16) {
 #ifdef MATRIX_UNIT
   if (matrix_unit()) {

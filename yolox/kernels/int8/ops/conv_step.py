@@ -1,4 +1,4 @@
-"""The step of all convolutions: of ``convolution``, ``linear``, ``affine``, ``transposed`` and ``rows``."""
+"""The step of all convolutions: of ``convolution``, ``affine``, ``transposed`` and ``rows``."""
 
 from __future__ import annotations
 
