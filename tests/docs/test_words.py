@@ -19,7 +19,7 @@ FOREIGN_PAGES = {"docs/coming-from.md", "CHANGELOG.md"}
 """They name options of other programs, and of earlier states."""
 FOREIGN_OPTIONS = {"--require-hashes", "--no-deps", "--shm-size"}
 """Of pip and docker."""
-OF_BENCHMARKS = {"--part", "--quick", "--out", "--against", "--list", "--help", "--clients", "--seconds", "--load", "--stage"}
+OF_BENCHMARKS = set("--part --quick --out --against --list --help --clients --seconds --load --stage".split())
 
 
 def spans(page: str) -> list[str]:
