@@ -22,6 +22,11 @@ ROUNDS = {("nano", 1): 3, ("s", 64): 1}
 ROUND_SECONDS, SAMPLES = 1.0, 250
 TUNE_SECONDS = 3.0
 PIECE_SECONDS = 900.0
+FEW = (
+    *(ORIGINAL, "bf16", "inductor_bf16", "openvino_fp32", "openvino_bf16", "openvino_int8", "onnxruntime_fp32"),
+    *("ncnn_fp32", "ncnn_int8", "litert_fp32", "litert_int8", "executorch_fp32", "executorch_int8", "native_int8"),
+)
+"""Rows of the larger networks, whose published weights are not at hand: how fast they run needs no more."""
 QUICK_ENGINES = (ORIGINAL, "native_int8", "ncnn_int8")
 
 
@@ -41,11 +46,12 @@ class Plan:
     only: Sequence[str] = ()
     quick: bool = False
 
-    def engines(self, inputs: Inputs) -> list[Engine]:
-        """Return the rows; those that need labels only where there are some."""
-        names = QUICK_ENGINES if self.quick else self.only
-        chosen = [engine for engine in ENGINES if not names or engine.name in names]
-        return [engine for engine in chosen if inputs.labels.exists() or not engine.keeps_accuracy]
+    def engines(self, model: str) -> list[Engine]:
+        """Return the rows of a network."""
+        names = QUICK_ENGINES if self.quick else tuple(engine.name for engine in ENGINES) if model == "nano" else FEW
+        has_labels = self.inputs(model).labels.exists()
+        chosen = [engine for engine in ENGINES if engine.name in names and (has_labels or not engine.keeps_accuracy)]
+        return [engine for engine in chosen if not self.only or engine.name in self.only]
 
     def inputs(self, model: str) -> Inputs:
         """Return the shared files of a network."""
@@ -62,10 +68,9 @@ class Plan:
 
 def pieces_of(plan: Plan, model: str, batch: int, stage: str) -> Iterator[Piece]:
     """Yield the pieces of one stage, ``prepare`` or ``measure``, of one table."""
-    inputs = plan.inputs(model)
     if stage == "prepare":
         yield Piece(f"{model}/inputs", partial(_write_inputs, plan, model))
-    engines = [engine for engine in plan.engines(inputs) if not engine.obstacle]
+    engines = [engine for engine in plan.engines(model) if not engine.obstacle]
     for engine in engines if stage == "prepare" else ():
         key = f"{model}/{engine.name}"
         plain = f"{model}/{engine.name.removesuffix(MIXED)}/prepared"
@@ -87,7 +92,6 @@ def _write_inputs(plan: Plan, model: str) -> dict[str, Any]:
     from benchmarks.engines.sources import write_inputs
 
     inputs = plan.inputs(model)
-    inputs.folder.mkdir(exist_ok=True)
     return {"what": write_inputs(inputs, model)}
 
 

@@ -39,7 +39,7 @@ NOTE = (
 
 def part_of(plan: Plan, done: Pieces, model: str, batch: int) -> Part:
     """Return the table of what is finished."""
-    rows = [_row(plan, done, model, batch, engine) for engine in plan.engines(plan.inputs(model))]
+    rows = [_row(plan, done, model, batch, engine) for engine in plan.engines(model)]
     ours = next((row["p50"] for row in rows if row["engine"] == OURS and "p50" in row), None)
     for row in rows:
         if ours is not None and "p50" in row:
