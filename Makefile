@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 DIST_VENV ?= .venv-dist
+ENGINES := ncnn litert executorch
 PY := $(VENV)/bin/python
 TORCH := torch==2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -17,7 +18,7 @@ endif
 FUZZED := coco yolo voc data_yaml experiments images checkpoints artifacts onnx
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help env ipex demo test quick lint docs fuzz slow bench bench-guard dist dist-check lock versions clean
+.PHONY: help env ipex engines demo test quick lint docs fuzz slow bench bench-guard dist dist-check lock versions clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +48,16 @@ ipex: .venv-ipex/.ready  ## a second environment with Intel's extension and the 
 	@# What the package needs, but for its own bound on PyTorch, which is newer.
 	.venv-ipex/bin/python -c 'from importlib.metadata import requires; print(*(need for need in requires("yolox-cpu") if "extra ==" not in need and not need.startswith("torch>")), sep="\n")' > .venv-ipex/requirements.txt
 	.venv-ipex/bin/python -m pip install --quiet -c .venv-ipex/constraints.txt -r requirements/ipex.txt -r .venv-ipex/requirements.txt
+	touch $@
+
+engines: env $(ENGINES:%=.venv-%/.ready)  ## environments of the engines that benchmarks/engines compares with (4 GB)
+
+.venv-%/.ready: requirements/%.txt
+	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
+	@# PyTorch as for env; where only the default index answers, with the libraries that its build needs.
+	! grep -q '^torch==' $< || timeout 300 .venv-$*/bin/python -m pip install --quiet --timeout 5 --retries 0 --no-deps \
+	  --index-url $(TORCH_CPU_INDEX) $(TORCH) 2>/dev/null || .venv-$*/bin/python -m pip install --quiet $(TORCH)
+	.venv-$*/bin/python -m pip install --quiet --no-deps -r $<
 	touch $@
 
 demo: env  ## sample data, a training from scratch, evaluation, pictures, the inference table
@@ -120,4 +131,4 @@ versions: $(DIST_VENV)/.ready  ## quick tests on the lowest versions that setup.
 	.ci/versions $(DIST_VENV)/bin/uv 3.13 highest
 
 clean:  ## remove the environment and all outputs
-	rm -rf $(VENV) .venv-ipex $(DIST_VENV) build dist *.egg-info YOLOX_outputs
+	rm -rf $(VENV) .venv-ipex $(ENGINES:%=.venv-%) $(DIST_VENV) build dist *.egg-info YOLOX_outputs

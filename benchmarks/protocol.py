@@ -136,12 +136,12 @@ def run_benchmark(
         part = parts[part_name](args.quick)
         seconds = time.perf_counter() - began
         print(f"\n{name}, {part_name} ({seconds:.0f} s)\n\n{part.to_markdown()}\n", flush=True)
-        _write(folder, name, f"{about}\n", extra, {part_name: (part, seconds)}, list(parts))
+        write_results(folder, name, f"{about}\n", extra, {part_name: (part, seconds)}, list(parts))
     print(f"written: {folder / name}.json, {folder / name}.md")
     return 0
 
 
-def _write(
+def write_results(
     folder: Path, name: str, about: str, extra: str, new: Mapping[str, tuple[Part, float]], order: Sequence[str]
 ) -> None:
     """Put new parts into the files of a benchmark; parts measured earlier stay."""

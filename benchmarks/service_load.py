@@ -2,8 +2,8 @@
 
 The service is started on the loopback, asked by a number of clients for a number of seconds, at most so many times, and
 ended. With ``--load 0.9`` it is first asked as fast as it answers for a while, then at that share of the rate found.
-What is printed: requests/s, answers by status, latency of the good ones, memory in each tenth of the time, and latency
-of single requests afterwards.
+What is printed: requests/s, answers by status and errors of dropped connections, latency of the good answers, memory in
+each tenth of the time, and latency of single requests afterwards.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Load:
         self._interval = 0.0 if rate is None else 1.0 / rate
         self._next = time.monotonic()
         self._lock = threading.Lock()
-        self.codes: Counter[int] = Counter()
+        self.answers: Counter[str] = Counter()
         self.latencies_ms: list[float] = []
         self.memory_mb: list[float | None] = []
 
@@ -66,6 +66,7 @@ class Load:
 
     def _ask_on(self) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+        ended = time.perf_counter()
         while time.monotonic() < self._until:
             with self._lock:
                 if self._left == 0:
@@ -78,15 +79,15 @@ class Load:
                 connection.request("POST", "/predict", self._data)
                 response = connection.getresponse()
                 response.read()
-                code = response.status
-            except (OSError, http.client.HTTPException):
+                answer = str(response.status)
+            except (OSError, http.client.HTTPException) as error:
                 connection.close()
-                code = 0
-            elapsed_ms = 1000.0 * (time.perf_counter() - started)
+                answer = f"{type(error).__name__}, {started - ended:.1f} s after the answer before"
+            ended = time.perf_counter()
             with self._lock:
-                self.codes[code] += 1
-                if code == 200:
-                    self.latencies_ms.append(elapsed_ms)
+                self.answers[answer] += 1
+                if answer == "200":
+                    self.latencies_ms.append(1000.0 * (ended - started))
         connection.close()
 
 
@@ -111,10 +112,10 @@ def main() -> int:
             if args.load is not None:
                 trial = Load(port, data, TRIAL_S, LARGEST_COUNT)
                 elapsed = trial.run(clients)
-                if not trial.codes[200]:
+                if not trial.answers["200"]:
                     print("the service answered no request of the trial; what it printed says why", file=sys.stderr)
                     return 1
-                rate = args.load * trial.codes[200] / elapsed
+                rate = args.load * trial.answers["200"] / elapsed
             load = Load(port, data, seconds, min(args.count, LARGEST_COUNT), rate)
             elapsed = load.run(clients, process.pid)
             after = Load(port, data, 30.0, AFTERWARDS)
@@ -127,15 +128,15 @@ def main() -> int:
         "clients": clients,
         "wanted_requests_per_s": None if rate is None else round(rate, 1),
         "seconds": round(elapsed, 1),
-        "requests_per_s": round(sum(load.codes.values()) / elapsed, 1),
-        "answers": {str(code): number for code, number in sorted(load.codes.items())},
+        "requests_per_s": round(sum(load.answers.values()) / elapsed, 1),
+        "answers": dict(sorted(load.answers.items())),
         "latency_ms": _quantiles(load.latencies_ms),
         "single_request_afterwards_ms": _quantiles(after.latencies_ms),
         "memory_mb": load.memory_mb,
         "peak_memory_mb": peak_mb,
     }
     print(json.dumps(facts, indent=2))
-    return 0 if load.codes[200] and after.codes[200] == AFTERWARDS else 1
+    return 0 if load.answers["200"] and after.answers["200"] == AFTERWARDS else 1
 
 
 def _port(process: subprocess.Popen[str]) -> int:

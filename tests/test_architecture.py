@@ -81,7 +81,7 @@ OPTIONAL: dict[str, set[str]] = {
     "neural_compressor": {"inference/convert/quantizers/neural_compressor.py"},
     "intel_extension_for_pytorch": {"cpu/ipex_location.py"},
     "fastapi": {"serve/service.py"},
-    "uvicorn": {"serve/service.py"},
+    "uvicorn": {"serve/server.py"},
     "starlette": {"serve/service.py"},
     "supervision": {"prediction/results.py"},
     "trackers": {"prediction/tracking.py"},

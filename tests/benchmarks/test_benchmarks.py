@@ -18,6 +18,7 @@ from benchmarks import (
     pictures_to_boxes,
     scaling,
     train_throughput,
+    versions,
     wheel,
 )
 from benchmarks.protocol import native_precisions
@@ -69,6 +70,18 @@ def test_wheel(tmp_path: Path) -> None:
     for part in ("training", "native_int8"):
         rows = run(main, "wheel", part, tmp_path)
         assert [row["side"] for row in rows] == ["checkout", "wheel"]
+        assert all(row["ms"]["median"] > 0 for row in rows)
+
+
+@pytest.mark.processes
+def test_versions(tmp_path: Path) -> None:
+    def main(words: Sequence[str]) -> int:
+        return versions.main([f"same={sys.executable}", *words])
+
+    for part in ("training", "onnxruntime_fp32"):
+        rows = run(main, "versions", part, tmp_path)
+        assert [row["side"] for row in rows] == ["tested", "same"]
+        assert rows[0]["torch"] == rows[1]["torch"]
         assert all(row["ms"]["median"] > 0 for row in rows)
 
 

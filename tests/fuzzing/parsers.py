@@ -28,7 +28,7 @@ from yolox.errors import YoloxError
 from yolox.experiments import experiment_from_file
 from yolox.inference.artifacts.manifest import MANIFEST_NAME, read_manifest, write_manifest
 from yolox.inference.artifacts.model import load_model as load_artifact
-from yolox.inference.backends.onnxruntime import read_onnx
+from yolox.inference.backends.onnx_files import read_onnx
 from yolox.kernels.int8.onnx_cut import cut_network
 from yolox.structures import Size
 from yolox.tools.start import read_run_state

@@ -7,7 +7,10 @@ import json
 import os
 import pickle
 import resource
+import subprocess
+import sys
 import tarfile
+import threading
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +18,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -27,6 +31,7 @@ from yolox.cpu.memory_limit import limited_memory
 from yolox.errors import ModelFileError
 from yolox.inference.artifacts.manifest import MANIFEST_NAME
 from yolox.inference.artifacts.model import load_model
+from yolox.inference.backends import base
 from yolox.inference.backends.base import Settings, memory_for
 from yolox.models.detector import build_detector
 from yolox.tools import predict
@@ -91,6 +96,52 @@ def test_tensors_of_any_size_in_a_small_file(made: Callable[[], bytes], tmp_path
     with pytest.raises(ModelFileError, match="not a model that can be run"):
         load_model(artifact(tmp_path / "openvino", "openvino", files)).run(images)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20, "KiB: less than a gibibyte"
+
+
+def endless_loop(start: str) -> bytes:
+    """Return a file whose loop goes on as long as its condition, which is always true."""
+    kinds = {"float": onnx.TensorProto.FLOAT, "bool": onnx.TensorProto.BOOL, "int64": onnx.TensorProto.INT64}
+
+    def value(name: str, kind: str, *shape: int) -> Any:
+        return onnx.helper.make_tensor_value_info(name, kinds[kind], shape)
+
+    steps = [onnx.helper.make_node("Identity", ["go"], ["on"]), onnx.helper.make_node("Add", ["x", "one"], ["y"])]
+    given = [value("i", "int64"), value("go", "bool"), value("x", "float", 1)]
+    body = onnx.helper.make_graph(steps, "body", given, [value("on", "bool"), value("y", "float", 1)])
+    loop = onnx.helper.make_node("Loop", ["", "true", start], ["last"], body=body)
+    constants = (np.array(True), "true"), (np.ones(1, np.float32), "one")
+    made = tuple(onnx.numpy_helper.from_array(*constant) for constant in constants)
+    return onnx_file(loop, onnx.helper.make_node("Add", ["last", "mean"], ["out"]), constants=made)
+
+
+def test_a_loop_that_never_ends_in_onnx_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "LEAST_SECONDS", 1.0)
+    monkeypatch.setattr(base, "NUMBERS_PER_SECOND", 1e9)
+    (tmp_path / "a.onnx").write_bytes(endless_loop("mean"))
+    with pytest.raises(ModelFileError, match=r"a\.onnx.*not done after 1 s"):
+        assert YOLOX(tmp_path / "a.onnx").predictor
+    folder = artifact(tmp_path / "model", "onnxruntime", {"model.onnx": endless_loop("mean")})
+    with pytest.raises(ModelFileError, match="not done after 1 s"):
+        load_model(folder).run(np.zeros((1, 3, 64, 64), np.float32))
+    assert "limited time" not in {thread.name for thread in threading.enumerate()}, "ONNX Runtime ends what it does"
+
+
+@pytest.mark.parametrize("start", ["mean", "one"], ids=["while it runs", "while it is opened"])
+def test_a_loop_that_never_ends_in_openvino(start: str, tmp_path: Path) -> None:
+    """OpenVINO cannot be told to end, so it goes on for as long as the process: here another one."""
+    openvino = pytest.importorskip("openvino")
+    (tmp_path / "a.onnx").write_bytes(endless_loop(start))
+    openvino.save_model(openvino.Core().read_model(str(tmp_path / "a.onnx")), str(tmp_path / "a.xml"))
+    code = (
+        "import sys; from yolox.inference.backends import base; from yolox.tools import predict\n"
+        "base.LEAST_SECONDS, base.NUMBERS_PER_SECOND = 1.0, 1e9; sys.exit(predict.main(sys.argv[1:]))"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "a.png"), "-c", str(tmp_path / "a.xml")]
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((64, 64, 3), np.uint8))
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert "not done after 1 s" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 4
 
 
 def test_weights_beside_an_openvino_file_count_as_part_of_it(tmp_path: Path) -> None:
@@ -247,8 +298,6 @@ def test_names_do_not_reach_a_terminal_raw(tmp_path: Path, capfd: pytest.Capture
         if key.endswith(("obj_preds.0.bias", "cls_preds.0.bias")):
             value.fill_(5.0)
     torch.save(content, tmp_path / "a.pth")
-    import cv2
-
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((64, 64, 3), np.uint8))
     words = [str(tmp_path / "a.png"), "-c", str(tmp_path / "a.pth"), "--conf", "0.01", "--tsize", "64"]
     assert predict.main(words) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import signal
 import socket
@@ -20,13 +21,24 @@ import pytest
 from numpy.typing import NDArray
 
 pytest.importorskip("fastapi")
-uvicorn = pytest.importorskip("uvicorn")
+pytest.importorskip("uvicorn")
 
-from yolox.prediction.models import Predictor  # noqa: E402
-from yolox.serve.service import Limits, build_app  # noqa: E402
-from yolox.structures import Size  # noqa: E402
+from yolox.prediction.models import Predictor
+from yolox.serve.server import build_server
+from yolox.serve.service import Limits, build_app
+from yolox.structures import Size
 
-LIMITS = Limits(batch_size=4, max_wait_ms=20.0, queue_size=3, max_bytes=50_000, receive_seconds=0.5, answer_seconds=2.0)
+LIMITS = Limits(
+    batch_size=4,
+    max_wait_ms=20.0,
+    queue_size=3,
+    max_bytes=50_000,
+    receive_seconds=0.5,
+    answer_seconds=2.0,
+    connections=20,
+    idle_seconds=1.0,
+)
+HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
 PICTURE = cv2.imencode(".png", np.full((32, 64, 3), 60, np.uint8))[1].tobytes()
 
 
@@ -52,7 +64,7 @@ class Service:
     def __init__(self) -> None:
         self.network = Network()
         predictor = Predictor(self.network, Size(32, 32), ("apple", "bolt"), "a test", "test", "none")
-        self.server = uvicorn.Server(uvicorn.Config(build_app(predictor, LIMITS), log_level="error"))
+        self.server = build_server(build_app(predictor, LIMITS), LIMITS)
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}"
@@ -161,9 +173,68 @@ def test_a_broken_network_and_one_that_hangs(service: Service) -> None:
 
 def test_a_slow_client_is_let_go(service: Service) -> None:
     with socket.create_connection(("127.0.0.1", service.port), timeout=10) as client:
-        client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc")
+        client.sendall(HEAD + b"abc")
         assert b"408" in client.recv(1000)
     assert service.post()[0] == 200
+
+
+def connected(service: Service) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", service.port), timeout=10)
+
+
+def is_closed(client: socket.socket) -> bool:
+    try:
+        return client.recv(1000) == b""
+    except ConnectionResetError:
+        return True
+
+
+@pytest.mark.parametrize("sent", [b"", b"P", b"POST /predict HTTP/1.1\r\nHost: x\r\nX"])
+def test_a_connection_without_a_whole_request_is_closed(service: Service, sent: bytes) -> None:
+    with connected(service) as client:
+        client.sendall(sent)
+        assert is_closed(client)
+
+
+@pytest.mark.parametrize("start", [b"POST /predict HTTP/1.1\r\nX: ", HEAD], ids=["head", "body after the answer"])
+def test_bytes_that_trickle_keep_no_connection(service: Service, start: bytes) -> None:
+    with connected(service) as client:
+        client.sendall(start)
+        with pytest.raises(OSError, match=r"reset|pipe"):
+            for _ in range(600):
+                client.sendall(b"x")
+                time.sleep(0.02)
+
+
+def test_a_client_that_reads_no_answer_is_let_go(service: Service) -> None:
+    request = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+    with connected(service) as client, pytest.raises(OSError, match=r"reset|pipe|timed out") as ended:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(60)
+        while True:
+            client.sendall(1000 * request)
+    assert not isinstance(ended.value, TimeoutError)
+
+
+def test_idle_connections_keep_nobody_out_for_long(service: Service) -> None:
+    idle = [connected(service) for _ in range(LIMITS.connections)]
+    for client in idle:
+        assert is_closed(client)
+        client.close()
+    assert service.post()[0] == 200
+
+
+def test_a_connection_serves_request_after_request(service: Service) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=10)
+    connection.connect()
+    kept = connection.sock
+    for _ in range(5):
+        connection.request("POST", "/predict", PICTURE)
+        assert connection.getresponse().read()
+        assert connection.sock is kept
+    assert is_closed(kept)
+    connection.close()
+    assert Limits().idle_seconds > 60, "the time that proxies keep a connection"
 
 
 def test_the_command_listens_on_the_loopback_and_ends_on_sigterm(tmp_path_factory: pytest.TempPathFactory) -> None:

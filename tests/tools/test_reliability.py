@@ -86,8 +86,9 @@ def test_memory_stays_level_over_steps(
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(YoloxModule, "training_step", measured)
-    given = words(data, tmp_path, "--num_workers", "0", "max_epoch", str(epochs))
-    assert train_tool.main([*given, "eval_interval", "3", "no_aug_epochs", "0"]) == 0
+    given = words(data, tmp_path, "--num_workers", "0", "max_epoch", str(epochs), "eval_interval", "3")
+    quick = ["ckpt_interval", "3", "no_aug_epochs", "0", "width", "0.125", "input_size", "32", "random_size", "1,2"]
+    assert train_tool.main([*given, *quick]) == 0
     assert len(resident) == 3 * epochs
     settled = len(resident) // 2  # by then every size was seen
     assert resident[-1] - resident[settled] < 16e6

@@ -55,7 +55,7 @@ def _read(path: Path, threads: int) -> tuple[GraphFile, str]:
         from yolox.inference.backends.openvino_files import read_ir
 
         return read_ir(path, threads), "OpenVINO"
-    from yolox.inference.backends.onnxruntime import read_onnx
+    from yolox.inference.backends.onnx_files import read_onnx
 
     return read_onnx(path, threads), "ONNX"
 

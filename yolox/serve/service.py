@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -31,9 +31,11 @@ class Limits:
         max_wait_ms: How long an image waits for others.
         queue_size: Images that may wait; a request beyond is answered 503 at once.
         max_bytes: Size of a request's body; a larger one is answered 413.
-        receive_seconds: Time in which the body must have arrived (408).
+        receive_seconds: Time in which the head of a first request must have arrived, and then the body (408).
         answer_seconds: Time in which the answer must be there (504).
         connections: Connections at the same time.
+        idle_seconds: How long a connection waits for its next request. Longer than proxies keep theirs (60 s), so that
+            it is never closed at the moment when one sends a request.
     """
 
     batch_size: int = 8
@@ -43,6 +45,7 @@ class Limits:
     receive_seconds: float = 20.0
     answer_seconds: float = 30.0
     connections: int = 256
+    idle_seconds: float = 75.0
 
 
 class _RefusalError(YoloxError):
@@ -168,44 +171,3 @@ def _result(image: Image, found: Detections, predictor: Predictor, elapsed_ms: f
     names = predictor.class_names
     boxes = named_boxes(found, names)
     return Result(image, Size(*image.shape[:2]), boxes, names, "request", elapsed_ms=elapsed_ms)
-
-
-def serve(
-    predictor: Predictor, host: str, port: int, limits: Limits, ready: Callable[[str], None] | None = None
-) -> None:
-    """Serve until SIGINT or SIGTERM; requests that are under way are answered first.
-
-    Args:
-        predictor: The model.
-        host: Address to listen on.
-        port: 0 takes a free one.
-        limits: What a request may cost.
-        ready: Called with the address when the socket listens.
-
-    Raises:
-        MissingDependencyError: When the extra ``serve`` is not installed.
-        UsageError: When the address cannot be listened on.
-    """
-    import socket
-
-    with needs("uvicorn", "pip install 'yolox-cpu[serve]'"):
-        import uvicorn
-    app = build_app(predictor, limits)
-    try:
-        listener = socket.create_server((host, port), backlog=128)
-    except OSError as error:
-        raise UsageError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}. Choose another --port."
-        ) from error
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        limit_concurrency=limits.connections,
-        timeout_keep_alive=5,
-        timeout_graceful_shutdown=10,
-    )
-    with listener:
-        if ready is not None:
-            ready(f"http://{host}:{listener.getsockname()[1]}")
-        uvicorn.Server(config).run(sockets=[listener])

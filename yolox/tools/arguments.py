@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
-import logging
 import math
 import os
 import platform
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from contextvars import copy_context
 from pathlib import Path
 from typing import Any, TextIO
 
 from yolox.config import DATA_PATHS, DataConfig, Experiment, apply_fields, parse_overrides
-from yolox.errors import MissingDependencyError, UsageError, YoloxError, printable
+from yolox.errors import UsageError
 from yolox.experiments import experiment_from_file, get_experiment
 from yolox.fields import Range, convert
-from yolox.files import describe_failed_write, write_text
-from yolox.tools.early_interrupt import INTERRUPTED, signals_as_exceptions
+from yolox.files import write_text
 from yolox.tools.parser import ToolParser
+from yolox.tools.run_tool import run_tool
 
 __all__ = [
     "MULTI_LABEL",
@@ -278,72 +274,3 @@ def keep_stdout_for_json(wanted: bool) -> Iterator[TextIO]:
         return
     with redirect_stdout(sys.stderr):
         yield machines
-
-
-def run_tool(body: Callable[[], object]) -> int:
-    """Run a tool's body and return the exit code of the process: what it returns if that is a number, else 0.
-
-    Mistakes of the user become one message without a traceback and their own code (2 usage, 3 data, 4 model file,
-    5 missing library), so does a full disk; Ctrl-C becomes 130 and SIGTERM 143; anything else is a traceback and 1.
-    """
-    _show_log()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal may lack letters that a message has
-    try:
-        with signals_as_exceptions():
-            code = copy_context().run(body)  # the inputs that a run announces are its own
-        return code if isinstance(code, int) else 0
-    except YoloxError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except ModuleNotFoundError as error:
-        return _tell_missing(error)
-    except KeyboardInterrupt:
-        print("stopped by the user", file=sys.stderr)
-        return INTERRUPTED
-    except SystemExit as stop:  # argparse leaves this way after --help
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except Exception as error:  # noqa: BLE001 - the outermost frame: a crash is reported whole, and never as success
-        failed_write = describe_failed_write(error)  # by a library: our own writers raise a YoloxError
-        if failed_write is None:
-            traceback.print_exc()
-        else:
-            print(f"error: {failed_write}", file=sys.stderr)
-        return 1
-
-
-def _tell_missing(error: ModuleNotFoundError) -> int:
-    """Report a library that this package asks for: where deployed models are run, most need not be installed."""
-    library = (error.name or "").partition(".")[0]
-    if library in {"", "yolox"}:
-        traceback.print_exc()
-        return 1
-    missing = MissingDependencyError(library, "pip install yolox-cpu, which brings all that this command needs")
-    print(f"error: {missing}", file=sys.stderr)
-    return missing.exit_code
-
-
-class _ErrorStreamHandler(logging.Handler):
-    """Writes to what ``sys.stderr`` is at the moment of the message, so that redirections are honoured."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write one record."""
-        print(self.format(record), file=sys.stderr)
-
-
-class _PlainFormatter(logging.Formatter):
-    """News as it is; anything worse says so first."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = printable(super().format(record))
-        return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {text}"
-
-
-def _show_log() -> None:
-    """Show the package's log on the error stream, once."""
-    logger = logging.getLogger("yolox")
-    logger.setLevel(logging.INFO)
-    if not logger.handlers:
-        handler = _ErrorStreamHandler()
-        handler.setFormatter(_PlainFormatter())
-        logger.addHandler(handler)

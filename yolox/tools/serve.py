@@ -51,7 +51,8 @@ def build_parser() -> ToolParser:
 
 def _run(args: argparse.Namespace) -> None:
     from yolox.prediction.models import is_deployed, load_predictor
-    from yolox.serve.service import Limits, serve
+    from yolox.serve.server import serve
+    from yolox.serve.service import Limits
 
     print(prepare_cpu(with_torch=not is_deployed(args.model)), file=sys.stderr)
     predictor = load_predictor(args.model, precision=args.precision, input_size=args.tsize, trust=args.trust)

@@ -22,7 +22,16 @@ from yolox.inference.artifacts.manifest import MANIFEST_NAME, Manifest, file_ent
 from yolox.inference.artifacts.structure import unflatten
 from yolox.inference.artifacts.trust import FORMATS, check_files, check_trust
 from yolox.inference.backends import get_backend
-from yolox.inference.backends.base import Array, Arrays, Runner, Settings, as_model_error, memory_for
+from yolox.inference.backends.base import (
+    Array,
+    Arrays,
+    GraphRunner,
+    Runner,
+    Settings,
+    as_model_error,
+    first_run,
+    memory_for,
+)
 from yolox.kernels.int8.packing import sums_may_overflow
 
 if TYPE_CHECKING:
@@ -74,11 +83,13 @@ class AcceleratedModel:
         self._check(inputs)
         if self.folder is None:
             return self.runner(*inputs)
-        limit = None
-        if self.untried:
-            limit = memory_for(self.folder, sum(math.prod(array.shape) for array in inputs))
-        with as_model_error(self.folder, limit):
-            outputs = self.runner(*inputs)
+        num_numbers = sum(math.prod(array.shape) for array in inputs)
+        limit = memory_for(self.folder, num_numbers) if self.untried else None
+        if self.untried and isinstance(self.runner, GraphRunner):
+            outputs = first_run(self.folder, lambda: self.runner(*inputs), num_numbers, self.runner.stop)
+        else:
+            with as_model_error(self.folder, limit):
+                outputs = self.runner(*inputs)
         self.untried.clear()
         return outputs
 

@@ -33,11 +33,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 
 from yolox.cpu.memory_limit import limited_memory
+from yolox.cpu.time_limit import limited_time
 from yolox.errors import ModelFileError, UsageError, YoloxError
 from yolox.precision_names import Precision
 
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
 
     from yolox.inference.artifacts.manifest import Manifest
 
+T = TypeVar("T")
+LEAST_SECONDS = 60.0
+NUMBERS_PER_SECOND = 10_000  # an image of 640 x 640 pixels has two minutes more
 Array: TypeAlias = Any
 """A ``torch.Tensor`` on the CPU or a ``numpy.ndarray``."""
 
@@ -193,6 +197,14 @@ class Runner(Protocol):
         ...
 
 
+@runtime_checkable
+class GraphRunner(Runner, Protocol):
+    """A runner of a graph of any operators, loops among them."""
+
+    def stop(self) -> None:
+        """End the run that is under way in another thread, as far as the library can."""
+
+
 class Backend(Protocol):
     """One library that runs models."""
 
@@ -280,6 +292,29 @@ def as_model_error(path: Path, memory: int | None = None) -> Iterator[None]:
     except Exception as error:  # the libraries' exceptions have no class in common
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise ModelFileError(f"'{path}' is not a model that can be run: {why}. Save the model again.") from error
+
+
+def first_run(path: Path, work: Callable[[], T], num_numbers: int = 0, stop: Callable[[], None] | None = None) -> T:
+    """Return what ``work`` returns: it opens a stranger's graph, or runs it, in limited memory and time.
+
+    Graphs have loops, which need not end, and a library may run them even while it opens the file.
+
+    Args:
+        path: The file or folder.
+        work: What to do.
+        num_numbers: Numbers in the inputs.
+        stop: See `limited_time`.
+
+    Raises:
+        ModelFileError: When the library fails, or takes more memory or time than a detector would.
+    """
+    with as_model_error(path, memory_for(path, num_numbers)):
+        return limited_time(work, seconds_for(num_numbers), stop)
+
+
+def seconds_for(num_numbers: int) -> float:
+    """Return how long opening or running a stranger's graph may take: many times what it takes on a slow machine."""
+    return LEAST_SECONDS + num_numbers / NUMBERS_PER_SECOND
 
 
 def memory_for(path: Path, num_numbers: int = 0) -> int:

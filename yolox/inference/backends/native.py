@@ -22,7 +22,7 @@ from yolox.inference.backends.base import (
     as_numpy,
     like_inputs,
 )
-from yolox.inference.backends.onnxruntime import OnnxPart
+from yolox.inference.backends.onnx_files import OnnxPart
 from yolox.kernels.int8.bindings import Instructions
 from yolox.kernels.int8.executable import Executable, instructions
 from yolox.kernels.int8.int8_ir import Program

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from yolox.cpu.time_limit import limited_time
 from yolox.errors import ModelFileError, needs
 from yolox.inference.artifacts.manifest import Manifest
-from yolox.inference.artifacts.trust import check_onnx
 from yolox.inference.backends.base import (
     Array,
     Arrays,
@@ -27,9 +26,8 @@ from yolox.inference.backends.base import (
     as_numpy,
     filled_up,
     like_inputs,
-    memory_for,
+    seconds_for,
 )
-from yolox.inference.backends.graph_file import GraphFile
 from yolox.precision_names import Precision
 
 if TYPE_CHECKING:
@@ -105,11 +103,19 @@ class OnnxRuntimeRunner:
     def _workers(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self.settings.streams, thread_name_prefix="onnxruntime")
 
+    @cached_property
+    def _options(self) -> Any:
+        return onnxruntime().RunOptions()
+
+    def stop(self) -> None:
+        """End the run that is under way; see `GraphRunner`."""
+        self._options.terminate = True
+
     def __call__(self, *inputs: Array) -> Arrays:
         """Run one batch; a model of a fixed batch size gets its last piece filled up."""
         session = self._sessions[0]
         arrays = tuple(
-            np.ascontiguousarray(as_numpy(array), dtype=_numpy_type(port.type))
+            np.ascontiguousarray(as_numpy(array), dtype=numpy_type(port.type))
             for array, port in zip(inputs, session.get_inputs(), strict=True)
         )
         total = len(arrays[0])
@@ -119,7 +125,7 @@ class OnnxRuntimeRunner:
 
         def run(number: int, start: int) -> list[Any]:
             piece = tuple(filled_up(array[start : start + size], self.batch or 0) for array in arrays)
-            return _run_piece(self._sessions[number % len(self._sessions)], piece, outputs, start)
+            return _run_piece(self._sessions[number % len(self._sessions)], piece, outputs, start, self._options)
 
         if self.settings.streams == 1 or len(starts) == 1:
             pieces = [run(number, start) for number, start in enumerate(starts)]
@@ -149,7 +155,7 @@ class OnnxRuntimeRunner:
         return {}
 
 
-def _run_piece(session: Any, piece: Arrays, outputs: Sequence[Any], start: int) -> list[Any]:
+def _run_piece(session: Any, piece: Arrays, outputs: Sequence[Any], start: int, options: Any) -> list[Any]:
     """Run one piece into its part of ``outputs`` and return the outputs that had no room there, else ``None``."""
     binding = session.io_binding()
     for port, array in zip(session.get_inputs(), piece, strict=True):
@@ -161,7 +167,7 @@ def _run_piece(session: Any, piece: Arrays, outputs: Sequence[Any], start: int) 
         else:
             part = output[start : start + length]
             binding.bind_output(port.name, "cpu", 0, part.dtype, part.shape, part.ctypes.data)
-    session.run_with_iobinding(binding)
+    session.run_with_iobinding(binding, options)
     results: list[Any] = []
     for value, output in zip(binding.get_outputs(), outputs, strict=True):
         if output is not None and start + length > len(output):
@@ -176,74 +182,15 @@ def _allocate(session: Any, total: int) -> list[Any]:
     for port in session.get_outputs():
         tail = list(port.shape[1:]) if port.shape else None
         known = tail is not None and all(isinstance(axis, int) for axis in tail)
-        outputs.append(np.empty((total, *(tail or ())), _numpy_type(port.type)) if known else None)
+        outputs.append(np.empty((total, *(tail or ())), numpy_type(port.type)) if known else None)
     return outputs
 
 
-def _numpy_type(name: str) -> np.dtype[Any]:
+def numpy_type(name: str) -> np.dtype[Any]:
+    """Return the type that the library calls ``tensor(float)`` and the like; TypeError where NumPy has none."""
     names = {"float": "float32", "double": "float64"}
     kind = name.removeprefix("tensor(").removesuffix(")")
     return np.dtype(names.get(kind, kind))
-
-
-@dataclass(frozen=True)
-class OnnxPart:
-    """A part of a network that reads and gives values by their names in the file.
-
-    Args:
-        model: The serialized ONNX file.
-        threads: Threads of one call.
-    """
-
-    model: bytes = field(repr=False)
-    threads: int = 1
-
-    @cached_property
-    def session(self) -> Any:
-        """The library's session, started at the first call.
-
-        Raises:
-            MissingDependencyError: Without ONNX Runtime.
-        """
-        return make_session(self.model, self.threads)
-
-    def __call__(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the outputs by name for a batch."""
-        fed = {
-            port.name: np.ascontiguousarray(values[port.name], _numpy_type(port.type))
-            for port in self.session.get_inputs()
-        }
-        names = [port.name for port in self.session.get_outputs()]
-        return dict(zip(names, self.session.run(names, fed), strict=True))
-
-
-def read_onnx(path: Path, threads: int) -> GraphFile:
-    """Load an ONNX file with one input; torch is not needed.
-
-    Raises:
-        ModelFileError: When the file is absent, damaged or has several inputs.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ModelFileError(f"'{path}' cannot be read: {error.strerror}. Check the path.") from error
-    check_onnx(path)
-    with as_model_error(path, memory_for(path)):
-        session = make_session(content, threads)
-    if len(session.get_inputs()) != 1:
-        raise ModelFileError(f"'{path}' has {len(session.get_inputs())} inputs; expected one, the images.")
-    port = session.get_inputs()[0]
-    try:
-        kind = _numpy_type(port.type)
-    except TypeError as error:
-        raise ModelFileError(f"'{path}' takes {port.type}; expected numbers, the images.") from error
-
-    def run(values: NDArray[Any]) -> tuple[NDArray[np.generic], ...]:
-        with as_model_error(path):
-            return tuple(session.run(None, {port.name: np.ascontiguousarray(values, kind)}))
-
-    shape = tuple(axis if isinstance(axis, int) else None for axis in port.shape)
-    return GraphFile(run, shape, len(session.get_outputs()), dict(session.get_modelmeta().custom_metadata_map))
 
 
 class OnnxRuntimeBackend:
@@ -282,7 +229,7 @@ class OnnxRuntimeBackend:
         try:
             runner = OnnxRuntimeRunner(path.read_bytes(), manifest.settings, batch, manifest.int8_share)
             with as_model_error(path):
-                assert runner._sessions
+                assert limited_time(lambda: runner._sessions, seconds_for(0))
         except OSError as error:
             raise ModelFileError(f"'{path}' cannot be read: {error.strerror}. Save the model again.") from error
         return runner

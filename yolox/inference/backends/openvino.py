@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from yolox.cpu.time_limit import limited_time
 from yolox.errors import ModelFileError, YoloxError, needs
 from yolox.inference.artifacts.manifest import Manifest
 from yolox.inference.backends.base import (
@@ -21,6 +22,7 @@ from yolox.inference.backends.base import (
     as_numpy,
     filled_up,
     like_inputs,
+    seconds_for,
 )
 from yolox.inference.backends.rational_silu import use_rational_silu_
 from yolox.inference.convert.quantizers.nncf import HEAVY, multiply_accumulates, quantize_openvino
@@ -98,6 +100,9 @@ class OpenVinoRunner:
                 self._start(pool, number, size, arrays, outputs)
         joined = [np.concatenate(output)[:total] if isinstance(output, list) else output for output in outputs]
         return like_inputs(joined, inputs)
+
+    def stop(self) -> None:
+        """Do nothing: OpenVINO ends no run inside a loop of the graph. See `GraphRunner`."""
 
     def _start(self, pool: _Pool, number: int, size: int, arrays: Arrays, outputs: list[Any]) -> None:
         slot = number % len(pool.requests)
@@ -257,7 +262,7 @@ class OpenVinoBackend:
         """
         path = folder / MODEL
         try:
-            model = core().read_model(str(path))
+            model = limited_time(lambda: core().read_model(str(path)), seconds_for(0))
         except RuntimeError as error:
             raise ModelFileError(f"'{path}' is not a readable OpenVINO model. Save the model again.") from error
         return OpenVinoRunner(

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from yolox.cpu.time_limit import limited_time
 from yolox.errors import ModelFileError
 from yolox.inference.artifacts.trust import check_openvino
-from yolox.inference.backends.base import as_model_error, memory_for
+from yolox.inference.backends.base import as_model_error, first_run, seconds_for
 from yolox.inference.backends.graph_file import GraphFile
 from yolox.inference.backends.openvino import core, openvino
 
@@ -40,16 +41,12 @@ def read_ir(path: Path, threads: int) -> GraphFile:
         ModelFileError: When the files are absent, damaged or have several inputs.
     """
     check_openvino(path)
-    with as_model_error(path, memory_for(path)):
-        try:
-            model = core().read_model(str(path))
-        except RuntimeError as error:
-            raise ModelFileError(f"'{path}' is not a readable OpenVINO model. Export the model again.") from error
-        if len(model.inputs) != 1:
-            raise ModelFileError(f"'{path}' has {len(model.inputs)} inputs; expected one, the images.")
-        compiled = core().compile_model(
-            model, "CPU", {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
-        )
+    model = first_run(path, lambda: core().read_model(str(path)))
+    if len(model.inputs) != 1:
+        raise ModelFileError(f"'{path}' has {len(model.inputs)} inputs; expected one, the images.")
+    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = first_run(path, lambda: core().compile_model(model, "CPU", settings))
+    with as_model_error(path):
         port = compiled.input(0)
         kind = port.get_element_type().to_dtype()
         shape = tuple(None if axis.is_dynamic else int(axis.get_length()) for axis in port.get_partial_shape())
@@ -57,7 +54,7 @@ def read_ir(path: Path, threads: int) -> GraphFile:
 
     def run(values: NDArray[Any]) -> tuple[NDArray[np.generic], ...]:
         with as_model_error(path):
-            found = compiled(np.ascontiguousarray(values, kind))
+            found = limited_time(lambda: compiled(np.ascontiguousarray(values, kind)), seconds_for(values.size))
             return tuple(np.array(found[output]) for output in compiled.outputs)
 
     return GraphFile(run, shape, len(model.outputs), metadata)
