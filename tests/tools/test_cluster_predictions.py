@@ -21,8 +21,8 @@ from yolox.prediction.cluster_work import ClusterModel, Work, split
 from yolox.prediction.run import Thresholds
 from yolox.prediction.sources import Sources
 from yolox.processes.ray_cluster import ray_cluster
-from yolox.tools.arguments import run_tool
 from yolox.tools.command import main
+from yolox.tools.run_tool import run_tool
 
 processes = pytest.mark.processes
 UNREADABLE = "4 broken.png"
