@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from loopback import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -58,7 +59,13 @@ def golden_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[Any]:
+def ray_client_port() -> int:
+    """Port of the Ray Client server of `ray_cluster`."""
+    return free_port()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(ray_client_port: int) -> Iterator[Any]:
     """Two Ray nodes with one CPU each; this process is not connected to them."""
     pytest.importorskip("ray", reason="Ray is not installed (pip install '.[ray]')")
     from ray.cluster_utils import Cluster
@@ -66,7 +73,10 @@ def ray_cluster() -> Iterator[Any]:
     os.environ[MARK] = str(os.getpid())
 
     settings = {"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=settings)
+    client = {"ray_client_server_port": ray_client_port}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it leaves the log files of the client's server open
+        cluster = Cluster(initialize_head=True, head_node_args={**settings, **client})
     cluster.add_node(num_cpus=1, object_store_memory=STORE)
     yield cluster
     cluster.shutdown()

@@ -27,23 +27,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     end = time.monotonic() + (args.seconds or float("inf"))
     plan = Plan(make_output_dir(args.work), len(os.sched_getaffinity(0)), args.engine or (), args.quick)
-    done = Pieces(args.work / "pieces.json")
     parts = [(model, batch) for model in (["quick"] if args.quick else args.model) for batch in args.batch]
+    done = {model: Pieces(make_output_dir(args.work / model) / "pieces.json") for model, _ in parts}
     for stage in ("prepare", "measure") if args.stage == "all" else (args.stage,):
         for model, batch in parts:
             for piece in pieces_of(plan, model, batch, stage):
                 if time.monotonic() > end:
                     print("time is up: the same command goes on from here", flush=True)
                     return 0
-                done.run(piece)
+                done[model].run(piece)
     if args.stage == "prepare":
         return 0
     order = [f"{model}-b{batch}" for model in ("quick", *MODELS) for batch in BATCHES]
     folder = make_output_dir(args.out or (QUICK_RESULTS if args.quick else RESULTS))
     for model, batch in parts:
-        part = part_of(plan, done, model, batch)
+        part = part_of(plan, done[model], model, batch)
         print(f"\n{model}, batch {batch}\n\n{part.to_markdown()}\n", flush=True)
-        write_results(folder, "engines", ABOUT, "", {f"{model}-b{batch}": (part, done.seconds(f"{model}/"))}, order)
+        write_results(
+            folder, "engines", ABOUT, "", {f"{model}-b{batch}": (part, done[model].seconds(f"{model}/"))}, order
+        )
     print(f"written: {folder / 'engines'}.json, {folder / 'engines'}.md")
     return 0
 

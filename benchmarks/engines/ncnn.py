@@ -45,7 +45,7 @@ def load(inputs: Inputs, folder: Path, options: Mapping[str, Any]) -> PieceRunne
         def run(images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
             extractor = net.create_extractor()
             extractor.input("in0", ncnn.Mat(images[0]))
-            return [np.array(extractor.extract(name)[1])[None] for name in ("out0", "out1")]
+            return [extractor.extract(name)[1].numpy()[None] for name in ("out0", "out1")]
 
         return run
 

@@ -15,7 +15,7 @@ from benchmarks.engines.inputs import as_pair
 from yolox.inference.backends.base import Arrays, Settings, filled_up
 
 Run = Callable[[NDArray[np.float32]], Sequence[Any]]
-"""Maps one piece, ``[size, 3, H, W]``, to boxes and scores in either order."""
+"""Maps one piece, ``[size, 3, H, W]``, to boxes and scores in either order, which need not outlive the next call."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class PieceRunner:
     has_streams: bool = False
     int8_share: float | None = None
     _models: list[Run] = field(default_factory=list, init=False, repr=False)
+    _shapes: list[tuple[int, ...]] = field(default_factory=list, init=False, repr=False)
 
     def __call__(self, *inputs: Any) -> Arrays:
         """Run one batch."""
@@ -42,19 +43,23 @@ class PieceRunner:
         size, streams = self.settings.micro_batch or 1, self.settings.streams
         if not self._models:
             self._models.extend(self.load(size, max(1, self.settings.threads // streams)) for _ in range(streams))
-        starts = range(0, len(images), size)
+            self._shapes.extend(output.shape[1:] for output in self._piece(0, images, 0, size))
+        results = tuple(np.empty((len(images), *shape), np.float32) for shape in self._shapes)
+
+        def run(stream: int) -> None:
+            for start in range(0, len(images), size)[stream::streams]:
+                for result, output in zip(results, self._piece(stream, images, start, size), strict=True):
+                    result[start : start + size] = output[: len(images) - start]
+
         if streams == 1:
-            outputs = self._pieces(0, images, starts, size)
+            run(0)
         else:
             with ThreadPoolExecutor(streams) as pool:
-                shares = [pool.submit(self._pieces, k, images, starts[k::streams], size) for k in range(streams)]
-                found = [share.result() for share in shares]
-            outputs = [found[number % streams][number // streams] for number in range(len(starts))]
-        return tuple(np.concatenate(parts)[: len(images)] for parts in zip(*outputs, strict=True))
+                list(pool.map(run, range(streams)))
+        return results
 
-    def _pieces(self, stream: int, images: NDArray[np.float32], starts: range, size: int) -> list[Arrays]:
-        pieces = (np.ascontiguousarray(filled_up(images[start : start + size], size)) for start in starts)
-        return [as_pair(self._models[stream](piece)) for piece in pieces]
+    def _piece(self, stream: int, images: NDArray[np.float32], start: int, size: int) -> Arrays:
+        return as_pair(self._models[stream](np.ascontiguousarray(filled_up(images[start : start + size], size))))
 
     def candidates(self, batch_size: int, threads: int) -> Sequence[Settings]:
         """Every size of a piece that the batch fills, on one stream or on as many as there are threads."""

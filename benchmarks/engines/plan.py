@@ -21,7 +21,14 @@ ROUNDS = {("nano", 1): 3, ("s", 64): 1}
 """Rounds of a part; others have two."""
 ROUND_SECONDS, SAMPLES = 1.0, 250
 TUNE_SECONDS = 3.0
+LARGEST_TUNED = 8
+"""A larger batch runs with the settings of this one, cut into pieces of its size where it ran as a whole."""
 PIECE_SECONDS = 900.0
+FEW = (
+    *(ORIGINAL, "bf16", "inductor_bf16", "openvino_fp32", "openvino_bf16", "openvino_int8", "onnxruntime_fp32"),
+    *("ncnn_fp32", "ncnn_int8", "litert_fp32", "litert_int8", "executorch_fp32", "executorch_int8", "native_int8"),
+)
+"""Rows of the larger networks, whose published weights are not at hand: how fast they run needs no more."""
 QUICK_ENGINES = (ORIGINAL, "native_int8", "ncnn_int8")
 
 
@@ -41,11 +48,12 @@ class Plan:
     only: Sequence[str] = ()
     quick: bool = False
 
-    def engines(self, inputs: Inputs) -> list[Engine]:
-        """Return the rows; those that need labels only where there are some."""
-        names = QUICK_ENGINES if self.quick else self.only
-        chosen = [engine for engine in ENGINES if not names or engine.name in names]
-        return [engine for engine in chosen if inputs.labels.exists() or not engine.keeps_accuracy]
+    def engines(self, model: str) -> list[Engine]:
+        """Return the rows of a network."""
+        names = QUICK_ENGINES if self.quick else tuple(engine.name for engine in ENGINES) if model == "nano" else FEW
+        has_labels = self.inputs(model).labels.exists()
+        chosen = [engine for engine in ENGINES if engine.name in names and (has_labels or not engine.keeps_accuracy)]
+        return [engine for engine in chosen if not self.only or engine.name in self.only]
 
     def inputs(self, model: str) -> Inputs:
         """Return the shared files of a network."""
@@ -62,10 +70,9 @@ class Plan:
 
 def pieces_of(plan: Plan, model: str, batch: int, stage: str) -> Iterator[Piece]:
     """Yield the pieces of one stage, ``prepare`` or ``measure``, of one table."""
-    inputs = plan.inputs(model)
     if stage == "prepare":
         yield Piece(f"{model}/inputs", partial(_write_inputs, plan, model))
-    engines = [engine for engine in plan.engines(inputs) if not engine.obstacle]
+    engines = [engine for engine in plan.engines(model) if not engine.obstacle]
     for engine in engines if stage == "prepare" else ():
         key = f"{model}/{engine.name}"
         plain = f"{model}/{engine.name.removesuffix(MIXED)}/prepared"
@@ -77,7 +84,11 @@ def pieces_of(plan: Plan, model: str, batch: int, stage: str) -> Iterator[Piece]
     for engine in engines:
         key = f"{model}/{engine.name}"
         needs = (f"{key}/prepared", f"{key}/accuracy")
-        yield Piece(f"{key}/b{batch}/settings", partial(_tune, plan, model, engine, batch), needs)
+        tuned = min(batch, LARGEST_TUNED)
+        yield Piece(f"{key}/b{tuned}/settings", partial(_tune, plan, model, engine, tuned), needs)
+        if batch > tuned:
+            found = (f"{key}/b{tuned}/settings",)
+            yield Piece(f"{key}/b{batch}/settings", partial(_settings_of_more, engine), found)
     for number, engine in interleave(engines, plan.rounds(model, batch)):
         key = f"{model}/{engine.name}/b{batch}"
         yield Piece(f"{key}/round{number}", partial(_time, plan, model, engine, batch), (f"{key}/settings",))
@@ -87,7 +98,6 @@ def _write_inputs(plan: Plan, model: str) -> dict[str, Any]:
     from benchmarks.engines.sources import write_inputs
 
     inputs = plan.inputs(model)
-    inputs.folder.mkdir(exist_ok=True)
     return {"what": write_inputs(inputs, model)}
 
 
@@ -145,6 +155,11 @@ def _accuracy(plan: Plan, model: str, engine: Engine, _: Mapping[str, Any]) -> d
 
 def _tune(plan: Plan, model: str, engine: Engine, batch: int, *_: Mapping[str, Any]) -> dict[str, Any]:
     return _ask(plan, model, engine, {}, do="tune", batch=batch, threads=plan.threads, budget=TUNE_SECONDS)
+
+
+def _settings_of_more(engine: Engine, tuned: Mapping[str, Any]) -> dict[str, Any]:
+    size = None if engine.is_stock else tuned["settings"]["micro_batch"] or LARGEST_TUNED
+    return {"settings": {**tuned["settings"], "micro_batch": size}}
 
 
 def _time(plan: Plan, model: str, engine: Engine, batch: int, tuned: Mapping[str, Any]) -> dict[str, Any]:

@@ -104,9 +104,9 @@ def test_a_stopped_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "goes on from here" in capsys.readouterr().out
     assert not (tmp_path / "out" / "engines.json").exists()
     assert engines.main(words) == 0
-    state = (tmp_path / "work" / "pieces.json").read_bytes()
+    state = (tmp_path / "work" / "quick" / "pieces.json").read_bytes()
     assert engines.main(words) == 0
-    assert (tmp_path / "work" / "pieces.json").read_bytes() == state, "nothing is measured twice"
+    assert (tmp_path / "work" / "quick" / "pieces.json").read_bytes() == state, "nothing is measured twice"
     rows = json.loads((tmp_path / "out" / "engines.json").read_text(encoding="utf-8"))["parts"]["quick-b1"]["rows"]
     by_name = {row["engine"]: row for row in rows}
     assert set(by_name) == {"original", "native_int8", "ncnn_int8"}

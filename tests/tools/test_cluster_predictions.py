@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from loopback import free_port
 from self_labelled import write_checkpoint
 
 from yolox import YOLOX
@@ -18,7 +20,9 @@ from yolox.prediction.cluster import engine_of, predict_on_cluster
 from yolox.prediction.cluster_work import ClusterModel, Work, split
 from yolox.prediction.run import Thresholds
 from yolox.prediction.sources import Sources
+from yolox.processes.ray_cluster import ray_cluster
 from yolox.tools.command import main
+from yolox.tools.run_tool import run_tool
 
 processes = pytest.mark.processes
 UNREADABLE = "4 broken.png"
@@ -42,8 +46,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=["ray", "spark"])
 def cluster(request: pytest.FixtureRequest) -> str:
-    if request.param == "ray":
-        return str(request.getfixturevalue("ray_cluster").address)
+    if request.param.startswith("ray"):
+        nodes = request.getfixturevalue("ray_cluster")
+        port = request.getfixturevalue("ray_client_port")
+        return str(nodes.address) if request.param == "ray" else f"ray://127.0.0.1:{port}"
     request.getfixturevalue("spark_context")
     return "spark"
 
@@ -53,6 +59,7 @@ def files(folder: Path) -> list[str]:
 
 
 @processes
+@pytest.mark.parametrize("cluster", ["ray", "ray://", "spark"], indirect=True)
 def test_the_files_are_those_of_one_machine(
     cluster: str, checkpoint: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,6 +110,39 @@ def test_a_missing_extra(
     assert main(["predict", str(folder), "-c", str(checkpoint), "--cluster", address]) == 5
     extra = library.removeprefix("py")
     assert f"{library} is not installed. Install it with: pip install 'yolox-cpu[{extra}]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "ray://nobody.invalid:{}"])
+def test_a_ray_cluster_that_is_not_there(
+    address: str, checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("ray")
+    address = address.format(free_port())
+    assert main(["predict", str(folder), "-c", str(checkpoint), "--cluster", address]) == 2
+    error = capsys.readouterr().err
+    assert f"the Ray cluster at '{address}' cannot be joined" in error
+    assert "Is it running there?" in error  # said by us: Ray waits for half a minute, or for many
+
+
+def test_sigterm_is_ours_again_when_it_arrives_while_ray_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+
+    def init(**_: object) -> None:
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))  # as Ray does
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def join() -> None:
+        with ray_cluster():
+            pass
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert run_tool(join) == 143
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -63,27 +64,28 @@ def _found_everywhere(work: Work) -> Work:
 
 
 def _results(
-    answers: Iterator[Answer], pictures: Sources, items: Sequence[SharedImage], class_names: tuple[str, ...]
+    answers: Generator[Answer], pictures: Sources, items: Sequence[SharedImage], class_names: tuple[str, ...]
 ) -> Iterator[Result]:
     index = 0
-    for item, found in zip(items, chain.from_iterable(map(_checked, answers)), strict=True):
-        if found is None:
-            pictures.skip(item)
-            continue
-        yield Result(
-            picture=item.read,
-            size=found.size,
-            boxes=named_boxes(found.detections, class_names),
-            class_names=class_names,
-            name=item.name,
-            path=getattr(item, "path", None),
-            index=index,
-            elapsed_ms=found.elapsed_ms,
-        )
-        index += 1
+    with closing(answers):  # an error in them leaves the cluster at once, not when somebody forgets the error
+        for item, found in zip(items, chain.from_iterable(map(_checked, answers)), strict=True):
+            if found is None:
+                pictures.skip(item)
+                continue
+            yield Result(
+                picture=item.read,
+                size=found.size,
+                boxes=named_boxes(found.detections, class_names),
+                class_names=class_names,
+                name=item.name,
+                path=getattr(item, "path", None),
+                index=index,
+                elapsed_ms=found.elapsed_ms,
+            )
+            index += 1
 
 
-def _answers(engine: str, address: str | None, work: Work, items: Sequence[SharedImage]) -> Iterator[Answer]:
+def _answers(engine: str, address: str | None, work: Work, items: Sequence[SharedImage]) -> Generator[Answer]:
     if engine == "ray":
         from yolox.prediction.ray_data import answers_of_ray
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ _STORE_BYTES = 200 * 2**20  # of a Ray of this machine: names of images and boxe
 _ROWS, _SECONDS = 64, 1.0  # how many answers are fetched at a time, and how long they are waited for
 
 
-def answers_of_ray(address: str | None, work: Work, items: Sequence[Any]) -> Iterator[Answer]:
+def answers_of_ray(address: str | None, work: Work, items: Sequence[Any]) -> Generator[Answer]:
     """Yield the answers of all parts of ``items``, in their order.
 
     The data set is driven by an actor of the cluster, since Ray Data cannot be driven through a Ray Client.

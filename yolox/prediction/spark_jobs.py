@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -22,7 +22,7 @@ _ROUNDS = 4  # parts of a job for each place
 _JOBS = 2  # at once: the second fills the places that the end of the first leaves
 
 
-def answers_of_spark(master: str | None, work: Work, items: Sequence[Any]) -> Iterator[Answer]:
+def answers_of_spark(master: str | None, work: Work, items: Sequence[Any]) -> Generator[Answer]:
     """Yield the answers of all parts of ``items``, in their order.
 
     Args:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 from yolox.errors import UsageError, needs
 
 _log = logging.getLogger(__name__)
+
+_CONNECT_SECONDS = 10.0
 
 
 @contextmanager
@@ -49,18 +53,55 @@ def ray_cluster(address: str | None = None, store_bytes: int = 80 * 2**20, *, cl
     settings: dict[str, Any] = {"address": address, "logging_level": logging.ERROR, "log_to_driver": False}
     if address == "local":
         settings.update(include_dashboard=False, object_store_memory=store_bytes)
-    before = signal.getsignal(signal.SIGTERM) if threading.current_thread() is threading.main_thread() else None
+    _check_reachable(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
     began = time.monotonic()
     try:
-        ray.init(**settings)
+        with _kept_sigterm():
+            ray.init(**settings)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UsageError(f"the Ray cluster at '{address}' cannot be joined: {error}") from error
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
     _log.debug("Ray at %s after %.1f s", address, time.monotonic() - began)
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Connect to ``host:port`` for a moment; Ray itself would wait for many minutes where nobody answers.
+
+    Raises:
+        UsageError: When nobody does.
+    """
+    try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise UsageError(f"'{address}' is no address of a Ray cluster: {error}. Expected HOST:PORT.") from error
+    if host is None or port is None:
+        return  # "local", "auto"
+    try:
+        socket.create_connection((host, port), _CONNECT_SECONDS).close()
+    except OSError as error:
+        raise UsageError(
+            f"the Ray cluster at '{address}' cannot be joined: {error.strerror or error}. Is it running there?"
+        ) from error
+
+
+@contextmanager
+def _kept_sigterm() -> Iterator[None]:
+    """Keep what SIGTERM does, which Ray changes; one that arrives meanwhile does it at the end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as stop:
+        signal.signal(signal.SIGTERM, before)
+        if stop.code == signal.SIGTERM:  # by Ray's handler
+            signal.raise_signal(signal.SIGTERM)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
