@@ -21,6 +21,8 @@ ROUNDS = {("nano", 1): 3, ("s", 64): 1}
 """Rounds of a part; others have two."""
 ROUND_SECONDS, SAMPLES = 1.0, 250
 TUNE_SECONDS = 3.0
+LARGEST_TUNED = 8
+"""A larger batch runs with the settings of this one, cut into pieces of its size where it ran as a whole."""
 PIECE_SECONDS = 900.0
 FEW = (
     *(ORIGINAL, "bf16", "inductor_bf16", "openvino_fp32", "openvino_bf16", "openvino_int8", "onnxruntime_fp32"),
@@ -82,7 +84,11 @@ def pieces_of(plan: Plan, model: str, batch: int, stage: str) -> Iterator[Piece]
     for engine in engines:
         key = f"{model}/{engine.name}"
         needs = (f"{key}/prepared", f"{key}/accuracy")
-        yield Piece(f"{key}/b{batch}/settings", partial(_tune, plan, model, engine, batch), needs)
+        tuned = min(batch, LARGEST_TUNED)
+        yield Piece(f"{key}/b{tuned}/settings", partial(_tune, plan, model, engine, tuned), needs)
+        if batch > tuned:
+            found = (f"{key}/b{tuned}/settings",)
+            yield Piece(f"{key}/b{batch}/settings", partial(_settings_of_more, engine), found)
     for number, engine in interleave(engines, plan.rounds(model, batch)):
         key = f"{model}/{engine.name}/b{batch}"
         yield Piece(f"{key}/round{number}", partial(_time, plan, model, engine, batch), (f"{key}/settings",))
@@ -149,6 +155,11 @@ def _accuracy(plan: Plan, model: str, engine: Engine, _: Mapping[str, Any]) -> d
 
 def _tune(plan: Plan, model: str, engine: Engine, batch: int, *_: Mapping[str, Any]) -> dict[str, Any]:
     return _ask(plan, model, engine, {}, do="tune", batch=batch, threads=plan.threads, budget=TUNE_SECONDS)
+
+
+def _settings_of_more(engine: Engine, tuned: Mapping[str, Any]) -> dict[str, Any]:
+    size = None if engine.is_stock else tuned["settings"]["micro_batch"] or LARGEST_TUNED
+    return {"settings": {**tuned["settings"], "micro_batch": size}}
 
 
 def _time(plan: Plan, model: str, engine: Engine, batch: int, tuned: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from benchmarks import (
     fine_tuning,
     inference_methods,
     pictures_to_boxes,
+    roofline,
     scaling,
     train_throughput,
     versions,
@@ -71,6 +72,30 @@ def test_wheel(tmp_path: Path) -> None:
         rows = run(main, "wheel", part, tmp_path)
         assert [row["side"] for row in rows] == ["checkout", "wheel"]
         assert all(row["ms"]["median"] > 0 for row in rows)
+
+
+def test_roofline_counts_every_product(tmp_path: Path) -> None:
+    import torch
+    from torch import nn
+
+    from yolox.experiments import get_experiment
+    from yolox.models.detector import build_detector
+
+    products = 0
+
+    def count(layer: nn.Conv2d, _: object, output: torch.Tensor) -> None:
+        nonlocal products
+        products += output[0, 0].numel() * layer.weight.numel()
+
+    detector = build_detector(get_experiment("yolox_nano").model).eval()
+    for layer in detector.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(count)  # type: ignore[arg-type]
+    detector(torch.zeros(1, 3, 64, 64))
+    *rows, whole = run(roofline.main, "roofline", "int8-nano", tmp_path)
+    assert whole["million_products"] == pytest.approx(products / 1e6, rel=1e-3)
+    assert sum(row["million_products"] for row in rows) == pytest.approx(whole["million_products"], rel=1e-3)
+    assert sum(row["share"] for row in rows) == pytest.approx(1, rel=1e-3)
 
 
 @pytest.mark.processes

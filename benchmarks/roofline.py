@@ -1,0 +1,132 @@
+"""``python -m benchmarks.roofline``: how near each kind of int8 layer comes to the measured peaks of this processor."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peaks import measure_peaks
+from benchmarks.protocol import MakePart, Part, Row, run_benchmark
+from yolox.kernels.int8.int8_ir import Feature, Program, Step
+
+ABOUT = "native_int8, one image on all cores: time of each kind of layer against the products and bytes that it needs."
+SIZES = {"nano": ("yolox_nano", 416), "tiny": ("yolox_tiny", 416), "s": ("yolox_s", 640)}
+REPEATS = 60
+COLUMNS = {
+    "layers": "{layers}",
+    "number": "{number}",
+    "ms": "{ms:.3f}",
+    "share of the time": "{share:.1%}",
+    "million products": "{million_products:.0f}",
+    "share of the int8 peak": "{of_peak:.0%}",
+    "MB read and written": "{megabytes:.1f}",
+    "share of the memory's rate": "{of_memory:.0%}",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark and return its exit code."""
+    parts: dict[str, MakePart] = {f"int8-{name}": partial(_int8, name) for name in SIZES}
+    return run_benchmark("roofline", ABOUT, parts, argv)
+
+
+def _int8(name: str, quick: bool) -> Part:
+    experiment, size = ("yolox_nano", 64) if quick else SIZES[name]
+    threads, repeats = len(os.sched_getaffinity(0)), 2 if quick else REPEATS
+    peaks = measure_peaks(threads, *((100_000, 1) if quick else ()))
+    program, timed = _timed_steps(experiment, size, threads, repeats)
+    groups: dict[str, list[tuple[float, float, float]]] = {}
+    for step, seconds in zip(program.steps, timed, strict=True):
+        groups.setdefault(_kind(step), []).append((seconds, _products(step), _bytes(step)))
+    whole = sum(timed)
+    rows: list[Row] = []
+    for kind, found in groups.items():
+        seconds, products, moved = (sum(values) for values in zip(*found, strict=True))
+        rows.append(_row(kind, len(found), (seconds, products, moved), whole, peaks))
+    rows.sort(key=lambda row: -float(row["ms"]))
+    totals = [sum(values) for values in zip(*(one for found in groups.values() for one in found), strict=True)]
+    rows.append(_row("all", len(timed), (totals[0], totals[1], totals[2]), whole, peaks))
+    note = (
+        f"Measured peaks of {threads} threads: {peaks['int8'] / 1e9:.0f} billion int8 products a second, "
+        f"{peaks['bf16'] / 1e9:.0f} of bf16 and {peaks['fp32'] / 1e9:.0f} of fp32; {peaks['memory'] / 1e9:.1f} GB a "
+        "second read from memory, which caches surpass. Every activation and weight counts once. Random weights."
+    )
+    settings = {"model": experiment, "size": size, "threads": threads, "peaks": peaks}
+    return Part(rows, COLUMNS, settings, [note])
+
+
+def _row(kind: str, number: int, sums: tuple[float, float, float], whole: float, peaks: dict[str, float]) -> Row:
+    seconds, products, moved = sums
+    row: dict[str, Any] = {"layers": kind, "number": number, "ms": 1e3 * seconds, "share": seconds / whole}
+    row.update(million_products=products / 1e6, megabytes=moved / 1e6, of_memory=moved / seconds / peaks["memory"])
+    if products and peaks["int8"]:
+        row["of_peak"] = products / seconds / peaks["int8"]
+    return row
+
+
+def _timed_steps(experiment: str, size: int, threads: int, repeats: int) -> tuple[Program, list[float]]:
+    """Return a program and the median seconds of each of its steps."""
+    import torch
+
+    from yolox.experiments import get_experiment
+    from yolox.inference.backends import get_backend
+    from yolox.inference.backends.base import PrepareContext
+    from yolox.inference.backends.torch_runner import FlatModule
+    from yolox.inference.methods import get_method
+    from yolox.kernels.int8.executable import Executable
+    from yolox.kernels.int8.storage import load_program
+    from yolox.models.decoding import DecodedDetector
+    from yolox.models.detector import build_detector
+
+    torch.manual_seed(0)
+    module = FlatModule(DecodedDetector(build_detector(get_experiment(experiment).model))).eval()
+    images = torch.randint(0, 256, (4, 3, size, size)).float().numpy()
+    with tempfile.TemporaryDirectory(prefix="benchmark-roofline-") as folder:
+        context = PrepareContext((images[:1],), ((images,),), threads, Path(folder))
+        get_backend("native").prepare(module, get_method("native_int8"), context).save(Path(folder))
+        program = load_program(Path(folder))
+    executable = Executable(program)
+    inputs = (images[:1].astype(np.uint8),)
+    executable.run(inputs, 1, threads)
+    found = [[second for _, second in executable.step_seconds(inputs, 1, threads)] for _ in range(repeats)]
+    return program, np.median(found, axis=0).tolist()
+
+
+def _kind(step: Step) -> str:
+    fields = vars(step)
+    if "weight" not in fields:
+        return type(step).__name__.lower()
+    window = "x".join(str(length) for length in fields["weight"].shape[2:])
+    kind = "depthwise " if fields["depthwise"] else ""
+    height, width = step.size  # type: ignore[attr-defined]
+    return f"{kind}{window} convolution, {height}x{width} pixels"
+
+
+def _products(step: Step) -> float:
+    fields = vars(step)
+    if "weight" not in fields:
+        return 0.0
+    height, width = step.size  # type: ignore[attr-defined]
+    return float(height * width * fields["weight"].size)
+
+
+def _bytes(step: Step) -> float:
+    """Return the bytes of all that a step reads and writes, each once."""
+    total = 0.0
+    for value in vars(step).values():
+        if isinstance(value, Feature):
+            total += value.height * value.width * value.channels
+        elif isinstance(value, np.ndarray):
+            total += value.nbytes
+    return total
+
+
+if __name__ == "__main__":
+    sys.exit(main())
