@@ -18,11 +18,11 @@ if [ ! -e "$folder/root/usr/bin/python3.11" ]; then
   for package in "$folder"/packages/*.deb; do dpkg -x "$package" "$folder/root"; done
 fi
 # The newest PyTorch for ARM that is a build for the CPU alone on the package index.
-if [ ! -d "$folder/site/torch" ]; then
+if [ ! -d "$folder/site/hypothesis" ]; then
   "$host" -m pip download -q -d "$folder/wheels" --no-deps --only-binary=:all: --python-version 3.11 \
     --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 --platform manylinux2014_aarch64 \
     torch==2.10.0 numpy==2.4.6 opencv-python-headless==5.0.0.93 PyYAML pytest pluggy iniconfig packaging pygments \
-    typing_extensions sympy mpmath networkx jinja2 markupsafe fsspec filelock
+    hypothesis sortedcontainers typing_extensions sympy mpmath networkx jinja2 markupsafe fsspec filelock
   for wheel in "$folder"/wheels/*.whl; do "$host" -m zipfile -e "$wheel" "$folder/site"; done
 fi
 # What /proc/cpuinfo says on a processor with both dot products.

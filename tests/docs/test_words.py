@@ -19,7 +19,8 @@ FOREIGN_PAGES = {"docs/coming-from.md", "CHANGELOG.md"}
 """They name options of other programs, and of earlier states."""
 FOREIGN_OPTIONS = {"--require-hashes", "--no-deps", "--shm-size"}
 """Of pip and docker."""
-OF_BENCHMARKS = {"--part", "--quick", "--out", "--against", "--list", "--help", "--clients", "--seconds", "--load"}
+OF_BENCHMARKS = {"--part", "--quick", "--out", "--against", "--list", "--help", "--clients", "--load", "--seconds"}
+OF_ENGINES = {"--stage"}
 
 
 def spans(page: str) -> list[str]:
@@ -50,7 +51,7 @@ def test_commands_and_options_in_the_text_exist(page: str) -> None:
         if words[0] == "make" and len(words) > 1:
             check_make(words)
         if re.fullmatch(r"--[a-z][\w-]*", words[0]):
-            allowed = FOREIGN_OPTIONS | OF_BENCHMARKS
+            allowed = FOREIGN_OPTIONS | OF_BENCHMARKS | OF_ENGINES
             assert known(parsers, words[0]) or words[0] in allowed | {"--help", "--version"}, f"{page}: {span}"
 
 

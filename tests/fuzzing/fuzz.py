@@ -69,7 +69,8 @@ def main() -> None:
 
     options = [
         f"-max_total_time={seconds}",
-        "-timeout=120",
+        "-timeout=3600",  # of the clock, which other work stops; `parsers.run` counts time of the processor
+        "-report_slow_units=3600",
         "-rss_limit_mb=0",
         "-max_len=20000",
         "-print_final_stats=1",

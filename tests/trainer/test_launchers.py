@@ -128,6 +128,28 @@ def test_one_rank_that_fails_stops_all(how: str, kind: str, part: str) -> None:
     assert no_worker_is_left()
 
 
+@pytest.mark.parametrize("how", ["raise", "kill", "exit"])
+def test_ranks_leave_nothing_in_the_folders_for_temporary_files(how: str, tmp_path: Path) -> None:
+    """Neither the folder of their sockets nor what they share in memory, whether they end in order or are killed."""
+
+    def work(worker: Worker) -> None:
+        from multiprocessing import util
+        from multiprocessing.shared_memory import SharedMemory
+
+        block = SharedMemory(create=True, size=16)
+        (tmp_path / str(worker.slot.rank)).write_text(f"/dev/shm/{block.name}\n{util.get_temp_dir()}")
+        fails(how)(worker)
+
+    with pytest.raises((RankError, SystemExit)):
+        PopenLauncher().run(work, SLOTS)
+    made = [Path(line) for rank in "01" for line in (tmp_path / rank).read_text().splitlines()]
+    assert len(made) == 4
+    deadline = time.monotonic() + 30
+    while any(path.exists() for path in made) and time.monotonic() < deadline:
+        time.sleep(0.05)  # of a rank that has ended by itself, Python's other process removes it
+    assert [path for path in made if path.exists()] == []
+
+
 def test_mistakes_of_the_user_arrive_as_they_were() -> None:
     with pytest.raises(UsageError, match="got 3, expected 4") as caught:
         PopenLauncher().run(fails("usage"), SLOTS)

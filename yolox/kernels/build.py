@@ -22,7 +22,7 @@ SHIPPED = Path(__file__).parent / "lib"
 
 _SOURCES = Path(__file__).parent / "csrc"
 _FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fno-gnu-unique")
-_WARNINGS = ("-Wno-psabi",)
+_OTHERS = ("-Wno-psabi", "-pipe")  # without files in TMPDIR, which a killed compiler leaves
 # No OpenMP library: csrc/openmp.cpp says why. Nothing else may be left open. Of the C++ library only what is used stays
 # and is hidden: the rest would ask for a newer C library than csrc/glibc.cpp does.
 _LINK = ("-shared", "-pthread", "-static-libstdc++", "-Wl,--gc-sections", "-Wl,--exclude-libs,ALL", "-Wl,-z,defs")
@@ -83,7 +83,7 @@ def compile_library(variant: Variant, library: Path, options: Sequence[str] = ()
     if program is None:
         raise MissingDependencyError("g++ (a C++ compiler)", "apt-get install g++")
     sources = sorted(_SOURCES.rglob("*.cpp"), key=lambda path: -path.stat().st_size)  # the longest first
-    command = [program, *_FLAGS, *_WARNINGS, *variant.options, *options]
+    command = [program, *_FLAGS, *_OTHERS, *variant.options, *options]
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(library) as temporary:

@@ -17,7 +17,7 @@ from yolox.errors import YoloxError
 from yolox.prediction.cluster_work import Answer, Work, split
 from yolox.processes.spark_context import first_reason, spark_context
 
-_ATTEMPTS = 4  # at a part, as on a cluster: on one machine Spark makes one by itself
+_ATTEMPTS = 4  # at a part on one machine, as on a cluster
 _ROUNDS = 4  # parts of a job for each place
 _JOBS = 2  # at once: the second fills the places that the end of the first leaves
 
@@ -34,7 +34,7 @@ def answers_of_spark(master: str | None, work: Work, items: Sequence[Any]) -> Ge
         UsageError: When there is no such cluster, or another SparkContext is active.
         YoloxError: When Spark gives up.
     """
-    with spark_context(master, f"local[{read_machine().num_threads},{_ATTEMPTS}]") as context:
+    with spark_context(master, f"local[{read_machine().num_threads}]", attempts=_ATTEMPTS) as context:
         places = max(1, int(context.defaultParallelism))
         threads = int(context.getConf().get("spark.task.cpus", "1"))
         task = _Task(replace(work, threads=threads))

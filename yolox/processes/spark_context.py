@@ -27,6 +27,7 @@ appender.console.target = SYSTEM_ERR
 appender.console.layout.type = PatternLayout
 appender.console.layout.pattern = %p %c{1}: %m%n
 """
+_LOCAL = re.compile(r"local(?:\[(\w+|\*)\])?")
 _REASON = re.compile(r"^(?:: )?(?:[\w.]+\.)?(\w*(?:Error|Exception): .+)$", re.MULTILINE)
 
 
@@ -41,13 +42,16 @@ def first_reason(text: str) -> str:
 
 
 @contextmanager
-def spark_context(master: str | None, here: str, settings: Mapping[str, str] = MappingProxyType({})) -> Iterator[Any]:
+def spark_context(
+    master: str | None, here: str, settings: Mapping[str, str] = MappingProxyType({}), attempts: int = 1
+) -> Iterator[Any]:
     """Yield the active SparkContext, or one that ends with the run.
 
     Args:
         master: Address of a cluster, ``spark://host:7077``; None for what ``spark-submit`` or its defaults say.
         here: The master where nothing says one: this machine, ``local[2]``.
         settings: Of a context that is made here, unless ``spark-submit`` or its defaults say otherwise.
+        attempts: How often a task may be tried on this machine; a cluster has ``spark.task.maxFailures`` for it.
 
     Raises:
         UsageError: When another context is active, or none can be made.
@@ -66,7 +70,8 @@ def spark_context(master: str | None, here: str, settings: Mapping[str, str] = M
     own_java = pyspark.SparkContext._gateway is None
     try:
         with _quiet_java():
-            context = _make_context(pyspark, master, here, settings)
+            given = None if master is None else _with_attempts(master, attempts)
+            context = _make_context(pyspark, given, _with_attempts(here, attempts), settings)
         try:
             yield context
         finally:
@@ -74,6 +79,12 @@ def spark_context(master: str | None, here: str, settings: Mapping[str, str] = M
     finally:
         if own_java:
             _end_java(pyspark)
+
+
+def _with_attempts(master: str, attempts: int) -> str:
+    """Return ``local[2]`` as ``local[2,4]``, and other masters as they are."""
+    local = _LOCAL.fullmatch(master)
+    return master if local is None or attempts == 1 else f"local[{local.group(1) or 1},{attempts}]"
 
 
 @contextmanager

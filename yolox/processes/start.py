@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import util
@@ -35,6 +35,7 @@ _ROOT = str(Path(__file__).resolve().parents[2])
 _TAIL_BYTES = 1 << 16
 _TAIL_LINES = 20
 _KILL_SECONDS = 10.0
+_TIDY_SECONDS = 1.0
 _LONGEST_FOLDER = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")  # the kernel takes 107 bytes for the path of a socket
 _OTHER_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 
@@ -208,15 +209,33 @@ def wait_for_any(processes: Sequence[Process], seconds: float | None = None) -> 
 
 
 def kill_all(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Kill processes and the children that stayed in their groups, and wait until the processes are gone."""
+    """Kill processes and the children that stayed in their groups, and wait until the processes are gone.
+
+    Of those that still run, the children get a moment to end by themselves: one of them is the process of Python that
+    removes the semaphores of a killed one.
+    """
+    alive = [process for process in processes if process.poll() is None]
+    for process in alive:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+    _wait_until(lambda: all(process.poll() is not None for process in processes), _KILL_SECONDS)
+    _wait_until(lambda: not any(_signal_group(process, 0) for process in alive), _TIDY_SECONDS)
     for process in processes:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        if process.poll() is None:  # it may not have come to lead its group yet
-            with suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGKILL)
-    deadline = time.monotonic() + _KILL_SECONDS
-    while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+        _signal_group(process, signal.SIGKILL)
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: int) -> bool:
+    """Send a signal to what is in the group of a process; return whether there is anything."""
+    try:
+        os.killpg(process.pid, number)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def _wait_until(done: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not done() and time.monotonic() < deadline:
         time.sleep(0.01)
 
 
@@ -259,13 +278,25 @@ def keep_socket_paths_short() -> None:
         return
     for other in _OTHER_FOLDERS:
         if os.access(other, os.W_OK | os.X_OK):
-            tempfile.tempdir = other
-            try:
-                util.get_temp_dir()  # it remembers the folder that it makes
-            finally:
-                tempfile.tempdir = folder
+            keep_sockets_in(other)
             return
     raise UsageError(
         f"TMPDIR is '{folder}', {len(os.fsencode(folder))} bytes long; sockets between processes need a folder of at "
         f"most {_LONGEST_FOLDER}. Set TMPDIR to a shorter path."
     )
+
+
+def keep_sockets_in(folder: str) -> bool:
+    """Have ``multiprocessing`` make its sockets in a folder; return whether its name is short enough for that.
+
+    It acts on this process and those that it starts, and only the first time.
+    """
+    if len(os.fsencode(folder)) > _LONGEST_FOLDER:
+        return False
+    before = tempfile.tempdir
+    tempfile.tempdir = folder
+    try:
+        util.get_temp_dir()  # it remembers the folder that it makes
+    finally:
+        tempfile.tempdir = before
+    return True

@@ -24,6 +24,7 @@ from yolox.cpu.allocator import keep_freed_memory
 from yolox.cpu.threads import bind_process
 from yolox.processes.messages import from_json, to_json
 from yolox.processes.pickling import dumps
+from yolox.processes.start import keep_sockets_in
 from yolox.trainer.launchers.base import Failure, FailureKind, Phase, RankFile, Slot, Worker
 from yolox.trainer.launchers.heartbeat import Heartbeat
 
@@ -103,6 +104,7 @@ def serve(path: str, rank: int) -> int:
         rank: Which of its slots this process is.
     """
     directory = RunDirectory(Path(path))
+    keep_sockets_in(path)  # it is removed whatever becomes of this process
     setup = directory.read_setup()
     worker = setup.worker(rank, Heartbeat(directory.file("heartbeat", rank)))
     stacks = directory.file("stacks", rank).open("w", encoding="utf-8")  # stays open: faulthandler writes at any time
