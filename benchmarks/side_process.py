@@ -25,6 +25,8 @@ from yolox.processes.start import Process, ProcessFailure, Program
 
 _MALLOC_SETTINGS = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_THRESHOLD_")
 START_SECONDS = 300.0
+CLOSE_SECONDS = 2.0
+"""For a side to end by itself: PyTorch removes the files of a loaded package then."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class Side:
 
     def close(self) -> None:
         """End the process."""
-        self._process.stop()
+        self._process.stop(CLOSE_SECONDS)
 
 
 def measure_sides(

@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -28,17 +28,31 @@ _inputs: ContextVar[frozenset[Path]] = ContextVar("inputs", default=frozenset())
 _input_siblings: ContextVar[frozenset[Path]] = ContextVar("input_siblings", default=frozenset())
 
 
-def mark_inputs(*paths: str | os.PathLike[str] | None, siblings: bool = False) -> None:
+def mark_inputs(*paths: str | os.PathLike[str] | None) -> None:
     """Announce files and folders that are read, for the rest of this context (a tool's run): nothing replaces them.
 
     Args:
         paths: Files, and folders whose present files are meant, sub-folders included; None is ignored.
-        siblings: Also protect what lies beside these files in the same folder.
     """
-    resolved = frozenset(Path(path).resolve() for path in paths if path is not None)
-    _inputs.set(_inputs.get() | resolved)
-    if siblings:
-        _input_siblings.set(_input_siblings.get() | {path.parent for path in resolved})
+    _inputs.set(_inputs.get() | {Path(path).resolve() for path in paths if path is not None})
+
+
+def mark_input_files(paths: Iterable[str | os.PathLike[str]]) -> None:
+    """Announce files that are read, as many as there are, and protect all files that lie beside them.
+
+    Only their folders are remembered. A folder among them is announced as `mark_inputs` does.
+    """
+    places: dict[str, Path] = {}
+    for path in paths:
+        text = os.fspath(path)
+        if os.path.islink(text) or os.path.isdir(text):
+            place = Path(text).resolve()
+            if place.is_dir():
+                mark_inputs(place)
+            places.setdefault(str(place.parent), place.parent)
+        elif (folder := os.path.dirname(text)) not in places:
+            places[folder] = Path(folder or ".").resolve()
+    _input_siblings.set(_input_siblings.get() | set(places.values()))
 
 
 def refuse_inputs(*outputs: str | os.PathLike[str] | None) -> None:

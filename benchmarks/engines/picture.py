@@ -70,7 +70,7 @@ def _draw(found: Mapping[int, Mapping[str, Mapping[str, Any]]], path: Path) -> N
         colours = ["tab:red" if best[name]["engine"] == OURS else "tab:blue" for name in names]
         axes.barh(names, rates, color=colours)
         for place, (name, rate) in enumerate(zip(names, rates, strict=True)):
-            kind = best[name]["engine"].removeprefix("native_").split("_", 1)[-1]
+            kind = _precision(best[name]["engine"])
             axes.text(rate, place, f" {rate:.0f}  {kind}", va="center", fontsize=7)
         axes.set_xlim(0, 1.45 * max(rates))
         axes.set_title("one image" if batch == 1 else f"batch of {batch}", fontsize=9)
@@ -79,6 +79,10 @@ def _draw(found: Mapping[int, Mapping[str, Mapping[str, Any]]], path: Path) -> N
         axes.spines[["top", "right"]].set_visible(False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:], dpi=110)
+
+
+def _precision(name: str) -> str:
+    return "fp32" if name in {ORIGINAL, "channels_last"} else name.split("_", 1)[-1]
 
 
 if __name__ == "__main__":

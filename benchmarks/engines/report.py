@@ -25,6 +25,7 @@ COLUMNS = {
     "signal to noise, dB": "{decibels:.0f}",
     "int8": "{int8_share:.0%}",
     "runs": "{count}",
+    "cores of others": "{other_cores:.1f}",
     "why not": "{reason}",
 }
 NOTE = (
@@ -62,6 +63,7 @@ def _row(plan: Plan, done: Pieces, model: str, batch: int, engine: Engine) -> Ro
         p50, p99 = (float(value) for value in np.percentile(samples, [50, 99]))
         medians = [float(np.median(done.get(piece)["samples_ms"])) for piece in rounds if done.get(piece)]
         row.update(p50=p50, p99=p99, rate=1e3 * batch / p50, count=len(samples), round_medians_ms=medians)
+        row["other_cores"] = max(done.get(piece).get("other_cores") or 0.0 for piece in rounds)
         row["peak_memory_mb"] = max(done.get(piece).get("peak_memory_mb", 0.0) for piece in rounds)
     row.pop("took_s", None)
     return row

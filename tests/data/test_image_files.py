@@ -220,9 +220,22 @@ def test_folders_are_listed_without_hidden_files_and_with_what_is_left_out(tmp_p
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "sub" / "deep" / "loop").symlink_to(tmp_path / "sub")
+    (tmp_path / "sub" / "gone.png").symlink_to("gone.png")  # to itself
     images, others = list_images(tmp_path)
-    assert [path.relative_to(tmp_path).as_posix() for path in images] == list(wanted)
+    assert [path.relative_to(tmp_path).as_posix() for path in images] == [*wanted, "sub/gone.png"]
     assert sorted(path.name for path in others) == ["x.gif", "y.HEIC"]
+
+
+def test_listed_files_have_the_order_of_their_paths(tmp_path: Path) -> None:
+    names = ("a/b.png", "a.png", "a-b/c.png", "a/b/c.png", "a b.png", "B.png", "ä.png", "a.png.d/1.png", "a0.png")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "0").symlink_to(tmp_path / "a")  # the first way to a folder is the one that is taken
+    images, _ = list_images(tmp_path)
+    assert images == sorted(images)
+    expected = {name.replace("a/b", "0/b") for name in names}
+    assert {path.relative_to(tmp_path).as_posix() for path in images} == expected
 
 
 def test_damaged_bytes_never_raise(tmp_path: Path) -> None:

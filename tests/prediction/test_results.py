@@ -15,7 +15,7 @@ from yolox.data.formats.checks import check_split
 from yolox.data.formats.coco_json import describe_coco
 from yolox.data.formats.yolo_labels import pixel_box, read_label_file
 from yolox.errors import UsageError, YoloxError
-from yolox.files import mark_inputs
+from yolox.files import mark_input_files, mark_inputs
 from yolox.prediction.background import write_behind
 from yolox.prediction.results import Boxes, Result
 from yolox.prediction.tracking import track
@@ -154,12 +154,21 @@ def test_what_was_found_before_a_stop_is_kept(tmp_path: Path, stopped: type[Base
     assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 1 + 2
 
 
+def test_results_of_one_name_are_numbered(tmp_path: Path) -> None:
+    with ResultWriter(tmp_path, ["csv"]) as writer:
+        for number, name in enumerate(["a.png", "a_2.png", "a.png", "a.png", "deep/a.png", "a_2.png"]):
+            writer.write(result(name, number))
+    rows = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines()))
+    names = ["a.png", "a_2.png", "a_3.png", "a_4.png", "deep/a.png", "a_2_2.png"]
+    assert list(dict.fromkeys(row["image"] for row in rows)) == names
+
+
 def test_inputs_are_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a.png", "film.mp4", "film.avi"):
         (tmp_path / name).write_bytes(b"mine")
 
     def body() -> None:
-        mark_inputs(tmp_path / "film.avi", siblings=True)
+        mark_input_files([tmp_path / "film.avi"])
         ResultWriter(tmp_path).check(["film.avi"])
 
     assert run_tool(body) == 2

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from base64 import b64encode
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
@@ -13,7 +14,10 @@ from loopback import serving
 from PIL import Image as PilImage
 
 from yolox.errors import DataError, UsageError
+from yolox.files import mark_input_files
 from yolox.prediction.sources import Sources
+from yolox.prediction.writers import ResultWriter
+from yolox.tools.run_tool import run_tool
 
 LOGIN = b64encode(b"me:s@cret").decode()
 BLUE, RED = (255, 0, 0), (0, 0, 255)  # BGR
@@ -121,3 +125,40 @@ def test_the_login_of_an_address_goes_to_its_server_and_into_no_message(server: 
     with pytest.raises(DataError, match="401") as refused:
         Sources(f"{server.replace('://', '://me:w0rd@')}/locked.png")
     assert "w0rd" not in str(refused.value)
+
+
+def test_names_of_many_files_take_little_memory(tmp_path: Path) -> None:
+    """A million files in a folder took a gigabyte before the first one was read; 250 bytes each are allowed here."""
+    count = 3000
+    for number in range(count):
+        (tmp_path / f"{number:09d}.png").touch()
+    tracemalloc.start()
+    try:
+        sources = Sources(tmp_path)
+        mark_input_files(sources.files)
+        writer = ResultWriter(tmp_path / "found")
+        writer.check(sources.names)
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(sources) == count
+    assert used / count < 250
+
+
+def test_absolute_paths_of_a_list_are_written_into_the_folder_that_is_asked_for(tmp_path: Path) -> None:
+    image = tmp_path / "in" / "a.png"
+    image.parent.mkdir()
+    cv2.imwrite(str(image), np.zeros((4, 4, 3), np.uint8))
+    (tmp_path / "list.txt").write_text(f"{image}\n../{tmp_path.name}/in/a.png\n")
+    sources = Sources(tmp_path / "list.txt")
+    out = tmp_path / "out"
+    out.mkdir()
+
+    def body() -> None:
+        mark_input_files(sources.files)
+        ResultWriter(out).check(sources.names)
+        with pytest.raises(UsageError, match="is an input of this command"):
+            ResultWriter(tmp_path / "in").check(["a.png"])
+
+    assert run_tool(body) == 0
+    assert [picture.path for picture in sources] == [image, tmp_path / ".." / tmp_path.name / "in" / "a.png"]

@@ -6,6 +6,8 @@ import io
 import os
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -44,20 +46,49 @@ def list_images(folder: Path) -> tuple[list[Path], list[Path]]:
     """Return the images below a folder, and the image files of formats that are not read; both sorted, none hidden."""
     images: list[Path] = []
     others: list[Path] = []
+    for name in image_names(folder):
+        (images if is_read(name) else others).append(Path(folder, name))
+    return images, others
+
+
+def is_read(name: str) -> bool:
+    """Return whether files with the ending of ``name`` are read as images."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def image_names(folder: Path) -> Iterator[str]:
+    """Yield the paths of the image files below a folder, of any format, from there: sorted as paths, none hidden."""
+    endings = IMAGE_SUFFIXES | OTHER_IMAGE_SUFFIXES
     seen: set[str] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:  # a link to a folder above
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
-        for name in files:
-            suffix = os.path.splitext(name)[1].lower()
-            if name.startswith(".") or suffix not in IMAGE_SUFFIXES | OTHER_IMAGE_SUFFIXES:
-                continue
-            (images if suffix in IMAGE_SUFFIXES else others).append(Path(place, name))
-    return sorted(images), sorted(others)
+    waiting = [("", _entries(str(folder), seen))]
+    while waiting:
+        place, entries = waiting[-1]
+        name, is_folder = next(entries, ("", False))
+        if not name:
+            waiting.pop()
+        elif is_folder:
+            inner = f"{place}{name}/"
+            waiting.append((inner, _entries(os.path.join(folder, inner), seen)))
+        elif os.path.splitext(name)[1].lower() in endings:
+            yield place + name
+
+
+def _entries(place: str, seen: set[str]) -> Iterator[tuple[str, bool]]:
+    """Yield the names in a folder that are not hidden, sorted, and whether each is a folder; nothing if it was seen."""
+    real = os.path.realpath(place)
+    if real in seen:  # a link to a folder above
+        return
+    seen.add(real)
+    names, folders = [], set()
+    with suppress(OSError), os.scandir(place) as entries:  # a folder that cannot be read holds nothing for us
+        for entry in entries:
+            if not entry.name.startswith(".") and entry.name != "__MACOSX":
+                names.append(entry.name)
+                linked = entry.is_symlink()
+                if os.path.isdir(entry.path) if linked else entry.is_dir():
+                    folders.add(entry.name)
+    names.sort()
+    yield from ((name, name in folders) for name in names)
 
 
 def read_image(path: Path, expected: Size, at_least: Size | None = None) -> Image | None:

@@ -49,7 +49,6 @@ class Sources:
         as_video: Open files as videos whatever their endings.
 
     Attributes:
-        files: Image and video files that will be read.
         skipped: Files that could not be read, so far.
         live: Whether the source has no end of its own (cameras and streams).
 
@@ -60,7 +59,7 @@ class Sources:
 
     def __init__(self, source: Source, max_reconnects: int = 10, as_video: bool = False) -> None:
         self._as_video = as_video
-        self.files: list[Path] = []
+        self._files: list[str | Path] = []  # tables and videos
         self.skipped: list[Path] = []
         self.max_reconnects = max_reconnects
         self._items = list(self._expand(source))
@@ -72,6 +71,12 @@ class Sources:
     def __len__(self) -> int:
         """Return the number of pictures and videos."""
         return len(self._items)
+
+    @property
+    def files(self) -> Iterator[str | Path]:
+        """Files that will be read, one after another: images, videos and tables."""
+        yield from self._files
+        yield from (item.path for item in self._items if isinstance(item, ImageFile))
 
     @property
     def names(self) -> list[str]:
@@ -156,49 +161,57 @@ class Sources:
         elif path.is_file() and path.suffix.lower() in (*LIST_SUFFIXES, PARQUET_SUFFIX) and not self._as_video:
             yield from self._from_table(path)
         elif path.is_file() or path.is_char_device():
-            yield self._from_file(path, Path(path.name))
+            yield self._from_file(path.parent, path.name)
         elif glob.has_magic(text):
-            found = sorted(Path(hit) for hit in glob.glob(str(path), recursive=True) if Path(hit).is_file())
-            if not found:
+            hits = [hit for hit in glob.glob(str(path), recursive=True) if os.path.isfile(hit)]
+            if not hits:
                 raise DataError(f"'{text}' matches no file; expected a pattern of images or videos.")
-            root = Path(os.path.commonpath([hit.parent for hit in found]))
-            for hit in found:
-                yield self._from_file(hit, hit.relative_to(root))
+            root = Path(os.path.commonpath([os.path.dirname(hit) for hit in hits]))
+            for hit in sorted(hits, key=lambda hit: hit.split("/")):
+                yield self._from_file(root, Path(hit).relative_to(root).as_posix())
         else:
             raise DataError(f"'{text}' does not exist; expected an image, a folder, a video or an address.")
 
     def _from_table(self, table: Path) -> Iterator[_Item]:
         """Yield the images of a list or a Parquet table; relative paths in it begin at its folder."""
-        self.files.append(table)
+        self._files.append(table)
         for row in rows_of(table) if is_parquet(table) else listed_paths(table):
             if isinstance(row, TableImage):
                 yield row
             elif _ADDRESS.match(row):
                 yield from _from_address(row)
             else:
-                yield self._from_file(table.parent / Path(row).expanduser(), Path(row))
+                yield self._from_file(table.parent, Path(row).expanduser().as_posix())
 
     def _from_folder(self, folder: Path) -> Iterator[_Item]:
-        from yolox.data.image_files import IMAGE_SUFFIXES, list_images
+        from yolox.data.image_files import IMAGE_SUFFIXES, image_names, is_read
 
-        images, others = list_images(folder)
+        count = others = 0
+        for name in image_names(folder):
+            if is_read(name):
+                count += 1
+                yield self._from_file(folder, name)
+            else:
+                others += 1
         videos = sorted(file for file in folder.iterdir() if file.suffix.lower() in VIDEO_SUFFIXES and file.is_file())
         if others:
-            _log.warning("%d image files of formats that are not read were left out of '%s'", len(others), folder)
-        if not images and not videos and is_parquet(folder):
+            _log.warning("%d image files of formats that are not read were left out of '%s'", others, folder)
+        if not count and not videos and is_parquet(folder):
             yield from self._from_table(folder)
             return
-        if not images and not videos:
+        if not count and not videos:
             endings = ", ".join(sorted(IMAGE_SUFFIXES))
             raise DataError(f"'{folder}' holds no image; expected files ending in {endings}.")
-        for file in (*images, *videos):
-            yield self._from_file(file, file.relative_to(folder))
+        for file in videos:
+            yield self._from_file(folder, file.name)
 
-    def _from_file(self, path: Path, relative: Path) -> ImageFile | _Stream:
-        self.files.append(path)
-        if self._as_video or path.suffix.lower() in VIDEO_SUFFIXES or path.is_char_device():
-            return _Stream(str(path), relative.as_posix(), live=path.is_char_device())
-        return ImageFile(path, relative.as_posix())
+    def _from_file(self, folder: Path, name: str) -> ImageFile | _Stream:
+        path = folder / name
+        is_device = path.is_char_device()
+        if self._as_video or is_device or path.suffix.lower() in VIDEO_SUFFIXES:
+            self._files.append(path)
+            return _Stream(str(path), name, live=is_device)
+        return ImageFile(folder, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,12 +219,17 @@ class ImageFile:
     """An image file; every machine that sees the file can read it.
 
     Args:
-        path: Where it is.
-        name: What to call it.
+        folder: Where its path begins; one for all files of a source, since there may be millions.
+        name: The path from there, which is also what to call it.
     """
 
-    path: Path
+    folder: Path
     name: str
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return self.folder / self.name
 
     def read(self) -> Image | None:
         """Return the image ``[H, W, 3]`` BGR uint8, or None when it cannot be read."""

@@ -61,6 +61,7 @@ class ResultWriter:
         self.written: list[str] = []
         self._writers: list[_Writer] | None = None
         self._used: set[str] = set()
+        self._next: dict[str, int] = {}  # number that the next result of a name gets that is in use
 
     def check(self, names: Iterable[str]) -> None:
         """Refuse results that would replace an input, before anything is written.
@@ -73,9 +74,9 @@ class ResultWriter:
         """
         files = [file for name in self.formats for file in FORMATS[name][1]]
         refuse_inputs(*(self.folder / file for file in files))
-        if "pictures" in self.formats:
+        if "pictures" in self.formats and self.folder.exists():  # otherwise there is nothing to replace
             for name in names:
-                target = self.folder / name
+                target = self.folder / _inside(name)
                 refuse_inputs(target.with_suffix(".mp4") if target.suffix.lower() in VIDEO_SUFFIXES else target)
 
     def write(self, result: Result) -> None:
@@ -103,13 +104,21 @@ class ResultWriter:
 
     def _unique(self, name: str) -> str:
         """Return a name that no earlier result has: lists may hold files of one name from several folders."""
-        path = Path(re.sub(r"(^|/)\.\.(?=/)", r"\1_", name.lstrip("/")))
-        unique, number = path, 2
-        while unique.as_posix() in self._used:
-            unique = path.with_name(f"{path.stem}_{number}{path.suffix}")
+        first = _inside(name)
+        unique, number = first, self._next.get(first, 2)
+        while unique in self._used:
+            path = Path(first)
+            unique = path.with_name(f"{path.stem}_{number}{path.suffix}").as_posix()
             number += 1
-        self._used.add(unique.as_posix())
-        return unique.as_posix()
+            self._next[first] = number
+        self._used.add(unique)
+        return unique
+
+
+def _inside(name: str) -> str:
+    """Return the name as a path that does not leave the folder; the same string where it does not have to change."""
+    path = Path(re.sub(r"(^|/)\.\.(?=/)", r"\1_", name.lstrip("/"))).as_posix()
+    return name if path == name else path
 
 
 class _AbandonedError(Exception):

@@ -186,7 +186,7 @@ def read_pictures(folder: Path, size: Size, limit: int) -> NDArray[np.uint8]:
 
     if not folder.is_dir():
         raise DataError(f"'{folder}' is not a folder; expected a folder of pictures to calibrate on. Check --calib.")
-    pictures = (ImageFile(file, file.name).read() for file in list_images(folder)[0])
+    pictures = (ImageFile(file.parent, file.name).read() for file in list_images(folder)[0])
     wanted = f"'{folder}' holds no readable picture; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}."
     return _letterboxed(pictures, size, limit, wanted)[0]
 

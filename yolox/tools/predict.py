@@ -148,12 +148,12 @@ def _on_cluster(
 def _write_all(
     args: argparse.Namespace, predictor: Predictor, pictures: Sources, results: Iterable[Result], report: Any
 ) -> None:
-    from yolox.files import mark_inputs
+    from yolox.files import mark_input_files, mark_inputs
     from yolox.prediction.background import write_behind
     from yolox.prediction.writers import ResultWriter
 
     mark_inputs(args.ckpt, args.model, args.exp_file)
-    mark_inputs(*pictures.files, siblings=True)
+    mark_input_files(pictures.files)
     folder = _output_dir(args, predictor)
     formats = args.formats or ("pictures",)
     writer = ResultWriter(folder or Path(), formats if folder is not None else ())
