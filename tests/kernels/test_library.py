@@ -89,7 +89,7 @@ def test_without_a_compiler_one_note_is_written(tmp_path: Path) -> None:
 def test_a_compiler_that_fails_is_named(tmp_path: Path) -> None:
     done = run("assert kernels() is None", CXX="false", YOLOX_CACHE=str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert "cannot be compiled" in done.stderr
+    assert "cannot be compiled: the compiler ended with code 1" in done.stderr
     assert list(tmp_path.iterdir()) == [], "nothing half done is left"
 
 

@@ -100,7 +100,9 @@ def compile_library(variant: Variant, library: Path, options: Sequence[str] = ()
                 for target in objects:
                     target.unlink(missing_ok=True)
     except (OSError, subprocess.SubprocessError) as error:
-        detail = getattr(error, "stderr", None) or error
+        detail: object = error
+        if isinstance(error, subprocess.CalledProcessError):
+            detail = error.stderr or f"the compiler ended with code {error.returncode}"  # below zero: by that signal
         raise YoloxError(f"the kernels for {variant.name} cannot be compiled: {detail}") from error
     _log.info("kernels: compiled %s", library)
 
