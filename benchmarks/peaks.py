@@ -21,7 +21,7 @@ BUFFER_BYTES = 1 << 28
 """Of each thread; far more than the caches hold."""
 
 
-def measure_peaks(threads: int, rounds: int = 20_000_000, repeats: int = 5) -> dict[str, float]:
+def measure_peaks(threads: int, rounds: int = 1_000_000, repeats: int = 30) -> dict[str, float]:
     """Return multiply-accumulates a second by precision and bytes a second under ``memory``, the best of some runs.
 
     A precision for which the processor has no instruction is 0; so is each on another processor than x86 with AVX-512.

@@ -49,8 +49,8 @@ class Pieces:
             found = dict(piece.work(*(self._found[key] for key in piece.needs)))
         except RuntimeError as error:
             lines = [line for line in str(error).splitlines() if line.strip()]
-            found = {"failure": lines[-1], "output": lines[-20:]}
-            print(f"  {lines[-1]}", flush=True)
+            found = {"failure": lines[0], "output": lines[-20:]}
+            print(f"  {lines[0]}", flush=True)
         self._found[piece.key] = {**found, "took_s": round(time.monotonic() - start, 1)}
         write_text(self._path, json.dumps(self._found, indent=1) + "\n")
 

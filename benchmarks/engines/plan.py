@@ -23,7 +23,7 @@ ROUND_SECONDS, SAMPLES = 1.0, 250
 TUNE_SECONDS = 3.0
 LARGEST_TUNED = 8
 """A larger batch runs with the settings of this one, cut into pieces of its size where it ran as a whole."""
-PIECE_SECONDS = 900.0
+PIECE_SECONDS = 3600.0
 FEW = (
     *(ORIGINAL, "bf16", "inductor_bf16", "openvino_fp32", "openvino_bf16", "openvino_int8", "onnxruntime_fp32"),
     *("ncnn_fp32", "ncnn_int8", "litert_fp32", "litert_int8", "executorch_fp32", "executorch_int8", "native_int8"),

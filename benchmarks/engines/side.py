@@ -57,8 +57,10 @@ def _outputs(runner: Runner, inputs: Inputs, command: Mapping[str, Any]) -> dict
 def _tune(runner: Runner, inputs: Inputs, command: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fastest of the engine's settings for this batch."""
     batch, threads = command["batch"], command["threads"]
-    if len(runner.candidates(batch, threads)) > 1:
-        runner, _ = tune(runner, (inputs.batch(batch),), threads, command["budget"], print)
+    candidates = runner.candidates(batch, threads)
+    if len(candidates) == 1:  # which need not be what the engine was saved with, for another batch
+        return {"settings": candidates[0].as_dict()}
+    runner, _ = tune(runner, (inputs.batch(batch),), threads, command["budget"], print)
     return {"settings": runner.settings.as_dict()}
 
 

@@ -60,7 +60,7 @@ def test_finished_pieces_are_kept_and_failures_told(tmp_path: Path) -> None:
     def work(name: str, *found: Mapping[str, Any]) -> dict[str, Any]:
         calls.append(name)
         if name == "bad":
-            raise RuntimeError("a side ended\nValueError: no such operator")
+            raise RuntimeError("the side ended: ValueError: no such operator\nwhat it printed")
         return {"value": sum(one["value"] for one in found) + 1}
 
     pieces = [
@@ -75,7 +75,7 @@ def test_finished_pieces_are_kept_and_failures_told(tmp_path: Path) -> None:
             done.run(piece)
     assert calls == ["good", "next", "bad"]
     assert done.get("next")["value"] == 2
-    assert done.failure("bad") == "ValueError: no such operator"
+    assert done.failure("bad") == "the side ended: ValueError: no such operator"
     assert done.get("after") == {}
 
 

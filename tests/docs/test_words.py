@@ -64,7 +64,9 @@ def test_tests_in_the_text_exist(page: str) -> None:
             assert not function or f"def {function}(" in (ROOT / file).read_text(encoding="utf-8"), f"{page}: {name}"
         if "pytest " in span and " -k " in span:
             words = shlex.split(span)
-            text = "".join((ROOT / word).read_text(encoding="utf-8") for word in words if word.endswith(".py"))
+            asked_for = [ROOT / word for word in words if word.startswith("tests")]
+            files = [file for place in asked_for for file in (place.rglob("*.py") if place.is_dir() else [place])]
+            text = "".join(file.read_text(encoding="utf-8") for file in files)
             names = text.lower()  # of tests and of their parameters
             asked = re.findall(r"\w+", words[words.index("-k") + 1])
             assert [word for word in asked if word not in {"or", "and", "not"} and word not in names] == [], span

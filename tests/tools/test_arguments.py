@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -228,3 +231,15 @@ def test_numbers_of_options_are_finite_and_in_range(tool: str, words: list[str],
     with pytest.raises(UsageError) as refused:
         parser.parse(words)
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("words", [["completion", "bash"], ["settings", "-n", "yolox_nano"]])
+def test_a_reader_of_the_output_may_end(words: list[str]) -> None:
+    """``yolox settings | head`` ends as other programs do, without a traceback."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "wb") as output:
+        ended = subprocess.run(
+            [sys.executable, "-m", "yolox", *words], stdout=output, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (ended.returncode, ended.stderr) == (141, "")

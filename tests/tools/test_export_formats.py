@@ -162,10 +162,15 @@ def test_a_file_of_free_size_is_predicted_at_the_size_in_its_metadata(checkpoint
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-2)
 
 
-def test_the_format_names_the_file(checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_format_names_the_file(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["-c", checkpoint, "--format", "torchscript", "--tsize", "64"]) == 0
+    assert main(["-c", checkpoint, "--format", "torchscript", "--tsize", "64", "--json"]) == 0
     assert [file.name for file in tmp_path.iterdir()] == ["yolox.pt"]
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"written": "yolox.pt", "format": "torchscript"}
+    assert "written: yolox.pt" in err
 
 
 @pytest.mark.parametrize(

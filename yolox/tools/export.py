@@ -20,6 +20,7 @@ from yolox.tools.arguments import (
     add_overrides,
     apply_arguments,
     asked_experiment,
+    keep_stdout_for_json,
     positive_int,
     probability,
     run_tool,
@@ -61,7 +62,7 @@ DEFAULT_OPSET = 18
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool and return its exit code."""
-    return run_tool(lambda: run(build_parser().parse(argv)))
+    return run_tool(lambda: _run(build_parser().parse(argv)))
 
 
 def build_parser() -> ToolParser:
@@ -94,8 +95,16 @@ def build_parser() -> ToolParser:
     parser.add_argument("--conf", type=probability, help="with --nms: lowest score (0.25)")
     parser.add_argument("--nms_iou", type=probability, help="with --nms: IoU of the suppression (0.45)")
     parser.add_argument("--multi_label", action="store_true", help=f"with --nms: {MULTI_LABEL}")
+    parser.add_argument("--json", action="store_true", help="print what was written on stdout as JSON, and no more")
     add_overrides(parser)
     return parser
+
+
+def _run(args: argparse.Namespace) -> None:
+    with keep_stdout_for_json(args.json) as report:
+        written = run(args)
+        if args.json:
+            print(json.dumps({"written": str(written), "format": _SUFFIXES[written.suffix]}), file=report)
 
 
 def run(args: argparse.Namespace) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable
@@ -15,12 +16,15 @@ from yolox.errors import MissingDependencyError, YoloxError, printable
 from yolox.files import describe_failed_write
 from yolox.tools.early_interrupt import INTERRUPTED, signals_as_exceptions
 
+READER_ENDED = 141
+
 
 def run_tool(body: Callable[[], object]) -> int:
     """Run a tool's body and return the exit code of the process: what it returns if that is a number, else 0.
 
     Mistakes of the user become one message without a traceback and their own code (2 usage, 3 data, 4 model file,
-    5 missing library), so does a full disk; Ctrl-C becomes 130 and SIGTERM 143; anything else is a traceback and 1.
+    5 missing library), so does a full disk; Ctrl-C becomes 130, SIGTERM 143 and a reader of the output that has ended
+    (``| head``) 141, as in a shell; anything else is a traceback and 1.
     """
     code = _exit_code(body)
     if work_goes_on():
@@ -37,6 +41,7 @@ def _exit_code(body: Callable[[], object]) -> int:
     try:
         with signals_as_exceptions():
             code = copy_context().run(body)  # the inputs that a run announces are its own
+            sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except YoloxError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -49,12 +54,30 @@ def _exit_code(body: Callable[[], object]) -> int:
     except SystemExit as stop:  # argparse leaves this way after --help
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except Exception as error:  # noqa: BLE001 - the outermost frame: a crash is reported whole, and never as success
-        failed_write = describe_failed_write(error)  # by a library: our own writers raise a YoloxError
-        if failed_write is None:
-            traceback.print_exc()
-        else:
-            print(f"error: {failed_write}", file=sys.stderr)
-        return 1
+        return _tell_crash(error)
+
+
+def _tell_crash(error: Exception) -> int:
+    """Report what is no mistake of the user, and return the exit code."""
+    if isinstance(error, BrokenPipeError) and _reader_has_ended():
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in its buffer
+        return READER_ENDED
+    failed_write = describe_failed_write(error)  # by a library: our own writers raise a YoloxError
+    if failed_write is None:
+        traceback.print_exception(error)
+    else:
+        print(f"error: {failed_write}", file=sys.stderr)
+    return 1
+
+
+def _reader_has_ended() -> bool:
+    """Return whether standard output is a pipe that nobody reads any more."""
+    try:
+        output = select.poll()
+        output.register(sys.stdout.fileno(), 0)
+        return any(events & select.POLLERR for _, events in output.poll(0))
+    except (OSError, ValueError):  # it is no file, or closed
+        return False
 
 
 def _tell_missing(error: ModuleNotFoundError) -> int:
