@@ -104,7 +104,7 @@ def test_every_format(tmp_path: Path) -> None:
 @given(
     st.lists(
         st.lists(
-            st.tuples(*[st.integers(0, 60)] * 2, *[st.integers(1, 20)] * 2, st.integers(0, 1)), max_size=4, unique=True
+            st.tuples(*[st.integers(0, 60)] * 2, *[st.integers(2, 20)] * 2, st.integers(0, 1)), max_size=4, unique=True
         ),
         min_size=1,
         max_size=3,
