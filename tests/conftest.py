@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -74,10 +75,12 @@ def ray_cluster(ray_client_port: int) -> Iterator[Any]:
 
     settings = {"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False}
     client = {"ray_client_server_port": ray_client_port}
+    before = signal.getsignal(signal.SIGTERM)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it leaves the log files of the client's server open
         cluster = Cluster(initialize_head=True, head_node_args={**settings, **client})
     cluster.add_node(num_cpus=1, object_store_memory=STORE)
+    signal.signal(signal.SIGTERM, before)  # Ray's would end the cluster and this process
     yield cluster
     cluster.shutdown()
 
