@@ -25,12 +25,17 @@ SECONDS = 240
 
 
 def predicting(mark: str, command: int) -> list[int]:
-    """Processes that inherited the mark from the command and hold PyTorch, as those do that have the model."""
+    """Processes that inherited the mark from the command and hold PyTorch, as those do that have the model.
+
+    Processes that the command has just forked look like itself until they execute another program.
+    """
     found = []
+    own_words = Path(f"/proc/{command}/cmdline").read_bytes()
     for place in Path("/proc").glob("[0-9]*"):
         try:
             marked = f"{MARK}={mark}".encode() in (place / "environ").read_bytes().split(b"\0")
-            if marked and int(place.name) != command and "libtorch_cpu" in (place / "maps").read_text():
+            forked = (place / "cmdline").read_bytes() == own_words
+            if marked and not forked and "libtorch_cpu" in (place / "maps").read_text():
                 found.append(int(place.name))
         except OSError:  # it has ended meanwhile, or belongs to somebody else
             continue
