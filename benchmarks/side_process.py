@@ -17,9 +17,10 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from benchmarks.protocol import ROOT
+from yolox.cpu.allocator import release_memory
 from yolox.cpu.threads import shorten_waits
 from yolox.inference.search.latency import interleave
-from yolox.processes.inside import peak_memory_mb, release_memory
+from yolox.processes.inside import peak_memory_mb
 from yolox.processes.messages import Channel
 from yolox.processes.start import Process, ProcessFailure, Program
 

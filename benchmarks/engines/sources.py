@@ -17,9 +17,8 @@ from yolox.checkpoint import load_model
 from yolox.experiments import get_experiment
 from yolox.inference.convert.folding import fold_normalisations
 from yolox.inference.convert.quiet import quiet
-from yolox.models.decoding import DecodedDetector
+from yolox.models.decoding import DecodedDetector, replace_focus_
 from yolox.models.detector import build_detector
-from yolox.models.layers import Focus
 from yolox.structures import Size
 from yolox.tools.detection_metric import DetectionMetric
 from yolox.tools.inference_images import EvalImages, calibration_images, read_eval_images
@@ -47,30 +46,6 @@ NETWORKS = {
     "s": Network("yolox_s", 640),
     "quick": Network("yolox_nano", 64),
 }
-
-
-class MergedFocus(nn.Module):
-    """`Focus` as one 6x6 convolution of stride 2 with the same sums: few engines take transpositions of six axes.
-
-    Args:
-        focus: The layer to merge; it is changed.
-    """
-
-    def __init__(self, focus: Focus) -> None:
-        super().__init__()
-        self.block = focus.conv
-        old = self.block.conv
-        new = nn.Conv2d(old.in_channels // 4, old.out_channels, 6, 2, 2, bias=old.bias is not None)
-        weight = old.weight.detach().reshape(-1, 2, 2, new.in_channels, 3, 3)  # out, right, bottom, channel, window
-        new.weight.data = weight.permute(0, 3, 4, 2, 5, 1).reshape(new.weight.shape).contiguous()
-        if old.bias is not None:
-            new.bias = old.bias
-        self.block.conv = new
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map ``[B, in, H, W]`` to ``[B, out, H / 2, W / 2]``."""
-        result: Tensor = self.block(images)
-        return result
 
 
 def build_module(inputs: Inputs, model: str) -> nn.Module:
@@ -179,10 +154,7 @@ def _joined(batches: list[NDArray[np.float32]]) -> NDArray[np.uint8]:
 
 def _write_programs(inputs: Inputs, module: nn.Module) -> None:
     """Write the network for converters; it is changed."""
-    for part in list(module.modules()):
-        for name, child in list(part.named_children()):
-            if isinstance(child, Focus):
-                part.add_module(name, MergedFocus(child))
+    replace_focus_(module)
     sample = torch.from_numpy(inputs.batch(1))
     module = fold_normalisations(module.eval(), (sample,))
     with quiet(printing=True), torch.no_grad():

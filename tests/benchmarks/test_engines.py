@@ -9,26 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from benchmarks.engines import __main__ as engines
 from benchmarks.engines.picture import fastest
 from benchmarks.engines.pieces import PieceRunner, Run
 from benchmarks.engines.pieces_file import Piece, Pieces
-from benchmarks.engines.sources import MergedFocus
 from benchmarks.engines.table import ENGINES, Engine
 from yolox.inference.backends.base import Settings
-from yolox.models.layers import Focus
-
-
-def test_the_first_layer_as_one_convolution_computes_the_same() -> None:
-    torch.manual_seed(0)
-    focus = Focus(3, 8).eval()
-    images = torch.rand(2, 3, 32, 64)
-    with torch.no_grad():
-        expected = focus(images)
-        torch.testing.assert_close(MergedFocus(focus)(images), expected)
 
 
 @pytest.mark.parametrize("streams", [1, 2])

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from yolox.boxes import cxcywh_to_xyxy
 from yolox.experiments import get_experiment
-from yolox.models.decoding import DecodedDetector, decode, official_output
+from yolox.models.decoding import DecodedDetector, decode, official_output, replace_focus_
 from yolox.models.detector import Detector, build_detector
+from yolox.models.layers import Focus
 from yolox.structures import Predictions, Size
 
 Function = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -151,3 +152,19 @@ def test_compile_takes_the_whole_module(module: DecodedDetector) -> None:
     with torch.no_grad():
         for value, expected in zip(compiled(_images()), module(_images()), strict=True):
             torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("out_channels", "height", "width", "rtol", "atol"), [(5, 16, 10, 1e-5, 1e-6), (8, 32, 64, 1.3e-6, 1e-5)]
+)
+def test_a_convolution_computes_what_a_focus_does(
+    out_channels: int, height: int, width: int, rtol: float, atol: float
+) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(Focus(3, out_channels)).eval()
+    images = torch.rand(2, 3, height, width)
+    with torch.no_grad():
+        expected = module(images)
+        replace_focus_(module)
+        assert not isinstance(module[0], Focus)
+        torch.testing.assert_close(module(images), expected, rtol=rtol, atol=atol)

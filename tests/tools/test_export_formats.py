@@ -186,6 +186,17 @@ def test_the_format_names_the_file(
         (["--two_outputs", "--output", "found"], "fixed names"),
         (["--dynamic_size", "-o", "11"], "expected 18 or later"),
         (["--nms", "-o", "10"], "expected 11 or later"),
+        (["--format", "ncnn", "--dynamic"], "takes one image of one height and width"),
+        (["--format", "ncnn", "--dynamic_size"], "takes one image of one height and width"),
+        (["--format", "ncnn", "--batch-size", "2"], "an ncnn graph takes one image"),
+        (["--format", "ncnn", "--nms"], "--nms has no meaning for the format ncnn"),
+        (["--format", "ncnn", "-o", "18"], "--opset has no meaning for the format ncnn"),
+        (["--format", "ncnn", "--input", "my images"], "named 'my images', 'output'"),
+        (["--format", "ncnn", "--input", "12"], "begin with no digit"),
+        (["--format", "ncnn", "--input", "x", "--output", "x"], "expected different names"),
+        (["--format", "ncnn", "--input", "x" * 256], "cannot have an input"),
+        (["--format", "ncnn", "--output-name", "a.onnx"], "contradict each other"),
+        (["--format", "ncnn", "--output-name", "a.ncnn"], "ends in '.ncnn'"),
     ],
 )
 def test_what_a_format_cannot_hold_is_refused(

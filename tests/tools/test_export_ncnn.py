@@ -19,7 +19,6 @@ from yolox.evaluation.postprocess import postprocess
 from yolox.experiments import get_experiment
 from yolox.models.decoding import OUTPUT_LAYOUTS, DecodedDetector
 from yolox.models.detector import build_detector
-from yolox.models.layers import Focus
 from yolox.structures import Size
 from yolox.tools.export import main
 
@@ -45,14 +44,6 @@ def run_ncnn(path: Path, images: np.ndarray) -> dict[str, np.ndarray]:
         with net.create_extractor() as extractor:
             extractor.input("images", ncnn.Mat(image))
             return {name: np.array(extractor.extract(name)[1]) for name in net.output_names()}
-
-
-def test_a_convolution_computes_what_a_focus_does() -> None:
-    torch.manual_seed(0)
-    focus = Focus(3, 5).eval()
-    images = torch.rand(2, 3, 16, 10)
-    with torch.no_grad():
-        torch.testing.assert_close(focus.as_convolution()(images), focus(images), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.backends
@@ -103,36 +94,6 @@ def test_one_output_named_by_the_user(one_class: Path, tmp_path: Path, options: 
     assert told["input_size"] == [64, 96]
     assert told["preprocessing"]["channels"] == "BGR"
     assert told["outputs"] == OUTPUT_LAYOUTS[layout].description
-
-
-@pytest.mark.parametrize(
-    ("words", "part"),
-    [
-        (["--dynamic"], "takes one image of one height and width"),
-        (["--dynamic_size"], "takes one image of one height and width"),
-        (["--batch-size", "2"], "an ncnn graph takes one image"),
-        (["--nms"], "--nms has no meaning for the format ncnn"),
-        (["-o", "18"], "--opset has no meaning for the format ncnn"),
-        (["--input", "my images"], "named 'my images', 'output'"),
-        (["--input", "12"], "begin with no digit"),
-        (["--input", "x", "--output", "x"], "expected different names"),
-        (["--input", "x" * 256], "cannot have an input"),
-        (["--output-name", "a.onnx"], "contradict each other"),
-        (["--output-name", "a.ncnn"], "ends in '.ncnn'"),
-    ],
-)
-def test_what_ncnn_cannot_do_is_refused(
-    one_class: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    words: list[str],
-    part: str,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(["-c", str(one_class), "--format", "ncnn", *words]) == 2
-    assert part in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
 
 
 def test_without_pnnx(

@@ -54,15 +54,20 @@ def keep_freed_memory() -> AllocatorSetting:
     return AllocatorSetting(True, f"mallopt: M_MMAP_MAX 0, M_TRIM_THRESHOLD never, M_TOP_PAD 64 MiB{huge}")
 
 
+def release_memory() -> None:
+    """Give free pages back to the system, where the C library can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(ctypes.c_size_t(0))
+
+
 @contextmanager
 def freed_memory_returned() -> Iterator[None]:
     """Return to the kernel what malloc keeps free, so that a limit on further memory counts from what is in use.
 
     Huge pages are asked for again at the end, if they were before.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim is not None:
-        trim(ctypes.c_size_t(0))
+    release_memory()
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from yolox.boxes import anchor_grid, cxcywh_to_xyxy, decode_cxcywh
 from yolox.models.detector import Detector
+from yolox.models.layers import ConvBnAct, Focus
 from yolox.structures import Decoded, Predictions, Size
 
 
@@ -104,3 +106,26 @@ OUTPUT_LAYOUTS = {
     ),
 }
 """The layouts by name."""
+
+
+def replace_focus_(module: nn.Module) -> None:
+    """Put a 6x6 convolution of stride 2 with the same sums in place of each `Focus` inside ``module``.
+
+    Few inference engines take its arrays of six axes. Images are float.
+    """
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, Focus):
+                parent.add_module(name, _as_convolution(child))
+
+
+def _as_convolution(focus: Focus) -> ConvBnAct:
+    inner = focus.conv.conv
+    weight = inner.weight.detach()
+    out_channels, channels = weight.shape[0], weight.shape[1] // 4
+    blocks = weight.reshape(out_channels, 2, 2, channels, 3, 3)  # axis 1: left, right; axis 2: top, bottom
+    block = copy.deepcopy(focus.conv)
+    block.conv = nn.Conv2d(channels, out_channels, 6, stride=2, padding=2, bias=inner.bias is not None)
+    block.conv.weight = nn.Parameter(blocks.permute(0, 3, 4, 2, 5, 1).reshape(out_channels, channels, 6, 6))
+    block.conv.bias = inner.bias
+    return block

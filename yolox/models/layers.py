@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -153,26 +151,6 @@ class Focus(nn.Module):
         blocks = space_to_depth(x)
         y: Tensor = self.conv(blocks if x.is_floating_point() else blocks.float())  # bytes are cheaper to move
         return y
-
-    def as_convolution(self) -> ConvBnAct:
-        """Return a block with one 6x6 convolution of stride 2 that computes the same, for float images."""
-        inner = self.conv.conv
-        weight = inner.weight.detach()
-        out_channels, channels = weight.shape[0], weight.shape[1] // 4
-        blocks = weight.reshape(out_channels, 2, 2, channels, 3, 3)  # axis 1: left, right; axis 2: top, bottom
-        block = copy.deepcopy(self.conv)
-        block.conv = nn.Conv2d(channels, out_channels, 6, stride=2, padding=2, bias=inner.bias is not None)
-        block.conv.weight = nn.Parameter(blocks.permute(0, 3, 4, 2, 5, 1).reshape(out_channels, channels, 6, 6))
-        block.conv.bias = inner.bias
-        return block
-
-
-def replace_focus_(module: nn.Module) -> None:
-    """Put convolutions in place of all `Focus` inside ``module``, for programs without arrays of six axes."""
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, Focus):
-                parent.add_module(name, child.as_convolution())
 
 
 def space_to_depth(x: Tensor) -> Tensor:

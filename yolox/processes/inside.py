@@ -66,10 +66,3 @@ def peak_memory_mb() -> float | None:
     """
     found = kernel_bytes(Path("/proc/self/status"), "VmHWM")
     return None if found is None else found / 1e6
-
-
-def release_memory() -> None:
-    """Give free pages back to the system."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)

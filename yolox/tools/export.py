@@ -232,8 +232,7 @@ def _described(loaded: LoadedModel, args: argparse.Namespace, asked: Deployment)
     from yolox.data.image_ops import PREPROCESSING
     from yolox.inference.backends.graph_file import DETECTIONS_LAYOUT
     from yolox.inference.convert.folding import fold_normalisations
-    from yolox.models.decoding import OUTPUT_LAYOUTS, DecodedDetector
-    from yolox.models.layers import replace_focus_
+    from yolox.models.decoding import OUTPUT_LAYOUTS, DecodedDetector, replace_focus_
 
     experiment = apply_arguments(loaded.experiment, args)
     if args.tsize is not None:

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolox.cpu.allocator import keep_freed_memory
+from yolox.cpu.allocator import keep_freed_memory, release_memory
 from yolox.errors import MissingDependencyError, UsageError, YoloxError
 from yolox.inference.search.protocol import (
     Failed,
@@ -32,7 +32,7 @@ from yolox.inference.search.protocol import (
     Stage,
     Status,
 )
-from yolox.processes.inside import peak_memory_mb, release_memory
+from yolox.processes.inside import peak_memory_mb
 from yolox.processes.messages import Channel, from_json
 
 if TYPE_CHECKING:

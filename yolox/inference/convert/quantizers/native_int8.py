@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from yolox.cpu.allocator import release_memory
 from yolox.errors import YoloxError
 from yolox.inference.backends.base import Arrays, PrepareContext
 from yolox.inference.convert.quantizers.mixed_precision import first_accurate
@@ -17,7 +18,6 @@ from yolox.kernels.int8.float_ir import Network
 from yolox.kernels.int8.int8_ir import Program
 from yolox.kernels.int8.ops.convolution import Convolution
 from yolox.kernels.int8.quantize import observe
-from yolox.processes.inside import release_memory
 
 CALIBRATION_ROWS = 32
 QUANTILES = (1.0, 0.95, 0.8)
