@@ -231,22 +231,23 @@ def _described(loaded: LoadedModel, args: argparse.Namespace, asked: Deployment)
     import torch
 
     from yolox.data.image_ops import PREPROCESSING
-    from yolox.inference.backends.graph_file import DETECTIONS_LAYOUT
     from yolox.inference.convert.folding import fold_normalisations
     from yolox.models.decoding import OUTPUT_LAYOUTS, DecodedDetector, replace_focus_
+    from yolox.structures import OUTPUT_DESCRIPTIONS
 
     experiment = apply_arguments(loaded.experiment, args)
     if args.tsize is not None:
         experiment = apply_fields(experiment, {"eval.test_size": str(args.tsize)})
-    size, layout = experiment.eval.test_size, OUTPUT_LAYOUTS[_layout(args)]
-    module = fold_normalisations(DecodedDetector(loaded.detector, layout.output).eval(), (torch.zeros(1, 3, 64, 64),))
+    size, layout = experiment.eval.test_size, _layout(args)
+    decoded = DecodedDetector(loaded.detector, OUTPUT_LAYOUTS[layout].output).eval()
+    module = fold_normalisations(decoded, (torch.zeros(1, 3, 64, 64),))
     if asked.format == "ncnn":
         replace_focus_(module)  # its arrays have four axes at most
     description = {
         "class_names": json.dumps(list(loaded.class_names)),
         "input_size": json.dumps(list(size)),
         "preprocessing": json.dumps(PREPROCESSING),
-        "outputs": layout.description if asked.nms is None else DETECTIONS_LAYOUT,
+        "outputs": OUTPUT_DESCRIPTIONS[layout if asked.nms is None else "detections"],
     }
     if asked.nms is not None:
         description["suppression"] = json.dumps(asdict(asked.nms))
