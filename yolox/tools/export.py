@@ -16,6 +16,7 @@ from yolox.errors import UsageError
 from yolox.tools.arguments import (
     MULTI_LABEL,
     ToolParser,
+    add_json,
     add_model_arguments,
     add_overrides,
     apply_arguments,
@@ -24,6 +25,7 @@ from yolox.tools.arguments import (
     positive_int,
     probability,
     run_tool,
+    write_json,
 )
 
 if TYPE_CHECKING:
@@ -95,7 +97,7 @@ def build_parser() -> ToolParser:
     parser.add_argument("--conf", type=probability, help="with --nms: lowest score (0.25)")
     parser.add_argument("--nms_iou", type=probability, help="with --nms: IoU of the suppression (0.45)")
     parser.add_argument("--multi_label", action="store_true", help=f"with --nms: {MULTI_LABEL}")
-    parser.add_argument("--json", action="store_true", help="print what was written on stdout as JSON, and no more")
+    add_json(parser, "what was written")
     add_overrides(parser)
     return parser
 
@@ -103,8 +105,7 @@ def build_parser() -> ToolParser:
 def _run(args: argparse.Namespace) -> None:
     with keep_stdout_for_json(args.json) as report:
         written = run(args)
-        if args.json:
-            print(json.dumps({"written": str(written), "format": _SUFFIXES[written.suffix]}), file=report)
+        write_json({"written": str(written), "format": _SUFFIXES[written.suffix]}, args.json, report)
 
 
 def run(args: argparse.Namespace) -> Path:
