@@ -36,7 +36,7 @@ EXTRAS = {
         "neural-compressor[pt]>=3.8; python_version >= '3.11'",
     ],
     "ncnn": ["pnnx>=20260112"],
-    "ray": ["ray[data]>=2.40"],
+    "ray": ["ray[client,data]>=2.40"],
     "spark": ["pyspark>=4.0"],
     "tables": ["pyarrow>=17"],
     "serve": ["fastapi>=0.115", "uvicorn>=0.30"],

@@ -17,6 +17,32 @@ def free_port() -> int:
 
 
 @contextmanager
+def listening(answer: bytes = b"") -> Iterator[int]:
+    """Accept connections on a free port, answer what arrives with ``answer`` and say no more; give the port."""
+    held: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def accept() -> None:
+            while True:
+                try:
+                    connection = server.accept()[0]
+                    held.append(connection)
+                    connection.sendall(answer)
+                except OSError:
+                    return
+
+        thread = Thread(target=accept, daemon=True)
+        thread.start()
+        try:
+            yield int(server.getsockname()[1])
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            for connection in held:
+                connection.close()
+
+
+@contextmanager
 def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
     """Serve on a free port, without a line about each request, and give the address.
 

@@ -138,3 +138,14 @@ class LossTerms(NamedTuple):
     def as_log(self) -> dict[str, Any]:
         """Return the terms as detached values under the names that loggers and the progress line show."""
         return {f"train/{name}": value.detach() for name, value in self._asdict().items()}
+
+
+OUTPUT_DESCRIPTIONS = {
+    "grid": "output: [B, A, 5 + C] = x, y, log w, log h relative to the grid (decode with strides 8, 16, 32), object, "
+    "classes",
+    "pixels": "output: [B, A, 5 + C] = cx, cy, w, h in pixels, object, classes",
+    "boxes_scores": "outputs: boxes [B, A, 4] xyxy in pixels, scores [B, A, C] = object x class",
+    "detections": "detections: [N, 7] = image of the batch, left, top, right, bottom in pixels, class, score",
+}
+"""What the outputs of a deployed detector hold, as its metadata tells it; B images, A anchor points, C classes, N
+detections of the whole batch."""

@@ -6,12 +6,14 @@ import json
 import signal
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from loopback import free_port
+from loopback import free_port, listening
 from self_labelled import write_checkpoint
 
 from yolox import YOLOX
@@ -20,7 +22,7 @@ from yolox.prediction.cluster import engine_of, predict_on_cluster
 from yolox.prediction.cluster_work import ClusterModel, Work, split
 from yolox.prediction.run import Thresholds
 from yolox.prediction.sources import Sources
-from yolox.processes.ray_cluster import ray_cluster
+from yolox.processes.ray_cluster import ray_cluster as join_ray
 from yolox.tools.command import main
 from yolox.tools.run_tool import run_tool
 
@@ -124,6 +126,53 @@ def test_a_ray_cluster_that_is_not_there(
     assert "Is it running there?" in error  # said by us: Ray waits for half a minute, or for many
 
 
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"], ids=["silent", "another protocol"])
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "auto"])
+def test_something_else_is_where_ray_is_expected(
+    address: str, answer: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setattr("yolox.processes.ray_cluster._CONNECT_SECONDS", 1.0)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with listening(answer) as port:
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{port}\n")
+        with pytest.raises(UsageError, match="does not answer as Ray does"), join_ray(address.format(port)):
+            pass
+
+
+@processes
+def test_the_port_of_ray_client_is_not_that_of_the_cluster(ray_cluster: Any, ray_client_port: int) -> None:
+    assert ray_cluster.address
+    with pytest.raises(UsageError, match="write ray://"), join_ray(f"127.0.0.1:{ray_client_port}"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("answer", "part"),
+    [
+        (None, "Connection refused"),
+        (b"", "does not answer as Spark does"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "does not answer as Spark does"),
+    ],
+    ids=["nobody", "silent", "another protocol"],
+)
+def test_no_spark_master_is_there(
+    answer: bytes | None,
+    part: str,
+    checkpoint: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("yolox.processes.spark_master._CONNECT_SECONDS", 1.0)
+    with nullcontext(free_port()) if answer is None else listening(answer) as port:
+        address = f"spark://127.0.0.1:{port}"
+        assert main(["predict", str(folder), "-c", str(checkpoint), "--cluster", address]) == 2
+    assert f"the Spark cluster at '{address}' cannot be joined: " in (error := capsys.readouterr().err)
+    assert part in error
+
+
 def test_sigterm_is_ours_again_when_it_arrives_while_ray_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = pytest.importorskip("ray")
 
@@ -135,7 +184,7 @@ def test_sigterm_is_ours_again_when_it_arrives_while_ray_is_joined(monkeypatch: 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
     def join() -> None:
-        with ray_cluster():
+        with join_ray():
             pass
 
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # it may be that of a cluster, which would end
@@ -149,6 +198,7 @@ def test_sigterm_is_ours_again_when_it_arrives_while_ray_is_joined(monkeypatch: 
     ("address", "expected"),
     [
         ("ray", ("ray", None)),
+        ("auto", ("ray", "auto")),
         ("ray://10.0.0.1:10001", ("ray", "ray://10.0.0.1:10001")),
         ("head.cluster:6379", ("ray", "head.cluster:6379")),
         ("spark", ("spark", None)),
@@ -166,7 +216,7 @@ def test_addresses_of_no_cluster(
     address: str, checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["predict", str(folder), "-c", str(checkpoint), f"--cluster={address}"]) == 2
-    assert f"'{address}' is no address of a cluster; expected ray, ray://HOST:10001," in capsys.readouterr().err
+    assert f"'{address}' is no address of a cluster; expected ray, auto, ray://HOST:10001," in capsys.readouterr().err
 
 
 def test_what_a_cluster_cannot_share(checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ from yolox.evaluation.postprocess import postprocess
 from yolox.experiments import get_experiment
 from yolox.models.decoding import OUTPUT_LAYOUTS, DecodedDetector
 from yolox.models.detector import build_detector
-from yolox.structures import Size
+from yolox.structures import OUTPUT_DESCRIPTIONS, Size
 from yolox.tools.export import main
 
 
@@ -93,7 +93,7 @@ def test_one_output_named_by_the_user(one_class: Path, tmp_path: Path, options: 
     assert told["class_names"] == ["class 0"]
     assert told["input_size"] == [64, 96]
     assert told["preprocessing"]["channels"] == "BGR"
-    assert told["outputs"] == OUTPUT_LAYOUTS[layout].description
+    assert told["outputs"] == OUTPUT_DESCRIPTIONS[layout]
 
 
 def test_without_pnnx(

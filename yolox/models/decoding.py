@@ -76,34 +76,21 @@ class DecodedDetector(nn.Module):
 
 @dataclass(frozen=True)
 class OutputLayout:
-    """What a deployed detector returns.
+    """What a deployed detector returns; `OUTPUT_DESCRIPTIONS` describes each.
 
     Args:
         output: Makes it of raw predictions.
         names: Names of the outputs, unless the user gives another one.
-        description: One line for whoever reads the outputs.
     """
 
     output: Callable[[Predictions], Any]
     names: tuple[str, ...]
-    description: str
 
 
 OUTPUT_LAYOUTS = {
-    "grid": OutputLayout(
-        grid_output,
-        ("output",),
-        "output: [B, A, 5 + C] = x, y, log w, log h relative to the grid (decode with strides 8, 16, 32), object, "
-        "classes",
-    ),
-    "pixels": OutputLayout(
-        official_output, ("output",), "output: [B, A, 5 + C] = cx, cy, w, h in pixels, object, classes"
-    ),
-    "boxes_scores": OutputLayout(
-        boxes_and_scores,
-        ("boxes", "scores"),
-        "outputs: boxes [B, A, 4] xyxy in pixels, scores [B, A, C] = object x class",
-    ),
+    "grid": OutputLayout(grid_output, ("output",)),
+    "pixels": OutputLayout(official_output, ("output",)),
+    "boxes_scores": OutputLayout(boxes_and_scores, ("boxes", "scores")),
 }
 """The layouts by name."""
 

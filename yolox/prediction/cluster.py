@@ -16,8 +16,8 @@ from yolox.prediction.run import named_boxes
 from yolox.prediction.sources import SharedImage, Sources
 
 _SPARK_MASTER = re.compile(r"(spark|k8s)://.+|local(\[[\w*,]+\])?|yarn")
-_RAY_ADDRESS = re.compile(r"ray://.+|[\w.-]+:\d+")
-ADDRESSES = "ray, ray://HOST:10001, HOST:6379, spark, spark://HOST:7077, local[N], yarn or k8s://..."
+_RAY_ADDRESS = re.compile(r"ray://.+|[\w.-]+:\d+|auto")
+ADDRESSES = "ray, auto, ray://HOST:10001, HOST:6379, spark, spark://HOST:7077, local[N], yarn or k8s://..."
 """What a cluster is called."""
 
 

@@ -15,10 +15,10 @@ from yolox.data.image_ops import FILL
 from yolox.errors import ModelFileError
 from yolox.inference.artifacts.manifest import MAX_NUMBERS
 from yolox.inference.backends.base import as_model_error, filled_up, memory_for
-from yolox.inference.backends.graph_file import DETECTIONS_LAYOUT, GraphFile, Suppression
+from yolox.inference.backends.graph_file import GraphFile, Suppression
 from yolox.prediction.models import Network, Predictor
 from yolox.prediction.official_output import boxes_and_scores, class_names_of, input_size_of
-from yolox.structures import Size
+from yolox.structures import OUTPUT_DESCRIPTIONS, Size
 
 
 def predictor_of_graph(path: Path, threads: int | None) -> Predictor:
@@ -36,7 +36,7 @@ def predictor_of_graph(path: Path, threads: int | None) -> Predictor:
     rules = _suppression(graph, path)
 
     def plain(images: NDArray[np.uint8]) -> tuple[Any, Any]:
-        return boxes_and_scores(graph.run(images), size, path)
+        return boxes_and_scores(graph.run(images), size, path, graph.metadata.get("outputs", ""))
 
     network: Network = plain
     source = f"'{path}': {kind} file"
@@ -84,7 +84,7 @@ def _suppression(graph: GraphFile, path: Path) -> Suppression | None:
     Raises:
         ModelFileError: When they cannot be read.
     """
-    if graph.metadata.get("outputs") != DETECTIONS_LAYOUT:
+    if graph.metadata.get("outputs") != OUTPUT_DESCRIPTIONS["detections"]:
         return None
     try:
         rules = json.loads(graph.metadata["suppression"])

@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 
 from yolox.class_names import COCO_NAMES, clean_name
 from yolox.errors import ModelFileError
-from yolox.structures import Size
+from yolox.structures import OUTPUT_DESCRIPTIONS, Size
 
 _STRIDES = (8, 16, 32)
 _LARGEST_SIDE = 8192
 
 
-def boxes_and_scores(outputs: Sequence[Any], size: Size, path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def boxes_and_scores(
+    outputs: Sequence[Any], size: Size, path: Path, description: str = ""
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return boxes ``[B, A, 4]`` (xyxy, pixels of the input) and scores ``[B, A, C]``.
 
     Args:
@@ -26,9 +28,11 @@ def boxes_and_scores(outputs: Sequence[Any], size: Size, path: Path) -> tuple[ND
             strides 8, 16 and 32 (then ``cx = (x + column) * stride`` and ``w = exp(log w) * stride``).
         size: Height and width of the network's input.
         path: The file, for messages.
+        description: Which of the two the one output is, as its metadata tells it (`OUTPUT_DESCRIPTIONS`); without one
+            the numbers tell.
 
     Raises:
-        ModelFileError: When the shapes are those of no such model.
+        ModelFileError: When the shapes are those of no such model, or objectness is 1 everywhere.
     """
     arrays = [np.asarray(output, dtype=np.float32) for output in outputs]
     if len(arrays) == 2 and arrays[0].ndim == arrays[1].ndim == 3 and arrays[0].shape[2] == 4:
@@ -40,8 +44,14 @@ def boxes_and_scores(outputs: Sequence[Any], size: Size, path: Path) -> tuple[ND
             f"and scores, or [B, {len(strides)}, 5 + classes] at an input of {size.height}x{size.width}."
         )
     rows = arrays[0]
+    if rows.size and (rows[..., 4] == 1).all():
+        raise ModelFileError(
+            f"'{path}' gives an objectness of 1 everywhere, as the files of YOLOv6 do; expected a YOLOX detector."
+        )
     centres, sizes = rows[..., :2], rows[..., 2:4]
-    if not _in_pixels(centres, size):
+    if description == OUTPUT_DESCRIPTIONS["grid"] or (
+        description != OUTPUT_DESCRIPTIONS["pixels"] and not _in_pixels(centres, size)
+    ):
         centres, sizes = (centres + grid) * strides, np.exp(np.clip(sizes, -50, 50)) * strides
     half = sizes / 2
     boxes = np.concatenate((centres - half, centres + half), axis=-1, dtype=np.float32)

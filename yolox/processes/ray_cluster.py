@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,6 +19,7 @@ from yolox.errors import UsageError, needs
 _log = logging.getLogger(__name__)
 
 _CONNECT_SECONDS = 10.0
+_HEALTH = "/grpc.health.v1.Health/Check"  # of gRPC itself; the control service of a cluster answers it
 
 
 @contextmanager
@@ -28,7 +30,8 @@ def ray_cluster(address: str | None = None, store_bytes: int = 80 * 2**20, *, cl
     ``$RAY_ADDRESS``, is joined; without an address, a Ray of this machine is started.
 
     Args:
-        address: ``host:6379`` from a machine of the cluster, or ``ray://host:10001`` (Ray Client) from anywhere.
+        address: ``host:6379`` from a machine of the cluster, ``auto`` for the cluster that was started on this machine,
+            or ``ray://host:10001`` (Ray Client) from anywhere.
         store_bytes: Size of the object store of a Ray that is started here.
         client: Whether a Ray Client will do, through which this process is no part of the cluster itself.
 
@@ -69,11 +72,13 @@ def ray_cluster(address: str | None = None, store_bytes: int = 80 * 2**20, *, cl
 
 
 def _check_reachable(address: str) -> None:
-    """Connect to ``host:port`` for a moment; Ray itself would wait for many minutes where nobody answers.
+    """Ask who is at an address; Ray itself would wait for many minutes where nobody answers, or somebody else.
 
     Raises:
-        UsageError: When nobody does.
+        UsageError: When nobody answers, or no Ray does.
     """
+    if address == "auto":
+        address = _started_here() or address
     try:
         parts = urlsplit(address if "://" in address else f"//{address}")
         host, port = parts.hostname, parts.port
@@ -87,6 +92,41 @@ def _check_reachable(address: str) -> None:
         raise UsageError(
             f"the Ray cluster at '{address}' cannot be joined: {error.strerror or error}. Is it running there?"
         ) from error
+    if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):  # its certificates are for Ray to read
+        _check_answers(address, f"{host}:{port}")
+
+
+def _check_answers(address: str, place: str) -> None:
+    """Ask what listens there over gRPC, as Ray speaks.
+
+    Raises:
+        UsageError: When it does not speak gRPC, or is the Ray Client server where the cluster itself is asked for.
+    """
+    with needs("grpcio", "pip install 'yolox-cpu[ray]'"):
+        import grpc
+    with grpc.insecure_channel(place, [("grpc.enable_http_proxy", 0)]) as channel:  # Ray takes no proxy either
+        try:
+            grpc.channel_ready_future(channel).result(_CONNECT_SECONDS)
+            channel.unary_unary(_HEALTH)(b"", timeout=_CONNECT_SECONDS)
+        except grpc.FutureTimeoutError as error:
+            raise UsageError(
+                f"the Ray cluster at '{address}' cannot be joined: what listens there does not answer as Ray does. "
+                "Is it the right port?"
+            ) from error
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNIMPLEMENTED and not address.startswith("ray://"):
+                raise UsageError(
+                    f"the Ray cluster at '{address}' cannot be joined: no cluster answers at that port. Expected its "
+                    "own, such as 6379; if a Ray Client server is there (port 10001), write ray://HOST:PORT."
+                ) from error
+
+
+def _started_here() -> str | None:
+    """Return the address of the cluster that was started here last, as Ray keeps it; it may have ended."""
+    try:
+        return (Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray" / "ray_current_cluster").read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 @contextmanager

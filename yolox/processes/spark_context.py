@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from yolox.errors import MissingDependencyError, UsageError, needs
+from yolox.processes.spark_master import check_spark_master
 from yolox.processes.start import kill_all, package_path
 
 _END_SECONDS = 5.0
@@ -54,7 +55,7 @@ def spark_context(
         attempts: How often a task may be tried on this machine; a cluster has ``spark.task.maxFailures`` for it.
 
     Raises:
-        UsageError: When another context is active, or none can be made.
+        UsageError: When another context is active, or none can be made, since no master answers for instance.
         MissingDependencyError: When pyspark or Java is not installed.
     """
     with needs("pyspark", "pip install 'yolox-cpu[spark]'"):
@@ -109,6 +110,8 @@ def _make_context(pyspark: Any, master: str | None, here: str, settings: Mapping
     if master is not None:
         conf.setMaster(master)
     conf.setIfMissing("spark.master", here)
+    if conf.get("spark.master").startswith("spark://"):
+        check_spark_master(conf.get("spark.master"))
     if conf.get("spark.master").startswith("local"):
         conf.setIfMissing("spark.driver.host", "127.0.0.1").setIfMissing("spark.driver.bindAddress", "127.0.0.1")
     for name, value in (

@@ -26,6 +26,7 @@ __all__ = [
     "MULTI_LABEL",
     "ToolParser",
     "add_data_arguments",
+    "add_json",
     "add_model_arguments",
     "add_overrides",
     "apply_arguments",
@@ -36,6 +37,7 @@ __all__ = [
     "probability",
     "ranged",
     "run_tool",
+    "write_json",
 ]
 
 MULTI_LABEL = "let a box be a detection of each class that is sure enough, not of its best class alone"
@@ -118,6 +120,17 @@ def add_overrides(parser: ToolParser) -> None:
     parser.add_argument(
         "opts", nargs="*", metavar="FIELD VALUE", help="override fields of the experiment: max_epoch 2 data.hsv_prob=0"
     )
+
+
+def add_json(parser: ToolParser, what: str, to_file: bool = False) -> None:
+    """Add ``--json``, see `keep_stdout_for_json`; ``to_file`` lets a file be named instead of stdout."""
+    if to_file:
+        text = f"write {what} as JSON to FILE; bare: to stdout, and all else to stderr"
+        parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help=text)
+    else:
+        parser.add_argument(
+            "--json", action="store_true", help=f"print {what} as JSON on stdout, and all else on stderr"
+        )
 
 
 def asked_experiment(args: argparse.Namespace) -> Experiment | None:
@@ -230,13 +243,14 @@ def report_progress(interval: float) -> Callable[[int, int], None]:
     return show
 
 
-def write_json(facts: Mapping[str, Any], name: str | None, machines: TextIO) -> None:
-    """Write facts to the file of ``--json FILE``, or to ``machines`` for a bare ``--json``."""
-    if name is None:
+def write_json(facts: Mapping[str, Any], name: str | bool | None, machines: TextIO) -> None:
+    """Write facts to the file of ``--json FILE``, or to ``machines`` for a bare ``--json``; without it nowhere."""
+    if not name:
         return
     text = json.dumps(facts, indent=2) + "\n"
-    if name == "-":
+    if name is True or name == "-":
         machines.write(text)
+        machines.flush()
     else:
         write_text(Path(name), text)
         print(f"written: {name}")
@@ -266,10 +280,14 @@ def prepare_cpu(with_torch: bool = True) -> str:
 
 
 @contextmanager
-def keep_stdout_for_json(wanted: bool) -> Iterator[TextIO]:
-    """Give the stream for JSON: stdout, while everything that is printed for people goes to stderr if ``wanted``."""
+def keep_stdout_for_json(asked: str | bool | None) -> Iterator[TextIO]:
+    """Give the stream for JSON, stdout; with a bare ``--json`` all that is printed for people goes to stderr.
+
+    Args:
+        asked: What `add_json` made of the option.
+    """
     machines = sys.stdout
-    if not wanted:
+    if asked is not True and asked != "-":
         yield machines
         return
     with redirect_stdout(sys.stderr):

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from yolox.errors import DataError, printable
-from yolox.tools.arguments import ToolParser, probability, ranged, report_progress, run_tool, write_json
+from yolox.tools.arguments import (
+    ToolParser,
+    add_json,
+    keep_stdout_for_json,
+    probability,
+    ranged,
+    report_progress,
+    run_tool,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from yolox.data.coco_dataset import CocoDataset
@@ -42,9 +50,7 @@ def build_parser() -> ToolParser:
         metavar="N",
         help="as for a training (%(default)s)",
     )
-    parser.add_argument(
-        "--json", nargs="?", const="-", metavar="FILE", help="also write the findings to FILE; bare: print nothing else"
-    )
+    add_json(parser, "the findings", to_file=True)
     parser.add_argument(
         "--output_dir", default="YOLOX_outputs/doctor", metavar="DIR", help="the worst images, drawn (%(default)s)"
     )
@@ -61,26 +67,26 @@ def build_parser() -> ToolParser:
 
 
 def _run(args: argparse.Namespace) -> int:
+    with keep_stdout_for_json(args.json) as machines:
+        return _look(args, machines)
+
+
+def _look(args: argparse.Namespace, machines: TextIO) -> int:
     from yolox.data.dataset_paths import default_data_dir
     from yolox.files import check_outputs, mark_inputs
 
     folder, reason = default_data_dir(args.data)
-    to_stdout = args.json == "-"
     mark_inputs(folder.parent if folder.is_file() else folder, *(getattr(args, name) for name in _PATHS))
-    check_outputs(None if to_stdout else args.json, folder=args.output_dir)
+    check_outputs(None if args.json == "-" else args.json, folder=args.output_dir)
     with _only_errors_logged():
         report, findings = _examine(args, folder)
-    facts = _facts(folder, report, findings)
-    if to_stdout:
-        print(json.dumps(facts, indent=2))
-    else:
-        print(printable(reason))
-        if report is not None:
-            print(report.summary())
-        print(_table(findings))
-        write_json(facts, args.json, sys.stdout)
+    print(printable(reason))
+    if report is not None:
+        print(report.summary())
+    print(_table(findings))
+    write_json(_facts(folder, report, findings), args.json, machines)
     drawn = _draw(args, report, findings)
-    if drawn and not to_stdout:
+    if drawn:
         print(f"drawn: {drawn} images in {args.output_dir}")
     wanted = ("error", "warning") if args.strict else ("error",)
     return DataError.exit_code if any(finding.severity in wanted for finding in findings) else 0

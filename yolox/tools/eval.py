@@ -18,6 +18,7 @@ from yolox.tools.arguments import (
     MULTI_LABEL,
     ToolParser,
     add_data_arguments,
+    add_json,
     add_model_arguments,
     add_overrides,
     add_test_arguments,
@@ -77,13 +78,7 @@ def build_parser() -> ToolParser:
     add_test_arguments(parser)
     parser.add_argument("--multi_label", action="store_true", help=MULTI_LABEL)
     parser.add_argument("--precision", type=eval_precision, default="32", help="of a checkpoint: 32 or bf16 (32)")
-    parser.add_argument(
-        "--json",
-        nargs="?",
-        const="-",
-        metavar="FILE",
-        help="also write AP, AP50, ..., times and machine to FILE; bare: to stdout, and all else to stderr",
-    )
+    add_json(parser, "AP, AP50, ..., times and machine", to_file=True)
     parser.add_argument("--detections", metavar="FILE.json", help="also write what was found as COCO result rows")
     parser.add_argument("--report", metavar="FILE.html", help="also draw curves, confusions and images into one page")
     add_overrides(parser)
@@ -97,7 +92,7 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> EvaluationResult:
         args: What `build_parser` made of ``words``.
         words: The command line; other processes get it as well.
     """
-    with keep_stdout_for_json(args.json == "-") as machines:
+    with keep_stdout_for_json(args.json) as machines:
         return _evaluate(args, words, machines)
 
 

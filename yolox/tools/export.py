@@ -16,6 +16,7 @@ from yolox.errors import UsageError
 from yolox.tools.arguments import (
     MULTI_LABEL,
     ToolParser,
+    add_json,
     add_model_arguments,
     add_overrides,
     apply_arguments,
@@ -24,6 +25,7 @@ from yolox.tools.arguments import (
     positive_int,
     probability,
     run_tool,
+    write_json,
 )
 
 if TYPE_CHECKING:
@@ -95,7 +97,7 @@ def build_parser() -> ToolParser:
     parser.add_argument("--conf", type=probability, help="with --nms: lowest score (0.25)")
     parser.add_argument("--nms_iou", type=probability, help="with --nms: IoU of the suppression (0.45)")
     parser.add_argument("--multi_label", action="store_true", help=f"with --nms: {MULTI_LABEL}")
-    parser.add_argument("--json", action="store_true", help="print what was written on stdout as JSON, and no more")
+    add_json(parser, "what was written")
     add_overrides(parser)
     return parser
 
@@ -103,8 +105,7 @@ def build_parser() -> ToolParser:
 def _run(args: argparse.Namespace) -> None:
     with keep_stdout_for_json(args.json) as report:
         written = run(args)
-        if args.json:
-            print(json.dumps({"written": str(written), "format": _SUFFIXES[written.suffix]}), file=report)
+        write_json({"written": str(written), "format": _SUFFIXES[written.suffix]}, args.json, report)
 
 
 def run(args: argparse.Namespace) -> Path:
@@ -230,22 +231,23 @@ def _described(loaded: LoadedModel, args: argparse.Namespace, asked: Deployment)
     import torch
 
     from yolox.data.image_ops import PREPROCESSING
-    from yolox.inference.backends.graph_file import DETECTIONS_LAYOUT
     from yolox.inference.convert.folding import fold_normalisations
     from yolox.models.decoding import OUTPUT_LAYOUTS, DecodedDetector, replace_focus_
+    from yolox.structures import OUTPUT_DESCRIPTIONS
 
     experiment = apply_arguments(loaded.experiment, args)
     if args.tsize is not None:
         experiment = apply_fields(experiment, {"eval.test_size": str(args.tsize)})
-    size, layout = experiment.eval.test_size, OUTPUT_LAYOUTS[_layout(args)]
-    module = fold_normalisations(DecodedDetector(loaded.detector, layout.output).eval(), (torch.zeros(1, 3, 64, 64),))
+    size, layout = experiment.eval.test_size, _layout(args)
+    decoded = DecodedDetector(loaded.detector, OUTPUT_LAYOUTS[layout].output).eval()
+    module = fold_normalisations(decoded, (torch.zeros(1, 3, 64, 64),))
     if asked.format == "ncnn":
         replace_focus_(module)  # its arrays have four axes at most
     description = {
         "class_names": json.dumps(list(loaded.class_names)),
         "input_size": json.dumps(list(size)),
         "preprocessing": json.dumps(PREPROCESSING),
-        "outputs": layout.description if asked.nms is None else DETECTIONS_LAYOUT,
+        "outputs": OUTPUT_DESCRIPTIONS[layout if asked.nms is None else "detections"],
     }
     if asked.nms is not None:
         description["suppression"] = json.dumps(asdict(asked.nms))

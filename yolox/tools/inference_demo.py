@@ -15,6 +15,7 @@ from yolox.errors import UsageError
 from yolox.tools.arguments import (
     ToolParser,
     add_data_arguments,
+    add_json,
     add_model_arguments,
     add_overrides,
     add_test_arguments,
@@ -76,7 +77,7 @@ def build_parser() -> ToolParser:
     )
     parser.add_argument("--num_images", type=positive_int, default=512, help="images for AP, at most (%(default)s)")
     parser.add_argument("--calib", metavar="DIR", help="pictures to calibrate int8 on (default: the training images)")
-    parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write the table as JSON; bare: to stdout")
+    add_json(parser, "the table", to_file=True)
     parser.add_argument("--csv", metavar="FILE", help="write the table as CSV")
     parser.add_argument("--markdown", metavar="FILE", help="write the table as Markdown")
     parser.add_argument("--plot", metavar="FILE", help="draw latency against AP (.png, .svg, .pdf)")
@@ -87,7 +88,7 @@ def build_parser() -> ToolParser:
 
 def run(args: argparse.Namespace) -> int:
     """Measure what the options ask for, print and write it, and return the exit code."""
-    with keep_stdout_for_json(args.json == "-") as args.machines:
+    with keep_stdout_for_json(args.json) as args.machines:
         return _run(args)
 
 

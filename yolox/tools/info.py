@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import sys
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from yolox import __version__
-from yolox.tools.arguments import run_tool
+from yolox.tools.arguments import add_json, keep_stdout_for_json, run_tool, write_json
 from yolox.tools.parser import ToolParser
 
 _LIBRARIES = (
@@ -31,14 +30,15 @@ def build_parser() -> ToolParser:
     parser = ToolParser("info", "Show versions, the machine and optional libraries; with a model, what is in it.")
     parser.add_argument("model", nargs="?", help="checkpoint, published name, deployed folder, ONNX or OpenVINO file")
     parser.add_argument("--trust", action="store_true", help="load a deployed model even if it is a program")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser, "all of it")
     return parser
 
 
 def _run(args: argparse.Namespace) -> None:
-    facts = _installation() if args.model is None else _model(args.model, args.trust)
+    with keep_stdout_for_json(args.json) as machines:
+        facts = _installation() if args.model is None else _model(args.model, args.trust)
+        write_json(facts, args.json, machines)
     if args.json:
-        print(json.dumps(facts, indent=2))
         return
     for name, value in facts.items():
         shown = ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else value
@@ -95,7 +95,7 @@ def _model(model: str, trust: bool) -> dict[str, Any]:
 
         loaded = load_model(model)
         size, names = loaded.experiment.eval.test_size, loaded.class_names
-        facts = {"model": loaded.source, "network": summarize(loaded.experiment.model, size)}
+        facts = {"model": loaded.source, "network": str(summarize(loaded.experiment.model, size))}
     return {**facts, "input": f"{size.height}x{size.width}", "classes": len(names), "class names": list(names)}
 
 

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING
 from yolox.errors import UsageError
 from yolox.precision_names import eval_precision
 from yolox.tables import text_table
-from yolox.tools.arguments import ToolParser, add_model_arguments, asked_experiment, positive_int, run_tool
+from yolox.tools.arguments import (
+    ToolParser,
+    add_json,
+    add_model_arguments,
+    asked_experiment,
+    keep_stdout_for_json,
+    positive_int,
+    run_tool,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from yolox.kernels.training.choose import Row
@@ -28,18 +37,21 @@ def build_parser() -> ToolParser:
     parser.add_argument("--precision", type=eval_precision, default="32", help="32 or bf16, as for a training (32)")
     parser.add_argument("-b", "--batch-size", type=positive_int, default=2, help="images of the step (%(default)s)")
     parser.add_argument("--tsize", type=positive_int, default=64, help="side of the images (%(default)s)")
+    add_json(parser, "the table")
     return parser
 
 
 def _run(args: argparse.Namespace) -> None:
     if args.tsize % 32:
         raise UsageError(f"--tsize {args.tsize}; expected a multiple of 32.")
-    rows = _rows(args, in_bf16=args.precision == "bf16")
-    print(text_table(("layer", "kernel", "reason"), rows, left=(0, 1, 2)))
-    ours = sum(row.kernel != "PyTorch" for row in rows)
-    print(
-        f"{ours} of {len(rows)} lines with kernels, {sum('readers normalise' in row.kernel for row in rows)} deferred"
-    )
+    with keep_stdout_for_json(args.json) as machines:
+        rows = _rows(args, in_bf16=args.precision == "bf16")
+        print(text_table(("layer", "kernel", "reason"), rows, left=(0, 1, 2)))
+        ours = sum(row.kernel != "PyTorch" for row in rows)
+        deferred = sum("readers normalise" in row.kernel for row in rows)
+        print(f"{ours} of {len(rows)} lines with kernels, {deferred} deferred")
+        facts = {"layers": [row._asdict() for row in rows], "with_kernels": ours, "deferred": deferred}
+        write_json(facts, args.json, machines)
 
 
 def _rows(args: argparse.Namespace, *, in_bf16: bool) -> list[Row]:

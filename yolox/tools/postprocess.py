@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolox.errors import DataError
 from yolox.structures import Detections, Size
-from yolox.tools.arguments import MULTI_LABEL, keep_stdout_for_json, probability, run_tool, write_json
+from yolox.tools.arguments import MULTI_LABEL, add_json, keep_stdout_for_json, probability, run_tool, write_json
 from yolox.tools.parser import ToolParser
 from yolox.tools.preprocess import INDEX, TRUTH
 
@@ -37,9 +37,7 @@ def build_parser() -> ToolParser:
     parser.add_argument("--conf", type=probability, default=0.01, help="lowest score (%(default)s)")
     parser.add_argument("--nms", type=probability, default=0.65, help="IoU of the suppression (%(default)s)")
     parser.add_argument("--multi_label", action="store_true", help=MULTI_LABEL)
-    parser.add_argument(
-        "--json", nargs="?", const="-", metavar="FILE", help="also write the metrics to FILE; bare: to stdout"
-    )
+    add_json(parser, "the metrics", to_file=True)
     return parser
 
 
@@ -53,7 +51,7 @@ def _run(args: argparse.Namespace) -> None:
     target = None if args.json in (None, "-") else Path(args.json)
     refuse_inputs(target)
     truth = _read_json(folder / TRUTH if folder.is_dir() else folder, "images")
-    with keep_stdout_for_json(args.json == "-") as machines:
+    with keep_stdout_for_json(args.json) as machines:
         found = _from_rows(results, truth) if results.is_file() else _from_binaries(folder, results, args)
         result = merge_shares([Share(found)], truth)
         print(summary(result))

@@ -15,6 +15,7 @@ from yolox.errors import DataError, UsageError, printable
 from yolox.precision_names import eval_precision
 from yolox.tools.arguments import (
     MULTI_LABEL,
+    add_json,
     add_model_arguments,
     add_overrides,
     apply_arguments,
@@ -57,7 +58,7 @@ def build_parser() -> ToolParser:
     parser.add_argument(
         "--cluster",
         metavar="ADDRESS",
-        help="share the images among the machines of a cluster: ray, ray://HOST:10001, HOST:6379, spark, "
+        help="share the images among the machines of a cluster: ray, auto, ray://HOST:10001, HOST:6379, spark, "
         "spark://HOST:7077, local[N]",
     )
     return parser
@@ -76,7 +77,7 @@ def add_prediction_options(parser: ToolParser) -> None:
         metavar="FORMAT",
         help=f"what to write: {', '.join(RESULT_FORMATS)} (pictures); implies --save_result",
     )
-    parser.add_argument("--json", action="store_true", help="print a JSON line for each image on stdout, and no others")
+    add_json(parser, "a line for each image")
     parser.add_argument("--conf", type=probability, default=0.25, help="lowest score (%(default)s)")
     parser.add_argument("--nms", type=probability, default=0.45, help="IoU of the suppression (%(default)s)")
     parser.add_argument("--multi_label", action="store_true", help=MULTI_LABEL)

@@ -11,12 +11,15 @@ from pathlib import Path
 from yolox.config import Experiment
 from yolox.tools.arguments import (
     add_data_arguments,
+    add_json,
     add_model_arguments,
     add_overrides,
     asked_experiment,
     experiment_of_test,
+    keep_stdout_for_json,
     positive_int,
     run_tool,
+    write_json,
 )
 from yolox.tools.parser import ToolParser
 
@@ -39,11 +42,18 @@ def build_parser() -> ToolParser:
     parser.add_argument("--output_dir", required=True, metavar="DIR", help="where the files go")
     parser.add_argument("--dtype", choices=("float32", "uint8"), default="float32", help="(%(default)s)")
     parser.add_argument("--tsize", type=positive_int, help="side of the square input (default: test_size)")
+    add_json(parser, "what was written")
     add_overrides(parser)
     return parser
 
 
 def _run(args: argparse.Namespace) -> None:
+    with keep_stdout_for_json(args.json) as machines:
+        write_json({"written": args.output_dir, "images": _write(args)}, args.json, machines)
+
+
+def _write(args: argparse.Namespace) -> int:
+    """Write the files and return the number of images."""
     from yolox.data.datamodule import build_val_loader
     from yolox.files import atomic_path, make_output_dir, refuse_inputs, write_text
 
@@ -78,6 +88,7 @@ def _run(args: argparse.Namespace) -> None:
     write_text(output / TRUTH, json.dumps(truth))
     write_text(output / INDEX, json.dumps(described, indent=1) + "\n")
     print(f"written: {len(rows)} images to {output}; when they have been run: yolox postprocess {output} --results DIR")
+    return len(rows)
 
 
 def _experiment(args: argparse.Namespace) -> tuple[Experiment, tuple[str, ...] | None]:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 from yolox.precision_names import eval_precision
-from yolox.tools.arguments import positive_int, prepare_cpu, ranged, run_tool
+from yolox.tools.arguments import (
+    add_json,
+    keep_stdout_for_json,
+    positive_int,
+    prepare_cpu,
+    ranged,
+    run_tool,
+)
 from yolox.tools.parser import ToolParser
 
 
@@ -46,10 +55,16 @@ def build_parser() -> ToolParser:
     )
     parser.add_argument("--precision", type=eval_precision, default="32", help="of a checkpoint: 32 or bf16 (32)")
     parser.add_argument("--tsize", type=positive_int, help="side of a checkpoint's square input (default: test_size)")
+    add_json(parser, "the address")
     return parser
 
 
 def _run(args: argparse.Namespace) -> None:
+    with keep_stdout_for_json(args.json) as machines:
+        _serve(args, machines)
+
+
+def _serve(args: argparse.Namespace, machines: TextIO) -> None:
     from yolox.prediction.models import is_deployed, load_predictor
     from yolox.serve.server import serve
     from yolox.serve.service import Limits
@@ -66,6 +81,9 @@ def _run(args: argparse.Namespace) -> None:
 
     def ready(address: str) -> None:
         print(f"listening: {address}/predict (try: curl --data-binary @IMAGE {address}/predict)", flush=True)
+        if args.json:
+            facts = {"address": address, "model": predictor.source, "method": predictor.method}
+            print(json.dumps(facts), file=machines, flush=True)  # one line, for who waits for it
 
     serve(predictor, args.host, args.port, limits, ready)
 

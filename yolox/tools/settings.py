@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from yolox.config import Experiment, experiment_to_dict
-from yolox.tools.arguments import add_model_arguments, add_overrides, apply_arguments, asked_experiment, run_tool
+from yolox.tools.arguments import (
+    add_json,
+    add_model_arguments,
+    add_overrides,
+    apply_arguments,
+    asked_experiment,
+    keep_stdout_for_json,
+    run_tool,
+    write_json,
+)
 from yolox.tools.parser import ToolParser
 
 VARIABLES: Mapping[str, str] = {
@@ -32,27 +40,32 @@ def build_parser() -> ToolParser:
     """Return the parser of the command line."""
     parser = ToolParser("settings", "Show all settings of an experiment as YAML, ready for -f, and the environment.")
     add_model_arguments(parser, "checkpoint whose settings are shown")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser, "all of it")
     add_overrides(parser)
     return parser
 
 
 def _run(args: argparse.Namespace) -> None:
-    experiment = asked_experiment(args)
-    if experiment is None and args.ckpt is not None:
-        from yolox.checkpoint import load_model
-
-        experiment = load_model(args.ckpt).experiment
-    fields = experiment_to_dict(apply_arguments(experiment or Experiment("yolox"), args))
-    environment: dict[str, Any] = {name: os.environ.get(name) for name in VARIABLES}
+    with keep_stdout_for_json(args.json) as machines:
+        fields = _fields(args)
+        environment: dict[str, Any] = {name: os.environ.get(name) for name in VARIABLES}
+        write_json({"experiment": fields, "environment": environment}, args.json, machines)
     if args.json:
-        print(json.dumps({"experiment": fields, "environment": environment}, indent=2))
         return
     import yaml
 
     print(yaml.safe_dump(fields, sort_keys=False, default_flow_style=None), end="")
     for name, meaning in VARIABLES.items():
         print(f"# {name}={environment[name] or ''}  ({meaning})")
+
+
+def _fields(args: argparse.Namespace) -> dict[str, Any]:
+    experiment = asked_experiment(args)
+    if experiment is None and args.ckpt is not None:
+        from yolox.checkpoint import load_model
+
+        experiment = load_model(args.ckpt).experiment
+    return experiment_to_dict(apply_arguments(experiment or Experiment("yolox"), args))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from yolox.precision_names import canonical_precision
 from yolox.tools.arguments import (
     ToolParser,
     add_data_arguments,
+    add_json,
     add_model_arguments,
     add_overrides,
     apply_arguments,
@@ -70,7 +71,7 @@ def build_parser() -> ToolParser:
     )
     parser.add_argument("-l", "--logger", choices=LOGGERS, default="tensorboard", help="(%(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="build everything, train nothing, write nothing")
-    parser.add_argument("--json", action="store_true", help="print the outcome as JSON on stdout, all else on stderr")
+    add_json(parser, "the outcome")
     add_recipe_arguments(parser)
     _add_trainer_arguments(parser)
     add_overrides(parser)

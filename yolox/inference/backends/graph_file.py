@@ -9,9 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-DETECTIONS_LAYOUT = "detections: [N, 7] = image of the batch, left, top, right, bottom in pixels, class, score"
-"""What that output holds: N is the number of detections of the whole batch."""
-
 
 @dataclass(frozen=True)
 class GraphFile:

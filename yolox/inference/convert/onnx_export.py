@@ -142,7 +142,7 @@ def _first_line(error: Exception) -> str:
 def add_nms(path: Path, rules: Suppression, num_classes: int) -> None:
     """Replace the outputs of the ONNX file ``path``, boxes ``[B, A, 4]`` and scores ``[B, A, C]``, by detections.
 
-    The output is ``[N, 7]`` float32, see `DETECTIONS_LAYOUT`; within a class of an image the best score comes first.
+    The output is ``[N, 7]`` float32, see `OUTPUT_DESCRIPTIONS`; within a class of an image the best score comes first.
     The graph uses ``NonMaxSuppression`` and needs opset 11 or later.
 
     Args:
