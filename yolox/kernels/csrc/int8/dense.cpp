@@ -34,7 +34,8 @@ template <class F> INLINE inline void to_matrix(const Step& s, const Image& imag
 }
 
 static void finish_one_by_one(const Step& s, const Image& image, const vi* sum, long N, const Tile& t, long c) {
-  if (s.to_matrix && s.choice == SIGMOID) return to_matrix(s, image, sum, N, t, c, [](vf z) { return sigmoid<bf16>(z); });
+  const auto gate = [](vf z) { return sigmoid<bf16>(z); };  // most layers that end in a matrix
+  if (s.to_matrix && s.choice == SIGMOID) return to_matrix(s, image, sum, N, t, c, gate);
   if (s.to_matrix) return to_matrix(s, image, sum, N, t, c, [&](vf z) { return activated(z, s); });
   for (long m = 0; m < t.pixels; ++m)
     for (long n = 0; n < N; ++n) finish(s, image, sum[m * N + n], t.y, t.x + m, c + n * V);
