@@ -28,19 +28,23 @@ def stages_of(steps: Sequence[Step]) -> list[int]:
     """Return the number of the stage of each step, counted from 0.
 
     A thread computes the same rows of all steps of a stage: of what the stage wrote before, a step reads those rows
-    alone, as 1x1 convolutions, sums and arithmetic do. Only between stages do threads wait for each other.
+    alone, as 1x1 convolutions, sums and arithmetic do. Only between stages do threads wait for each other. The first
+    step of a stage may read all that was written before, and no later one overwrites what it reads.
     """
     stages: list[int] = []
-    rows, written = 0, set[int]()
+    rows, written, kept = 0, set[int](), set[int]()
     for step in steps:
-        own = all(
-            (block.height if isinstance(block, Feature) else block.rows) == rows
-            for block in blocks_of(step)
-            if id(owner_of(block)) in written
-        )
-        joins = bool(stages) and own and step.reads_its_rows and step.num_rows == rows
+        owners = {id(owner_of(block)): block for block in blocks_of(step)}
+        own = all(_rows_of(block) == rows for owner, block in owners.items() if owner in written)
+        target = id(owner_of(step.target))
+        joins = bool(stages) and own and target not in kept and step.reads_its_rows and step.num_rows == rows
         stages.append(stages[-1] + (not joins) if stages else 0)
         if not joins:
             rows, written = step.num_rows, set()
-        written.add(id(owner_of(step.target)))
+            kept = set() if step.reads_its_rows else set(owners) - {target}
+        written.add(target)
     return stages
+
+
+def _rows_of(block: Feature | Matrix) -> int:
+    return block.height if isinstance(block, Feature) else block.rows
