@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def _int8(name: str, quick: bool) -> Part:
     experiment, size = ("yolox_nano", 64) if quick else SIZES[name]
     threads, repeats = len(os.sched_getaffinity(0)), 2 if quick else REPEATS
     peaks = measure_peaks(threads, *((100_000, 1) if quick else ()))
-    program, timed = _timed_steps(experiment, size, threads, repeats)
+    program, timed, at_once = _timed_steps(experiment, size, threads, repeats)
     groups: dict[str, list[tuple[float, float, float]]] = {}
     for step, seconds in zip(program.steps, timed, strict=True):
         groups.setdefault(_kind(step), []).append((seconds, _products(step), _bytes(step)))
@@ -56,7 +57,9 @@ def _int8(name: str, quick: bool) -> Part:
     note = (
         f"Measured peaks of {threads} threads: {peaks['int8'] / 1e9:.0f} billion int8 products a second, "
         f"{peaks['bf16'] / 1e9:.0f} of bf16 and {peaks['fp32'] / 1e9:.0f} of fp32; {peaks['memory'] / 1e9:.1f} GB a "
-        "second read from memory, which caches surpass. Every activation and weight counts once. Random weights."
+        "second read from memory, which caches surpass. Every activation and weight counts once. Random weights. "
+        "Timed step by step, threads wait for each other after each one; at once, the whole network takes "
+        f"{1e3 * at_once:.3f} ms."
     )
     settings = {"model": experiment, "size": size, "threads": threads, "peaks": peaks}
     return Part(rows, COLUMNS, settings, [note])
@@ -71,10 +74,11 @@ def _row(kind: str, number: int, sums: tuple[float, float, float], whole: float,
     return row
 
 
-def _timed_steps(experiment: str, size: int, threads: int, repeats: int) -> tuple[Program, list[float]]:
-    """Return a program and the median seconds of each of its steps."""
+def _timed_steps(experiment: str, size: int, threads: int, repeats: int) -> tuple[Program, list[float], float]:
+    """Return a program, the median seconds of each of its steps, and those of the whole at once."""
     import torch
 
+    from benchmarks.random_weights import set_statistics_
     from yolox.experiments import get_experiment
     from yolox.inference.backends import get_backend
     from yolox.inference.backends.base import PrepareContext
@@ -86,8 +90,10 @@ def _timed_steps(experiment: str, size: int, threads: int, repeats: int) -> tupl
     from yolox.models.detector import build_detector
 
     torch.manual_seed(0)
-    module = FlatModule(DecodedDetector(build_detector(get_experiment(experiment).model))).eval()
-    images = torch.randint(0, 256, (4, 3, size, size)).float().numpy()
+    module = FlatModule(DecodedDetector(build_detector(get_experiment(experiment).model)))
+    noise = torch.randint(0, 256, (4, 3, size, size)).float()
+    set_statistics_(module, noise)
+    images = noise.numpy()
     with tempfile.TemporaryDirectory(prefix="benchmark-roofline-") as folder:
         context = PrepareContext((images[:1],), ((images,),), threads, Path(folder))
         get_backend("native").prepare(module, get_method("native_int8"), context).save(Path(folder))
@@ -96,7 +102,14 @@ def _timed_steps(experiment: str, size: int, threads: int, repeats: int) -> tupl
     inputs = (images[:1].astype(np.uint8),)
     executable.run(inputs, 1, threads)
     found = [[second for _, second in executable.step_seconds(inputs, 1, threads)] for _ in range(repeats)]
-    return program, np.median(found, axis=0).tolist()
+    whole = np.median([_seconds(partial(executable.run, inputs, 1, threads)) for _ in range(3 * repeats)])
+    return program, np.median(found, axis=0).tolist(), float(whole)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def _kind(step: Step) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -64,7 +65,7 @@ def test_blocks_of_one_stage_never_share_memory(make: Callable[[], Program]) -> 
             if isinstance(owner, Feature)
         }
         places = sorted((memory.feature(one).at, memory.feature(one).row * one.height) for one in used.values())
-        assert all(at + size <= after for (at, size), (after, _) in zip(places, places[1:], strict=False))
+        assert all(at + size <= after for (at, size), (after, _) in pairwise(places))
 
 
 @pytest.mark.usefixtures("variant")
