@@ -93,6 +93,16 @@ def test_a_compiler_that_fails_is_named(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [], "nothing half done is left"
 
 
+def test_what_a_killed_build_left_is_removed_later(tmp_path: Path) -> None:
+    """The object files of a build that goes on now, which may be that of another process, stay."""
+    left, fresh = (tmp_path / f".kernels-avx2-0.so.{pid}.tmp.int8.run.o" for pid in (1, 2))
+    left.touch()
+    fresh.touch()
+    os.utime(left, (0, 0))
+    run("assert kernels() is None", CXX="false", YOLOX_CACHE=str(tmp_path))
+    assert list(tmp_path.iterdir()) == [fresh]
+
+
 @needs_compiler
 def test_a_ready_library_needs_no_compiler() -> None:
     built_library(host_variants()[0])

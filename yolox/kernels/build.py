@@ -8,8 +8,10 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -86,6 +88,7 @@ def compile_library(variant: Variant, library: Path, options: Sequence[str] = ()
     command = [program, *_FLAGS, *_OTHERS, *variant.options, *options]
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(library.parent)
         with atomic_path(library) as temporary:
             objects = [temporary.with_name(f"{temporary.name}.{path.parent.name}.{path.stem}.o") for path in sources]
             jobs = [
@@ -105,6 +108,14 @@ def compile_library(variant: Variant, library: Path, options: Sequence[str] = ()
             detail = error.stderr or f"the compiler ended with code {error.returncode}"  # below zero: by that signal
         raise YoloxError(f"the kernels for {variant.name} cannot be compiled: {detail}") from error
     _log.info("kernels: compiled %s", library)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what a build that was killed left; one that goes on now may write to the same folder."""
+    for path in folder.glob(".kernels-*.tmp*"):
+        with suppress(FileNotFoundError):  # another process removes them too
+            if path.stat().st_mtime < time.time() - 2 * _SECONDS:
+                path.unlink()
 
 
 def _run(command: list[str]) -> None:

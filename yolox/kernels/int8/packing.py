@@ -9,6 +9,7 @@ neighbours, that costs far less than the bit which libraries take from all weigh
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
@@ -100,9 +101,11 @@ def paired_weight(
 
 
 def depthwise_weight(weight: NDArray[np.int8]) -> NDArray[np.int8]:
-    """Return [height, width, channels], padded with zeros."""
+    """Return [height, width, channels], padded with zeros, and readable for a line beyond."""
     channels, _, height, width = weight.shape
-    padded = np.zeros((height, width, -(-channels // _VECTOR) * _VECTOR), np.int8)
+    shape = (height, width, -(-channels // _VECTOR) * _VECTOR)
+    memory = np.zeros(math.prod(shape) + _LINE, np.int8)
+    padded = memory[: math.prod(shape)].reshape(shape)
     padded[:, :, :channels] = weight[:, 0].transpose(1, 2, 0)
     return padded
 

@@ -5,6 +5,23 @@
 
 namespace native {
 
+// P pixels of 64 / P channels, `pixel` bytes from one to the next.
+template <int P> inline __m512i pixels_at(const uint8_t* p, long pixel) {
+  if (P == 1 || pixel == 64 / P) return _mm512_loadu_si512(p);
+  auto two = [&](long i) { return _mm256_loadu_si256((const __m256i*)(p + i * pixel)); };
+  auto four = [&](long i) { return _mm_loadu_si128((const __m128i*)(p + i * pixel)); };
+  if (P == 2) return _mm512_inserti64x4(_mm512_castsi256_si512(two(0)), two(1), 1);
+  __m512i v = _mm512_inserti32x4(_mm512_castsi128_si512(four(0)), four(1), 1);
+  return _mm512_inserti32x4(_mm512_inserti32x4(v, four(2), 2), four(3), 3);
+}
+
+// For P pixels of 64 / P channels: values in the order of unpacked sums (see below), from the `first` of a pixel on.
+template <int P, class T> inline __m512i unpacked(const T* values, long first) {
+  auto four = [&](int l) { return _mm_loadu_si128((const __m128i*)(values + l * 16 % (64 / P) + first)); };
+  __m512i v = _mm512_inserti32x4(_mm512_castsi128_si512(four(0)), four(1), 1);
+  return _mm512_inserti32x4(_mm512_inserti32x4(v, four(2), 2), four(3), 3);
+}
+
 // Four vectors of sums become 64 bytes. Sums are `ordered`, 16 neighbouring channels in each vector, or `unpacked`, as
 // depthwise convolutions have them: lane l of vector q has those of bytes 16 l + 4 q ... 16 l + 4 q + 3.
 struct ActivationTables {
@@ -45,18 +62,14 @@ struct ActivationTables {
   template <int P> void take_unpacked(const Step& s, long c) {
     const ActivationTable& table = *s.activation_table;
     take(table);
-    for (int q = 0; q < 4; ++q)
-      for (int i = 0; i < 16; ++i) {
-        long from = c + (i / 4 * 16 + q * 4 + i % 4) % (64 / P);
-        ((float*)&multiplier[q])[i] = table.multiplier[from];
-        ((float*)&offset[q])[i] = table.offset[from];
-      }
-    for (int h = 0; h < 2; ++h)
-      for (int i = 0; i < 32; ++i) {
-        long from = c + (i / 8 * 16 + h * 8 + i % 8) % (64 / P);
-        ((int16_t*)&factor[h])[i] = table.factor[from];
-        ((int16_t*)&zero[h])[i] = table.zero[from];
-      }
+    for (int q = 0; q < 4; ++q) {
+      multiplier[q] = (__m512)unpacked<P>(table.multiplier + c, 4 * q);
+      offset[q] = (__m512)unpacked<P>(table.offset + c, 4 * q);
+    }
+    for (int h = 0; h < 2; ++h) {
+      factor[h] = unpacked<P>(table.factor + c, 8 * h);
+      zero[h] = unpacked<P>(table.zero + c, 8 * h);
+    }
   }
 
   static __m512i sixteen(const int16_t* values, long at) {
@@ -100,21 +113,22 @@ struct Linear {
   }
 
   template <int P> void take_unpacked(const Step& s, long c) {
-    for (int q = 0; q < 4; ++q)
-      for (int i = 0; i < 16; ++i) {
-        long from = c + (i / 4 * 16 + q * 4 + i % 4) % (64 / P);
-        ((float*)&multiplier[q])[i] = s.multiplier[from];
-        ((float*)&offset[q])[i] = s.offset[from];
-      }
+    for (int q = 0; q < 4; ++q) {
+      multiplier[q] = (__m512)unpacked<P>(s.multiplier + c, 4 * q);
+      offset[q] = (__m512)unpacked<P>(s.offset + c, 4 * q);
+    }
   }
 
   __m512i rounded(__m512i sum, int q) const {
     return _mm512_cvtps_epi32(_mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), multiplier[q], offset[q]));
   }
 
+  static __m512i packed(__m512i a, __m512i b, __m512i c, __m512i d) {  // with saturation
+    return _mm512_packus_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
+  }
+
   __m512i bytes(__m512i a, __m512i b, __m512i c, __m512i d) const {
-    return _mm512_packus_epi16(_mm512_packs_epi32(rounded(a, 0), rounded(b, 1)),
-                               _mm512_packs_epi32(rounded(c, 2), rounded(d, 3)));
+    return packed(rounded(a, 0), rounded(b, 1), rounded(c, 2), rounded(d, 3));
   }
 
   __m512i ordered_bytes(__m512i a, __m512i b, __m512i c, __m512i d) const {

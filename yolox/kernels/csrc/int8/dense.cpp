@@ -21,6 +21,26 @@ INLINE inline __m512i plus_products(__m512i sum, __m512i bytes, __m512i weights)
   return sum;
 }
 
+// Finishes the sums of a tile's pixels, N vectors each from channel c on, as floats of a matrix.
+template <class F> INLINE inline void to_matrix(const Step& s, const Image& image, const vi* sum, long N, const Tile& t,
+                                                long c, F activate) {
+  const long pixel = s.first_row + t.y * s.out.width + t.x;
+  for (long n = 0; n < N; ++n, c += V) {
+    const vf multiplier = load(s.multiplier + c), offset = load(s.offset + c);
+    float* to = image.result + pixel * s.result.columns + s.first_column + c;
+    for (long m = 0; m < t.pixels; ++m, to += s.result.columns)
+      put(to, activate(floats(sum[m * N + n]) * multiplier + offset), s.out.channels - c);
+  }
+}
+
+static void finish_one_by_one(const Step& s, const Image& image, const vi* sum, long N, const Tile& t, long c) {
+  const auto gate = [](vf z) { return sigmoid<bf16>(z); };  // most layers that end in a matrix
+  if (s.to_matrix && s.choice == SIGMOID) return to_matrix(s, image, sum, N, t, c, gate);
+  if (s.to_matrix) return to_matrix(s, image, sum, N, t, c, [&](vf z) { return activated(z, s); });
+  for (long m = 0; m < t.pixels; ++m)
+    for (long n = 0; n < N; ++n) finish(s, image, sum[m * N + n], t.y, t.x + m, c + n * V);
+}
+
 // M pixels by N vectors of 16 channels, from channel c on.
 template <int M, int N, class Finish>
 static inline void tile(const Step& s, const Image& image, const Finish& finished, const Tile& t, long c) {
@@ -68,8 +88,7 @@ static inline void tile(const Step& s, const Image& image, const Finish& finishe
   } else {
     alignas(64) vi all[M * N];
     unrolled<M * N>([&](auto i) INLINE { all[i] = (vi)sum[i]; });
-    for (int m = 0; m < M && m < t.pixels; ++m)
-      for (int n = 0; n < N; ++n) finish(s, image, all[m * N + n], t.y, t.x + m, c + n * 16);
+    finish_one_by_one(s, image, all, N, t, c);
   }
 }
 

@@ -6,55 +6,80 @@ namespace native {
 
 #ifdef NATIVE_AVX512
 
-// P pixels of 64 / P channels, `pixel` bytes from one to the next.
-template <int P> inline __m512i pixels_at(const uint8_t* p, long pixel) {
-  if (P == 1 || pixel == 64 / P) return _mm512_loadu_si512(p);
-  auto two = [&](long i) { return _mm256_loadu_si256((const __m256i*)(p + i * pixel)); };
-  auto four = [&](long i) { return _mm_loadu_si128((const __m128i*)(p + i * pixel)); };
-  if (P == 2) return _mm512_inserti64x4(_mm512_castsi256_si512(two(0)), two(1), 1);
-  __m512i v = _mm512_inserti32x4(_mm512_castsi128_si512(four(0)), four(1), 1);
-  return _mm512_inserti32x4(_mm512_inserti32x4(v, four(2), 2), four(3), 3);
-}
-
 namespace {
 
-// S by S: bytes of a column, of up to four rows, stand side by side in 32 bits and are multiplied at once.
+// The bytes of P pixels in ROWS rows, at most four, side by side in 32 bits: what one instruction multiplies and adds.
+template <int P, int ROWS> struct Column {
+  __m512i bytes[4];
+
+  INLINE Column(const uint8_t* top, long row, long to_pixel) {
+    auto at_row = [&](auto r) INLINE {
+      return r < ROWS ? pixels_at<P>(top + r * row, to_pixel) : _mm512_setzero_si512();
+    };
+    __m512i a = at_row(std::integral_constant<int, 0>()), b = at_row(std::integral_constant<int, 1>());
+    __m512i c = at_row(std::integral_constant<int, 2>()), d = at_row(std::integral_constant<int, 3>());
+    __m512i low = _mm512_unpacklo_epi8(a, b), high = _mm512_unpackhi_epi8(a, b);
+    __m512i low_c = _mm512_unpacklo_epi8(c, d), high_c = _mm512_unpackhi_epi8(c, d);
+    bytes[0] = _mm512_unpacklo_epi16(low, low_c), bytes[1] = _mm512_unpackhi_epi16(low, low_c);
+    bytes[2] = _mm512_unpacklo_epi16(high, high_c), bytes[3] = _mm512_unpackhi_epi16(high, high_c);
+  }
+};
+
+// Of windows of S by S.
 template <int P, int S, class Finish> struct Kernel {
   static constexpr int FOURS = (S + 3) / 4;
+  static constexpr int rows_of(int four) { return std::min(S - 4 * four, 4); }
 
   Finish finish;
   __m512i weight[FOURS][S][4];
 
   Kernel(const Step& s, long c) {
     finish.template take_unpacked<P>(s, c);
-    long channels = (s.in.channels + V - 1) / V * V;
-    int8_t* to = (int8_t*)weight;
-    for (long four = 0; four < FOURS; ++four)
-      for (long column = 0; column < S; ++column)
-        for (long i = 0; i < 64; ++i)
-          for (long row = four * 4; row < four * 4 + 4; ++row) {
-            long from = c + (i % 16 / 4 * 16 + i / 16 * 4 + i % 4) % (64 / P);
-            *to++ = row < S && from < channels ? s.weight[(row * S + column) * channels + from] : 0;
-          }
+    const long channels = (s.in.channels + V - 1) / V * V;
+    unrolled<FOURS * S>([&](auto i) INLINE {
+      constexpr int four = i / S, column = i % S;
+      const uint8_t* from = (const uint8_t*)s.weight + (4 * four * S + column) * channels + c;
+      std::memcpy(weight[four][column], Column<P, rows_of(four)>(from, S * channels, 0).bytes, sizeof weight[0][0]);
+    });
   }
 
+  struct Sums {
+    __m512i of[4] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
+
+    template <int ROWS> INLINE void add(const Column<P, ROWS>& column, const __m512i* weight) {
+      unrolled<4>([&](auto q) INLINE { of[q] = _mm512_dpbusd_epi32(of[q], column.bytes[q], weight[q]); });
+    }
+  };
+
+  INLINE __m512i finished(const Sums& sum) const { return finish.bytes(sum.of[0], sum.of[1], sum.of[2], sum.of[3]); }
+
   __m512i at(const uint8_t* top, long row, long to_column, long to_pixel) const {
-    const __m512i none = _mm512_setzero_si512();
-    __m512i sum[4] = {none, none, none, none};
+    Sums sums;
     unrolled<FOURS * S>([&](auto i) INLINE {
       constexpr int four = i / S, column = i % S;
       const uint8_t* p = top + 4 * four * row + column * to_column;
-      auto at_row = [&](auto r) INLINE { return 4 * four + r < S ? pixels_at<P>(p + r * row, to_pixel) : none; };
-      __m512i a = at_row(std::integral_constant<int, 0>()), b = at_row(std::integral_constant<int, 1>());
-      __m512i c = at_row(std::integral_constant<int, 2>()), d = at_row(std::integral_constant<int, 3>());
-      __m512i low = _mm512_unpacklo_epi8(a, b), high = _mm512_unpackhi_epi8(a, b);
-      __m512i low_c = _mm512_unpacklo_epi8(c, d), high_c = _mm512_unpackhi_epi8(c, d);
-      sum[0] = _mm512_dpbusd_epi32(sum[0], _mm512_unpacklo_epi16(low, low_c), weight[four][column][0]);
-      sum[1] = _mm512_dpbusd_epi32(sum[1], _mm512_unpackhi_epi16(low, low_c), weight[four][column][1]);
-      sum[2] = _mm512_dpbusd_epi32(sum[2], _mm512_unpacklo_epi16(high, high_c), weight[four][column][2]);
-      sum[3] = _mm512_dpbusd_epi32(sum[3], _mm512_unpackhi_epi16(high, high_c), weight[four][column][3]);
+      sums.add(Column<P, rows_of(four)>(p, row, to_pixel), weight[four][column]);
     });
-    return finish.bytes(sum[0], sum[1], sum[2], sum[3]);
+    return finished(sums);
+  }
+
+  // Writes a row of outputs of 3 by 3 windows that are one pixel apart: a column is part of three of them. The P pixels
+  // of a vector are as far apart as P can be in a row.
+  void row_of_neighbours(const Step& s, const uint8_t* from, uint8_t* to, long room) const {
+    const long apart = (s.out.width + P - 1) / P;
+    Sums first, second;  // of the output that ends with the next column, and of the one after that
+    for (long x = -2; x < apart; ++x, from += s.in.pixel) {
+      const Column<P, 3> column(from, s.in.row, apart * s.in.pixel);
+      Sums ends = first, begins;
+      ends.add(column, weight[0][2]);
+      first = second;
+      first.add(column, weight[0][1]);
+      begins.add(column, weight[0][0]);
+      second = begins;
+      if (x < 0) continue;
+      const long pixels = (s.out.width - x + apart - 1) / apart;
+      put_pixels<P>(to + x * s.out.pixel, apart * s.out.pixel, finished(ends), room, pixels);
+    }
   }
 };
 
@@ -66,6 +91,10 @@ template <int P, int S, class Finish> static void block(const Step& s, const Ima
   for (long y = rows.first; y < rows.last; ++y) {
     const uint8_t* from = in + y * s.stride * s.in.row;
     uint8_t* to = image.out + s.out.at + y * s.out.row + c;
+    if (S == 3 && s.stride == 1 && s.dilation == 1) {
+      kernel.row_of_neighbours(s, from, to, s.out.room - c);
+      continue;
+    }
     for (long x = 0; x < s.out.width; x += P) {
       __m512i bytes = kernel.at(from + x * s.stride * s.in.pixel, s.dilation * s.in.row, s.dilation * s.in.pixel,
                                 s.stride * s.in.pixel);

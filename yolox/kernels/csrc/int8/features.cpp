@@ -1,5 +1,5 @@
 // Steps between features that are not convolutions.
-#include "finish.h"
+#include "avx512.h"
 
 namespace native {
 
@@ -21,12 +21,16 @@ void border(const Step& s, const Image& image, Range rows) {
   }
 }
 
-inline vb larger(vb a, vb b) { return a > b ? a : b; }
-
-inline vb bytes_at(const uint8_t* p) {
-  vb v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
+// The largest bytes of a window, as many channels as T has.
+template <class T> INLINE inline T largest(const Feature& in, const uint8_t* from, long down, long across) {
+  T best = {};
+  for (long k = 0; k < down; ++k)
+    for (long i = 0; i < across; ++i) {
+      T v;
+      std::memcpy(&v, from + k * in.row + i * in.pixel, sizeof v);
+      best = best > v ? best : v;
+    }
+  return best;
 }
 
 // The part of the window of output row or column `i` that is inside.
@@ -52,12 +56,15 @@ template <class F> INLINE inline void each_window(const Step& s, const Image& im
 void pool(const Step& s, const Image& image, Range rows) {
   const Feature& in = s.in;
   each_window(s, image, rows, [&](const uint8_t* from, uint8_t* to, long down, long across) INLINE {
-    for (long c = 0; c < in.channels; c += V) {
-      vb best = {};
-      for (long k = 0; k < down; ++k)
-        for (long i = 0; i < across; ++i) best = larger(best, bytes_at(from + k * in.row + i * in.pixel + c));
-      put(to + c, best, s.out.room - c);
+    long c = 0;
+#ifdef __AVX512F__
+    typedef uint8_t line __attribute__((vector_size(64)));
+    for (; in.channels - c >= 64; c += 64) {
+      const line best = largest<line>(in, from + c, down, across);
+      std::memcpy(to + c, &best, sizeof best);
     }
+#endif
+    for (; c < in.channels; c += V) put(to + c, largest<vb>(in, from + c, down, across), s.out.room - c);
   });
 }
 
@@ -87,6 +94,47 @@ void upsample(const Step& s, const Image& image, Range rows) {
     }
 }
 
+#ifdef NATIVE_AVX512
+
+// P pixels of 64 / P channels from c on at a time.
+template <int P> static void add_block(const Step& s, const Image& image, Range rows, long c) {
+  const Feature& out = s.out;
+  Linear finish;
+  finish.take_unpacked<P>(s, c);
+  __m512 other[4];
+  unrolled<4>([&](auto q) INLINE { other[q] = (__m512)unpacked<P>(s.other_multiplier + c, 4 * q); });
+  const __m512i none = _mm512_setzero_si512();
+  auto floats = [&](__m512i bytes, int q) INLINE {
+    __m512i words = q < 2 ? _mm512_unpacklo_epi8(bytes, none) : _mm512_unpackhi_epi8(bytes, none);
+    return _mm512_cvtepi32_ps(q % 2 ? _mm512_unpackhi_epi16(words, none) : _mm512_unpacklo_epi16(words, none));
+  };
+  for (long y = rows.first; y < rows.last; ++y) {
+    const uint8_t* left = image.arena + s.in.at + y * s.in.row + c;
+    const uint8_t* right = image.arena + s.other.at + y * s.other.row + c;
+    uint8_t* to = image.out + out.at + y * out.row + c;
+    for (long x = 0; x < out.width; x += P) {
+      const __m512i a = pixels_at<P>(left + x * s.in.pixel, s.in.pixel);
+      const __m512i b = pixels_at<P>(right + x * s.other.pixel, s.other.pixel);
+      __m512i sum[4];
+      unrolled<4>([&](auto q) INLINE {
+        const __m512 from_left = _mm512_fmadd_ps(floats(a, q), finish.multiplier[q], finish.offset[q]);
+        sum[q] = _mm512_cvtps_epi32(_mm512_fmadd_ps(floats(b, q), other[q], from_left));
+      });
+      const __m512i bytes = Linear::packed(sum[0], sum[1], sum[2], sum[3]);
+      put_pixels<P>(to + x * out.pixel, out.pixel, bytes, out.room - c, out.width - x);
+    }
+  }
+}
+
+void add(const Step& s, const Image& image, Range rows) {
+  long c = 0;
+  for (; s.out.channels - c > 32; c += 64) add_block<1>(s, image, rows, c);
+  for (; s.out.channels - c > 16; c += 32) add_block<2>(s, image, rows, c);
+  if (c < s.out.channels) add_block<4>(s, image, rows, c);
+}
+
+#else
+
 // The zeros of both operands are part of `offset`.
 void add(const Step& s, const Image& image, Range rows) {
   const Feature& out = s.out;
@@ -102,6 +150,8 @@ void add(const Step& s, const Image& image, Range rows) {
       }
     }
 }
+
+#endif
 
 // Of two features, or of one and a pixel whose distances to the next ones are zero.
 void multiply(const Step& s, const Image& image, Range rows) {

@@ -100,12 +100,20 @@ inline vb rounded(vf v) {
 
 inline void put(uint8_t* p, vb v, long count) {
   if (count >= V) std::memcpy(p, &v, V);
+#ifdef __AVX512F__
+  else _mm_mask_storeu_epi8(p, __mmask16((1 << count) - 1), (__m128i)v);
+#else
   else std::memcpy(p, &v, count);
+#endif
 }
 
 inline void put(float* p, vf v, long count) {
   if (count >= V) std::memcpy(p, &v, sizeof v);
+#ifdef __AVX512F__  // memcpy of a few would be called
+  else _mm512_mask_storeu_ps(p, __mmask16((1 << count) - 1), (__m512)v);
+#else
   else std::memcpy(p, &v, count * sizeof(float));
+#endif
 }
 
 // Vectors of the integers of a SiLU table, one in each 32 bits; the products are rounded as `vpmulhrsw` does.
