@@ -50,7 +50,7 @@ def test_better_detections_lie_on_top() -> None:
 def test_no_box_crosses_a_name() -> None:
     """The best box runs through the place of the other one's name."""
     image = np.zeros((100, 200, 3), np.uint8)
-    boxes = [[60, 20, 190, 90], [40, 40, 150, 95]]
+    boxes = [[60.0, 20.0, 190.0, 90.0], [40.0, 40.0, 150.0, 95.0]]
     alone = draw_detections(image, detections([boxes[0], boxes[1]], [0, 1]), ["a", "bbbbbbb"], lowest_score=0.5)
     both = draw_detections(image, detections([boxes[0], boxes[1]], [0, 1]), ["a", "bbbbbbb"])
     np.testing.assert_array_equal(alone[32, 60], color_of(0))
