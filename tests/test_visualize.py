@@ -47,6 +47,16 @@ def test_better_detections_lie_on_top() -> None:
     np.testing.assert_array_equal(picture[70, 10], color_of(0))
 
 
+def test_no_box_crosses_a_name() -> None:
+    """The best box runs through the place of the other one's name."""
+    image = np.zeros((100, 200, 3), np.uint8)
+    boxes = [[60.0, 20.0, 190.0, 90.0], [40.0, 40.0, 150.0, 95.0]]
+    alone = draw_detections(image, detections([boxes[0], boxes[1]], [0, 1]), ["a", "bbbbbbb"], lowest_score=0.5)
+    both = draw_detections(image, detections([boxes[0], boxes[1]], [0, 1]), ["a", "bbbbbbb"])
+    np.testing.assert_array_equal(alone[32, 60], color_of(0))
+    assert (both[32, 60] != color_of(0)).any()
+
+
 def test_colors_are_distinct() -> None:
     colors = [color_of(label) for label in range(80)]
     assert len(set(colors)) == 80

@@ -45,7 +45,11 @@ def mark_input_files(paths: Iterable[str | os.PathLike[str]]) -> None:
     places: dict[str, Path] = {}
     for path in paths:
         text = os.fspath(path)
-        if os.path.islink(text) or os.path.isdir(text):
+        try:
+            kind = os.lstat(text).st_mode
+        except (OSError, ValueError):  # it is gone, or its name is none
+            kind = 0
+        if stat.S_ISLNK(kind) or stat.S_ISDIR(kind):
             place = Path(text).resolve()
             if place.is_dir():
                 mark_inputs(place)

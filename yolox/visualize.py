@@ -32,7 +32,7 @@ def draw_detections(
     captions: Sequence[str] | None = None,
     show_scores: bool = True,
 ) -> Image:
-    """Return a copy of the image with boxes, class names and scores; the best detections lie on top.
+    """Return a copy of the image with boxes, and names and scores above them; the best detections lie on top.
 
     Args:
         image: ``[H, W, 3]`` BGR; it stays as it is.
@@ -46,19 +46,19 @@ def draw_detections(
     height, width = canvas.shape[:2]
     thickness = max(1, round((height + width) / 500))
     limits = np.array([width, height, width, height]) - 1
-    for index in np.argsort(detections.scores, kind="stable"):
+    edges = np.clip(np.round(detections.boxes_xyxy), 0, limits).astype(int)
+    drawn = [k for k in np.argsort(detections.scores, kind="stable") if detections.scores[k] >= lowest_score]
+    for index in drawn:
+        left, top, right, bottom = edges[index].tolist()
+        cv2.rectangle(canvas, (left, top), (right, bottom), color_of(int(detections.labels[index])), thickness)
+    for index in drawn:  # above all boxes, so that no line crosses a name
         score, label = float(detections.scores[index]), int(detections.labels[index])
-        if score < lowest_score:
-            continue
-        clipped = np.clip(np.round(detections.boxes_xyxy[index]), 0, limits).astype(int)
-        left, top, right, bottom = (int(edge) for edge in clipped)
-        color = color_of(label)
-        cv2.rectangle(canvas, (left, top), (right, bottom), color, thickness)
         name = class_names[label] if label < len(class_names) else f"class {label}"
         if captions is not None:
             name = captions[index]
         text = f"{name} {100 * score:.0f}%" if show_scores else name
-        _write_label_(canvas, text, (left, top), color, thickness)
+        left, top = edges[index, :2].tolist()
+        _write_label_(canvas, text, (left, top), color_of(label), thickness)
     return canvas
 
 

@@ -98,6 +98,18 @@ def test_roofline_counts_every_product(tmp_path: Path) -> None:
     assert sum(row["share"] for row in rows) == pytest.approx(1, rel=1e-3)
 
 
+@pytest.mark.skipif("bf16" not in native_precisions(), reason="no bf16 arithmetic")
+def test_roofline_of_training_counts_both_directions(tmp_path: Path) -> None:
+    *rows, whole = run(roofline.main, "roofline", "bf16-training-nano", tmp_path)
+    products = {row["layers"]: row["million_products"] for row in rows if "convolution" in row["layers"]}
+    assert products["6x6 convolution forward"] == pytest.approx(2 * 16 * 32 * 32 * 108 / 1e6, rel=1e-3)
+    for kind, forward in products.items():
+        if "forward" in kind and not kind.startswith("6x6"):
+            assert products[kind.replace("forward", "backward")] == pytest.approx(2 * forward, rel=1e-3)
+    assert whole["million_products"] == pytest.approx(sum(products.values()), rel=1e-3)
+    assert sum(row["share"] for row in rows) == pytest.approx(1, rel=0.01)
+
+
 @pytest.mark.processes
 def test_versions(tmp_path: Path) -> None:
     def main(words: Sequence[str]) -> int:

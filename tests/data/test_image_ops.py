@@ -49,8 +49,8 @@ def test_boxes_come_back_from_the_letterbox(size: Size, target: Size, corners: l
     boxes = np.array(corners, np.float32).reshape(-1, 4) * np.array([size.width, size.height] * 2, np.float32)
     ratio = np.float32(fit_ratio(size, target))
     found = Detections(boxes * ratio, np.ones(len(boxes), np.float32), np.zeros(len(boxes), np.int64))
-    np.testing.assert_allclose(rescale(found, size, target).boxes_xyxy, boxes, rtol=1e-6)
-    np.testing.assert_allclose(clip_boxes(boxes * ratio, target), boxes * ratio, rtol=1e-5)
+    np.testing.assert_allclose(rescale(found, size, target).boxes_xyxy, boxes, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(clip_boxes(boxes * ratio, target), boxes * ratio, rtol=1e-5, atol=1e-6)
     inner = fitted_size(size, target)
     assert 1 <= inner.height <= target.height
     assert 1 <= inner.width <= target.width

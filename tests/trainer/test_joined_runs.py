@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,27 @@ SRUN = {"SLURM_JOB_ID": "41", "SLURM_STEP_NUM_TASKS": "5", "SLURM_PROCID": "4", 
     "SLURM_STEP_NODELIST": "cpu[03-05,7],other",
     "SLURM_STEP_TASKS_PER_NODE": "2(x2),1",
 }
+REAL_SRUN = {
+    "SLURM_CPUS_ON_NODE": "2",
+    "SLURM_GTIDS": "0,1",
+    "SLURM_JOB_ID": "1",
+    "SLURM_JOB_NAME": "bash",
+    "SLURM_JOB_NODELIST": "vm",
+    "SLURM_LOCALID": "1",
+    "SLURM_NNODES": "1",
+    "SLURM_NODEID": "0",
+    "SLURM_NPROCS": "2",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "1",
+    "SLURM_STEPID": "0",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NODELIST": "vm",
+    "SLURM_STEP_NUM_NODES": "1",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_STEP_TASKS_PER_NODE": "2",
+    "SLURM_TASKS_PER_NODE": "2",
+}
+"""Of the second process of ``srun -n 2 bash train.sh``, from Slurm 22.05."""
 SCRIPT = """
 import sys
 sys.path.insert(0, {tests!r})
@@ -41,10 +63,29 @@ torch.save(module.state_dict(), f"rank-{{trainer.global_rank}}.pt")
 
 def test_ranks_of_torchrun_and_srun_are_read() -> None:
     assert joined_rank(TORCHRUN) == JoinedRank("torchrun", 3, 4, 1, 2, 1, "env://")
-    assert joined_rank(SRUN) == JoinedRank("srun", 4, 5, 0, 1, 2, "tcp://cpu03:15041")
+    assert joined_rank(SRUN) == JoinedRank("srun", 4, 5, 0, 1, 2, "tcp://cpu03:18977")
     assert joined_rank({**SRUN, "SLURM_NODEID": "1", "MASTER_ADDR": "a", "MASTER_PORT": "7"}) == JoinedRank(
         "srun", 4, 5, 0, 2, 1, "tcp://a:7"
     )
+
+
+@pytest.mark.parametrize("name", ["bash", "interactive", "train"])  # a script, a step of salloc, sbatch
+def test_a_step_of_two_tasks_is_a_run_whatever_the_job_is_called(name: str) -> None:
+    expected = JoinedRank("srun", 1, 2, 1, 2, 0, "tcp://vm:15097")
+    assert joined_rank({**REAL_SRUN, "SLURM_JOB_NAME": name}) == expected
+
+
+def test_a_shell_of_srun_is_no_run_but_the_steps_that_it_starts_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    shell = {**REAL_SRUN, "SLURM_PTY_PORT": "34535"}  # of srun --pty; its steps inherit it
+    monkeypatch.setattr(os, "isatty", lambda _: True)
+    assert joined_rank(shell) is None
+    monkeypatch.setattr(os, "isatty", lambda _: False)
+    assert joined_rank(shell) is not None
+
+
+def test_steps_side_by_side_in_one_job_do_not_meet() -> None:
+    steps = [joined_rank({**REAL_SRUN, "SLURM_STEP_ID": str(number)}) for number in range(3)]
+    assert len({step.rendezvous for step in steps if step is not None}) == 3
 
 
 @pytest.mark.parametrize(
@@ -54,7 +95,6 @@ def test_ranks_of_torchrun_and_srun_are_read() -> None:
         {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"},
         {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"},
         {**SRUN, "SLURM_STEP_NUM_TASKS": "1"},
-        {**SRUN, "SLURM_JOB_NAME": "bash"},
         {**TORCHRUN, "WORLD_SIZE": "1"},
     ],
 )
@@ -69,6 +109,14 @@ def test_the_plan_shares_the_cores_of_the_machine_and_refuses_other_numbers() ->
     assert make_plan(Request(num_processes=4, joined=joined), pretend_machine(1, 8)).world == 4
     with pytest.raises(UsageError, match="torchrun has started 4 processes, which contradicts num_processes=2"):
         make_plan(Request(num_processes=2, joined=joined), pretend_machine(1, 8))
+
+
+def test_nothing_is_said_about_an_srun_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "srun").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    trainer = make_trainer(tmp_path / "out", max_epochs=1)
+    trainer.fit(make_module(), make_loader())
+    trainer.validate(make_module(), make_loader())
 
 
 @pytest.mark.processes

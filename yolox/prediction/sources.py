@@ -76,7 +76,7 @@ class Sources:
     def files(self) -> Iterator[str | Path]:
         """Files that will be read, one after another: images, videos and tables."""
         yield from self._files
-        yield from (item.path for item in self._items if isinstance(item, ImageFile))
+        yield from (os.path.join(item.folder, item.name) for item in self._items if isinstance(item, ImageFile))
 
     @property
     def names(self) -> list[str]:
@@ -206,6 +206,10 @@ class Sources:
             yield self._from_file(folder, file.name)
 
     def _from_file(self, folder: Path, name: str) -> ImageFile | _Stream:
+        from yolox.data.image_files import IMAGE_SUFFIXES
+
+        if not self._as_video and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+            return ImageFile(folder, name)  # at once: there may be a million
         path = folder / name
         is_device = path.is_char_device()
         if self._as_video or is_device or path.suffix.lower() in VIDEO_SUFFIXES:

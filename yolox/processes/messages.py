@@ -122,7 +122,8 @@ def from_json(hint: Any, value: Any, buffers: Iterator[bytes] = iter(())) -> Any
         return items if origin in (list, Sequence) else origin(items)
     if hint is bytes or np.ndarray in (hint, origin):
         content = next(buffers)
-        value = content if hint is bytes else np.frombuffer(bytearray(content), value["dtype"]).reshape(value["shape"])
+        shape = value["shape"]
+        return content if hint is bytes else np.frombuffer(bytearray(content), value["dtype"]).reshape(shape)
     return hint(value) if isinstance(hint, type) and issubclass(hint, Enum | Path) else value
 
 

@@ -237,6 +237,8 @@ def _draw_counts(axes: Axes, splits: Mapping[str, CocoDataset]) -> None:
 
 
 def _draw_sides(axes: Axes, splits: Mapping[str, CocoDataset]) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
     sides = {name: np.sqrt(data.areas[~data.crowd].clip(1)) for name, data in splits.items()}
     everything = np.concatenate(list(sides.values()))
     bins = np.geomspace(min(16.0, everything.min(initial=16.0)), max(128.0, everything.max(initial=128.0)), 40).tolist()
@@ -247,4 +249,7 @@ def _draw_sides(axes: Axes, splits: Mapping[str, CocoDataset]) -> None:
         axes.axvline(border, color="0.5", linestyle=":", linewidth=1)
     axes.set(title="object sizes; small | medium | large", xscale="log", ylabel="share of the objects")
     axes.set_xlabel("square root of the area, pixels of the file")
+    axes.xaxis.set_major_locator(LogLocator(base=2, numticks=9))  # 16, 32, 64: those of the default overlap
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.legend(loc="upper left")

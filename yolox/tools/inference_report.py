@@ -66,13 +66,18 @@ def draw_plot(report: OptimizationReport, best: MethodResult, path: Path) -> Non
     name = report.metric_names[0]
     rows = sorted((row for row in report if row.latency), key=lambda row: row.latency.median_ms if row.latency else 0)
     points = {row.name: (row.latency.median_ms, row.metrics.get(name, 0.0)) for row in rows if row.latency is not None}
-    _scale_axis(axes, [value for _, value in points.values()])
+    margins = {row.name: report.drop_margin(row) or 0.0 for row in rows}
+    _scale_axis(axes, [y + side * margins[row] for row, (_, y) in points.items() for side in (-1, 1)])
     for row in rows:
-        margin = report.drop_margin(row)
+        margin = margins[row.name]
         if margin:
-            axes.errorbar(*points[row.name], yerr=margin, color="0.75", linewidth=0.8, zorder=1)
+            label = f"interval of the {name}'s difference from the original"
+            axes.errorbar(*points[row.name], yerr=margin, color="0.75", linewidth=0.8, zorder=1, label=label)
         colour = "tab:red" if row is best else "tab:grey" if row.name == "original" else "tab:blue"
-        axes.plot(*points[row.name], "o", color=colour)
+        axes.plot(*points[row.name], "o", color=colour, zorder=4, label="kept" if row is best else None)
+    told = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    if told:
+        figure.legend(told.values(), told, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     axes.set_xscale("log")
     axes.margins(x=0.08)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -97,6 +102,7 @@ def _scale_axis(axes: Any, values: Sequence[float]) -> None:
 
 def _write_names(axes: Any, points: dict[str, tuple[float, float]]) -> None:
     """Write each name near its point, at the first place that covers neither a point nor another name."""
+    paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # a line behind a name does not cross it
     axes.figure.draw_without_rendering()  # positions are known only now
     frame = axes.get_window_extent()
     dots = axes.transData.transform(list(points.values())) if points else []
@@ -106,7 +112,7 @@ def _write_names(axes: Any, points: dict[str, tuple[float, float]]) -> None:
             places = [(x, y, "center" if x == 0 else "left" if x > 0 else "right") for x, y in _around(distance)]
             for x, y, side in places:
                 place = {"xytext": (x, y), "textcoords": "offset points"}
-                text = axes.annotate(name, point, **place, fontsize=8, ha=side, va="center")
+                text = axes.annotate(name, point, **place, fontsize=8, ha=side, va="center", bbox=paper)
                 box = text.get_window_extent()
                 inside = frame.containsx(box.x0) and frame.containsx(box.x1) and frame.containsy(box.y0)
                 free = inside and frame.containsy(box.y1) and not any(box.overlaps(other) for other in taken)

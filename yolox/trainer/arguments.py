@@ -158,6 +158,8 @@ def ignore_foreign_warnings() -> None:
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     # oneDNN lays out the gradients of depthwise convolutions its own way; nobody can do anything about it
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    # on every machine with Slurm; the plan decides who starts processes, and says so
+    warnings.filterwarnings("ignore", message="The `srun` command is available on your system but is not used")
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -26,6 +26,8 @@ constexpr long V = 8;
 #endif
 constexpr long U = 4;   // vectors or outputs worked on side by side
 #define UNROLL _Pragma("GCC unroll 4") for (long u = 0; u < U; ++u)
+#define EACH _Pragma("GCC unroll 4") for (long r = 0; r < R; ++r)
+#define INLINE __attribute__((always_inline))
 
 typedef float vf __attribute__((vector_size(V * 4)));
 typedef int32_t vi __attribute__((vector_size(V * 4)));
@@ -126,39 +128,47 @@ inline void put(bf16* p, float value) {
 
 // 1 / (1 + exp(-z)) with the relative error of float32, or one of 1e-4 where T is bfloat16, which rounds at 4e-3.
 // The power of two is split into its whole part, an exponent, and a fraction in 0...1, a Chebyshev polynomial.
-template <class T>
-inline vf sigmoid(vf z) {
+// Of R vectors each step is taken before the next one: one after the other they would wait for their own results.
+template <class T, long R>
+INLINE inline void sigmoids(const vf (&z)[R], vf (&result)[R]) {
   constexpr bool exact = sizeof(T) == 4;
-  vf power = z * -1.44269504f;
+  vf power[R], fraction[R], p[R];
+  EACH power[r] = z[r] * -1.44269504f;
 #ifdef __AVX512DQ__
-  vf fraction = (vf)_mm512_reduce_ps((__m512)power, 1);
+  EACH fraction[r] = (vf)_mm512_reduce_ps((__m512)power[r], 1);
 #else
   const vf magic = vf{} + 12582912.0f;
-  power = smaller(vf{} + 125.0f, larger(vf{} - 125.0f, power));  // NaN stays; the inverse is no denormal number
-  vf whole = (power - 0.5f) + magic;  // the sum has no bits left for a fraction
-  vf fraction = power - (whole - magic);
+  vf whole[R];
+  EACH power[r] = smaller(vf{} + 125.0f, larger(vf{} - 125.0f, power[r]));  // NaN stays; the inverse is no denormal
+  EACH whole[r] = (power[r] - 0.5f) + magic;  // the sum has no bits left for a fraction
+  EACH fraction[r] = power[r] - (whole[r] - magic);
 #endif
-  vf p;
   if constexpr (exact) {
-    p = fraction * 2.169060904e-4f + 1.244308155e-3f;
-    p = p * fraction + 9.678472549e-3f;
-    p = p * fraction + 5.548353472e-2f;
-    p = p * fraction + 2.402297985e-1f;
-    p = p * fraction + 6.931469871e-1f;
-    p = p * fraction + 1.0f;
+    EACH p[r] = fraction[r] * 2.169060904e-4f + 1.244308155e-3f;
+    EACH p[r] = p[r] * fraction[r] + 9.678472549e-3f;
+    EACH p[r] = p[r] * fraction[r] + 5.548353472e-2f;
+    EACH p[r] = p[r] * fraction[r] + 2.402297985e-1f;
+    EACH p[r] = p[r] * fraction[r] + 6.931469871e-1f;
+    EACH p[r] = p[r] * fraction[r] + 1.0f;
   } else {
-    p = fraction * 0.0779071638f + 0.226233194f;
-    p = p * fraction + 0.695777096f;
-    p = p * fraction + 0.999927827f;
+    EACH p[r] = fraction[r] * 0.0779071638f + 0.226233194f;
+    EACH p[r] = p[r] * fraction[r] + 0.695777096f;
+    EACH p[r] = p[r] * fraction[r] + 0.999927827f;
   }
 #ifdef __AVX512DQ__
-  vf below = 1.0f + (vf)_mm512_scalef_ps((__m512)p, (__m512)power);
-  vf guess = (vf)_mm512_rcp14_ps((__m512)below);
-  if constexpr (exact) guess = below > 1e30f ? guess : guess * (2.0f - below * guess);
-  return guess;
+  EACH p[r] = 1.0f + (vf)_mm512_scalef_ps((__m512)p[r], (__m512)power[r]);
+  EACH result[r] = (vf)_mm512_rcp14_ps((__m512)p[r]);
+  if constexpr (exact) EACH result[r] = p[r] > 1e30f ? result[r] : result[r] * (2.0f - p[r] * result[r]);
 #else
-  return inverse(1.0f + (vf)((vi)p + ((vi)whole << 23)));
+  EACH result[r] = inverse(1.0f + (vf)((vi)p[r] + ((vi)whole[r] << 23)));
 #endif
+}
+
+template <class T>
+inline vf sigmoid(vf z) {
+  vf all[1] = {z}, result[1];
+  sigmoids<T>(all, result);
+  return result[0];
 }
 
 struct Range {

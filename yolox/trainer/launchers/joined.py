@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_INTERACTIVE = ("bash", "interactive")
-_FIRST_PORT, _NUM_PORTS = 15_000, 20_000
+_FIRST_PORT, _NUM_PORTS = 15_000, 17_000  # below those that Linux gives to connections
+_STEPS = 97  # numbers between two jobs, so that steps side by side in one job meet at different ports
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ def joined_rank(environment: Mapping[str, str]) -> JoinedRank | None:
     """Return the rank that torchrun or srun has given this process, or None where it trains alone.
 
     Variables alone do not tell: a batch script inherits those of its allocation, and a shell those of an earlier run.
-    torchrun is known by the id of its run, srun by the number of tasks of its step. One process alone is no run.
+    torchrun is known by the id of its run, srun by the number of tasks of its step. One process alone is no run, and
+    neither is what somebody types into the shell of ``srun --pty``: only the first task has a terminal.
 
     Args:
         environment: The variables of this process.
@@ -53,11 +55,12 @@ def joined_rank(environment: Mapping[str, str]) -> JoinedRank | None:
             number.get("GROUP_RANK", 0),
             "env://",
         )
-    if number.get("SLURM_STEP_NUM_TASKS", 1) < 2 or environment.get("SLURM_JOB_NAME") in _INTERACTIVE:
+    if number.get("SLURM_STEP_NUM_TASKS", 1) < 2 or ("SLURM_PTY_PORT" in environment and os.isatty(0)):
         return None
     node = number.get("SLURM_NODEID", 0)
     host = environment.get("MASTER_ADDR") or _first_host(environment.get("SLURM_STEP_NODELIST", "127.0.0.1"))
-    port = number.get("MASTER_PORT", _FIRST_PORT + number.get("SLURM_JOB_ID", 0) % _NUM_PORTS)
+    step = _STEPS * number.get("SLURM_JOB_ID", 0) + number.get("SLURM_STEP_ID", 0)
+    port = number.get("MASTER_PORT", _FIRST_PORT + step % _NUM_PORTS)
     return JoinedRank(
         "srun",
         number["SLURM_PROCID"],

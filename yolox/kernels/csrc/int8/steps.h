@@ -17,8 +17,6 @@
 
 namespace native {
 
-#define INLINE __attribute__((always_inline))
-
 template <class F, int... I> INLINE inline void each_of(F f, std::integer_sequence<int, I...>) {
   (f(std::integral_constant<int, I>()), ...);
 }

@@ -7,7 +7,7 @@
 namespace {
 
 constexpr int K = 3;
-constexpr long AHEAD = 2048;  // numbers that are asked for before they are needed
+constexpr long AHEAD = 2048;  // so many numbers are asked for before they are needed
 
 // Calls use(kh, kw, u, value) for every input value that output u of U neighbours needs; values outside the row are 0.
 template <int S, bool EDGE, class T, class F>
@@ -46,7 +46,7 @@ inline void row_forward(const T* const* rows, long width, long out_width, long c
       vf sum[U] = {};
       each_tap<S, edge.value>(at, first, width, channels,
                               [&](int kh, int kw, int u, vf value) { sum[u] += value * w[kh][kw]; });
-      UNROLL if (!edge.value || first + u < out_width) done(first + u, sum[u]);
+      UNROLL if (!edge.value || first + u < out_width) done(first + u, sum[u], u % LANES);
     });
     done.end(sums, c);
   }
@@ -92,8 +92,8 @@ inline void row_gradient_of_stride_2(const T* const* dy, const int* kernel_row, 
         odd += here[r] * w[r][2] + next * w[r][0];
         here[r] = next;
       }
-      done(2 * column, even);
-      if (2 * column + 1 < width) done(2 * column + 1, odd);
+      done(2 * column, even, 0);
+      if (2 * column + 1 < width) done(2 * column + 1, odd, 1);
     }
     done.end(sums, c);
   }
@@ -107,13 +107,13 @@ struct Images {
 template <class T>
 class KeptRows {
   static constexpr long KEPT = 4;
-  std::vector<T> memory;
-  std::vector<float> slopes;
+  Aligned<T> memory;
+  Aligned<float> slopes;
   long step, held[KEPT];
 
  public:
   KeptRows(long numbers, bool with_slopes)
-      : memory(KEPT * numbers), slopes(with_slopes ? KEPT * numbers : 0), step(numbers) {
+      : memory(KEPT * numbers, false), slopes(with_slopes ? KEPT * numbers : 0, false), step(numbers) {
     std::fill(held, held + KEPT, -1);
   }
   // make(to, slope) writes the row, and its slopes if there are any.
@@ -121,7 +121,7 @@ class KeptRows {
   const T* at(long row, F make) {
     const long slot = row % KEPT;
     T* to = &memory[slot * step];
-    if (held[slot] != row) make(to, slopes.empty() ? nullptr : &slopes[slot * step]);
+    if (held[slot] != row) make(to, !slopes.size ? nullptr : &slopes[slot * step]);
     held[slot] = row;
     return to;
   }
@@ -144,10 +144,8 @@ class Input {
     const T* from = x + row * step;
     if (!deferred.any) return from;
     return rows.at(row, [&](T* to, float* slope) {
-      for (long i = 0; i < step; i += channels) {
-        fetch(from + i + AHEAD, channels);
-        activate(from + i, channels, deferred.affine, to + i, slope ? slope + i : slope);
-      }
+      activate<T>({from, channels}, step / channels, channels, AHEAD / channels, deferred.affine, {to, channels},
+                  [=](long c) { return Pixels<float>{slope ? slope + c : slope, channels}; });
     });
   }
   const T* plain(long row) const { return x + row * step; }
@@ -169,7 +167,8 @@ class OutputGradient {
     const long at = row * step;
     if (!y) return dz + at;
     return rows.at(row, [&](T* to, float*) {
-      for (long i = 0; i < step; i += channels) centre(dz + at + i, y + at + i, channels, AHEAD, centred, to + i);
+      centre<T>({dz + at, channels}, {y + at, channels}, step / channels, channels, AHEAD / channels, centred,
+                {to, channels});
     });
   }
 };
@@ -211,9 +210,9 @@ void forward(const T* x, const Deferred& deferred, T* y, const Images& d, const 
       T* out = y + r * out_width * d.channels;
       auto row = [&](auto open) { row_forward<S>(window.rows, d.width, out_width, d.channels, w.data(), own, open); };
       if (sums) {
-        row([=](long c) { return StoreAndSum<T>{out + c, d.channels}; });
+        row([=](long c) { return StoreAndSum<T>{{out + c, d.channels}}; });
       } else {
-        row([=](long c) { return Store<T>{out + c, d.channels}; });
+        row([=](long c) { return Store<T>{{out + c, d.channels}}; });
       }
     }
   });
@@ -251,11 +250,12 @@ void backward(const Output<T>& after, const T* x, const Deferred& deferred, T* d
       auto each = [&](long number, auto make) {  // a row of dx
         T* out = dx + number * step;
         const long channels = d.channels;
-        if (!deferred.any) return make([=](long c) { return Store<T>{out + c, channels}; });
+        if (!deferred.any) return make([=](long c) { return Store<T>{{out + c, channels}}; });
         const T* value = input.plain(number);
         const float *slope = input.slope(number), *mean = deferred.mean;
         make([=](long c) {
-          return ThroughActivation<T>{out + c, channels, value + c, channels, slope + c, channels, load(mean + c)};
+          return ThroughActivation<T>{
+              {out + c, channels}, {value + c, channels}, {slope + c, channels}, load(mean + c)};
         });
       };
       if constexpr (S == 1) {

@@ -81,9 +81,9 @@ struct Products<float> {
     }
   };
 
-  static void multiply_panel(const float* rows, long stride, const Weights& weights, Rows<float>& product) {
-    multiply_all(SIDE, rows, stride, 1, weights.depth, weights.numbers.begin(), weights.columns, weights.columns,
-                 product.at(0, 0), product.width, false);
+  static void multiply_panel(const float* rows, long stride, const Weights& weights, long column, float* product) {
+    multiply_all(SIDE, rows, stride, 1, weights.depth, &weights.numbers[column], weights.columns,
+                 std::min(SIDE, weights.columns - column), product, SIDE, false);
   }
 
   class Operands {

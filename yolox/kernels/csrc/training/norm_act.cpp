@@ -137,7 +137,7 @@ void forward(const T* x, T* y, long pixels, long channels, Norm norm, Residual<T
     vf more = vf{} + (added.x ? get(added.x + i) : 0.0f);
     if (deferred.any)
       with_activation<T>(added.norm.activation, [&](auto f) {
-        more = f(more * deferred.affine.scale[i % channels] + deferred.affine.offset[i % channels]);
+        more = activated(f, more * deferred.affine.scale[i % channels] + deferred.affine.offset[i % channels]);
       });
     return more[0];
   };
@@ -150,11 +150,12 @@ void forward(const T* x, T* y, long pixels, long channels, Norm norm, Residual<T
       for (long i = mine.first; i < mine.last; ++i)
         for (long j = 0; j < width; j += V) {
           const long at = i * width + j;
-          store(y + at, f(load(x + at) * load(scale + j) + load(offset + j)) + more(at, j));
+          store(y + at, activated(f, load(x + at) * load(scale + j) + load(offset + j)) + more(at, j));
         }
     });
     for (long i = s.done; i < pixels * channels; ++i)
-      put(y + i, shared(vf{} + (get(x + i) * affine.scale[i % channels] + affine.offset[i % channels]))[0] + single(i));
+      put(y + i, activated(shared, vf{} + (get(x + i) * affine.scale[i % channels] + affine.offset[i % channels]))[0] +
+                     single(i));
   };
   with_activation<T>(norm.activation, [&](auto f) {
     if (!added.x) {
@@ -164,7 +165,7 @@ void forward(const T* x, T* y, long pixels, long channels, Norm norm, Residual<T
     } else {
       const float *scale = more_scales.data(), *offset = more_offsets.data();
       with_activation<T>(added.norm.activation, [=](auto g) {
-        each(f, [=](long i, long j) { return g(load(added.x + i) * load(scale + j) + load(offset + j)); });
+        each(f, [=](long i, long j) { return activated(g, load(added.x + i) * load(scale + j) + load(offset + j)); });
       });
     }
   });
@@ -180,7 +181,7 @@ struct Gradient {  // of the activated values, and what the input was
   float single(long i, const Affine& affine, F f) const {
     long c = i % channels;
     vf z = vf{} + (get(x + i) * affine.scale[c] + affine.offset[c]);
-    return get(dy + i / channels * stride + c) * f.slope(z)[0];
+    return get(dy + i / channels * stride + c) * slope_of(f, z)[0];
   }
 };
 
@@ -199,7 +200,7 @@ void gradient_sums(Gradient<T> g, T* dx, Norm norm, double* sums, F f) {
   const long width = s.width;
   std::vector<double> found = two_sums(s, threads, [=](long row, long slot, vf& sum, vf& product) {
     vf value = load(x + row * width + slot);
-    vf dz = load(from.at(row, slot)) * f.slope(value * load(scale + slot) + load(offset + slot));
+    vf dz = load(from.at(row, slot)) * slope_of(f, value * load(scale + slot) + load(offset + slot));
     store(dx + row * width + slot, dz);  // for the second pass, which so needs neither dy nor a sigmoid
     sum += dz;
     product += dz * (value - load(mean + slot));

@@ -4,7 +4,10 @@
 #include "vectors.h"
 #include <atomic>
 #include <cstddef>
+#include <cstdlib>
 #include <exception>
+#include <memory>
+#include <new>
 #include <sched.h>
 
 // Size and offsets of a structure that Python builds, for bindings.py to compare with its own.
@@ -16,6 +19,26 @@
 #define AT(TYPE, FIELD) (long)offsetof(TYPE, FIELD)
 
 namespace {
+
+// Numbers that begin where a line of the cache does: rows of 64 bytes in two lines each take twice as long.
+template <class T>
+class Aligned {
+  struct Free {
+    void operator()(T* p) const { std::free(p); }
+  };
+  std::unique_ptr<T, Free> memory;
+
+ public:
+  long size;
+  explicit Aligned(long count, bool cleared = true)
+      : memory((T*)std::aligned_alloc(64, (count * sizeof(T) / 64 + 1) * 64)), size(count) {
+    if (!memory) throw std::bad_alloc();
+    if (cleared) std::fill(begin(), end(), T{});
+  }
+  T* begin() const { return memory.get(); }
+  T* end() const { return begin() + size; }
+  T& operator[](long i) const { return begin()[i]; }
+};
 
 // Runs a kernel and returns whether there was memory enough: nothing may be thrown at the caller, which is not C++.
 template <class F>
@@ -91,32 +114,57 @@ struct Deferred {
   Deferred(const Norm& norm, long channels) : any(norm.weight), affine(norm, any ? channels : 0), mean(norm.mean) {}
 };
 
-inline vf silu_slope(vf z, vf sigmoid_of_z) { return sigmoid_of_z * (1.0f + z * (1.0f - sigmoid_of_z)); }
-
+// What an activation computes of R vectors at once: f(z, y), with f(z, y, slope) its slope, too.
 template <class T>
 struct Silu {
   explicit Silu(const Activation&) {}
-  vf operator()(vf z) const { return z * sigmoid<T>(z); }
-  vf slope(vf z) const { return silu_slope(z, sigmoid<T>(z)); }
-  vf operator()(vf z, vf* slope) const {
-    vf s = sigmoid<T>(z);
-    *slope = silu_slope(z, s);
-    return z * s;
+  template <long R>
+  INLINE void operator()(const vf (&z)[R], vf (&y)[R]) const {
+    vf s[R];
+    sigmoids<T>(z, s);
+    EACH y[r] = z[r] * s[r];
+  }
+  template <long R>
+  INLINE void operator()(const vf (&z)[R], vf (&y)[R], vf (&slope)[R]) const {
+    vf s[R], rest[R];
+    sigmoids<T>(z, s);
+    EACH rest[r] = 1.0f - s[r];
+    EACH rest[r] = 1.0f + z[r] * rest[r];
+    EACH y[r] = z[r] * s[r];
+    EACH slope[r] = s[r] * rest[r];
   }
 };
 
 struct Pieces {
   vf below, most;
   explicit Pieces(const Activation& activation) : below(vf{} + activation.below), most(vf{} + activation.most) {}
-  vf operator()(vf z) const { return smaller(most, z > 0.0f ? z : below * z); }  // NaN stays
-  vf slope(vf z) const { return z > 0.0f ? (z < most ? vf{} + 1.0f : vf{}) : below; }
-  vf operator()(vf z, vf* gradient) const {
-    *gradient = slope(z);
-    return (*this)(z);
+  template <long R>
+  INLINE void operator()(const vf (&z)[R], vf (&y)[R]) const {
+    EACH y[r] = smaller(most, z[r] > 0.0f ? z[r] : below * z[r]);  // NaN stays
+  }
+  template <long R>
+  INLINE void operator()(const vf (&z)[R], vf (&y)[R], vf (&slope)[R]) const {
+    EACH slope[r] = z[r] > 0.0f ? (z[r] < most ? vf{} + 1.0f : vf{}) : below;
+    (*this)(z, y);
   }
 };
 
-// Calls use(f), where f(z) is the activation, and f.slope(z) its slope: a loop of its own for each kind.
+// The same of one vector.
+template <class F>
+inline vf activated(const F& f, vf z) {
+  vf all[1] = {z}, y[1];
+  f(all, y);
+  return y[0];
+}
+
+template <class F>
+inline vf slope_of(const F& f, vf z) {
+  vf all[1] = {z}, y[1], slope[1];
+  f(all, y, slope);
+  return slope[0];
+}
+
+// Calls use(f), where f is the activation: a loop of its own for each kind.
 template <class T, class F>
 inline void with_activation(const Activation& activation, F use) {
   if (activation.silu) {
@@ -126,47 +174,91 @@ inline void with_activation(const Activation& activation, F use) {
   }
 }
 
-// Asks for numbers that will be read some microseconds later, while there are others to compute: the processor's own
-// guesses end at each page.
-template <class T>
-inline void fetch(const T* from, long count) {
-  for (long i = 0; i < count; i += long(64 / sizeof(T))) __builtin_prefetch(from + i, 0, 2);
+// Calls use(first, number), of U rows at once as long as there are so many: `number` is a constant.
+template <class F>
+INLINE inline void by_rows(long count, F use) {
+  long row = 0;
+  for (; row + U <= count; row += U) use(row, std::integral_constant<long, U>());
+  for (; row < count; ++row) use(row, std::integral_constant<long, 1>());
 }
 
-// The channels of a pixel, normalised and activated; with `slope`, the activation's slope, too.
 template <class T>
-inline void activate(const T* from, long channels, const Affine& affine, T* to, float* slope) {
+struct Pixels {  // channels of one pixel after the other, `step` numbers apart
+  T* first;
+  long step;
+  T* at(long pixel) const { return first + pixel * step; }
+};
+
+// Asks for the line of the cache that begins at a channel and will be read some microseconds later: the processor's own
+// guesses end at each page.
+template <class T>
+INLINE inline void fetch(const T* from, long channel) {
+  if (channel % long(64 / sizeof(T)) == 0) __builtin_prefetch(from + channel);
+}
+
+// Pixels, normalised and activated; slopes(c) says where the activation's slopes of the channels from c on go, null
+// where nobody wants them. Asks for those `ahead` pixels further on.
+template <class T, class F>
+inline void activate(Pixels<const T> from, long count, long channels, long ahead, const Affine& affine, Pixels<T> to,
+                     F slopes) {
   const float *scale = affine.scale.data(), *offset = affine.offset.data();
   with_activation<T>(affine.activation, [=](auto f) {
-    for (long c = 0; c < channels; c += V) {
-      vf z = load(from + c) * load(scale + c) + load(offset + c), rise;
-      if (slope) {
-        store(to + c, f(z, &rise));
-        store(slope + c, rise);
-      } else {
-        store(to + c, f(z));
+    by_rows(count, [=](long pixel, auto number) {  // in the order of memory
+      constexpr long R = number.value;
+      for (long c = 0; c < channels; c += V) {
+        const vf times = load(scale + c), plus = load(offset + c);
+        const Pixels<float> slope = slopes(c);
+        vf z[R], y[R], rise[R];
+        EACH fetch(from.at(pixel + r + ahead), c);
+        EACH z[r] = load(from.at(pixel + r) + c) * times + plus;
+        if (slope.first) {
+          f(z, y, rise);
+          EACH store(slope.at(pixel + r), rise[r]);
+        } else {
+          f(z, y);
+        }
+        EACH store(to.at(pixel + r) + c, y[r]);
       }
-    }
+    });
   });
 }
 
-// The gradient of what was normalised, from that of a pixel before the activation; asks for those `ahead` numbers
-// further on.
+// The gradient of what was normalised, from that of pixels before the activation. Asks for those `ahead` pixels further
+// on.
 template <class T>
-inline void centre(const T* dz, const T* value, long channels, long ahead, const Centred& centred, T* to) {
+inline void centre(Pixels<const T> dz, Pixels<const T> value, long count, long channels, long ahead,
+                   const Centred& centred, Pixels<T> to) {
   const float *scale = centred.scale.data(), *slope = centred.slope.data(), *constant = centred.constant.data();
-  fetch(dz + ahead, channels);
-  fetch(value + ahead, channels);
-  for (long c = 0; c < channels; c += V)
-    store(to + c, load(scale + c) * load(dz + c) + (load(slope + c) * load(value + c) + load(constant + c)));
+  by_rows(count, [=](long pixel, auto number) {  // in the order of memory
+    constexpr long R = number.value;
+    for (long c = 0; c < channels; c += V) {
+      const vf times = load(scale + c), rise = load(slope + c), plus = load(constant + c);
+      EACH fetch(dz.at(pixel + r + ahead), c);
+      EACH fetch(value.at(pixel + r + ahead), c);
+      EACH store(to.at(pixel + r) + c,
+                 times * load(dz.at(pixel + r) + c) + (load(value.at(pixel + r) + c) * rise + plus));
+    }
+  });
 }
 
 // Two sums of each channel, of one thread.
 struct Sums {
   std::vector<double> first, second;
   explicit Sums(long channels) : first(channels), second(channels) {}
-  void add(long c, vf one, vf two) {
-    for (long l = 0; l < V; ++l) first[c + l] += one[l], second[c + l] += two[l];
+  void add(long c, vf one, vf two) { add_to(&first[c], one), add_to(&second[c], two); }
+
+ private:
+  static void add_to(double* sums, vf values) {
+    typedef float half __attribute__((vector_size(V * 2)));
+    typedef double doubles __attribute__((vector_size(V * 4)));
+    for (long i = 0; i < V; i += V / 2) {
+      half from;
+      doubles to;
+      std::memcpy(&from, (const float*)&values + i, sizeof from);
+      std::memcpy(&to, sums + i, sizeof to);
+      to += __builtin_convertvector(from, doubles);
+      std::memcpy(sums + i, &to, sizeof to);
+    }
   }
 };
 
@@ -179,44 +271,41 @@ inline void add_up(const std::vector<Sums>& threads, long channels, double* sums
 // Where V channels of one pixel after the other go, `step` numbers apart: they are stored,
 template <class T>
 struct Store {
-  T* to;
-  long step;
-  void operator()(long pixel, vf value) { store(to + pixel * step, value); }
+  Pixels<T> to;
+  void operator()(long pixel, vf value, long) { store(to.at(pixel), value); }
   void end(Sums&, long) {}
 };
 
-// and they and their squares are added up,
+// and they and their squares are added up, in LANES sums that do not wait for each other,
+constexpr long LANES = 2;
+
 template <class T>
 struct StoreAndSum {
-  T* to;
-  long step;
-  vf sum = {}, squares = {};
-  void operator()(long pixel, vf value) {
-    value = stored(to + pixel * step, value);
-    sum += value;
-    squares += value * value;
+  Pixels<T> to;
+  vf sum[LANES] = {}, squares[LANES] = {};
+  void operator()(long pixel, vf value, long lane) {
+    value = stored(to.at(pixel), value);
+    sum[lane] += value;
+    squares[lane] += value * value;
   }
-  void end(Sums& sums, long c) { sums.add(c, sum, squares); }
+  void end(Sums& sums, long c) { sums.add(c, sum[0] + sum[1], squares[0] + squares[1]); }
 };
 
 // or they are gradients, taken through the activation of x; those and their products with x minus the mean are added
 // up.
 template <class T>
 struct ThroughActivation {
-  T* to;
-  long step;
-  const T* x;
-  long x_step;
-  const float* slope;
-  long slope_step;
-  vf mean, sum = {}, moments = {};
-  void operator()(long pixel, vf gradient) {
-    vf dz = gradient * load(slope + pixel * slope_step);
-    store(to + pixel * step, dz);
-    sum += dz;
-    moments += dz * (load(x + pixel * x_step) - mean);
+  Pixels<T> to;
+  Pixels<const T> x;
+  Pixels<const float> slope;
+  vf mean, sum[LANES] = {}, moments[LANES] = {};
+  void operator()(long pixel, vf gradient, long lane) {
+    vf dz = gradient * load(slope.at(pixel));
+    store(to.at(pixel), dz);
+    sum[lane] += dz;
+    moments[lane] += dz * (load(x.at(pixel)) - mean);
   }
-  void end(Sums& sums, long c) { sums.add(c, sum, moments); }
+  void end(Sums& sums, long c) { sums.add(c, sum[0] + sum[1], moments[0] + moments[1]); }
 };
 
 }  // namespace

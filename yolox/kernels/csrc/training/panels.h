@@ -1,9 +1,6 @@
 // What convolutions by products of matrices share: panels of 32 pixels, and what becomes of the products.
 #pragma once
 #include "normalisation.h"
-#include <cstdlib>
-#include <memory>
-#include <new>
 
 namespace {
 
@@ -11,27 +8,7 @@ constexpr long SIDE = 32;  // pixels of a panel; matrices are padded to multiple
 
 inline long padded(long count) { return (count + SIDE - 1) / SIDE * SIDE; }
 
-// Numbers that begin where a line of the cache does: rows of 64 bytes in two lines each take twice as long.
-template <class T>
-class Aligned {
-  struct Free {
-    void operator()(T* p) const { std::free(p); }
-  };
-  std::unique_ptr<T, Free> memory;
-
- public:
-  long size;
-  explicit Aligned(long count, bool cleared = true)
-      : memory((T*)std::aligned_alloc(64, (count * sizeof(T) / 64 + 1) * 64)), size(count) {
-    if (!memory) throw std::bad_alloc();
-    if (cleared) std::fill(begin(), end(), T{});
-  }
-  T* begin() const { return memory.get(); }
-  T* end() const { return begin() + size; }
-  T& operator[](long i) const { return begin()[i]; }
-};
-
-constexpr long AHEAD = 4 * SIDE;  // pixels that are asked for before they are needed
+constexpr long AHEAD = 2 * SIDE;  // pixels that are asked for before they are needed
 
 inline long panels_of(long pixels) { return padded(pixels) / SIDE; }
 
@@ -48,6 +25,7 @@ struct SplitTensor {
   T* at(long pixel, long channel) const {
     return channel < split ? first + pixel * first_stride + channel : second + pixel * second_stride + channel - split;
   }
+  Pixels<T> pixels(long pixel, long channel) const { return {at(pixel, channel), step(channel)}; }
 };
 
 // 32 rows of numbers that a thread keeps in its cache; columns beyond the channels, and rows beyond the pixels, are 0.
@@ -57,24 +35,38 @@ struct Rows {
   Aligned<T> numbers;
   explicit Rows(long channels, long panels = 1) : width(padded(channels)), numbers(panels * SIDE * width) {}
   T* at(long row, long column) const { return &numbers[row * width + column]; }
+  Pixels<T> pixels(long row, long column) const { return {at(row, column), width}; }
   void clear(long first, long last) const { std::fill(at(first, 0), at(last, 0), T{}); }
+};
+
+// 32 pixels by 32 channels lie together: with wide rows the same channels of all pixels would be in few places of the
+// cache.
+class Blocks {
+  Aligned<float> numbers;
+
+ public:
+  explicit Blocks(long channels) : numbers(SIDE * padded(channels), false) {}
+  Pixels<float> pixels(long channel) const {
+    return {&numbers[channel / SIDE * SIDE * SIDE + channel % SIDE], SIDE};
+  }
 };
 
 // How a type's matrices are multiplied: see tiles.h and float_products.h.
 template <class T>
 struct Products;
 
-// Stores a product as a panel of y, and adds up what was stored.
+// Stores 32 columns of a product, or as many as there are, as those of y, and adds up what was stored.
 template <class T>
-inline void keep(const Rows<float>& product, const float* bias, long first, long count, const SplitTensor<T>& y,
-                 long outputs,
-                 Sums& sums) {
-  const long width = product.width;
-  for (long c = 0; c < outputs; c += V) {
-    vf more = bias ? load(bias + c) : vf{};
-    StoreAndSum<T> done{y.at(first, c), y.step(c)};
-    const float* value = product.at(0, c);
-    for (long r = 0; r < count; ++r) done(r, load(value + r * width) + more);
+inline void keep(const float* product, const float* bias, long first, long count, const SplitTensor<T>& y, long column,
+                 long outputs, Sums& sums) {
+  for (long c = column; c < std::min(column + SIDE, outputs); c += V) {
+    const vf more = bias ? load(bias + c) : vf{};
+    StoreAndSum<T> done{y.pixels(first, c)};
+    const float* value = product + (c - column);
+    by_rows(count, [&](long row, auto number) {
+      constexpr long R = number.value;
+      EACH done(row + r, load(value + (row + r) * SIDE) + more, r % LANES);
+    });
     done.end(sums, c);
   }
 }

@@ -28,27 +28,29 @@ struct Input {
 };
 
 template <class T>
-inline void gather(const T* from, long stride, long channels, const Deferred& deferred, T* to, float* slope) {
-  fetch(from + AHEAD * stride, channels);
-  if (deferred.any) {
-    activate(from, channels, deferred.affine, to, slope);
-  } else {
-    std::memcpy(to, from, channels * sizeof(T));
+inline void copy(Pixels<const T> from, long count, long channels, Pixels<T> to) {
+  for (long r = 0; r < count; ++r) {
+    for (long c = 0; c < channels; c += V) fetch(from.at(r + AHEAD), c);
+    std::memcpy(to.at(r), from.at(r), channels * sizeof(T));
   }
+}
+
+template <class T, class F>
+inline void gather(Pixels<const T> from, long count, long channels, const Deferred& deferred, Pixels<T> to, F slopes) {
+  if (deferred.any) return activate(from, count, channels, AHEAD, deferred.affine, to, slopes);
+  copy(from, count, channels, to);
 }
 
 // Copies a panel to `rows` from the row `to` on, through what is deferred; with `slopes` the activation's slope, too.
 template <class T>
-inline void gather(const Input<T>& in, long first, long count, const Rows<T>& rows, long to,
-                   const Rows<float>* slopes) {
+inline void gather(const Input<T>& in, long first, long count, const Rows<T>& rows, long to, const Blocks* slopes) {
   const long split = in.x.split, rest = in.channels - split;
-  for (long r = 0; r < count; ++r) {  // in the order of memory
-    float* slope = slopes ? slopes->at(r, 0) : nullptr;
-    gather(in.x.at(first + r, 0), in.x.first_stride, split, in.deferred[0], rows.at(to + r, 0), slope);
-    if (rest)
-      gather(in.x.at(first + r, split), in.x.second_stride, rest, in.deferred[1], rows.at(to + r, split),
-             slope ? slope + split : nullptr);
-  }
+  auto place = [&](long channel, long channels) {
+    gather<T>(in.x.pixels(first, channel), count, channels, in.deferred[channel > 0], rows.pixels(to, channel),
+              [=](long c) { return slopes ? slopes->pixels(channel + c) : Pixels<float>{}; });
+  };
+  place(0, split);
+  if (rest) place(split, rest);
   rows.clear(to + count, to + SIDE);
 }
 
@@ -62,7 +64,7 @@ void forward(const Input<T>& in, Shape d, const float* weight, const float* bias
     typename Products<T>::Session session;
     Sums& mine = found[omp_get_thread_num()];
     Rows<T> rows(d.inputs, GROUP);
-    Rows<float> product(d.outputs);
+    Aligned<float> product(SIDE * SIDE);
     Range panels = my_share(d.panels());
     for (long group = panels.first; group < panels.last; group += GROUP) {
       const long num = std::min(GROUP, panels.last - group);
@@ -71,8 +73,10 @@ void forward(const Input<T>& in, Shape d, const float* weight, const float* bias
       for (long i = 0; i < num; ++i) {
         const long first = (group + i) * SIDE;
         const T* from = as_it_is ? in.x.at(first, 0) : rows.at(i * SIDE, 0);
-        Products<T>::multiply_panel(from, as_it_is ? in.x.first_stride : rows.width, weights, product);
-        keep(product, bias, first, d.rows(group + i), y, d.outputs, mine);
+        for (long n = 0; n < d.outputs; n += SIDE) {
+          Products<T>::multiply_panel(from, as_it_is ? in.x.first_stride : rows.width, weights, n, product.begin());
+          keep(product.begin(), bias, first, d.rows(group + i), y, n, d.outputs, mine);
+        }
       }
     }
   });
@@ -97,49 +101,54 @@ struct Backward {
   Shape d;
   Sums& sums;
   typename Products<T>::Operands operands;
-  Rows<float> slopes, product;
+  Blocks slopes;
+  Aligned<float> product;
 
   Backward(const Output<T>& output, const Input<T>& input, SplitTensor<const T> others, SplitTensor<T> gradient,
            Shape shape, Sums& own)
       : out(output), in(input), more(others), dx(gradient), d(shape), sums(own), operands(d.inputs, d.outputs),
-        slopes(in.any() ? d.inputs : 0), product(d.inputs) {}
+        slopes(in.any() ? d.inputs : 0), product(SIDE * SIDE) {}
 
   void normalisation(long first, long count, long row) {
     const long split = out.dz.split;
     Rows<T>& dy = operands.dy;
-    for (long r = 0; r < count; ++r)  // in the order of memory
-      for (long c = 0; c < d.outputs; c = c ? d.outputs : split) {
-        const long channels = c ? d.outputs - split : split;
-        const T* gradient = out.dz.at(first + r, c);
-        if (out.y.first) {
-          const long ahead = AHEAD * out.y.step(c);
-          centre(gradient, out.y.at(first + r, c), channels, ahead, out.centred[c > 0], dy.at(row + r, c));
-        } else {
-          fetch(gradient + AHEAD * out.dz.step(c), channels);
-          std::memcpy(dy.at(row + r, c), gradient, channels * sizeof(T));
-        }
+    for (long c = 0; c < d.outputs; c = c ? d.outputs : split) {
+      const long channels = c ? d.outputs - split : split;
+      const Pixels<const T> gradient = out.dz.pixels(first, c);
+      const Pixels<T> to = dy.pixels(row, c);
+      if (out.y.first) {
+        centre(gradient, out.y.pixels(first, c), count, channels, AHEAD, out.centred[c > 0], to);
+      } else {
+        copy(gradient, count, channels, to);
       }
+    }
     dy.clear(row + count, row + SIDE);
   }
 
-  void of_input(const typename Products<T>::Weights& weights, long first, long count, long row) {
-    Products<T>::multiply_panel(operands.dy.at(row, 0), operands.dy.width, weights, product);
-    for (long c = 0; c < d.inputs; c += V) {
-      if (more.first)
-        for (long r = 0; r < count; ++r)
-          store(product.at(r, c), load(product.at(r, c)) + load(more.at(first + r, c)));
-      auto each = [this, c, count, value = product.at(0, c), width = product.width](auto done) {
-        for (long r = 0; r < count; ++r) done(r, load(value + r * width));
-        done.end(sums, c);
-      };
-      T* to = dx.at(first, c);
-      if (in.of(c).any) {
-        each(ThroughActivation<T>{to, dx.step(c), in.x.at(first, c), in.x.step(c), slopes.at(0, c), slopes.width,
-                                     load(in.mean(c))});
-      } else {
-        each(Store<T>{to, dx.step(c)});
-      }
+  void of_input(const typename Products<T>::Weights& weights, long panel, long row) {
+    for (long n = 0; n < d.inputs; n += SIDE) {
+      Products<T>::multiply_panel(operands.dy.at(row, 0), operands.dy.width, weights, n, product.begin());
+      for (long c = n; c < std::min(n + SIDE, d.inputs); c += V)
+        of_input(c, &product[c - n], panel * SIDE, d.rows(panel));
     }
+  }
+
+  void of_input(long c, const float* found, long first, long count) {
+    const Pixels<const T> others = more.first ? more.pixels(first, c) : Pixels<const T>{};
+    auto each = [&](auto done) {
+      by_rows(count, [&](long pixel, auto number) {
+        constexpr long R = number.value;
+        vf value[R];
+        EACH value[r] = load(found + (pixel + r) * SIDE);
+        if (others.first) EACH value[r] += load(others.at(pixel + r));
+        EACH done(pixel + r, value[r], r % LANES);
+      });
+      done.end(sums, c);
+    };
+    const Pixels<T> to = dx.pixels(first, c);
+    if (!in.of(c).any) return each(Store<T>{to});
+    const Pixels<float> slope = slopes.pixels(c);
+    each(ThroughActivation<T>{to, in.x.pixels(first, c), {slope.first, slope.step}, load(in.mean(c))});
   }
 };
 
@@ -167,7 +176,7 @@ void backward(const Output<T>& out, const Input<T>& in, SplitTensor<const T> mor
         work.normalisation(first, count, row);
         gather<T>(in, first, count, work.operands.x, row, in.any() ? &work.slopes : nullptr);
         work.operands.keep(step);
-        if (dx.first) work.of_input(weights, first, count, row);
+        if (dx.first) work.of_input(weights, block + step, row);
       }
       work.operands.add_products(steps, &dweights[me * size]);
     }

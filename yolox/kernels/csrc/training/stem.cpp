@@ -104,17 +104,18 @@ void forward(const StemInput& d, const float* weight, bf16* y, double* sums) {
     Tiles tiles;
     const Row row(d);
     Window window(row.length());
-    Rows<float> product(outputs);
+    Aligned<float> product(SIDE * SIDE);
     Sums& own = found[omp_get_thread_num()];
     Range mine = my_share(d.count * d.out_height());
     for (long r = mine.first; r < mine.last; ++r) {
       const bf16* rows = window.at(d, r / d.out_height(), r % d.out_height(), row);
       for (long first = 0; first < width; first += SIDE) {
         const bf16* at = rows + first * STEP;
-        for (long n = 0; n < product.width; n += SIDE)
-          multiply({at, at + 16 * STEP, STEP, window.step()}, packed.at(n), SIZE, product.at(0, n), product.width,
-                   false, TAPS / 2);
-        keep(product, nullptr, r * width + first, std::min(SIDE, width - first), whole, outputs, own);
+        for (long n = 0; n < outputs; n += SIDE) {
+          multiply({at, at + 16 * STEP, STEP, window.step()}, packed.at(n), SIZE, product.begin(), SIDE, false,
+                   TAPS / 2);
+          keep(product.begin(), nullptr, r * width + first, std::min(SIDE, width - first), whole, n, outputs, own);
+        }
       }
     }
   });
@@ -182,8 +183,7 @@ void backward(const bf16* dz, const bf16* y, const Centred& centred, const StemI
       gather_rest(rows, window.step(), panels, rest.begin());
       for (long p = 0; p < panels; ++p) {
         const long count = std::min(SIDE, width - p * SIDE), at = (r * width + p * SIDE) * outputs;
-        for (long i = 0; i < count; ++i)
-          centre(dz + at + i * outputs, y + at + i * outputs, outputs, AHEAD * outputs, centred, dy.at(i, 0));
+        centre<bf16>({dz + at, outputs}, {y + at, outputs}, count, outputs, AHEAD, centred, dy.pixels(0, 0));
         dy.clear(count, SIDE);
         for (long c = 0; c < outputs; c += 16) pack_left(dy.at(0, c), dy.width, &left[(c / 16 * panels + p) * TILE]);
       }

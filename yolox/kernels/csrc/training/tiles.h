@@ -69,7 +69,7 @@ struct Right {
 
 #ifdef MATRIX_UNIT
 template <bool BOTTOM, bool RIGHT>
-inline void multiply_tiles(Left a, Right b, long steps, float* out, long out_row, bool add) {
+inline void multiply_tiles(const Left& a, const Right& b, long steps, float* out, long out_row, bool add) {
   asm volatile("" ::: "memory");  // the compiler does not see that the instructions below read and write memory
   const long wide = out_row * 4, row = a.row * 2;
   float *low = out + 16 * out_row;
@@ -109,7 +109,7 @@ inline void multiply_tiles(Left a, Right b, long steps, float* out, long out_row
 // Of each 32 numbers of depth only the first `pairs` pairs are multiplied: the others are zeros.
 #ifdef __AVX512BF16__
 template <bool RIGHT>
-inline void multiply_pairs(Left a, Right b, long steps, long pairs, float* out, long out_row, bool add) {
+inline void multiply_pairs(const Left& a, const Right& b, long steps, long pairs, float* out, long out_row, bool add) {
   constexpr long ROWS = RIGHT ? 8 : 16;  // 16 sums, so that none waits for the one before
   for (long first = 0; first < (a.bottom ? SIDE : 16); first += ROWS) {
     const bf16* rows = first < 16 ? a.top + first * a.row : a.bottom + (first - 16) * a.row;
@@ -142,7 +142,7 @@ inline void multiply_pairs(Left a, Right b, long steps, long pairs, float* out, 
 }
 #else
 template <bool RIGHT>
-inline void multiply_pairs(Left a, Right b, long steps, long pairs, float* out, long out_row, bool add) {
+inline void multiply_pairs(const Left& a, const Right& b, long steps, long pairs, float* out, long out_row, bool add) {
   for (long r = 0; r < (a.bottom ? SIDE : 16); ++r)
     for (long c = 0; c < (RIGHT ? SIDE : 16); ++c) {
       const bf16* row = r < 16 ? a.top + r * a.row : a.bottom + (r - 16) * a.row;
@@ -158,7 +158,7 @@ inline void multiply_pairs(Left a, Right b, long steps, long pairs, float* out, 
 
 // `out`, 32 by 32 with `out_row` numbers from row to row, becomes the product over 32 * `steps`, or has it added.
 // Beyond the first `pairs` pairs of each 32 one operand at least must be zeros: the matrix unit multiplies those, too.
-inline void multiply(Left a, Right b, long steps, float* out, long out_row, bool add, long pairs = 16) {
+inline void multiply(const Left& a, const Right& b, long steps, float* out, long out_row, bool add, long pairs = 16) {
 #ifdef MATRIX_UNIT
   if (matrix_unit()) {
     auto* all = b.right ? multiply_tiles<true, true> : multiply_tiles<true, false>;
@@ -278,12 +278,10 @@ struct Products<bf16> {
   using Session = Tiles;
   using Weights = Packed;
 
-  // The product of a panel of rows, `stride` numbers apart, with all columns.
-  static void multiply_panel(const bf16* rows, long stride, const Packed& weights, Rows<float>& product) {
-    const Left left{rows, rows + 16 * stride, stride, SIDE};
-    for (long n = 0; n < product.width; n += SIDE)
-      multiply(left, weights.at(n), weights.steps(), product.at(0, n), product.width, false,
-               weights.pairs());
+  // The product of a panel of rows, `stride` numbers apart, with the 32 columns from `column` on.
+  static void multiply_panel(const bf16* rows, long stride, const Packed& weights, long column, float* product) {
+    multiply({rows, rows + 16 * stride, stride, SIDE}, weights.at(column), weights.steps(), product, SIDE, false,
+             weights.pairs());
   }
 
   // Panels of inputs and of the output's gradients, until their share in the weights' gradient is added up at once.
