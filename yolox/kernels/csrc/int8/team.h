@@ -1,10 +1,10 @@
 // One image computed by several threads, none of which waits long for another that has lost its core.
 //
-// Steps that need not wait for each other (stages.py) are cut into pieces of rows. A thread takes those of its own share
-// first, then those of the others that nobody has taken. When one has been missed for long, the machine is called crowded
-// for a while: each step stands alone, pieces are smaller, the others take over what a thread does not finish, and
-// therefore each computes into memory of its own and copies the rows to their place in the end, unless the piece was
-// taken from it: whoever comes late does no harm.
+// Steps that need not wait for each other (stages.py) are cut into pieces of rows. A thread takes those of its own
+// share first, then those of the others that nobody has taken. When one has been missed for long, the machine is called
+// crowded for a while: each step stands alone, pieces are smaller, the others take over what a thread does not finish,
+// and therefore each computes into memory of its own and copies the rows to their place in the end, unless the piece
+// was taken from it: whoever comes late does no harm.
 #pragma once
 #include "steps.h"
 #include "threads.h"
