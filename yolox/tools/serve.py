@@ -82,7 +82,7 @@ def _serve(args: argparse.Namespace, machines: TextIO) -> None:
     def ready(address: str) -> None:
         print(f"listening: {address}/predict (try: curl --data-binary @IMAGE {address}/predict)", flush=True)
         if args.json:
-            facts = {"address": address, "model": predictor.source, "method": predictor.method}
+            facts = {"address": address, "model": args.model, "method": predictor.method}
             print(json.dumps(facts), file=machines, flush=True)  # one line, for who waits for it
 
     serve(predictor, args.host, args.port, limits, ready)
