@@ -57,6 +57,15 @@ def test_no_box_crosses_a_name() -> None:
     assert (both[32, 60] != color_of(0)).any()
 
 
+def test_names_cover_no_others_where_there_is_room() -> None:
+    """Boxes with one upper edge: the second name goes inside, the third below, the fourth to the bottom."""
+    image = np.zeros((200, 300, 3), np.uint8)
+    found = detections([[50.0, 60.0, 150.0, 160.0]] * 4, [0, 1, 2, 3])
+    picture = draw_detections(image, found, ["a", "b", "c", "d"], show_scores=False)
+    for label, row in enumerate((57, 72, 173, 158)):
+        np.testing.assert_array_equal(picture[row, 51], color_of(label))
+
+
 def test_colors_are_distinct() -> None:
     colors = [color_of(label) for label in range(80)]
     assert len(set(colors)) == 80

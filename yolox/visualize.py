@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -13,6 +14,7 @@ from yolox.structures import Detections, Image
 _GOLDEN_RATIO = 0.618033988749895
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 Bgr = tuple[int, int, int]
+_Edges = tuple[int, int, int, int]
 
 
 def color_of(label: int) -> Bgr:
@@ -44,35 +46,68 @@ def draw_detections(
     """
     canvas: Image = image.copy()
     height, width = canvas.shape[:2]
-    thickness = max(1, round((height + width) / 500))
+    thickness = _thickness(height, width)
     limits = np.array([width, height, width, height]) - 1
     edges = np.clip(np.round(detections.boxes_xyxy), 0, limits).astype(int)
     drawn = [k for k in np.argsort(detections.scores, kind="stable") if detections.scores[k] >= lowest_score]
     for index in drawn:
         left, top, right, bottom = edges[index].tolist()
         cv2.rectangle(canvas, (left, top), (right, bottom), color_of(int(detections.labels[index])), thickness)
-    for index in drawn:  # above all boxes, so that no line crosses a name
-        score, label = float(detections.scores[index]), int(detections.labels[index])
-        name = class_names[label] if label < len(class_names) else f"class {label}"
+    labels: list[_Label] = []
+    for index in reversed(drawn):  # the best one first has its choice of places
+        score, class_index = float(detections.scores[index]), int(detections.labels[index])
+        name = class_names[class_index] if class_index < len(class_names) else f"class {class_index}"
         if captions is not None:
             name = captions[index]
         text = f"{name} {100 * score:.0f}%" if show_scores else name
-        left, top = edges[index, :2].tolist()
-        _write_label_(canvas, text, (left, top), color_of(label), thickness)
+        labels.append(_placed(text, edges[index].tolist(), color_of(class_index), (height, width), labels))
+    for label in reversed(labels):  # above all boxes, so that no line crosses a name
+        _write_label_(canvas, label)
     return canvas
 
 
-def _write_label_(canvas: Image, text: str, corner: tuple[int, int], color: Bgr, thickness: int) -> None:
-    """Write on a filled strip above the corner of a box, or inside the box where there is no room above."""
-    scale = max(0.4, 0.28 * (thickness + 0.6))
-    stroke = max(1, thickness // 2)
+class _Label(NamedTuple):
+    """A name on a filled strip: its edges, where its text begins, and the width of strokes."""
+
+    text: str
+    color: Bgr
+    strip: _Edges
+    start: tuple[int, int]
+    stroke: int
+    scale: float
+
+
+def _placed(text: str, box: Sequence[int], color: Bgr, size: tuple[int, int], others: Sequence[_Label]) -> _Label:
+    """Return a label above its box, or inside, below, inside at the bottom: where it covers least of the others."""
+    height, width = size
+    thickness = _thickness(height, width)
+    scale, stroke = max(0.4, 0.28 * (thickness + 0.6)), max(1, thickness // 2)
     (text_width, text_height), baseline = cv2.getTextSize(text, _FONT, scale, stroke)
     pad = 1 + thickness
-    strip = text_height + baseline + pad
-    left = max(0, min(corner[0], canvas.shape[1] - text_width - 2 * pad))
-    top = corner[1] - strip if corner[1] >= strip else corner[1]
-    cv2.rectangle(canvas, (left, top), (left + text_width + 2 * pad, top + strip), color, cv2.FILLED)
-    blue, green, red = color
+    tall = text_height + baseline + pad
+    wide = text_width + 2 * pad
+    sides = [max(0, min(left, width - wide)) for left in (box[0], box[2] - wide)]
+    heights = [top for top in (box[1] - tall, box[1], box[3], box[3] - tall) if 0 <= top <= height - tall] or [box[1]]
+    strips = [(left, top, left + wide, top + tall) for left in sides for top in heights]
+    covered = _covered(strips, [other.strip for other in others])
+    strip = strips[covered.index(min(covered))]
+    return _Label(text, color, strip, (strip[0] + pad, strip[1] + text_height + pad), stroke, scale)
+
+
+def _covered(strips: Sequence[_Edges], others: Sequence[_Edges]) -> list[int]:
+    """Return how many pixels of each strip lie below others; where those cover one another they count again."""
+    mine, theirs = np.array(strips, np.int64)[:, None], np.array(others, np.int64).reshape(1, -1, 4)
+    shared = np.minimum(mine[..., 2:], theirs[..., 2:]) - np.maximum(mine[..., :2], theirs[..., :2])
+    covered: list[int] = shared.clip(0).prod(-1).sum(-1).tolist()
+    return covered
+
+
+def _thickness(height: int, width: int) -> int:
+    return max(1, round((height + width) / 500))
+
+
+def _write_label_(canvas: Image, label: _Label) -> None:
+    cv2.rectangle(canvas, label.strip[:2], label.strip[2:], label.color, cv2.FILLED)
+    blue, green, red = label.color
     ink = (0, 0, 0) if 0.114 * blue + 0.587 * green + 0.299 * red > 140 else (255, 255, 255)
-    place = (left + pad, top + text_height + pad)
-    cv2.putText(canvas, text, place, _FONT, scale, ink, stroke, cv2.LINE_AA)
+    cv2.putText(canvas, label.text, label.start, _FONT, label.scale, ink, label.stroke, cv2.LINE_AA)

@@ -61,6 +61,9 @@ def make_session(model: bytes, threads: int, profile_prefix: str | None = None) 
         model: A serialized ONNX file.
         threads: Threads of one call; 0 takes as many as there are cores.
         profile_prefix: Write a profile to a file with this prefix.
+
+    Raises:
+        Exception: Of the library's many classes, when the file cannot be read; `UnicodeDecodeError` for a text in it.
     """
     library = onnxruntime()
     options = library.SessionOptions()
@@ -73,7 +76,11 @@ def make_session(model: bytes, threads: int, profile_prefix: str | None = None) 
         options.profile_file_prefix = profile_prefix
         # packed weights would be missing from the profile
         options.add_session_config_entry("session.disable_prepacking", "1")
-    return library.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = library.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    for port in (*session.get_inputs(), *session.get_outputs()):
+        _ = port.name, port.shape  # the library decodes texts only when they are asked for
+    _ = session.get_modelmeta().custom_metadata_map
+    return session
 
 
 @dataclass(frozen=True)
