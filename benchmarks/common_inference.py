@@ -42,17 +42,14 @@ def prepare_network(name: str, size: int, batch: int) -> tuple[Any, np.ndarray[A
     from torch import nn
 
     from benchmarks.common_networks import NETWORKS
+    from benchmarks.random_weights import set_statistics_
 
     torch.manual_seed(0)
     network = NETWORKS[name]()
     coarse = torch.rand(max(batch, 16), 3, size // 8 + 1, size // 8 + 1)
     images = nn.functional.interpolate(coarse, (size, size), mode="bilinear").mul(255).round()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # the mean of all batches
-    with torch.no_grad():
-        network.train()(images[:8])
-    return network.eval(), images.numpy()
+    set_statistics_(network, images[:8])
+    return network, images.numpy()
 
 
 def _measure(name: str, quick: bool) -> Part:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,11 +69,14 @@ def _int8(name: str, quick: bool) -> Part:
     experiment, size = ("yolox_nano", 64) if quick else SIZES[name]
     threads, repeats = len(os.sched_getaffinity(0)), 2 if quick else REPEATS
     peaks = measure_peaks(threads, *((100_000, 1) if quick else ()))
-    program, timed = _timed_steps(experiment, size, threads, repeats)
+    program, timed, at_once = _timed_steps(experiment, size, threads, repeats)
     steps = zip(program.steps, timed, strict=True)
     found = [(_kind(step), (seconds, _products(step), _bytes(step))) for step, seconds in steps]
     rows = _rows(found, sum(timed), peaks, "int8")
-    note = f"{_peaks_note(threads, peaks)} Every activation and weight counts once. Random weights."
+    note = (
+        f"{_peaks_note(threads, peaks)} Every activation and weight counts once. Random weights. Timed step by step, "
+        f"threads wait for each other after each one; at once, the whole network takes {1e3 * at_once:.3f} ms."
+    )
     settings = {"model": experiment, "size": size, "threads": threads, "peaks": peaks}
     return Part(rows, COLUMNS, settings, [note])
 
@@ -110,10 +114,11 @@ def _row(kind: str, number: int, sums: Sums, whole: float, peaks: dict[str, floa
     return row
 
 
-def _timed_steps(experiment: str, size: int, threads: int, repeats: int) -> tuple[Program, list[float]]:
-    """Return a program and the median seconds of each of its steps."""
+def _timed_steps(experiment: str, size: int, threads: int, repeats: int) -> tuple[Program, list[float], float]:
+    """Return a program, the median seconds of each of its steps, and those of the whole at once."""
     import torch
 
+    from benchmarks.random_weights import set_statistics_
     from yolox.experiments import get_experiment
     from yolox.inference.backends import get_backend
     from yolox.inference.backends.base import PrepareContext
@@ -125,8 +130,10 @@ def _timed_steps(experiment: str, size: int, threads: int, repeats: int) -> tupl
     from yolox.models.detector import build_detector
 
     torch.manual_seed(0)
-    module = FlatModule(DecodedDetector(build_detector(get_experiment(experiment).model))).eval()
-    images = torch.randint(0, 256, (4, 3, size, size)).float().numpy()
+    module = FlatModule(DecodedDetector(build_detector(get_experiment(experiment).model)))
+    noise = torch.randint(0, 256, (4, 3, size, size)).float()
+    set_statistics_(module, noise)
+    images = noise.numpy()
     with tempfile.TemporaryDirectory(prefix="benchmark-roofline-") as folder:
         context = PrepareContext((images[:1],), ((images,),), threads, Path(folder))
         get_backend("native").prepare(module, get_method("native_int8"), context).save(Path(folder))
@@ -135,7 +142,14 @@ def _timed_steps(experiment: str, size: int, threads: int, repeats: int) -> tupl
     inputs = (images[:1].astype(np.uint8),)
     executable.run(inputs, 1, threads)
     found = [[second for _, second in executable.step_seconds(inputs, 1, threads)] for _ in range(repeats)]
-    return program, np.median(found, axis=0).tolist()
+    whole = np.median([_seconds(partial(executable.run, inputs, 1, threads)) for _ in range(3 * repeats)])
+    return program, np.median(found, axis=0).tolist(), float(whole)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def _kind(step: Step) -> str:

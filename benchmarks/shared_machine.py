@@ -78,6 +78,7 @@ def save_program(folder: Path, size: int) -> None:
     """Write an 8-bit YOLOX-Nano with random weights."""
     import torch
 
+    from benchmarks.random_weights import set_statistics_
     from yolox.experiments import get_experiment
     from yolox.inference.backends import get_backend
     from yolox.inference.backends.base import PrepareContext
@@ -87,9 +88,10 @@ def save_program(folder: Path, size: int) -> None:
     from yolox.models.detector import build_detector
 
     torch.manual_seed(0)
-    module = FlatModule(DecodedDetector(build_detector(get_experiment("yolox_nano").model))).eval()
-    images = torch.randint(0, 256, (4, 3, size, size)).float().numpy()
-    context = PrepareContext((images[:1],), ((images,),), 1, folder)
+    module = FlatModule(DecodedDetector(build_detector(get_experiment("yolox_nano").model)))
+    images = torch.randint(0, 256, (4, 3, size, size)).float()
+    set_statistics_(module, images)
+    context = PrepareContext((images[:1].numpy(),), ((images.numpy(),),), 1, folder)
     get_backend("native").prepare(module, get_method("native_int8"), context).save(folder)
 
 

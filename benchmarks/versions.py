@@ -89,6 +89,7 @@ def _save(method: str, size: int, folder: Path) -> None:
     """Write YOLOX-Nano with random weights, prepared by a method for all cores."""
     import torch
 
+    from benchmarks.random_weights import set_statistics_
     from yolox.experiments import get_experiment
     from yolox.inference.artifacts.model import save_model
     from yolox.inference.backends.base import PrepareContext
@@ -98,10 +99,11 @@ def _save(method: str, size: int, folder: Path) -> None:
     from yolox.models.detector import build_detector
 
     torch.manual_seed(0)
-    module = DecodedDetector(build_detector(get_experiment("yolox_nano").model)).eval()
-    images = torch.randint(0, 256, (4, 3, size, size)).float().numpy()
+    module = DecodedDetector(build_detector(get_experiment("yolox_nano").model))
+    images = torch.randint(0, 256, (4, 3, size, size)).float()
+    set_statistics_(module, images)
     (folder / "work").mkdir()
-    context = PrepareContext((images[:1],), ((images,),), len(os.sched_getaffinity(0)), folder / "work")
+    context = PrepareContext((images[:1].numpy(),), ((images.numpy(),),), len(os.sched_getaffinity(0)), folder / "work")
     save_model(prepare_model(module, get_method(method), context, OutputFacts(count=2)), folder / "artifact")
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.engines.inputs import PROGRAM_BATCHES, Inputs
 from benchmarks.protocol import REAL_DATA
+from benchmarks.random_weights import set_statistics_
 from yolox.checkpoint import load_model
 from yolox.experiments import get_experiment
 from yolox.inference.convert.folding import fold_normalisations
@@ -140,12 +141,8 @@ def _random(inputs: Inputs, network: Network) -> tuple[nn.Module, str]:
     np.save(inputs.folder / "images.npy", images[:16].byte().numpy())
     np.save(inputs.folder / "calibration.npy", images.byte().numpy())
     module = DecodedDetector(build_detector(get_experiment(network.experiment).model))
-    for part in module.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            part.momentum = None  # the mean of all batches
-    with torch.no_grad():
-        module.train()(images[:8])
-    return module.eval(), "Random weights and images, hence no AP."
+    set_statistics_(module, images[:8])
+    return module, "Random weights and images, hence no AP."
 
 
 def _joined(batches: list[NDArray[np.float32]]) -> NDArray[np.uint8]:

@@ -85,6 +85,7 @@ class CStep(ctypes.Structure):
         ("alpha", ctypes.c_double),
         *((name, _NUMBER) for name in ("choice", "index", "linear", "to_matrix")),
         *((name, _NUMBER) for name in ("first_row", "first_column", "left_column", "right_column", "columns", "wide")),
+        ("joined", _NUMBER),
         *((name, _ADDRESS) for name in ("multiplier", "offset", "inverse", "zero", "other_multiplier")),
         *((name, _ADDRESS) for name in ("weight", "activation_table", "order")),
     )

@@ -28,7 +28,8 @@ def lower(program: Program, memory: Memory, instructions: Instructions) -> tuple
     for index, step in enumerate(program.steps):
         for feature, border in memory.born(index):
             lowered.append(_step({**_border(feature, border), "output": feature}, memory, alive))
-        lowered.append(_step(step.fields(memory, instructions), memory, alive))
+        joined = index > 0 and memory.stages[index] == memory.stages[index - 1]
+        lowered.append(_step(step.fields(memory, instructions) | {"joined": joined}, memory, alive))
     return (CStep * len(lowered))(*lowered), alive
 
 

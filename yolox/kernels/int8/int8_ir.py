@@ -124,6 +124,17 @@ class Step:
         return 0
 
     @property
+    def num_rows(self) -> int:
+        """Rows that threads divide among themselves."""
+        target = self.target
+        return target.height if isinstance(target, Feature) else target.rows
+
+    @property
+    def reads_its_rows(self) -> bool:
+        """Whether a row of the target is computed from the same row of all that is read, constants aside."""
+        return False
+
+    @property
     def stride(self) -> int:
         """Pixels of the input from one pixel of the output to the next."""
         return 1

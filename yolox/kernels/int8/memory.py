@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolox.kernels.int8.bindings import CFeature, CMatrix, Place
-from yolox.kernels.int8.int8_ir import Feature, Matrix, Program, Step
+from yolox.kernels.int8.int8_ir import Feature, Matrix, Program
+from yolox.kernels.int8.stages import blocks_of, owner_of, root, stages_of
 
 _LINE = 64
 _VECTOR = 16
@@ -18,18 +19,12 @@ _VECTOR = 16
 Block: TypeAlias = Feature | Matrix
 
 
-def root(feature: Feature) -> Feature:
-    """Return the feature that owns the memory of this one."""
-    while feature.whole is not None:
-        feature = feature.whole
-    return feature
-
-
 @dataclass
 class _Life:
-    """Steps during which a block is in use, and how many pixels of border it needs."""
+    """Stages during which a block is in use, the step that first writes it, and how many pixels of border it needs."""
 
     block: Block
+    step: int
     first: int
     last: int
     border: int = 0
@@ -44,12 +39,14 @@ class Memory:
 
     Attributes:
         size: Bytes of one image, with what vectors read beyond the end.
+        stages: The stage of each step: see ``stages_of``.
     """
 
     def __init__(self, program: Program) -> None:
         self._lives: dict[int, _Life] = {}
         self._constants: list[NDArray[np.float32]] = []
         self._outputs = {id(matrix): index for index, matrix in enumerate(program.outputs)}
+        self.stages = stages_of(program.steps)
         for index, step in enumerate(program.steps):
             for block in blocks_of(step):
                 self._use(block, index)
@@ -66,10 +63,10 @@ class Memory:
         self.size = _up(end + self._beyond(), _LINE)
 
     def _use(self, block: Block, index: int) -> None:
-        owner = root(block) if isinstance(block, Feature) else block
+        owner, stage = owner_of(block), self.stages[index]
         if isinstance(owner, Matrix) and (owner.constant is not None or id(owner) in self._outputs):
             return
-        self._lives.setdefault(id(owner), _Life(owner, index, index)).last = index
+        self._lives.setdefault(id(owner), _Life(owner, index, stage, stage)).last = stage
 
     def _bytes(self, life: _Life) -> int:
         block = life.block
@@ -86,7 +83,7 @@ class Memory:
     def born(self, index: int) -> Iterator[tuple[Feature, int]]:
         """Yield the features that step ``index`` is the first to write, with the width of their border, if any."""
         for life in self._lives.values():
-            if life.first == index and life.border and isinstance(life.block, Feature):
+            if life.step == index and life.border and isinstance(life.block, Feature):
                 yield life.block, life.border
 
     def output(self, matrix: Matrix) -> int | None:
@@ -114,11 +111,6 @@ class Memory:
         if id(matrix) in self._outputs:
             return CMatrix(Place.OUTPUT, self._outputs[id(matrix)], matrix.rows, matrix.columns)
         return CMatrix(Place.ARENA, self._lives[id(matrix)].at, matrix.rows, matrix.columns)
-
-
-def blocks_of(step: Step) -> tuple[Block, ...]:
-    """Return all features and matrices that a step reads or writes."""
-    return tuple(value for value in vars(step).values() if isinstance(value, Feature | Matrix))
 
 
 def _lowest(size: int, taken: list[tuple[int, int]]) -> int:

@@ -15,6 +15,21 @@ struct Tile {
   long y, x;
 };
 
+// Sums of 64 channels that are finished while products are added to those of the next tile, so that neither kind of
+// instruction waits for the other. Tiles of fewer channels have no registers left for it.
+struct Pending {
+  __m512i sum[24];
+  uint8_t* out;
+  long pixels = 0;
+
+  template <class Finish> INLINE void finish(const Step& s, const Finish& finished, long i, long c) const {
+    const __m512i* four = sum + 4 * i;
+    put(out + i * s.out.pixel, finished.ordered_bytes(four[0], four[1], four[2], four[3]), s.out.room - c);
+  }
+};
+
+template <int N, class Finish> constexpr bool waits = N == 4 && !std::is_same<Finish, OneByOne>::value;
+
 // The instruction itself, as the compiler would copy sums from register to register around it.
 INLINE inline __m512i plus_products(__m512i sum, __m512i bytes, __m512i weights) {
   asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(bytes), "v"(weights));
@@ -41,36 +56,49 @@ static void finish_one_by_one(const Step& s, const Image& image, const vi* sum, 
     for (long n = 0; n < N; ++n) finish(s, image, sum[m * N + n], t.y, t.x + m, c + n * V);
 }
 
-// M pixels by N vectors of 16 channels, from channel c on.
+// M pixels by N vectors of 16 channels, from channel c on. `pending` are the sums of the tile before where they wait.
 template <int M, int N, class Finish>
-static inline void tile(const Step& s, const Image& image, const Finish& finished, const Tile& t, long c) {
-  const long groups = (s.in.channels + 3) / 4;
-  const int8_t* weight = s.weight + c * s.height * s.width * groups * 4;
+static inline void tile(const Step& s, const Image& image, const Finish& finished, const Tile& t, long c,
+                        Pending& pending) {
+  const long groups = (s.in.channels + 3) / 4, all = s.height * s.width * groups;
+  const int8_t* weight = s.weight + c * all * 4;
   __m512i sum[M * N];
   unrolled<M * N>([&](auto i) INLINE { sum[i] = _mm512_setzero_si512(); });
   const uint8_t* in = t.in;
   const long to_pixel = s.dilation * s.in.pixel - groups * 4;
   const long to_row = s.dilation * (t.in_row - s.width * s.in.pixel);
-  // one loop in place of three, as the compiler would move the sums about between those
-  for (long left = s.height * s.width * groups, k = groups, column = s.width; left > 0; --left) {
-    __m512i w[N];
-    unrolled<N>([&](auto n) INLINE { w[n] = _mm512_loadu_si512(weight + n * 64); });
-    unrolled<M>([&](auto m) INLINE {
-      int32_t four;
-      std::memcpy(&four, in + m * t.in_pixel, sizeof four);
-      __m512i bytes = _mm512_set1_epi32(four);
-      unrolled<N>([&](auto n) INLINE { sum[m * N + n] = plus_products(sum[m * N + n], bytes, w[n]); });
-    });
-    in += 4;
-    weight += 64 * N;
-    if (--k == 0) {
-      k = groups;
-      in += to_pixel;
-      if (--column == 0) {
-        column = s.width;
-        in += to_row;
+  const long parts = waits<N, Finish> && pending.pixels ? pending.pixels : 1;
+  long k = groups, column = s.width;
+  for (long part = 0, left = 0; part < parts; ++part) {
+    if constexpr (waits<N, Finish>)
+      if (part < pending.pixels) pending.finish(s, finished, part, c);
+    // one loop in place of three, as the compiler would move the sums about between those
+    for (left += all; left >= parts; left -= parts) {
+      __m512i w[N];
+      unrolled<N>([&](auto n) INLINE { w[n] = _mm512_loadu_si512(weight + n * 64); });
+      unrolled<M>([&](auto m) INLINE {
+        int32_t four;
+        std::memcpy(&four, in + m * t.in_pixel, sizeof four);
+        __m512i bytes = _mm512_set1_epi32(four);
+        unrolled<N>([&](auto n) INLINE { sum[m * N + n] = plus_products(sum[m * N + n], bytes, w[n]); });
+      });
+      in += 4;
+      weight += 64 * N;
+      if (--k == 0) {
+        k = groups;
+        in += to_pixel;
+        if (--column == 0) {
+          column = s.width;
+          in += to_row;
+        }
       }
     }
+  }
+  if constexpr (waits<N, Finish>) {
+    unrolled<M * N>([&](auto i) INLINE { _mm512_store_si512(pending.sum + i, sum[i]); });
+    pending.out = t.out, pending.pixels = t.pixels;
+    asm volatile("" ::"r"(&pending) : "memory");
+    return;
   }
   // From here on the sums are other values to the compiler, and `finished` is not yet in registers.
   unrolled<M * N>([&](auto i) INLINE {
@@ -80,10 +108,13 @@ static inline void tile(const Step& s, const Image& image, const Finish& finishe
   });
   if constexpr (!std::is_same<Finish, OneByOne>::value) {
     constexpr int P = 4 / N;  // pixels in four vectors of sums
+    __m512i bytes[M / P];     // all of them first: without branches in between the compiler mixes their instructions
     unrolled<M / P>([&](auto i) INLINE {
-      __m512i bytes = finished.ordered_bytes(sum[4 * i], sum[4 * i + 1], sum[4 * i + 2], sum[4 * i + 3]);
+      bytes[i] = finished.ordered_bytes(sum[4 * i], sum[4 * i + 1], sum[4 * i + 2], sum[4 * i + 3]);
+    });
+    unrolled<M / P>([&](auto i) INLINE {
       if (i * P < t.pixels)
-        put_pixels<P>(t.out + i * P * s.out.pixel, s.out.pixel, bytes, s.out.room - c, t.pixels - i * P);
+        put_pixels<P>(t.out + i * P * s.out.pixel, s.out.pixel, bytes[i], s.out.room - c, t.pixels - i * P);
     });
   } else {
     alignas(64) vi all[M * N];
@@ -93,15 +124,16 @@ static inline void tile(const Step& s, const Image& image, const Finish& finishe
 }
 
 template <int N, class Finish>
-static inline void tile_of(int m, const Step& s, const Image& image, const Finish& finished, const Tile& t, long c) {
+static inline void tile_of(int m, const Step& s, const Image& image, const Finish& finished, const Tile& t, long c,
+                           Pending& pending) {
   constexpr int P = 4 / N;
   switch (m / P) {
-    case 1: return tile<1 * P, N, Finish>(s, image, finished, t, c);
-    case 2: return tile<2 * P, N, Finish>(s, image, finished, t, c);
-    case 3: return tile<3 * P, N, Finish>(s, image, finished, t, c);
-    case 4: return tile<4 * P, N, Finish>(s, image, finished, t, c);
-    case 5: return tile<5 * P, N, Finish>(s, image, finished, t, c);
-    default: return tile<6 * P, N, Finish>(s, image, finished, t, c);
+    case 1: return tile<1 * P, N, Finish>(s, image, finished, t, c, pending);
+    case 2: return tile<2 * P, N, Finish>(s, image, finished, t, c, pending);
+    case 3: return tile<3 * P, N, Finish>(s, image, finished, t, c, pending);
+    case 4: return tile<4 * P, N, Finish>(s, image, finished, t, c, pending);
+    case 5: return tile<5 * P, N, Finish>(s, image, finished, t, c, pending);
+    default: return tile<6 * P, N, Finish>(s, image, finished, t, c, pending);
   }
 }
 
@@ -121,15 +153,18 @@ template <int N, class Finish> static void block(const Step& s, const Image& ima
   const uint8_t* in = first_window(s, image);
   const long in_pixel = s.stride * s.in.pixel;
   long width = s.out.width;
+  Pending pending;
   if (is_one_row(s)) width *= rows.last - rows.first, rows.last = rows.first + 1;
   for (long y = rows.first; y < rows.last; ++y)
     for (long x = 0, left = (width + most - 1) / most; x < width; --left) {
       long m = ((width - x + left - 1) / left + P - 1) / P * P;  // tiles of about the same size
       Tile t{in + y * s.stride * s.in.row + x * in_pixel, in_pixel, s.in.row,
              image.out + s.out.at + y * s.out.row + x * s.out.pixel + c, std::min(m, width - x), y, x};
-      tile_of<N, Finish>(int(m), s, image, finished, t, c);
+      tile_of<N, Finish>(int(m), s, image, finished, t, c, pending);
       x += m;
     }
+  if constexpr (waits<N, Finish>)
+    for (long i = 0; i < pending.pixels; ++i) pending.finish(s, finished, i, c);
 }
 
 template <class Finish> static void blocks(const Step& s, const Image& image, Range rows) {

@@ -67,7 +67,8 @@ class Session final : public Task {
         stream.is_byte[i] = batch.is_byte[i];
       }
       for (long i = 0; i < batch.outputs; ++i) stream.outputs[i] = batch.output[i] + n * batch.output_floats[i];
-      const uint64_t epoch = call << IMAGES | uint64_t(number++) << 1 | plan.crowded();
+      const uint64_t bits = Team::epoch_bits(plan.crowded(), batch.seconds);
+      const uint64_t epoch = call << IMAGES | uint64_t(number++) << 2 | bits;
       stream.epoch.store(epoch, std::memory_order_release);
       stream.team.work(0, epoch, index == 0 ? batch.seconds : nullptr);
     }

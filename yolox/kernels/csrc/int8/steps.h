@@ -66,6 +66,7 @@ struct Step {
   int64_t linear;                              // bytes are rounded from multiplier * sum + offset, and nothing else
   int64_t to_matrix, first_row, first_column, left_column, right_column, columns;
   int64_t wide;                           // bits: the left, the right operand has all columns, not one for all
+  int64_t joined;                         // each row needs, of what the steps before wrote, but the same row: stages.py
   // Per channel of the output, padded with zeros to whole vectors: what an integer is multiplied by, what is added to
   // the product, what the real value is divided by (as a factor), the byte of zero (as a float).
   const float *multiplier, *offset, *inverse, *zero;

@@ -82,6 +82,11 @@ class Concatenate(Step):
     first_row: int = 0
     first_column: int = 0
 
+    @property
+    def num_rows(self) -> int:
+        """See ``Step``."""
+        return self.input.rows
+
     def fits(self, inputs: tuple[tuple[int, int, int], ...]) -> bool:
         """See ``Step``."""
         apart = self.input is not self.output

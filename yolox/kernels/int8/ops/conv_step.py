@@ -93,6 +93,17 @@ class Conv(Step):
         ]
         return max(0, self.top, self.left, *last)
 
+    @property
+    def num_rows(self) -> int:
+        """See ``Step``."""
+        return self.size[0]
+
+    @property
+    def reads_its_rows(self) -> bool:
+        """See ``Step``."""
+        same = self.weight.shape[2] == 1 and self.stride == 1 and self.input.height == self.num_rows
+        return same and self.border == 0 and self.top == 0
+
     def fits(self, inputs: tuple[tuple[int, int, int], ...]) -> bool:
         """See ``Step``."""
         outs, ins, *sizes = self.weight.shape

@@ -69,6 +69,11 @@ class _OfTwo(Step):
         one_pixel = (1, 1, self.output.channels)
         return self.left.shape == self.output.shape and self.right.shape in (self.output.shape, one_pixel)
 
+    @property
+    def reads_its_rows(self) -> bool:
+        """See ``Step``."""
+        return self.right.shape == self.output.shape
+
     def _operands(self, memory: Memory) -> Fields:
         right = memory.feature(self.right)
         if self.right.shape != self.output.shape:

@@ -95,6 +95,11 @@ class Unary(Step):
     output: Matrix
     function: Function
 
+    @property
+    def reads_its_rows(self) -> bool:
+        """See ``Step``."""
+        return True
+
     def fits(self, inputs: tuple[tuple[int, int, int], ...]) -> bool:
         """See ``Step``."""
         return (self.input.rows, self.input.columns) == (self.output.rows, self.output.columns)
@@ -125,6 +130,11 @@ class Arithmetic(Step):
     left_columns: tuple[int, int] | None = None
     right_columns: tuple[int, int] | None = None
     first_column: int = 0
+
+    @property
+    def reads_its_rows(self) -> bool:
+        """See ``Step``."""
+        return all(one.constant is not None or one.rows == self.output.rows for one in (self.left, self.right))
 
     def fits(self, inputs: tuple[tuple[int, int, int], ...]) -> bool:
         """See ``Step``."""
