@@ -41,6 +41,7 @@ nav a { margin-right: 1em; } img { max-width: 100%; height: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 td, th { padding: .2em .8em; border-bottom: 1px solid #eee; text-align: right; }
 td:first-child, th:first-child { text-align: left; overflow-wrap: anywhere; } th { background: #f6f6f6; }
+table.names td:nth-child(2), table.names th:nth-child(2) { text-align: left; }
 table.facts td { text-align: left; vertical-align: top; }
 table.facts td:first-child { color: #666; white-space: nowrap; }
 .sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(270px, 1fr)); gap: 10px; }
@@ -181,7 +182,7 @@ def _confusion(matrix: NDArray[np.int64], names: Sequence[str], threshold: float
     order = np.argsort(-mixed, axis=None, kind="stable")[:_NUM_CONFUSIONS]
     pairs = [divmod(int(place), len(matrix)) for place in order]
     rows = [(names[row], names[column], str(mixed[row, column])) for row, column in pairs if mixed[row, column]]
-    table = "<h3>Most often confused</h3>" + _table(("labelled", "called", "objects"), rows) if rows else ""
+    table = "<h3>Most often confused</h3>" + _table(("labelled", "called", "objects"), rows, "names") if rows else ""
     return picture + note + table
 
 
