@@ -18,12 +18,12 @@ endif
 FUZZED := coco yolo voc data_yaml experiments images checkpoints artifacts onnx
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help env ipex engines demo test quick lint docs fuzz slow bench bench-guard dist dist-check lock versions clean
+.PHONY: help env dev ipex engines demo test quick lint docs fuzz slow bench bench-guard dist dist-check lock versions clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-env: $(VENV)/.ready  ## build the virtual environment
+env: $(VENV)/.ready  ## the virtual environment: training, inference and the service
 
 $(VENV)/.ready: setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 13) else "Python %d.%d found, 3.10 to 3.13 needed: make PYTHON=python3.11 ..." % v)'
@@ -32,6 +32,12 @@ $(VENV)/.ready: setup.py constraints.txt
 	$(PY) -c 'import torch' 2>/dev/null || \
 	  timeout 300 $(PY) -m pip install --quiet --timeout 5 --retries 0 --no-deps --index-url $(TORCH_CPU_INDEX) $(TORCH) 2>/dev/null || \
 	  $(PY) -m pip install --quiet -c constraints.txt $(TORCH)
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[inference,serve]'
+	touch $@
+
+dev: $(VENV)/.dev  ## all optional libraries and what the tests need besides
+
+$(VENV)/.dev: $(VENV)/.ready
 	$(PY) -m pip install --quiet -c constraints.txt -e '.[inference,ncnn,ray,spark,tables,serve,tune,wandb,mlflow,dev]'
 	@# It asks for another build of the OpenCV that is here.
 	$(PY) -m pip install --quiet -c constraints.txt --no-deps trackers
@@ -50,7 +56,7 @@ ipex: .venv-ipex/.ready  ## a second environment with Intel's extension and the 
 	.venv-ipex/bin/python -m pip install --quiet -c .venv-ipex/constraints.txt -r requirements/ipex.txt -r .venv-ipex/requirements.txt
 	touch $@
 
-engines: env $(ENGINES:%=.venv-%/.ready)  ## environments of the engines that benchmarks/engines compares with (4 GB)
+engines: dev $(ENGINES:%=.venv-%/.ready)  ## environments of the engines that benchmarks/engines compares with (4 GB)
 
 .venv-%/.ready: requirements/%.txt
 	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
@@ -68,7 +74,7 @@ demo: env  ## sample data, a training from scratch, evaluation, pictures, the in
 	  --plot $(DEMO_DIR)/inference.png --save $(DEMO_DIR)/deployed
 	@echo "look at: $(DEMO_DIR)/report.html  $(DEMO_DIR)/pictures  $(DEMO_DIR)/inference.png"
 
-test: env lint docs  ## style, types, the documentation site and all tests but the slow ones
+test: dev lint docs  ## style, types, the documentation site and all tests but the slow ones
 	@$(MAKE) --no-print-directory ipex || { \
 	  echo "**********************************************************************"; \
 	  echo "** .venv-ipex could not be built (see above): the IPEX tests will be  "; \
@@ -76,36 +82,36 @@ test: env lint docs  ## style, types, the documentation site and all tests but t
 	  echo "**********************************************************************"; } >&2
 	$(PY) -m pytest -q --durations=15
 
-quick: env lint  ## style, types and the tests that need neither other processes nor converters
+quick: dev lint  ## style, types and the tests that need neither other processes nor converters
 	$(PY) -m pytest -q -m "not slow and not processes and not backends"
 
-docs: env  ## the documentation site in docs/_build, any warning being an error
+docs: dev  ## the documentation site in docs/_build, any warning being an error
 	$(PY) -m sphinx -q -W --keep-going -b html docs docs/_build
 
-lint: env
+lint: dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-fuzz: env  ## coverage-guided fuzzing of the readers of foreign files, FUZZ_SECONDS (3600) each; findings in fuzzing/
+fuzz: dev  ## coverage-guided fuzzing of the readers of foreign files, FUZZ_SECONDS (3600) each; findings in fuzzing/
 	$(PY) -m pip install --quiet -r requirements/fuzz.txt
 	for reader in $(FUZZED); do $(PY) tests/fuzzing/fuzz.py $$reader $(or $(FUZZ_SECONDS),3600) fuzzing; done
 	@! ls fuzzing/*/findings/* 2>/dev/null
 
-slow: env  ## trainings to an AP, tens of minutes
+slow: dev  ## trainings to an AP, tens of minutes
 	$(PY) -m pytest -q -m slow
 
-bench: env  ## all benchmarks, under 30 minutes on two cores; results in benchmarks/results
+bench: dev  ## all benchmarks, under 30 minutes on two cores; results in benchmarks/results
 	$(PY) -m benchmarks.train_throughput
 	$(PY) -m benchmarks.data_pipeline
 	$(PY) -m benchmarks.inference_methods
 	$(PY) -m benchmarks.scaling
 	$(PY) -m benchmarks.evaluation
 
-bench-guard: env  ## what became slower since the commit AGAINST (the one before), by turns in one run
+bench-guard: dev  ## what became slower since the commit AGAINST (the one before), by turns in one run
 	$(PY) -m benchmarks.guard $(or $(AGAINST),HEAD~1)
 
-dist: env $(DIST_VENV)/.ready  ## a release of the last commit in dist/: wheel and source, with hashes, licences and bill of materials
+dist: dev $(DIST_VENV)/.ready  ## a release of the last commit in dist/: wheel and source, with hashes, licences and bill of materials
 	.ci/wheel $(DIST_VENV)
 	$(DIST_VENV)/bin/python -m cyclonedx_py environment --output-reproducible -o dist/sbom.cdx.json $(PY)
 	$(DIST_VENV)/bin/pip-licenses --python=$(PY) --format=markdown --with-urls > dist/licences.md

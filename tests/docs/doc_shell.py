@@ -258,7 +258,7 @@ def check_srun(words: list[str]) -> None:
 
 
 CHECKS: dict[str, Callable[[list[str]], None]] = {
-    # the tests run in the environment of `make env` already
+    # the tests run in the environment of `make dev` already
     ".": lambda _: None,
     # the tests use no package index; names and extras are compared with setup.py and constraints.txt
     "pip": check_pip,
