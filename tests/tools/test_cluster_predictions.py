@@ -23,6 +23,7 @@ from yolox.prediction.cluster_work import ClusterModel, Work, split
 from yolox.prediction.run import Thresholds
 from yolox.prediction.sources import Sources
 from yolox.processes.ray_cluster import ray_cluster as join_ray
+from yolox.processes.spark_master import check_spark_master
 from yolox.tools.command import main
 from yolox.tools.run_tool import run_tool
 
@@ -157,20 +158,13 @@ def test_the_port_of_ray_client_is_not_that_of_the_cluster(ray_cluster: Any, ray
     ],
     ids=["nobody", "silent", "another protocol"],
 )
-def test_no_spark_master_is_there(
-    answer: bytes | None,
-    part: str,
-    checkpoint: Path,
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_no_spark_master_is_there(answer: bytes | None, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked before a context is made; the command would take the active context of the tests."""
     monkeypatch.setattr("yolox.processes.spark_master._CONNECT_SECONDS", 1.0)
     with nullcontext(free_port()) if answer is None else listening(answer) as port:
         address = f"spark://127.0.0.1:{port}"
-        assert main(["predict", str(folder), "-c", str(checkpoint), "--cluster", address]) == 2
-    assert f"the Spark cluster at '{address}' cannot be joined: " in (error := capsys.readouterr().err)
-    assert part in error
+        with pytest.raises(UsageError, match=f"the Spark cluster at '{address}' cannot be joined: .*{part}"):
+            check_spark_master(address)
 
 
 def test_sigterm_is_ours_again_when_it_arrives_while_ray_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
