@@ -113,7 +113,7 @@ def compile_library(variant: Variant, library: Path, options: Sequence[str] = ()
 def _remove_leftovers(folder: Path) -> None:
     """Remove what a build that was killed left; one that goes on now may write to the same folder."""
     for path in folder.glob(".kernels-*.tmp*"):
-        with suppress(FileNotFoundError):  # another process removes them too
+        with suppress(OSError):  # another process removes them too, or they are not ours
             if path.stat().st_mtime < time.time() - 2 * _SECONDS:
                 path.unlink()
 
