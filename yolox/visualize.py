@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from yolox.structures import Detections, Image
 
@@ -54,13 +55,16 @@ def draw_detections(
         left, top, right, bottom = edges[index].tolist()
         cv2.rectangle(canvas, (left, top), (right, bottom), color_of(int(detections.labels[index])), thickness)
     labels: list[_Label] = []
+    strips = np.zeros((4, len(drawn)), np.int64)  # of the labels so far
     for index in reversed(drawn):  # the best one first has its choice of places
         score, class_index = float(detections.scores[index]), int(detections.labels[index])
         name = class_names[class_index] if class_index < len(class_names) else f"class {class_index}"
         if captions is not None:
             name = captions[index]
         text = f"{name} {100 * score:.0f}%" if show_scores else name
-        labels.append(_placed(text, edges[index].tolist(), color_of(class_index), (height, width), labels))
+        taken = strips[:, : len(labels)]
+        labels.append(_placed(text, edges[index].tolist(), color_of(class_index), (height, width), taken))
+        strips[:, len(labels) - 1] = labels[-1].strip
     for label in reversed(labels):  # above all boxes, so that no line crosses a name
         _write_label_(canvas, label)
     return canvas
@@ -77,8 +81,8 @@ class _Label(NamedTuple):
     scale: float
 
 
-def _placed(text: str, box: Sequence[int], color: Bgr, size: tuple[int, int], others: Sequence[_Label]) -> _Label:
-    """Return a label above its box, or inside, below, inside at the bottom: where it covers least of the others."""
+def _placed(text: str, box: Sequence[int], color: Bgr, size: tuple[int, int], taken: NDArray[np.int64]) -> _Label:
+    """Return a label above its box, or inside, below, inside at the bottom: where it covers least of ``taken``."""
     height, width = size
     thickness = _thickness(height, width)
     scale, stroke = max(0.4, 0.28 * (thickness + 0.6)), max(1, thickness // 2)
@@ -89,16 +93,17 @@ def _placed(text: str, box: Sequence[int], color: Bgr, size: tuple[int, int], ot
     sides = [max(0, min(left, width - wide)) for left in (box[0], box[2] - wide)]
     heights = [top for top in (box[1] - tall, box[1], box[3], box[3] - tall) if 0 <= top <= height - tall] or [box[1]]
     strips = [(left, top, left + wide, top + tall) for left in sides for top in heights]
-    covered = _covered(strips, [other.strip for other in others])
+    covered = _covered(strips, taken)
     strip = strips[covered.index(min(covered))]
     return _Label(text, color, strip, (strip[0] + pad, strip[1] + text_height + pad), stroke, scale)
 
 
-def _covered(strips: Sequence[_Edges], others: Sequence[_Edges]) -> list[int]:
-    """Return how many pixels of each strip lie below others; where those cover one another they count again."""
-    mine, theirs = np.array(strips, np.int64)[:, None], np.array(others, np.int64).reshape(1, -1, 4)
-    shared = np.minimum(mine[..., 2:], theirs[..., 2:]) - np.maximum(mine[..., :2], theirs[..., :2])
-    covered: list[int] = shared.clip(0).prod(-1).sum(-1).tolist()
+def _covered(strips: Sequence[_Edges], others: NDArray[np.int64]) -> list[int]:
+    """Return how many pixels of each strip lie below others ``[4, N]``; what several of those cover counts again."""
+    mine = np.array(strips, np.int64)[:, :, None]
+    wide = np.minimum(mine[:, 2], others[2]) - np.maximum(mine[:, 0], others[0])
+    tall = np.minimum(mine[:, 3], others[3]) - np.maximum(mine[:, 1], others[1])
+    covered: list[int] = (wide.clip(0) * tall.clip(0)).sum(1).tolist()
     return covered
 
 
