@@ -6,10 +6,8 @@ that compiled it; the manifest says which, and another CPU gets a clear refusal.
 
 from __future__ import annotations
 
-import atexit
 import os
 import shutil
-import tempfile
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +28,7 @@ from yolox.inference.backends.torch_internals import compile_package, load_packa
 from yolox.inference.backends.torch_runner import TorchRunner, export_program, flat_call
 from yolox.inference.convert.quiet import quiet
 from yolox.precision_names import Precision
+from yolox.temporary_folders import TemporaryFolder
 
 PACKAGE = "model.pt2"
 LARGEST_ERROR = 0.2
@@ -70,10 +69,10 @@ class InductorBackend:
             model = _Autocast(model)
         context.progress("compiling")
         # not in work_dir, which goes before the runner saves the package
-        folder = Path(tempfile.mkdtemp(prefix=f"{method.name}-", dir=context.work_dir.parent))
-        package = _compile(model, context, folder / PACKAGE)
+        folder = TemporaryFolder(method.name, context.work_dir.parent)
+        package = _compile(model, context, folder.path / PACKAGE)
         runner = _runner(package, Settings(threads=context.threads), context.fixed_batch, share)
-        weakref.finalize(runner.write, shutil.rmtree, folder, ignore_errors=True)
+        weakref.finalize(runner.write, folder.remove)
         if method.precision is Precision.INT8:
             _check(runner, model, context)
         return runner
@@ -106,7 +105,7 @@ def _own_cache() -> Iterator[None]:
     if _CACHE in os.environ:
         yield
         return
-    os.environ[_CACHE] = _cache_folder()
+    os.environ[_CACHE] = str(_cache_folder().path)
     try:
         yield
     finally:
@@ -114,10 +113,8 @@ def _own_cache() -> Iterator[None]:
 
 
 @cache
-def _cache_folder() -> str:
-    folder = tempfile.mkdtemp(prefix="inductor-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+def _cache_folder() -> TemporaryFolder:
+    return TemporaryFolder("inductor")
 
 
 def _check(runner: TorchRunner, model: nn.Module, context: PrepareContext) -> None:
