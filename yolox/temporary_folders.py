@@ -25,16 +25,18 @@ class TemporaryFolder:
     Args:
         purpose: Part of its name.
         place: Where to make it; by default in the folder for temporary files.
+        at_exit: Whether it goes when the process ends in order. Without, the caller removes it.
 
     Attributes:
         path: The folder, readable by this user alone.
     """
 
-    def __init__(self, purpose: str, place: Path | None = None) -> None:
+    def __init__(self, purpose: str, place: Path | None = None, *, at_exit: bool = True) -> None:
         place = Path(tempfile.gettempdir()) if place is None else place
         remove_abandoned(place)
         self.path, lock = _make(purpose, place)
         self._remove = weakref.finalize(self, _remove, self.path, lock, os.getpid())
+        self._remove.atexit = at_exit
 
     def remove(self) -> None:
         """Remove the folder and all that is in it; calling it again does no harm."""

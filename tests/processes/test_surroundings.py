@@ -85,6 +85,7 @@ def folder_of_sockets(folder: Path, ended_by: int = 0) -> Path:
     )
     assert answer.returncode == -ended_by, answer.stderr
     assert answer.stdout.startswith("it runs in ")
+    assert answer.stderr == ""
     return Path(answer.stdout.split()[-1])
 
 

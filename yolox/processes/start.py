@@ -40,6 +40,7 @@ _TIDY_SECONDS = 1.0
 _LONGEST_SOCKET_FOLDER = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")  # the kernel takes 107 bytes for a socket's path
 _LONGEST_FOLDER = _LONGEST_SOCKET_FOLDER - len("/yolox-sockets-xxxxxxxx")
 _OTHER_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
+_AFTER_ITS_OWN = -101  # multiprocessing removes its folder, which lies in ours, at -100
 _socket_folders: list[str | TemporaryFolder] = []  # the one in which multiprocessing makes its sockets
 
 
@@ -278,8 +279,9 @@ def choose_socket_folder() -> None:
     """
     if _socket_folders or parent_process() is not None:  # which has chosen
         return
-    folder = TemporaryFolder("sockets", short_temporary_folder())
+    folder = TemporaryFolder("sockets", short_temporary_folder(), at_exit=False)
     keep_sockets_in(str(folder.path))
+    util.Finalize(None, folder.remove, exitpriority=_AFTER_ITS_OWN)
     _socket_folders.append(folder)
 
 

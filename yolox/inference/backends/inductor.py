@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -102,14 +103,23 @@ def _compile(model: nn.Module, context: PrepareContext, target: Path) -> Path:
 @contextmanager
 def _own_cache() -> Iterator[None]:
     """Keep the compiler's files in a folder that goes with this process, unless the user has named one."""
-    if _CACHE in os.environ:
+    before = os.environ.get(_CACHE)
+    if before is not None and not _is_default_cache(Path(before)):
         yield
         return
     os.environ[_CACHE] = str(_cache_folder().path)
     try:
         yield
     finally:
-        del os.environ[_CACHE]
+        if before is None:
+            del os.environ[_CACHE]
+        else:
+            os.environ[_CACHE] = before
+
+
+def _is_default_cache(folder: Path) -> bool:
+    """Return whether PyTorch itself has chosen this folder: it writes its choice into the variable."""
+    return folder.parent == Path(tempfile.gettempdir()) and folder.name.startswith("torchinductor_")
 
 
 @cache
