@@ -34,9 +34,7 @@ def check_cluster(library: str, address: str, expected: str, ask: Ask) -> None:
             parts = urlsplit(f"//{place}")
             host, port = parts.hostname, parts.port
         except ValueError as error:
-            raise UsageError(
-                f"'{address}' is no address of a {library} cluster: {error}. Expected {expected}"
-            ) from error
+            raise UsageError(f"{wrong}: {error}. Expected {expected}") from error
         if host is None or port is None:
             raise UsageError(f"{wrong}. Expected {expected}")
         end = time.monotonic() + CONNECT_SECONDS
