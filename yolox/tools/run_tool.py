@@ -79,8 +79,8 @@ def _describe_lack_of_memory(error: Exception) -> str | None:
     if not isinstance(error, MemoryError) and "can't allocate memory" not in text:  # PyTorch's is a RuntimeError
         return None
     return (
-        f"there is not enough memory ({text or 'MemoryError'}). Use a smaller batch (-b), input size or model, or fewer "
-        "processes."
+        f"there is not enough memory ({text or 'MemoryError'}). Use a smaller batch (-b), input size or model, or "
+        "fewer processes."
     )
 
 
