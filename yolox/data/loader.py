@@ -27,7 +27,7 @@ from yolox.data.sampling import RequestStream
 from yolox.data.shared_batches import PREFETCH, BatchPartMaker, BatchParts, collate_readable, collect
 from yolox.data.training_samples import TrainingSamples
 from yolox.data.transforms import letterbox_sample
-from yolox.processes.start import keep_socket_paths_short
+from yolox.processes.start import choose_socket_folder
 from yolox.structures import Batch, Sample, Size
 
 _LOG = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def default_start_method() -> str:
 
 def worker_context(start_method: str | None) -> Any:
     """Return the multiprocessing context of the workers."""
-    keep_socket_paths_short()
+    choose_socket_folder()
     _start_resource_tracker()
     context: Any = multiprocessing.get_context(start_method or default_start_method())
     if context.get_start_method() == "forkserver":

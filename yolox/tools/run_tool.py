@@ -7,13 +7,16 @@ import logging
 import os
 import select
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from contextvars import copy_context
+from pathlib import Path
 
 from yolox.cpu.time_limit import work_goes_on
 from yolox.errors import MissingDependencyError, YoloxError, printable
 from yolox.files import describe_failed_write
+from yolox.temporary_folders import remove_abandoned
 from yolox.tools.early_interrupt import INTERRUPTED, signals_as_exceptions
 
 READER_ENDED = 141
@@ -36,6 +39,7 @@ def run_tool(body: Callable[[], object]) -> int:
 
 def _exit_code(body: Callable[[], object]) -> int:
     _show_log()
+    remove_abandoned(Path(tempfile.gettempdir()))  # what killed commands left
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal may lack letters that a message has
     try:
