@@ -7,13 +7,14 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolox.config import Experiment, RecipeConfig, apply_fields
+from yolox.cpu.garbage import set_up_without_collections
 from yolox.cpu.threads import shorten_waits
 from yolox.errors import UsageError
 from yolox.experiments import published_name
@@ -157,6 +158,11 @@ def _safe_start(args: argparse.Namespace, folder: Path) -> tuple[str, ...]:
 
 def _train(args: argparse.Namespace, follower: bool) -> dict[str, Any]:
     """Train and return the facts of the run for ``--json``."""
+    with set_up_without_collections() as set_up:
+        return _set_up_and_train(args, follower, set_up)
+
+
+def _set_up_and_train(args: argparse.Namespace, follower: bool, set_up: Callable[[], None]) -> dict[str, Any]:
     shorten_waits()  # before PyTorch is imported
     from yolox.data.datamodule import YoloxDataModule
     from yolox.data.sampling import describe_repeats
@@ -202,6 +208,7 @@ def _train(args: argparse.Namespace, follower: bool) -> dict[str, Any]:
         print(f"dry run: everything is built; nothing was trained and nothing written to {folder}")
         return {"folder": str(folder), "dry_run": True}
     resumed = None if state is None else state.path
+    set_up()
     with nullcontext(resumed) if follower else open_run_folder(folder, resumed) as checkpoint:
         _fit(trainer, module, data, checkpoint)
     return {} if follower else _finish(folder, trainer)
