@@ -134,10 +134,13 @@ def _exit_with(sentinel: int) -> None:
 
 
 def _number_of_workers(wanted: int) -> int:
-    """Return ``wanted``, or 0 with a word where processes cannot have semaphores: the system keeps them in /dev/shm."""
+    """Return ``wanted``, or 0 with a word where processes cannot have semaphores: the system keeps them in /dev/shm.
+
+    PyTorch's loader makes 3 for each process and 8 besides; where there is room for some of them it leaves a traceback.
+    """
     if wanted:
         try:
-            multiprocessing.Lock()
+            [multiprocessing.Lock() for _ in range(3 * wanted + 8)]
         except OSError as error:
             _LOG.warning(
                 "no loader processes: /dev/shm, which they need, cannot be written (%s); this process reads the images "

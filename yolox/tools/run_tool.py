@@ -66,12 +66,22 @@ def _tell_crash(error: Exception) -> int:
     if isinstance(error, BrokenPipeError) and _reader_has_ended():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in its buffer
         return READER_ENDED
-    failed_write = describe_failed_write(error)  # by a library: our own writers raise a YoloxError
-    if failed_write is None:
+    told = describe_failed_write(error) or _describe_lack_of_memory(error)  # in a library: ours raises a YoloxError
+    if told is None:
         traceback.print_exception(error)
     else:
-        print(f"error: {failed_write}", file=sys.stderr)
+        print(f"error: {told}", file=sys.stderr)
     return 1
+
+
+def _describe_lack_of_memory(error: Exception) -> str | None:
+    text = str(error).partition("\n")[0]
+    if not isinstance(error, MemoryError) and "can't allocate memory" not in text:  # PyTorch's is a RuntimeError
+        return None
+    return (
+        f"there is not enough memory ({text or 'MemoryError'}). Use a smaller batch (-b), input size or model, or "
+        "fewer processes."
+    )
 
 
 def _reader_has_ended() -> bool:
