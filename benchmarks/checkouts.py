@@ -24,7 +24,9 @@ class CheckoutProcess:
     """
 
     def __init__(self, checkout: Path, command: Sequence[str]) -> None:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(checkout), str(ROOT)))}
+        self._temporary = tempfile.TemporaryDirectory(prefix="benchmark-checkout-")  # it is killed, and removes nothing
+        path = os.pathsep.join((str(checkout), str(ROOT)))
+        environment = {**os.environ, "PYTHONPATH": path, "TMPDIR": self._temporary.name}
         self._name = checkout.name
         self._process = subprocess.Popen(
             [sys.executable, *command],
@@ -56,6 +58,7 @@ class CheckoutProcess:
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.communicate()
+        self._temporary.cleanup()
 
 
 @contextmanager

@@ -18,12 +18,13 @@ KERNEL_SOURCES = {path for pattern in ("*.cpp", "*.h") for path in PACKAGE.rglob
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 350, 50, 7
 
 LOW = {"errors", "precision_names", "structures", "boxes", "tables", "files", "text_files", "torch_files"} | {
+    "temporary_folders",
     "fields",
     "config",
     "class_names",
     "cpu",
 }
-ENGINE_LOW = {"errors", "precision_names", "tables", "files", "text_files", "torch_files", "cpu"}
+ENGINE_LOW = {"errors", "precision_names", "tables", "files", "temporary_folders", "text_files", "torch_files", "cpu"}
 # package -> the other packages it may import; an arrow that is not here does not exist
 ARROWS: dict[str, set[str]] = {
     "__init__": {"api"},
@@ -32,6 +33,7 @@ ARROWS: dict[str, set[str]] = {
     "precision_names": {"errors"},
     "structures": set(),
     "files": {"errors"},
+    "temporary_folders": set(),
     "torch_files": {"errors"},
     "safe_weights": {"errors", "config", "files"},
     "text_files": {"errors"},
@@ -43,7 +45,7 @@ ARROWS: dict[str, set[str]] = {
     "cpu": {"errors", "files"},
     "experiments": {"errors", "structures", "config", "text_files"},
     "visualize": LOW,
-    "processes": {"errors", "files", "cpu"},
+    "processes": {"errors", "files", "temporary_folders", "cpu"},
     "kernels": {"errors", "files", "cpu", "tables"},
     "models": LOW,
     "losses": LOW,

@@ -311,13 +311,19 @@ def test_objects_left_out_of_mosaics_are_told_once(
     assert f"'max_labels {2 + int(counts.max())}' would have taken all" in told
 
 
+@pytest.mark.parametrize("room", [0, 5])
 def test_without_semaphores_the_images_are_read_here(
-    make_coco: MakeCoco, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    room: int, make_coco: MakeCoco, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As where /dev/shm is full or read-only: a training ended with an error that named no file."""
+    """As where /dev/shm is full, nearly full or read-only: a training ended with an error that named no file."""
+    made: list[object] = []
+    make = multiprocessing.synchronize.SemLock.__init__
 
-    def refuse(*_arguments: object, **_options: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def refuse(self: Any, *arguments: Any, **options: Any) -> None:
+        if len(made) == room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        made.append(self)
+        make(self, *arguments, **options)
 
     dataset = train_set(make_coco())
     expected = list(train_loader(dataset))

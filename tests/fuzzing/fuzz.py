@@ -12,7 +12,6 @@ import hashlib
 import logging
 import resource
 import sys
-import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -24,6 +23,8 @@ from torch import _weights_only_unpickler as unpickler
 with atheris.instrument_imports(include=["yolox", "yaml"]):
     import parsers
     import samples
+
+    from yolox.temporary_folders import TemporaryFolder
 
 _REPORT_SECONDS = 5
 _MEMORY_BYTES = 16 << 30  # of address space: PyTorch and the libraries alone take 6
@@ -42,7 +43,7 @@ def main() -> None:
     if name == "checkpoints":
         atheris.instrument_func(unpickler.Unpickler.load)
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
-    work = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    temporary = TemporaryFolder("fuzz")  # removed by the next run: this process ends without Python's exit handlers
     report = place / "figures.txt"
     earlier = report.read_text(encoding="utf-8") if report.exists() else ""
     count = 0
@@ -57,7 +58,7 @@ def main() -> None:
             figures = f"{count} {told - started:.0f} {time.process_time():.0f} {len(kinds)}\n"
             report.write_text(earlier + figures, encoding="utf-8")
         try:
-            parsers.run(parsers.READERS[name], data, work)
+            parsers.run(parsers.READERS[name], data, temporary.path)
         except Exception as error:  # noqa: BLE001 - any is a finding
             frames = traceback.extract_tb(error.__traceback__)
             kind = f"{type(error).__name__} {[(Path(f.filename).name, f.lineno) for f in frames[-6:]]}"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +74,15 @@ def test_quick_methods(classifier: nn.Module, name: str, tmp_path: Path) -> None
 
 @pytest.mark.backends
 @pytest.mark.parametrize("name", ["inductor_fp32", pytest.param("inductor_bf16", marks=pytest.mark.slow)])
-def test_compiled_methods(classifier: nn.Module, name: str, tmp_path: Path) -> None:
+def test_compiled_methods(classifier: nn.Module, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And PyTorch's own cache, which nobody removes, gets nothing."""
+    default = Path(tempfile.gettempdir()) / f"torchinductor_{tmp_path.name}"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(default))  # PyTorch does so itself with its choice
     check(classifier, name, tmp_path)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(default)
+    left = list(default.rglob("*"))  # PyTorch makes the folder when its name is asked for
+    shutil.rmtree(default, ignore_errors=True)
+    assert left == []
 
 
 def test_the_module_stays_as_it_is(classifier: nn.Module, tmp_path: Path) -> None:

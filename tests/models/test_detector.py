@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from yolox.config import ModelConfig
 from yolox.errors import UsageError
 from yolox.experiments import EXPERIMENTS, get_experiment
-from yolox.models.detector import build_detector
+from yolox.models.detector import build_detector, check_memory
 from yolox.models.layers import SppBottleneck, space_to_depth
 from yolox.structures import Predictions, Size
 
@@ -125,3 +125,13 @@ def test_activations() -> None:
         assert sum(isinstance(module, kind) for module in detector.modules()) == 104
     with pytest.raises(UsageError, match="got 'gelu', expected silu, relu or lrelu"):
         build_detector(replace(config, act="gelu"))  # type: ignore[arg-type]
+
+
+def test_a_network_that_does_not_fit_into_memory_is_refused_before_it_takes_any() -> None:
+    large = ModelConfig(num_classes=80, depth=1.33, width=5.0)
+    check_memory(large, available=2**40)
+    with pytest.raises(UsageError, match=r"width 5, .* 1,[0-9]{3} million weights, which take 5.* GiB; 1.0 GiB are"):
+        check_memory(large, available=2**30)
+    with pytest.raises(UsageError, match="Choose a smaller width or depth"):
+        check_memory(large, copies=4, available=10 * 2**30)
+    check_memory(ModelConfig(depth=1.33, width=1.25), available=0)  # as large as the largest published: not counted

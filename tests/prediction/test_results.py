@@ -57,6 +57,8 @@ def test_values() -> None:
     ]
     assert [(name, pixels.shape) for name, pixels in found.crops()] == [("bolt", (10, 20, 3)), ("apple", (10, 10, 3))]
     assert not np.array_equal(found.plot(), found.image)
+    assert "bolt" in repr(found)
+    assert len(repr(found)) < 500, "neither pixels nor the classes that were not found"
 
 
 def test_save_writes_the_picture_and_refuses_unknown_formats(tmp_path: Path) -> None:

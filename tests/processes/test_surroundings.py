@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +17,8 @@ import pytest
 from yolox.errors import UsageError, YoloxError
 from yolox.files import cache_root
 from yolox.processes.pickling import dumps
+from yolox.processes.start import short_temporary_folder
+from yolox.temporary_folders import TemporaryFolder
 
 LOCK = threading.Lock()
 
@@ -56,52 +58,65 @@ def test_what_a_function_uses_is_named() -> None:
 
 
 SOCKETS = """
-import multiprocessing as mp, sys
-from yolox.processes.start import keep_socket_paths_short
-keep_socket_paths_short()
+import multiprocessing as mp, os, sys
+from multiprocessing import util
+from yolox.processes.start import choose_socket_folder
 if __name__ == "__main__":
+    choose_socket_folder()
     context = mp.get_context("forkserver")
-    process = context.Process(target=print, args=("it runs",))
+    process = context.Process(target=print, args=("it runs in", util.get_temp_dir()))
     process.start()
     process.join()
-    sys.exit(process.exitcode)
+    os.kill(os.getpid(), int(sys.argv[1]))
 """
 
 
-def test_workers_start_below_a_temporary_folder_with_a_long_name(tmp_path: Path) -> None:
-    folder = tmp_path / ("x" * 120)
-    folder.mkdir()
-    script = tmp_path / "script.py"
+def folder_of_sockets(folder: Path, ended_by: int = 0) -> Path:
+    """Return where a script that starts a process had its sockets, TMPDIR being ``folder``."""
+    script = folder.parent / "script.py"
     script.write_text(SOCKETS)
     answer = subprocess.run(
-        [sys.executable, str(script)],
+        [sys.executable, str(script), str(ended_by)],
         env={**os.environ, "TMPDIR": str(folder)},
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-    assert answer.returncode == 0, answer.stderr
-    assert "it runs" in answer.stdout
+    assert answer.returncode == -ended_by, answer.stderr
+    assert answer.stdout.startswith("it runs in ")
+    assert answer.stderr == ""
+    return Path(answer.stdout.split()[-1])
 
 
-def test_a_short_folder_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from yolox.processes.start import keep_socket_paths_short
+def test_workers_start_below_a_temporary_folder_with_a_long_name(tmp_path: Path) -> None:
+    folder = tmp_path / ("x" * 120)
+    folder.mkdir()
+    assert not folder_of_sockets(folder).exists()
+    assert list(folder.iterdir()) == []
 
-    monkeypatch.setattr(tempfile, "tempdir", "/tmp")
-    before = multiprocessing.util.get_temp_dir
-    keep_socket_paths_short()
-    assert tempfile.tempdir == "/tmp"
-    assert multiprocessing.util.get_temp_dir is before
+
+def test_the_next_process_removes_the_sockets_of_a_killed_one() -> None:
+    with TemporaryFolder("test") as above:  # a short name, in which nobody else looks for what was left
+        folder = above / "tmp"
+        folder.mkdir()
+        killed = folder_of_sockets(folder, signal.SIGKILL)
+        assert killed.is_dir()
+        assert killed.parent.parent == folder
+        folder_of_sockets(folder)
+        assert list(folder.iterdir()) == []
+
+
+def test_a_short_folder_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/short")
+    assert short_temporary_folder() == Path("/short")
 
 
 def test_without_a_short_folder_the_message_names_tmpdir(monkeypatch: pytest.MonkeyPatch) -> None:
-    from yolox.processes.start import keep_socket_paths_short
-
     monkeypatch.setattr(tempfile, "tempdir", "/" + "x" * 120)
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(UsageError, match=r"TMPDIR is '/xxx.*, 121 bytes long"):
-        keep_socket_paths_short()
+        short_temporary_folder()
 
 
 def test_a_user_without_a_home_has_a_private_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

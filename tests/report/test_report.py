@@ -5,13 +5,19 @@ from __future__ import annotations
 import base64
 import re
 import struct
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from matplotlib.backend_bases import RendererBase
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from yolox.data.coco_dataset import CocoDataset
 from yolox.data.dataset_paths import load_split, resolve_dataset
@@ -20,10 +26,20 @@ from yolox.errors import DataError
 from yolox.evaluation.coco_metric import coco_metric
 from yolox.evaluation.detections_file import read_detections, write_detections
 from yolox.evaluation.loop import EvaluationResult, Times
+from yolox.evaluation.matching import match_objects, score_curves
 from yolox.report.document import Judged, Report, write_report
-from yolox.report.figures import few_classes, png_of, precision_recall_figure, relative_boxes
+from yolox.report.figures import (
+    confidence_figure,
+    curves_figure,
+    few_classes,
+    labels_figure,
+    png_of,
+    precision_recall_figure,
+    relative_boxes,
+)
 from yolox.structures import Batch, Detections, Targets
 
+Touching = Callable[[Figure], list[tuple[str, str]]]
 NASTY = "<script>alert(1)</script>$x^"
 
 
@@ -162,6 +178,48 @@ def test_figures_are_png_files(data: CocoDataset) -> None:
     assert content.startswith(b"\x89PNG")
     width, height = struct.unpack(">II", content[16:24])
     assert width > height > 300
+
+
+@pytest.fixture
+def touching(monkeypatch: pytest.MonkeyPatch) -> Touching:
+    """Draws a figure and gives the pairs of its texts that lie over one another, or beside a title within 15 pixels."""
+    drawn: dict[Text, Bbox] = {}  # ticks beyond the borders of an axis exist too, and are not drawn
+    draw = Text.draw
+
+    def record(text: Text, renderer: RendererBase) -> None:
+        if text.get_visible() and text.get_text().strip():
+            drawn[text] = text.get_window_extent(renderer)
+        draw(text, renderer)
+
+    def pairs(figure: Figure) -> list[tuple[str, str]]:
+        drawn.clear()
+        png_of(figure)
+        titles = {axes.title for axes in figure.axes}
+        boxes = [(text.get_text(), box.padded(15 * (text in titles), 0)) for text, box in drawn.items()]
+        return [(a[0], b[0]) for a, b in combinations(boxes, 2) if a[1].overlaps(b[1])]
+
+    monkeypatch.setattr(Text, "draw", record)
+    return pairs
+
+
+@pytest.mark.parametrize(("rate", "loss"), [(0.01, 3e9), (4e-4, 5.8), (1e-7, 2e-6)])
+def test_no_text_of_the_curves_touches_another(rate: float, loss: float, touching: Touching) -> None:
+    rows = [
+        {"epoch": float(epoch), "train/total": loss / epoch, "lr": rate * (1 - epoch / 61), "val/AP": epoch / 100}
+        for epoch in range(1, 61)
+    ]
+    assert touching(curves_figure(rows)) == []
+
+
+def test_no_text_of_the_other_figures_touches_another(data: CocoDataset, touching: Touching) -> None:
+    result = judged(data, 0.2).result
+    curves = score_curves(match_objects(data.ground_truth_json(), result.detections), len(data.class_names))
+    figures = [
+        precision_recall_figure(result.coco),
+        confidence_figure(curves, data.class_names),
+        labels_figure({"train": data, "val": data}),
+    ]
+    assert [touching(figure) for figure in figures] == [[], [], []]
 
 
 def test_detections_survive_their_file(data: CocoDataset, tmp_path: Path) -> None:

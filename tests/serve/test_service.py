@@ -14,6 +14,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -33,11 +35,13 @@ LIMITS = Limits(
     max_wait_ms=20.0,
     queue_size=3,
     max_bytes=50_000,
-    receive_seconds=0.5,
+    receive_seconds=10.0,
     answer_seconds=2.0,
     connections=20,
     idle_seconds=1.0,
 )
+HASTY = replace(LIMITS, receive_seconds=0.5)
+"""For tests that wait for this time; a busy machine may drop any connection in it."""
 HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
 PICTURE = cv2.imencode(".png", np.full((32, 64, 3), 60, np.uint8))[1].tobytes()
 
@@ -61,10 +65,10 @@ class Network:
 
 
 class Service:
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits) -> None:
         self.network = Network()
         predictor = Predictor(self.network, Size(32, 32), ("apple", "bolt"), "a test", "test", "none")
-        self.server = build_server(build_app(predictor, LIMITS), LIMITS)
+        self.server = build_server(build_app(predictor, limits), limits)
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}"
@@ -80,6 +84,13 @@ class Service:
             with error:
                 return error.code, json.load(error)
 
+    def answers(self) -> bool:
+        """Return whether there is a prediction, once a connection has lasted long enough to ask for it."""
+        for _ in range(20):
+            with suppress(ConnectionError, urllib.error.URLError):
+                return self.post()[0] == 200
+        return False
+
     def get(self, path: str) -> str:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(self.address + path, timeout=10) as response:
@@ -88,16 +99,28 @@ class Service:
 
 @pytest.fixture
 def service() -> Iterator[Service]:
-    running = Service()
-    running.thread.start()
-    while not running.server.started:
+    with running(LIMITS) as started:
+        yield started
+
+
+@pytest.fixture
+def hasty() -> Iterator[Service]:
+    with running(HASTY) as started:
+        yield started
+
+
+@contextmanager
+def running(limits: Limits) -> Iterator[Service]:
+    service = Service(limits)
+    service.thread.start()
+    while not service.server.started:
         time.sleep(0.01)
-    yield running
-    running.network.free.set()
-    running.server.should_exit = True
-    running.thread.join(10)
-    running.listener.close()
-    assert not running.thread.is_alive()
+    yield service
+    service.network.free.set()
+    service.server.should_exit = True
+    service.thread.join(10)
+    service.listener.close()
+    assert not service.thread.is_alive()
 
 
 def test_predictions_health_and_metrics(service: Service) -> None:
@@ -171,11 +194,11 @@ def test_a_broken_network_and_one_that_hangs(service: Service) -> None:
     assert service.post()[0] == 200
 
 
-def test_a_slow_client_is_let_go(service: Service) -> None:
-    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as client:
+def test_a_slow_client_is_let_go(hasty: Service) -> None:
+    with socket.create_connection(("127.0.0.1", hasty.port), timeout=10) as client:
         client.sendall(HEAD + b"abc")
         assert b"408" in client.recv(1000)
-    assert service.post()[0] == 200
+    assert hasty.answers()
 
 
 def connected(service: Service) -> socket.socket:
@@ -190,15 +213,15 @@ def is_closed(client: socket.socket) -> bool:
 
 
 @pytest.mark.parametrize("sent", [b"", b"P", b"POST /predict HTTP/1.1\r\nHost: x\r\nX"])
-def test_a_connection_without_a_whole_request_is_closed(service: Service, sent: bytes) -> None:
-    with connected(service) as client:
+def test_a_connection_without_a_whole_request_is_closed(hasty: Service, sent: bytes) -> None:
+    with connected(hasty) as client:
         client.sendall(sent)
         assert is_closed(client)
 
 
 @pytest.mark.parametrize("start", [b"POST /predict HTTP/1.1\r\nX: ", HEAD], ids=["head", "body after the answer"])
-def test_bytes_that_trickle_keep_no_connection(service: Service, start: bytes) -> None:
-    with connected(service) as client:
+def test_bytes_that_trickle_keep_no_connection(hasty: Service, start: bytes) -> None:
+    with connected(hasty) as client:
         client.sendall(start)
         with pytest.raises(OSError, match=r"reset|pipe"):
             for _ in range(600):
@@ -206,11 +229,11 @@ def test_bytes_that_trickle_keep_no_connection(service: Service, start: bytes) -
                 time.sleep(0.02)
 
 
-def test_a_client_that_reads_no_answer_is_let_go(service: Service) -> None:
+def test_a_client_that_reads_no_answer_is_let_go(hasty: Service) -> None:
     """Asked of the server: a client whose window is closed may hear of it only at its next probe, a minute later."""
     requests = 1000 * b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
-    open_connections = service.server.server_state.connections
-    with connected(service) as client:
+    open_connections = hasty.server.server_state.connections
+    with connected(hasty) as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.settimeout(1)
         with pytest.raises(OSError, match=r"reset|pipe|timed out"):
@@ -220,15 +243,15 @@ def test_a_client_that_reads_no_answer_is_let_go(service: Service) -> None:
         while open_connections:
             assert time.monotonic() < end, "the server keeps the connection"
             time.sleep(0.05)
-    assert service.post()[0] == 200
+    assert hasty.answers()
 
 
-def test_idle_connections_keep_nobody_out_for_long(service: Service) -> None:
-    idle = [connected(service) for _ in range(LIMITS.connections)]
+def test_idle_connections_keep_nobody_out_for_long(hasty: Service) -> None:
+    idle = [connected(hasty) for _ in range(LIMITS.connections)]
     for client in idle:
         assert is_closed(client)
         client.close()
-    assert service.post()[0] == 200
+    assert hasty.answers()
 
 
 def test_a_connection_serves_request_after_request(service: Service) -> None:

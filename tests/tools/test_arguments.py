@@ -211,6 +211,21 @@ def test_a_full_disk_is_no_crash(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
+def test_a_lack_of_memory_is_no_crash(capsys: pytest.CaptureFixture[str]) -> None:
+    import numpy as np
+    import torch
+
+    for body in (
+        lambda: torch.empty(2**60, dtype=torch.uint8),
+        lambda: np.empty(2**60, np.uint8),
+        lambda: b"." * 2**60,
+    ):
+        assert run_tool(body) == 1
+        shown = capsys.readouterr().err
+        assert shown.startswith("error: there is not enough memory (")
+        assert shown.endswith("). Use a smaller batch (-b), input size or model, or fewer processes.\n")
+
+
 @pytest.mark.parametrize(
     ("tool", "words", "message"),
     [

@@ -133,7 +133,7 @@ def test_something_else_is_where_ray_is_expected(
     address: str, answer: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("ray")
-    monkeypatch.setattr("yolox.processes.ray_cluster._CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr("yolox.processes.addresses.CONNECT_SECONDS", 1.0)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     with listening(answer) as port:
         (tmp_path / "ray").mkdir()
@@ -143,9 +143,18 @@ def test_something_else_is_where_ray_is_expected(
 
 
 @processes
-def test_the_port_of_ray_client_is_not_that_of_the_cluster(ray_cluster: Any, ray_client_port: int) -> None:
+def test_the_ports_of_ray_client_and_of_the_cluster_are_told_apart(ray_cluster: Any, ray_client_port: int) -> None:
     assert ray_cluster.address
     with pytest.raises(UsageError, match="write ray://"), join_ray(f"127.0.0.1:{ray_client_port}"):
+        pass
+    with pytest.raises(UsageError, match="no Ray Client server answers"), join_ray(f"ray://{ray_cluster.address}"):
+        pass
+
+
+@pytest.mark.parametrize("address", ["ray://head", "127.0.0.1:none", "head:70000", f"{'x' * 70}.cluster:6379"])
+def test_what_can_be_no_address_of_a_ray_cluster(address: str) -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(UsageError, match=f"'{address}'.*(HOST:PORT|running there)"), join_ray(address):
         pass
 
 
@@ -160,7 +169,7 @@ def test_the_port_of_ray_client_is_not_that_of_the_cluster(ray_cluster: Any, ray
 )
 def test_no_spark_master_is_there(answer: bytes | None, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked before a context is made; the command would take the active context of the tests."""
-    monkeypatch.setattr("yolox.processes.spark_master._CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr("yolox.processes.addresses.CONNECT_SECONDS", 1.0)
     with nullcontext(free_port()) if answer is None else listening(answer) as port:
         address = f"spark://127.0.0.1:{port}"
         with pytest.raises(UsageError, match=f"the Spark cluster at '{address}' cannot be joined: .*{part}"):

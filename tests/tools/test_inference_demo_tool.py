@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,6 +17,8 @@ import pytest
 import torch
 from checkpoints import described
 from labelled_images import NAMES, write_data
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 
 from yolox.checkpoint import load_model
 from yolox.config import apply_fields
@@ -229,6 +232,45 @@ def test_the_plot_names_every_row(tmp_path: Path) -> None:
     written = set(re.findall(r"<!-- (\w+) -->", text_of(tmp_path)))
     assert len(names) > 15
     assert set(names) <= written
+
+
+NEAR_ROWS = (
+    "original 3104 0.340, channels_last 755 0.340, fp32_ipex 708 0.340, bf16 425 0.349, bf16_ipex 440 0.348, "
+    "static_int8 660 0.335, jit_fp32 768 0.340, jit_fp32_ipex 898 0.340, jit_fp32_ipex_channels_last 587 0.340, "
+    "jit_int8 645 0.340, inductor_fp32 637 0.340, inductor_bf16 415 0.348, inductor_int8 646 0.335, "
+    "inductor_int8_bf16 567 0.337, openvino_fp32 437 0.340, openvino_bf16 211 0.339, openvino_int8 337 0.348, "
+    "openvino_int8_bf16 247 0.340, native_int8 132 0.350, onnxruntime_fp32 450 0.340, onnxruntime_int8_qlinear 570 "
+    "0.341, onnxruntime_int8_integer 785 0.349"
+)
+"""Name, milliseconds and AP of each row of a table of YOLOX-Nano."""
+
+
+def test_no_line_to_a_name_passes_the_dot_of_another_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows lie so near to one another that some names are further away from them, at the end of a line."""
+    drawn: list[Figure] = []
+    save = Figure.savefig
+
+    def record(figure: Figure, *words: Any, **options: Any) -> None:
+        drawn.append(figure)
+        save(figure, *words, **options)
+
+    monkeypatch.setattr(Figure, "savefig", record)
+    measured = [line.split() for line in NEAR_ROWS.split(", ")]
+    points = [(float(ms), float(ap)) for _, ms, ap in measured]
+    rows = [
+        MethodResult(get_method(name), Status.SUCCESSFUL, latency=Latency((ms,), 64), metrics={"AP": ap})
+        for (name, *_), (ms, ap) in zip(measured, points, strict=True)
+    ]
+    draw_plot(OptimizationReport(tuple(rows), ("AP",)), rows[0], tmp_path / "plot.svg")
+    (axes,) = drawn[0].axes
+    dots = axes.transData.transform(points)
+    lines = [text for text in axes.texts if isinstance(text, Annotation) and text.arrow_patch is not None]
+    assert len(lines) > 2
+    for line in lines:
+        start = axes.transData.transform(line.xy)
+        along = start + np.linspace(0, 1, 200)[:, None] * np.multiply(line.xyann, drawn[0].dpi / 72)
+        others = dots[np.linalg.norm(dots - start, axis=1) > 6]
+        assert np.linalg.norm(along[:, None] - others, axis=2).min() > 4, line.xyann
 
 
 def text_of(folder: Path) -> str:

@@ -27,7 +27,7 @@ from yolox.data.sampling import RequestStream
 from yolox.data.shared_batches import PREFETCH, BatchPartMaker, BatchParts, collate_readable, collect
 from yolox.data.training_samples import TrainingSamples
 from yolox.data.transforms import letterbox_sample
-from yolox.processes.start import keep_socket_paths_short
+from yolox.processes.start import choose_socket_folder
 from yolox.structures import Batch, Sample, Size
 
 _LOG = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def default_start_method() -> str:
 
 def worker_context(start_method: str | None) -> Any:
     """Return the multiprocessing context of the workers."""
-    keep_socket_paths_short()
+    choose_socket_folder()
     _start_resource_tracker()
     context: Any = multiprocessing.get_context(start_method or default_start_method())
     if context.get_start_method() == "forkserver":
@@ -134,10 +134,13 @@ def _exit_with(sentinel: int) -> None:
 
 
 def _number_of_workers(wanted: int) -> int:
-    """Return ``wanted``, or 0 with a word where processes cannot have semaphores: the system keeps them in /dev/shm."""
+    """Return ``wanted``, or 0 with a word where processes cannot have semaphores: the system keeps them in /dev/shm.
+
+    PyTorch's loader makes 3 for each process and 8 besides; where there is room for some of them it leaves a traceback.
+    """
     if wanted:
         try:
-            multiprocessing.Lock()
+            [multiprocessing.Lock() for _ in range(3 * wanted + 8)]
         except OSError as error:
             _LOG.warning(
                 "no loader processes: /dev/shm, which they need, cannot be written (%s); this process reads the images "

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from numpy.typing import NDArray
 from yolox.errors import DataError
 from yolox.files import cache_root
 from yolox.structures import Image
+from yolox.temporary_folders import TemporaryFolder
 
 _LOG = logging.getLogger(__name__)
 CLASS_NAMES = ("circle", "square", "triangle", "star", "cross", "ring")
@@ -48,13 +47,11 @@ def sample_set_dir() -> Path:
     _LOG.info("drawing the built-in sample set into %s", target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        try:
-            draw_sample_set(temporary, NUM_TRAIN, NUM_VAL)
-            temporary.chmod(0o755)
-            temporary.rename(target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        with TemporaryFolder(target.name, target.parent) as temporary:
+            drawn = temporary / "drawn"
+            draw_sample_set(drawn, NUM_TRAIN, NUM_VAL)
+            drawn.chmod(0o755)
+            drawn.rename(target)
     except OSError as error:
         if target.is_dir():  # another process was faster
             return target

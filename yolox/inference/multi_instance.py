@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +17,7 @@ from yolox.inference.artifacts.structure import unflatten
 from yolox.inference.backends.base import as_numpy, like_inputs
 from yolox.inference.runner_process import Batch, Failed, await_loaded, start_runner
 from yolox.processes.start import Process, ProcessFailure, wait_for_any
+from yolox.temporary_folders import TemporaryFolder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,9 +52,10 @@ class MultiInstance:
         self._number = 0
         self._processes: list[Process] = []
         self._working: dict[Process, int] = {}  # and on which request; it may be one of a call that failed
-        self._folder = Path(tempfile.mkdtemp(prefix="instances-"))
+        self._folder = TemporaryFolder("instances")
         try:
-            artifact, module = self._folder / "artifact", _send_module(model.module, self._folder / "module.pkl")
+            folder = self._folder.path
+            artifact, module = folder / "artifact", _send_module(model.module, folder / "module.pkl")
             if model.folder is not None:
                 copy_artifact(model.folder, artifact)
             else:
@@ -120,7 +120,7 @@ class MultiInstance:
         for process in self._processes:
             process.stop()
         self._processes, self._working = [], {}
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.remove()
 
     def __enter__(self) -> MultiInstance:
         return self

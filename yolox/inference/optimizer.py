@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import tempfile
 import time
 import weakref
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from yolox.inference.search.protocol import Limits, Payload
 from yolox.inference.search.results import MethodResult, OptimizationReport
 from yolox.inference.search.run import Listener, Search, SearchOptions
 from yolox.inference.search.scorer import Scorer
+from yolox.temporary_folders import TemporaryFolder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -123,7 +123,8 @@ class InferenceOptimizer:
             search.run()
         finally:
             self._report = _report(search, direction, time.monotonic() - start)
-            shutil.rmtree(folder / "payload", ignore_errors=True)
+            for name in ("payload", "tmp"):
+                shutil.rmtree(folder / name, ignore_errors=True)
         if output_filename is not None:
             write_text(Path(output_filename), self._report.to_text() + "\n")
         if self._listener is None:
@@ -266,10 +267,9 @@ class InferenceOptimizer:
 
     def _new_folder(self) -> Path:
         if self._folder is None:
-            temporary = tempfile.TemporaryDirectory(prefix="inference-", ignore_cleanup_errors=True)
-            weakref.finalize(self, temporary.cleanup)
-            self._keep = temporary
-            folder = Path(temporary.name)
+            temporary = TemporaryFolder("inference")
+            weakref.finalize(self, temporary.remove)  # models of an earlier run may be in use as long
+            folder = temporary.path
         else:
             folder = self._folder
         for name in ("payload", "artifacts", "logs", "tmp"):

@@ -8,9 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from yolox.config import ModelConfig
+from yolox.cpu.cgroups import available_memory
+from yolox.errors import UsageError
 from yolox.models.head import DetectionHead
 from yolox.models.necks import PaFpn, YoloFpn
 from yolox.structures import Predictions, Size
+
+_LARGEST_PUBLISHED = ModelConfig(depth=1.33, width=1.25)
 
 
 class Detector(nn.Module):
@@ -42,7 +46,41 @@ class Detector(nn.Module):
 
 
 def build_detector(config: ModelConfig) -> Detector:
-    """Return the network that ``config`` describes, with fresh weights from torch's default generator."""
+    """Return the network that ``config`` describes, with fresh weights from torch's default generator.
+
+    Raises:
+        UsageError: When its weights do not fit into memory.
+    """
+    check_memory(config)
+    return _build(config)
+
+
+def check_memory(config: ModelConfig, copies: int = 1, available: int | None = None) -> None:
+    """Check, before any is taken, that there is memory for the weights of a network.
+
+    Args:
+        config: The network. One that is no larger than YOLOX-X is not counted.
+        copies: Arrays as large as the weights.
+        available: Bytes; by default what this process may use.
+
+    Raises:
+        UsageError: When there is not.
+    """
+    if config.width <= _LARGEST_PUBLISHED.width and config.depth <= _LARGEST_PUBLISHED.depth:
+        return
+    with torch.device("meta"):
+        count = sum(weights.numel() for weights in _build(config).state_dict().values())
+    needed = 4 * count * copies
+    available = available_memory() if available is None else available
+    if available is not None and needed > available:
+        raise UsageError(
+            f"a network of width {config.width:g}, depth {config.depth:g} and {config.num_classes} classes has "
+            f"{count / 1e6:,.0f} million weights, which take {needed / 2**30:.1f} GiB; {available / 2**30:.1f} GiB are "
+            "available. Choose a smaller width or depth."
+        )
+
+
+def _build(config: ModelConfig) -> Detector:
     if config.backbone == "darknet53":
         backbone: PaFpn | YoloFpn = YoloFpn(act=config.act)
     else:
@@ -88,7 +126,7 @@ def summarize(config: ModelConfig, size: Size) -> ModelSummary:
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        detector = build_detector(config).eval()
+        detector = _build(config).eval()
         detector(torch.empty(1, 3, *size))
     num_parameters = sum(parameter.numel() for parameter in detector.parameters())
     return ModelSummary(num_parameters, counter.get_total_flops() // 2, size)

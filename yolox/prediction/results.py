@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -67,10 +67,10 @@ class Result:
         rate: Frames a second of that video, or None.
     """
 
-    picture: Image | Callable[[], Image | None]
+    picture: Image | Callable[[], Image | None] = field(repr=False)  # pages of numbers
     size: Size
     boxes: Boxes
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...] = field(repr=False)
     name: str
     path: Path | None = None
     index: int = 0

@@ -10,16 +10,27 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from yolox.errors import UsageError, needs
+from yolox.processes.addresses import check_cluster, other_program
 
 _log = logging.getLogger(__name__)
 
-_CONNECT_SECONDS = 10.0
-_HEALTH = "/grpc.health.v1.Health/Check"  # of gRPC itself; the control service of a cluster answers it
+_HEALTH = ("/grpc.health.v1.Health/Check", b"")
+"""Of gRPC itself; the control service of a cluster answers it."""
+_CLIENT_PING = ("/ray.rpc.RayletDriver/ClusterInfo", b"\x08\x06")
+"""The field 1, type, is 6, PING: what a Ray Client asks first."""
+_NO_CLUSTER = (
+    "no cluster answers at that port. Expected its own, such as 6379; if a Ray Client server is there (port 10001), "
+    "write ray://HOST:PORT."
+)
+_NO_CLIENT_SERVER = (
+    "no Ray Client server answers at that port. Expected its own, such as 10001; the cluster itself (port 6379) is "
+    "joined as HOST:PORT, from a machine that is part of it."
+)
 
 
 @contextmanager
@@ -72,53 +83,38 @@ def ray_cluster(address: str | None = None, store_bytes: int = 80 * 2**20, *, cl
 
 
 def _check_reachable(address: str) -> None:
-    """Ask who is at an address; Ray itself would wait for many minutes where nobody answers, or somebody else.
+    """Ask who is at an address; Ray itself would wait for half a minute, or for many, where no Ray answers.
 
     Raises:
-        UsageError: When nobody answers, or no Ray does.
+        UsageError: When nobody answers, or no Ray does, or the wrong one of its servers.
     """
     if address == "auto":
         address = _started_here() or address
-    try:
-        parts = urlsplit(address if "://" in address else f"//{address}")
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise UsageError(f"'{address}' is no address of a Ray cluster: {error}. Expected HOST:PORT.") from error
-    if host is None or port is None:
-        return  # "local", "auto"
-    try:
-        socket.create_connection((host, port), _CONNECT_SECONDS).close()
-    except OSError as error:
-        raise UsageError(
-            f"the Ray cluster at '{address}' cannot be joined: {error.strerror or error}. Is it running there?"
-        ) from error
-    if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):  # its certificates are for Ray to read
-        _check_answers(address, f"{host}:{port}")
+    scheme = address.rpartition("://")[0]
+    if address in ("auto", "local") or scheme not in ("", "ray"):
+        return
+    expected = "ray://HOST:PORT, often 10001" if scheme else "HOST:PORT, often 6379"
+    check_cluster("Ray", address, expected, partial(_ask, client=bool(scheme)))
 
 
-def _check_answers(address: str, place: str) -> None:
-    """Ask what listens there over gRPC, as Ray speaks.
-
-    Raises:
-        UsageError: When it does not speak gRPC, or is the Ray Client server where the cluster itself is asked for.
-    """
+def _ask(connection: socket.socket, place: str, seconds: float, *, client: bool) -> str | None:
+    """Ask over gRPC, as Ray speaks, on a connection of its own: the Ray Client server, or the cluster itself."""
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        return None  # its certificates are for Ray to read
     with needs("grpcio", "pip install 'yolox-cpu[ray]'"):
         import grpc
+    end = time.monotonic() + seconds
     with grpc.insecure_channel(place, [("grpc.enable_http_proxy", 0)]) as channel:  # Ray takes no proxy either
         try:
-            grpc.channel_ready_future(channel).result(_CONNECT_SECONDS)
-            channel.unary_unary(_HEALTH)(b"", timeout=_CONNECT_SECONDS)
-        except grpc.FutureTimeoutError as error:
-            raise UsageError(
-                f"the Ray cluster at '{address}' cannot be joined: what listens there does not answer as Ray does. "
-                "Is it the right port?"
-            ) from error
+            grpc.channel_ready_future(channel).result(seconds)
+            method, request = _CLIENT_PING if client else _HEALTH
+            channel.unary_unary(method)(request, timeout=max(0.01, end - time.monotonic()))
+        except grpc.FutureTimeoutError:
+            return other_program("Ray")
         except grpc.RpcError as error:
-            if error.code() == grpc.StatusCode.UNIMPLEMENTED and not address.startswith("ray://"):
-                raise UsageError(
-                    f"the Ray cluster at '{address}' cannot be joined: no cluster answers at that port. Expected its "
-                    "own, such as 6379; if a Ray Client server is there (port 10001), write ray://HOST:PORT."
-                ) from error
+            if error.code() == grpc.StatusCode.UNIMPLEMENTED:
+                return _NO_CLIENT_SERVER if client else _NO_CLUSTER
+    return None
 
 
 def _started_here() -> str | None:

@@ -7,16 +7,15 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from yolox.errors import MissingDependencyError, UsageError, needs
 from yolox.processes.spark_master import check_spark_master
 from yolox.processes.start import kill_all, package_path
+from yolox.temporary_folders import TemporaryFolder
 
 _END_SECONDS = 5.0
 _LOGGING = """
@@ -95,8 +94,8 @@ def _quiet_java() -> Iterator[None]:
     if {"SPARK_CONF_DIR", "SPARK_SUBMIT_OPTS"} & set(os.environ):
         yield
         return
-    with tempfile.TemporaryDirectory(prefix="yolox-spark-") as folder:
-        file = Path(folder) / "log4j2.properties"
+    with TemporaryFolder("spark") as folder:
+        file = folder / "log4j2.properties"
         file.write_text(_LOGGING, encoding="ascii")
         os.environ["SPARK_SUBMIT_OPTS"] = f"-Dlog4j2.configurationFile={file}"
         try:

@@ -6,11 +6,9 @@ import socket
 import struct
 import time
 from contextlib import suppress
-from urllib.parse import urlsplit
 
-from yolox.errors import UsageError
+from yolox.processes.addresses import check_cluster, other_program
 
-_CONNECT_SECONDS = 10.0
 _STREAM = b"/files/none"
 _REQUEST = struct.pack(">qBi", 8 + 1 + 4 + len(_STREAM), 6, len(_STREAM)) + _STREAM
 """A frame of Spark's network layer: its length, the type of a request for a stream, and the name of a stream. A master
@@ -26,41 +24,24 @@ def check_spark_master(address: str) -> None:
     Raises:
         UsageError: When none does.
     """
-    reasons = []
-    for place in address.removeprefix("spark://").split(","):
-        try:
-            parts = urlsplit(f"//{place}")
-            host, port = parts.hostname, parts.port
-        except ValueError as error:
-            raise UsageError(f"'{address}' is no address of a Spark master: {error}. Expected HOST:PORT.") from error
-        if host is None or port is None:
-            raise UsageError(f"'{address}' is no address of a Spark master; expected spark://HOST:PORT, often 7077.")
-        reason = _reason(host, port)
-        if reason is None:
-            return
-        reasons.append(reason)
-    raise UsageError(f"the Spark cluster at '{address}' cannot be joined: {'; '.join(reasons)}")
+    check_cluster("Spark", address, "spark://HOST:PORT, often 7077", _ask)
 
 
-def _reason(host: str, port: int) -> str | None:
+def _ask(connection: socket.socket, place: str, seconds: float) -> str | None:
     """Return why no master is there, or None where one may be."""
-    end = time.monotonic() + _CONNECT_SECONDS
-    try:
-        connection = socket.create_connection((host, port), _CONNECT_SECONDS)
-    except OSError as error:
-        return f"{error.strerror or error}. Is it running there?"
+    end = time.monotonic() + seconds
     received = b""
-    with connection, suppress(ConnectionError):
+    with suppress(ConnectionError):
         connection.sendall(_REQUEST)
         while len(received) < 8:
             connection.settimeout(max(0.01, end - time.monotonic()))
             try:
                 chunk = connection.recv(64)
             except TimeoutError:
-                return "what listens there does not answer as Spark does. Is it the right port?"
+                return other_program("Spark")
             if not chunk:
                 break
             received += chunk
     if len(received) >= 8 and not 8 < struct.unpack(">q", received[:8])[0] < _LONGEST_FRAME:
-        return "what listens there does not answer as Spark does. Is it the right port?"
+        return other_program("Spark")
     return None

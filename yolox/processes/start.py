@@ -18,13 +18,14 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import util
+from multiprocessing import parent_process, util
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import IO, Any
 
 from yolox.errors import UsageError
 from yolox.processes.messages import Channel
+from yolox.temporary_folders import TemporaryFolder
 
 # the empty entry is the working directory, where a file may have the name of any module
 _BOOT = (
@@ -36,8 +37,11 @@ _TAIL_BYTES = 1 << 16
 _TAIL_LINES = 20
 _KILL_SECONDS = 10.0
 _TIDY_SECONDS = 1.0
-_LONGEST_FOLDER = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")  # the kernel takes 107 bytes for the path of a socket
+_LONGEST_SOCKET_FOLDER = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")  # the kernel takes 107 bytes for a socket's path
+_LONGEST_FOLDER = _LONGEST_SOCKET_FOLDER - len("/yolox-sockets-xxxxxxxx")
 _OTHER_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
+_AFTER_ITS_OWN = -101  # multiprocessing removes its folder, which lies in ours, at -100
+_socket_folders: list[str | TemporaryFolder] = []  # the one in which multiprocessing makes its sockets
 
 
 @dataclass(frozen=True)
@@ -265,38 +269,51 @@ def package_path(environment: Mapping[str, str]) -> str:
     return os.pathsep.join([_ROOT, *filter(None, [environment.get("PYTHONPATH")])])
 
 
-def keep_socket_paths_short() -> None:
-    """Have ``multiprocessing`` make its sockets elsewhere where the folder for temporary files has too long a name.
+def choose_socket_folder() -> None:
+    """Have ``multiprocessing`` make its sockets in a folder that goes even where this process is killed.
 
     It acts on this process and those that it starts, and only before the first of them.
 
     Raises:
         UsageError: When there is no folder with a short name.
     """
+    if _socket_folders or parent_process() is not None:  # which has chosen
+        return
+    folder = TemporaryFolder("sockets", short_temporary_folder(), at_exit=False)
+    keep_sockets_in(str(folder.path))
+    util.Finalize(None, folder.remove, exitpriority=_AFTER_ITS_OWN)
+    _socket_folders.append(folder)
+
+
+def short_temporary_folder() -> Path:
+    """Return the folder for temporary files, or another one where its name is too long for a socket in it.
+
+    Raises:
+        UsageError: When there is no folder with a short name.
+    """
     folder = tempfile.gettempdir()
     if len(os.fsencode(folder)) <= _LONGEST_FOLDER:
-        return
+        return Path(folder)
     for other in _OTHER_FOLDERS:
         if os.access(other, os.W_OK | os.X_OK):
-            keep_sockets_in(other)
-            return
+            return Path(other)
     raise UsageError(
         f"TMPDIR is '{folder}', {len(os.fsencode(folder))} bytes long; sockets between processes need a folder of at "
         f"most {_LONGEST_FOLDER}. Set TMPDIR to a shorter path."
     )
 
 
-def keep_sockets_in(folder: str) -> bool:
-    """Have ``multiprocessing`` make its sockets in a folder; return whether its name is short enough for that.
+def keep_sockets_in(folder: str) -> None:
+    """Have ``multiprocessing`` make its sockets in a folder, unless its name is too long for them.
 
     It acts on this process and those that it starts, and only the first time.
     """
-    if len(os.fsencode(folder)) > _LONGEST_FOLDER:
-        return False
+    if len(os.fsencode(folder)) > _LONGEST_SOCKET_FOLDER:
+        return
     before = tempfile.tempdir
     tempfile.tempdir = folder
     try:
         util.get_temp_dir()  # it remembers the folder that it makes
     finally:
         tempfile.tempdir = before
-    return True
+    _socket_folders.append(folder)

@@ -14,7 +14,7 @@ from yolox.config import Experiment, experiment_to_dict
 from yolox.errors import YoloxError
 from yolox.losses.detection_loss import detection_loss
 from yolox.models.decoding import decode
-from yolox.models.detector import Detector, build_detector
+from yolox.models.detector import Detector, build_detector, check_memory
 from yolox.recipe.ema import ModelEma
 from yolox.recipe.optim import build_optimizer, freeze_
 from yolox.recipe.resume import move_to_epoch_, resumed_epoch, set_rates_
@@ -61,6 +61,7 @@ class YoloxModule(pl.LightningModule):
         self.image_ids: Tensor | None = None
         self.batch_size = batch_size
         self.steps_per_epoch = steps_per_epoch
+        check_memory(experiment.model, copies=4)  # weights, gradients, momentum and averages
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(experiment.seed)  # PyTorch's layers draw their weights from the global generator
             self.detector = build_detector(experiment.model)

@@ -6,13 +6,13 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolox.config import apply_fields
 from yolox.errors import UsageError
+from yolox.temporary_folders import TemporaryFolder
 from yolox.tools.arguments import (
     MULTI_LABEL,
     ToolParser,
@@ -135,9 +135,11 @@ def run(args: argparse.Namespace) -> Path:
     import torch
 
     make_output_dir(target.parent)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as folder:
-        write_deployment(module, torch.zeros(args.batch_size or 1, 3, *size), Path(folder) / target.name, asked)
-        for file in sorted(Path(folder).iterdir()):
+    with TemporaryFolder("export", target.parent) as folder:
+        files = folder / "files"
+        files.mkdir()
+        write_deployment(module, torch.zeros(args.batch_size or 1, 3, *size), files / target.name, asked)
+        for file in sorted(files.iterdir()):
             with atomic_path(target.parent / file.name) as temporary:
                 os.replace(file, temporary)
     batch = "any batch" if args.dynamic else f"batch {args.batch_size or 1}"

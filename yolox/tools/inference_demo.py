@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolox.config import Experiment, experiment_to_dict
 from yolox.errors import UsageError
+from yolox.temporary_folders import TemporaryFolder
 from yolox.tools.arguments import (
     ToolParser,
     add_data_arguments,
@@ -119,8 +119,8 @@ def _run(args: argparse.Namespace) -> int:
     experiment = experiment_of_test(loaded.experiment, args)
     output = make_output_dir(Path(experiment.output_dir) / experiment.exp_name / f"inference_b{args.batch_size}")
     print(f"model: {loaded.source}")
-    with tempfile.TemporaryDirectory(prefix="inference-demo-") as folder:
-        return _measure(args, loaded, experiment, Path(folder), output)
+    with TemporaryFolder("inference-demo") as folder:
+        return _measure(args, loaded, experiment, folder, output)
 
 
 def _measure(args: argparse.Namespace, loaded: LoadedModel, experiment: Experiment, scratch: Path, output: Path) -> int:

@@ -5,12 +5,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from yolox.inference.search.results import MethodResult, OptimizationReport
 from yolox.inference.search.run import Listener
 
+if TYPE_CHECKING:
+    from matplotlib.transforms import Bbox
+
 WIDTH = 110
+_LINE_FROM = 13
+"""Names that are fewer points away from their dot need no line to it."""
 SMALLEST_SPAN = 0.1
 """The least range of the plot's axis of AP: a drop of 0.01 is then a tenth of its height."""
 
@@ -101,30 +109,50 @@ def _scale_axis(axes: Any, values: Sequence[float]) -> None:
 
 
 def _write_names(axes: Any, points: dict[str, tuple[float, float]]) -> None:
-    """Write each name near its point, at the first place that covers neither a point nor another name."""
+    """Write each name near its point, where it covers no point and no name; the line to it passes no other point."""
     paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # a line behind a name does not cross it
     axes.figure.draw_without_rendering()  # positions are known only now
     frame = axes.get_window_extent()
-    dots = axes.transData.transform(list(points.values())) if points else []
-    taken: list[Any] = []
-    for name, point in points.items():
-        for distance in range(7, 200, 6):
-            places = [(x, y, "center" if x == 0 else "left" if x > 0 else "right") for x, y in _around(distance)]
-            for x, y, side in places:
-                place = {"xytext": (x, y), "textcoords": "offset points"}
-                text = axes.annotate(name, point, **place, fontsize=8, ha=side, va="center", bbox=paper)
-                box = text.get_window_extent()
-                inside = frame.containsx(box.x0) and frame.containsx(box.x1) and frame.containsy(box.y0)
-                free = inside and frame.containsy(box.y1) and not any(box.overlaps(other) for other in taken)
-                if free and not any(box.padded(3).contains(*dot) for dot in dots):
-                    break
-                text.remove()
-            else:
+    dots = axes.transData.transform(list(points.values())) if points else np.zeros((0, 2))
+    pixels = axes.figure.dpi / 72
+    taken: list[Bbox] = []
+    for (name, point), dot in zip(points.items(), dots, strict=True):
+        text = axes.annotate(name, point, (0, 0), textcoords="offset points", fontsize=8, va="center", bbox=paper)
+        spare = None
+        for offset in (offset for distance in range(7, 200, 6) for offset in _around(distance)):
+            box = _moved(text, offset)
+            inside = frame.containsx(box.x0) and frame.containsx(box.x1) and frame.containsy(box.y0)
+            free = inside and frame.containsy(box.y1) and not any(box.overlaps(other) for other in taken)
+            if not free or any(box.padded(3).contains(*other) for other in dots):
                 continue
-            taken.append(box)
-            if distance > 12:  # a line of its own: the extent of the text shall not include it
-                axes.annotate("", point, **place, arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.6})
-            break
+            if max(map(abs, offset)) < _LINE_FROM or not _passes(dot, np.multiply(offset, pixels), dots):
+                break
+            spare = spare or offset
+        else:
+            if spare is None:
+                text.remove()
+                continue
+            offset, box = spare, _moved(text, spare)
+        taken.append(box)
+        if max(map(abs, offset)) >= _LINE_FROM:  # a line of its own: the extent of the text shall not include it
+            line = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.6, "zorder": 2}
+            axes.annotate("", point, offset, textcoords="offset points", arrowprops=line, zorder=2)
+
+
+def _moved(text: Any, offset: tuple[int, int]) -> Bbox:
+    """Put a name so many points beside its point, and return its extent."""
+    text.xyann = offset
+    text.set_ha("center" if offset[0] == 0 else "left" if offset[0] > 0 else "right")
+    box: Bbox = text.get_window_extent()
+    return box
+
+
+def _passes(start: NDArray[Any], way: NDArray[Any], dots: NDArray[Any]) -> bool:
+    """Return whether a line comes nearer to another dot than five pixels, or than it begins where that is less."""
+    to_dots = dots - start
+    share = np.clip(to_dots @ way / (way @ way), 0, 1)
+    nearest = np.linalg.norm(to_dots - share[:, None] * way, axis=1)
+    return bool((nearest < np.minimum(5, 0.99 * np.linalg.norm(to_dots, axis=1))).any())
 
 
 def _around(distance: int) -> tuple[tuple[int, int], ...]:

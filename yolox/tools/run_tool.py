@@ -7,13 +7,16 @@ import logging
 import os
 import select
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from contextvars import copy_context
+from pathlib import Path
 
 from yolox.cpu.time_limit import work_goes_on
 from yolox.errors import MissingDependencyError, YoloxError, printable
 from yolox.files import describe_failed_write
+from yolox.temporary_folders import remove_abandoned
 from yolox.tools.early_interrupt import INTERRUPTED, signals_as_exceptions
 
 READER_ENDED = 141
@@ -36,6 +39,7 @@ def run_tool(body: Callable[[], object]) -> int:
 
 def _exit_code(body: Callable[[], object]) -> int:
     _show_log()
+    remove_abandoned(Path(tempfile.gettempdir()))  # what killed commands left
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal may lack letters that a message has
     try:
@@ -62,12 +66,22 @@ def _tell_crash(error: Exception) -> int:
     if isinstance(error, BrokenPipeError) and _reader_has_ended():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in its buffer
         return READER_ENDED
-    failed_write = describe_failed_write(error)  # by a library: our own writers raise a YoloxError
-    if failed_write is None:
+    told = describe_failed_write(error) or _describe_lack_of_memory(error)  # in a library: ours raises a YoloxError
+    if told is None:
         traceback.print_exception(error)
     else:
-        print(f"error: {failed_write}", file=sys.stderr)
+        print(f"error: {told}", file=sys.stderr)
     return 1
+
+
+def _describe_lack_of_memory(error: Exception) -> str | None:
+    text = str(error).partition("\n")[0]
+    if not isinstance(error, MemoryError) and "can't allocate memory" not in text:  # PyTorch's is a RuntimeError
+        return None
+    return (
+        f"there is not enough memory ({text or 'MemoryError'}). Use a smaller batch (-b), input size or model, or "
+        "fewer processes."
+    )
 
 
 def _reader_has_ended() -> bool:

@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
@@ -19,6 +18,7 @@ from yolox.cpu.threads import shorten_waits
 from yolox.errors import UsageError
 from yolox.experiments import published_name
 from yolox.precision_names import canonical_precision
+from yolox.temporary_folders import TemporaryFolder
 from yolox.tools.arguments import (
     ToolParser,
     add_data_arguments,
@@ -136,8 +136,8 @@ def _find_ipex(args: argparse.Namespace, argv: Sequence[str]) -> int | None:
         return None  # the trainer says what that means
     print(plan.note)
     _resumed(args)  # the checks of a resumed file are for this PyTorch, which is newer
-    with tempfile.TemporaryDirectory(prefix="yolox-weights-") as folder:
-        weights = _safe_start(args, Path(folder))
+    with TemporaryFolder("weights") as folder:
+        weights = _safe_start(args, folder)
         return run_again(replace(plan, command=(*plan.command, *weights)), replace=False)
 
 

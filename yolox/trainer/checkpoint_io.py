@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import nn
 
 from yolox.errors import ModelFileError, UsageError
 from yolox.files import atomic_path, make_output_dir, write_text
+from yolox.temporary_folders import TemporaryFolder
 from yolox.torch_files import read_torch_file
 from yolox.trainer.launchers.base import RankError
 
@@ -117,8 +117,8 @@ def run_with_restarts(
     Raises:
         RankError: When the last attempt failed as well.
     """
-    folder = Path(tempfile.mkdtemp(prefix="yolox-journal-"))
-    checkpoint_io.journal = folder / "checkpoints.txt"
+    folder = TemporaryFolder("journal")
+    checkpoint_io.journal = folder.path / "checkpoints.txt"
     try:
         for attempt in range(max_restarts + 1):
             try:
@@ -132,7 +132,7 @@ def run_with_restarts(
                 )
     finally:
         checkpoint_io.journal = None
-        shutil.rmtree(folder, ignore_errors=True)
+        folder.remove()
 
 
 def _last_written(journal: Path) -> Path | None:

@@ -6,7 +6,6 @@ that compiled it; the manifest says which, and another CPU gets a clear refusal.
 
 from __future__ import annotations
 
-import atexit
 import os
 import shutil
 import tempfile
@@ -30,6 +29,7 @@ from yolox.inference.backends.torch_internals import compile_package, load_packa
 from yolox.inference.backends.torch_runner import TorchRunner, export_program, flat_call
 from yolox.inference.convert.quiet import quiet
 from yolox.precision_names import Precision
+from yolox.temporary_folders import TemporaryFolder
 
 PACKAGE = "model.pt2"
 LARGEST_ERROR = 0.2
@@ -70,10 +70,10 @@ class InductorBackend:
             model = _Autocast(model)
         context.progress("compiling")
         # not in work_dir, which goes before the runner saves the package
-        folder = Path(tempfile.mkdtemp(prefix=f"{method.name}-", dir=context.work_dir.parent))
-        package = _compile(model, context, folder / PACKAGE)
+        folder = TemporaryFolder(method.name, context.work_dir.parent)
+        package = _compile(model, context, folder.path / PACKAGE)
         runner = _runner(package, Settings(threads=context.threads), context.fixed_batch, share)
-        weakref.finalize(runner.write, shutil.rmtree, folder, ignore_errors=True)
+        weakref.finalize(runner.write, folder.remove)
         if method.precision is Precision.INT8:
             _check(runner, model, context)
         return runner
@@ -103,21 +103,28 @@ def _compile(model: nn.Module, context: PrepareContext, target: Path) -> Path:
 @contextmanager
 def _own_cache() -> Iterator[None]:
     """Keep the compiler's files in a folder that goes with this process, unless the user has named one."""
-    if _CACHE in os.environ:
+    before = os.environ.get(_CACHE)
+    if before is not None and not _is_default_cache(Path(before)):
         yield
         return
-    os.environ[_CACHE] = _cache_folder()
+    os.environ[_CACHE] = str(_cache_folder().path)
     try:
         yield
     finally:
-        del os.environ[_CACHE]
+        if before is None:
+            del os.environ[_CACHE]
+        else:
+            os.environ[_CACHE] = before
+
+
+def _is_default_cache(folder: Path) -> bool:
+    """Return whether PyTorch itself has chosen this folder: it writes its choice into the variable."""
+    return folder.parent == Path(tempfile.gettempdir()) and folder.name.startswith("torchinductor_")
 
 
 @cache
-def _cache_folder() -> str:
-    folder = tempfile.mkdtemp(prefix="inductor-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+def _cache_folder() -> TemporaryFolder:
+    return TemporaryFolder("inductor")
 
 
 def _check(runner: TorchRunner, model: nn.Module, context: PrepareContext) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -29,6 +28,7 @@ from yolox.inference.backends.base import (
     seconds_for,
 )
 from yolox.precision_names import Precision
+from yolox.temporary_folders import TemporaryFolder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -249,8 +249,8 @@ def int8_share(model: bytes, inputs: Arrays) -> float:
         model: The serialized ONNX file.
         inputs: One batch.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        session = make_session(model, 1, str(Path(folder) / "profile"))
+    with TemporaryFolder("profile") as folder:
+        session = make_session(model, 1, str(folder / "profile"))
         session.run(None, {port.name: array for port, array in zip(session.get_inputs(), inputs, strict=True)})
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     total, int8 = 0, 0

@@ -16,10 +16,13 @@ TENSOR_CHECK = torch.ops.aten._assert_tensor_metadata.default
 
 
 def compile_package(program: ExportedProgram, target: Path) -> Path:
-    """Compile ``program`` by AOTInductor, whose documented functions lie in this module alone."""
-    path = torch._inductor.aoti_compile_and_package(
-        program, package_path=str(target), inductor_configs={"freezing": True}
-    )
+    """Compile ``program`` by AOTInductor, whose documented functions lie in this module alone.
+
+    Precompiled headers would take 280 MB of the folder for temporary files, where nobody removes them, and save no time
+    to a process that compiles a single program.
+    """
+    settings = {"freezing": True, "aot_inductor.precompile_headers": False}
+    path = torch._inductor.aoti_compile_and_package(program, package_path=str(target), inductor_configs=settings)
     return Path(path)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from yolox.inference.backends.graph_file import Suppression
 from yolox.inference.convert.ncnn_export import DESCRIPTION_SUFFIX, INSTALL, is_name, write_ncnn
 from yolox.inference.convert.onnx_export import SUPPRESSION_FROM, add_metadata, add_nms
 from yolox.inference.convert.quiet import quiet
+from yolox.temporary_folders import TemporaryFolder
 
 OPSETS = range(9, 24)
 """ONNX opsets that PyTorch writes."""
@@ -155,8 +155,8 @@ def _write_onnx(module: nn.Module, sample: Tensor, path: Path, asked: Deployment
 def _write_openvino(module: nn.Module, sample: Tensor, path: Path, asked: Deployment) -> None:
     from yolox.inference.backends.openvino_files import write_ir
 
-    with tempfile.TemporaryDirectory(prefix="export-") as folder:
-        onnx_file = Path(folder) / "model.onnx"
+    with TemporaryFolder("export") as folder:
+        onnx_file = folder / "model.onnx"
         _write_onnx(module, sample, onnx_file, asked)
         write_ir(onnx_file, path, asked.description)
 

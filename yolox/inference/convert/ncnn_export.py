@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from yolox.errors import YoloxError, needs
+from yolox.temporary_folders import TemporaryFolder
 
 INSTALL = "pip install 'yolox-cpu[ncnn]'"
 DESCRIPTION_SUFFIX = ".metadata.json"
@@ -45,11 +45,11 @@ def write_ncnn(
     """
     with needs("pnnx", INSTALL):
         from pnnx import EXEC_PATH
-    with tempfile.TemporaryDirectory(prefix="export-") as folder:
-        traced, graph = Path(folder) / "model.pt", Path(folder) / "model.ncnn.param"
+    with TemporaryFolder("export") as folder:
+        traced, graph = folder / "model.pt", folder / "model.ncnn.param"
         torch.jit.save(torch.jit.trace(module, (sample,)), str(traced))  # type: ignore[no-untyped-call]
         shape = ",".join(str(length) for length in sample.shape)
-        _run([EXEC_PATH, traced.name, f"inputshape=[{shape}]f32", "fp16=0"], Path(folder), graph)
+        _run([EXEC_PATH, traced.name, f"inputshape=[{shape}]f32", "fp16=0"], folder, graph)
         path.write_text(_named(graph.read_text(encoding="utf-8"), names), encoding="utf-8")
         path.with_suffix(".bin").write_bytes(graph.with_suffix(".bin").read_bytes())
     values = {name: text if name == "outputs" else json.loads(text) for name, text in description.items()}

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +22,7 @@ from yolox.inference.convert.prepare import OutputFacts, accuracy_of, prepare_mo
 from yolox.inference.methods import METHODS, missing_package
 from yolox.inference.search.scorer import Scorer
 from yolox.precision_names import Precision
+from yolox.temporary_folders import TemporaryFolder
 
 
 @dataclass(frozen=True)
@@ -149,12 +148,12 @@ def convert(
     with torch.inference_mode():
         nested = own(*(torch.from_numpy(array.copy()) for array in inputs.sample))
     outputs = OutputFacts(describe(nested), len(flatten(nested)))
-    with tempfile.TemporaryDirectory(prefix="convert-") as folder:
+    with TemporaryFolder("convert") as folder:
         context = PrepareContext(
             sample=inputs.sample,
             calibration=inputs.calibration,
             threads=threads,
-            work_dir=Path(folder),
+            work_dir=folder,
             accuracy=accuracy_of(scorer, outputs.structure),
             original_accuracy=None if scorer is None else scorer.signed(scorer.score(own)),
             max_drop=max_drop,

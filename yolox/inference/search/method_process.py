@@ -55,8 +55,14 @@ class MethodProcess:
     def __init__(self, method: Method, job: Job, log: Path, interpreter: str = sys.executable) -> None:
         self.method = method
         self.stage = Stage.STARTING
-        scratch = {"TORCHINDUCTOR_CACHE_DIR": str(Path(job.work_dir).parent / "inductor")}  # else it stays in TMPDIR
-        environment = {**scratch, **os.environ, "OMP_NUM_THREADS": str(job.threads), "PYTHONUNBUFFERED": "1"}
+        scratch = Path(job.work_dir).parent  # of the libraries, too: a method that is stopped removes nothing
+        environment = {
+            "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"),
+            **os.environ,
+            "TMPDIR": str(scratch),
+            "OMP_NUM_THREADS": str(job.threads),
+            "PYTHONUNBUFFERED": "1",
+        }
         program = Program(_WORKER, (to_json(job),), interpreter, environment)
         self._process = Process(program, (Progress, Prepared, Ready, Samples, Failed), log)
 

@@ -7,12 +7,10 @@ It dials the supervisor, says what its machine is, and is told which ranks to st
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import struct
 import subprocess
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,6 +21,7 @@ from pathlib import Path
 from yolox.cpu.machine import read_machine
 from yolox.processes.messages import Channel
 from yolox.processes.start import import_path
+from yolox.temporary_folders import TemporaryFolder
 from yolox.trainer.launchers.base import RankFile
 from yolox.trainer.launchers.heartbeat import read_heartbeat
 from yolox.trainer.launchers.popen import WORKER, start_worker
@@ -111,7 +110,8 @@ class _Watch:
         path = tuple(dict.fromkeys([*there, *import_path()]))
         folder = join_info.folder if Path(join_info.folder).is_dir() else None
         self.program = replace(WORKER, path=path, cwd=folder)
-        self.directory = RunDirectory(Path(tempfile.mkdtemp(prefix="yolox-run-")))
+        self.folder = TemporaryFolder("run")
+        self.directory = RunDirectory(self.folder.path)
         self.processes: list[subprocess.Popen[bytes]] = []
         self.group = LocalWorkerGroup(self.processes, self.directory)
         self._sent: set[tuple[RankFile, int]] = set()
@@ -135,7 +135,7 @@ class _Watch:
                         self.supervisor.receive()
         finally:
             self.group.kill()
-            shutil.rmtree(self.directory.path, ignore_errors=True)
+            self.folder.remove()
 
     def _start(self) -> None:
         request = self.request

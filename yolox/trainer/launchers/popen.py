@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,6 +13,7 @@ from typing import IO, Any
 
 from yolox.cpu.threads import thread_environment
 from yolox.processes.start import Program, package_path, start
+from yolox.temporary_folders import TemporaryFolder
 from yolox.trainer.launchers.base import Slot, Worker
 from yolox.trainer.launchers.heartbeat import HangLimits
 from yolox.trainer.launchers.supervise import LocalWorkerGroup, supervise
@@ -38,7 +37,8 @@ class PopenLauncher:
 
     def run(self, function: Callable[[Worker], Any], slots: Sequence[Slot]) -> list[Any]:
         """Return the results by rank; see `Launcher`."""
-        directory = RunDirectory(Path(tempfile.mkdtemp(prefix="yolox-run-")))
+        folder = TemporaryFolder("run")
+        directory = RunDirectory(folder.path)
         processes: list[subprocess.Popen[bytes]] = []
         group = LocalWorkerGroup(processes, directory)
         try:
@@ -48,7 +48,7 @@ class PopenLauncher:
             return supervise(directory, group, self.limits)
         finally:
             group.kill()
-            shutil.rmtree(directory.path, ignore_errors=True)
+            folder.remove()
 
 
 def start_worker(

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import logging
 import pickle
-import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any, Protocol
 
 from yolox.cpu.cores import share_cores
 from yolox.processes.pickling import dumps
 from yolox.tables import text_table
+from yolox.temporary_folders import TemporaryFolder
 from yolox.trainer.launchers.agent import machine_identity
 from yolox.trainer.launchers.agent_server import AgentConnection, AgentServer
 from yolox.trainer.launchers.base import Failure, Phase, Slot, Worker
@@ -90,7 +88,8 @@ def run_remote(
         RankError: When a rank failed or its machine is gone.
     """
     payload = dumps(function, "the run")
-    directory = RunDirectory(Path(tempfile.mkdtemp(prefix="yolox-run-")))
+    folder = TemporaryFolder("run")
+    directory = RunDirectory(folder.path)
     try:
         with AgentServer(engine.host, directory) as server, _store(engine.host) as rendezvous:
             engine.start(server.join_info, len(slots))
@@ -102,7 +101,7 @@ def run_remote(
                 agent.start(StartRequest(places[agent.registration.number], payload, one_machine))
             return supervise(directory, _RemoteWorkerGroup(directory, agents, len(slots), engine.trouble), limits)
     finally:
-        shutil.rmtree(directory.path, ignore_errors=True)
+        folder.remove()
 
 
 def _describe(agents: Sequence[AgentConnection], places: dict[int, Setup]) -> str:
