@@ -111,8 +111,8 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
             return code
     follower = _is_follower()
     with keep_stdout_for_json(args.json) as machines, Path(os.devnull).open("w", encoding="utf-8") as nothing:
-        with redirect_stdout(nothing) if follower else nullcontext():
-            facts = _train(args, follower)
+        with redirect_stdout(nothing) if follower else nullcontext(), set_up_without_collections() as set_up:
+            facts = _train(args, follower, set_up)
         if args.json and not follower:
             print(json.dumps(facts), file=machines)
     return 0
@@ -156,13 +156,8 @@ def _safe_start(args: argparse.Namespace, folder: Path) -> tuple[str, ...]:
     return ("-c", str(target))
 
 
-def _train(args: argparse.Namespace, follower: bool) -> dict[str, Any]:
-    """Train and return the facts of the run for ``--json``."""
-    with set_up_without_collections() as set_up:
-        return _set_up_and_train(args, follower, set_up)
-
-
-def _set_up_and_train(args: argparse.Namespace, follower: bool, set_up: Callable[[], None]) -> dict[str, Any]:
+def _train(args: argparse.Namespace, follower: bool, set_up: Callable[[], None]) -> dict[str, Any]:
+    """Train, after a call of ``set_up``, and return the facts of the run for ``--json``."""
     shorten_waits()  # before PyTorch is imported
     from yolox.data.datamodule import YoloxDataModule
     from yolox.data.sampling import describe_repeats
