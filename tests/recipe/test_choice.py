@@ -53,6 +53,14 @@ def test_known_classes_of_few_images_move_less(images: int, epochs: int, share: 
     assert recipe.basic_lr_per_img == pytest.approx(share * OFFICIAL.basic_lr_per_img)
 
 
+@pytest.mark.parametrize(("images", "told"), [(51, False), (20, True)])
+def test_a_rate_that_learns_more_is_told_where_it_is_another(images: int, told: bool) -> None:
+    _, choices = choose_recipe(replace(OFFICIAL, max_epoch=2), RunFacts(images, 1, "known classes"))
+    (choice,) = (choice for choice in choices if choice.field == "basic_lr_per_img")
+    assert ("'basic_lr_per_img 1.56e-05' learns more" in choice.reason) is told
+    assert (f"{choice.value:.3g}" != "1.56e-05") is told
+
+
 def test_mosaic_needs_many_steps() -> None:
     short, long = chosen(60, 128, 2, "known classes"), chosen(60, 9000, 141, "known classes")
     assert (short.no_aug_epochs, short.scheduler) == (60, "warmcos")

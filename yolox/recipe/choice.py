@@ -120,12 +120,14 @@ def _rate(recipe: RecipeConfig, facts: RunFacts, free: set[str]) -> list[Choice]
     why = "a tenth of the official rate"
     bearable = facts.num_images / _IMAGES_PER_PASS / recipe.max_epoch
     if facts.start == "known classes" and bearable < factor:
-        factor = bearable
         why = (
             f"{bearable:.2g} of the official rate: the weights know these classes, and {recipe.max_epoch} epochs of "
-            f"{facts.num_images} images would make them forget what they know; where they do badly on your images, "
-            f"'basic_lr_per_img {_TUNING_RATE * recipe.basic_lr_per_img:.3g}' learns more"
+            f"{facts.num_images} images would make them forget what they know"
         )
+        if bearable < factor / 2:
+            rate = factor * recipe.basic_lr_per_img
+            why += f"; where they do badly on your images, 'basic_lr_per_img {rate:.3g}' learns more"
+        factor = bearable
     choices = [Choice("basic_lr_per_img", factor * recipe.basic_lr_per_img, why)]
     if factor < _TUNING_RATE and "basic_lr_per_img" in free:
         share = factor / _TUNING_RATE * recipe.bn_momentum
