@@ -95,3 +95,18 @@ print(folder.path.is_dir())
 def test_a_forked_process_leaves_the_folder_to_its_parent(tmp_path: Path) -> None:
     answer = subprocess.run([sys.executable, "-c", FORK, str(tmp_path)], capture_output=True, text=True, check=True)
     assert answer.stdout.split() == ["True", "False"]
+
+
+LATE = """
+import atexit, sys
+from pathlib import Path
+from yolox.temporary_folders import TemporaryFolder
+folders = []
+atexit.register(lambda: folders[0].remove())
+folders.append(TemporaryFolder("late", Path(sys.argv[1]), at_exit=False))
+"""
+
+
+def test_an_exit_handler_can_remove_a_folder(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", LATE, str(tmp_path)], check=True)
+    assert list(tmp_path.iterdir()) == []

@@ -35,12 +35,15 @@ class TemporaryFolder:
         place = Path(tempfile.gettempdir()) if place is None else place
         remove_abandoned(place)
         self.path, lock = _make(purpose, place)
-        self._remove = weakref.finalize(self, _remove, self.path, lock, os.getpid())
-        self._remove.atexit = at_exit
+        self._finalizer = weakref.finalize(self, _remove, self.path, lock, os.getpid())
+        self._finalizer.atexit = at_exit
 
     def remove(self) -> None:
         """Remove the folder and all that is in it; calling it again does no harm."""
-        self._remove()
+        found = self._finalizer.detach()
+        if found is not None:
+            _, function, arguments, _ = found
+            function(*arguments)  # not by a call of the finalizer, which does nothing in exit handlers
 
     def __enter__(self) -> Path:
         return self.path
