@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 DEMO_DIR := YOLOX_outputs/demo
 DEMO_IMAGES = $$($(PY) -c 'from yolox.data.sample_dataset import sample_set_dir; print(sample_set_dir() / "val2017")')
-DEMO_RECIPE := -b 8 input_size 192 test_size 224 random_size 5,7 max_epoch 180 no_aug_epochs 10 warmup_epochs 2 eval_interval 25 \
+DEMO_RECIPE := -b 8 input_size 192 test_size 224 random_size 5,7 max_epoch 210 no_aug_epochs 10 warmup_epochs 2 eval_interval 25 \
   basic_lr_per_img 0.0015 mosaic_prob 0.3 mosaic_scale 0.7,1.5 degrees 0 shear 0 hsv_prob 0 ema_time_constant 500
 DEMO_METHODS := native_int8 openvino_fp32 onnxruntime_fp32
 ifeq ($(shell grep -qs avx512_bf16 /proc/cpuinfo && echo yes),yes)

@@ -19,8 +19,18 @@ FOREIGN_PAGES = {"docs/coming-from.md", "CHANGELOG.md"}
 """They name options of other programs, and of earlier states."""
 FOREIGN_OPTIONS = {"--require-hashes", "--no-deps", "--shm-size"}
 """Of pip and docker."""
-OF_BENCHMARKS = {"--part", "--quick", "--out", "--against", "--list", "--help"}
-OF_BENCHMARKS |= {"--clients", "--load", "--seconds", "--count", "--overload"}
+OF_BENCHMARKS = {
+    "--part",
+    "--quick",
+    "--out",
+    "--against",
+    "--list",
+    "--help",
+    "--clients",
+    "--load",
+    "--overload",
+    "--seconds",
+}
 OF_ENGINES = {"--stage"}
 
 

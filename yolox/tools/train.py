@@ -6,13 +6,14 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolox.config import Experiment, RecipeConfig, apply_fields
+from yolox.cpu.garbage import set_up_without_collections
 from yolox.cpu.threads import shorten_waits
 from yolox.errors import UsageError
 from yolox.experiments import published_name
@@ -110,8 +111,8 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
             return code
     follower = _is_follower()
     with keep_stdout_for_json(args.json) as machines, Path(os.devnull).open("w", encoding="utf-8") as nothing:
-        with redirect_stdout(nothing) if follower else nullcontext():
-            facts = _train(args, follower)
+        with redirect_stdout(nothing) if follower else nullcontext(), set_up_without_collections() as set_up:
+            facts = _train(args, follower, set_up)
         if args.json and not follower:
             print(json.dumps(facts), file=machines)
     return 0
@@ -155,8 +156,8 @@ def _safe_start(args: argparse.Namespace, folder: Path) -> tuple[str, ...]:
     return ("-c", str(target))
 
 
-def _train(args: argparse.Namespace, follower: bool) -> dict[str, Any]:
-    """Train and return the facts of the run for ``--json``."""
+def _train(args: argparse.Namespace, follower: bool, set_up: Callable[[], None]) -> dict[str, Any]:
+    """Train, after a call of ``set_up``, and return the facts of the run for ``--json``."""
     shorten_waits()  # before PyTorch is imported
     from yolox.data.datamodule import YoloxDataModule
     from yolox.data.sampling import describe_repeats
@@ -202,6 +203,7 @@ def _train(args: argparse.Namespace, follower: bool) -> dict[str, Any]:
         print(f"dry run: everything is built; nothing was trained and nothing written to {folder}")
         return {"folder": str(folder), "dry_run": True}
     resumed = None if state is None else state.path
+    set_up()
     with nullcontext(resumed) if follower else open_run_folder(folder, resumed) as checkpoint:
         _fit(trainer, module, data, checkpoint)
     return {} if follower else _finish(folder, trainer)

@@ -80,18 +80,14 @@ def normalised(x: Tensor, sums: Tensor, norm: NormAct) -> tuple[BatchNorm, float
     Moves the running statistics.
     """
     count = float(x.shape[0] * x.shape[2] * x.shape[3])
-    if count <= 1 and not isinstance(norm.layer, SharedNormalisation):
+    shares = isinstance(norm.layer, SharedNormalisation)
+    if count <= 1 and not shares:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
-    if isinstance(norm.layer, SharedNormalisation):
+    if shares:
         shared = torch.cat((sums.flatten(), torch.tensor([count], dtype=sums.dtype)))
         share_(shared, norm.layer)
         sums, count = shared[:-1], float(shared[-1])
     return ops.normalise(sums, count, norm.layer, norm.activation), count
-
-
-def parameter_gradients(sums: Tensor, norm: BatchNorm) -> tuple[Tensor, Tensor]:
-    """Return the gradients of weight and bias, from `ops.gradient_sums` of this process alone."""
-    return (sums[1] * norm.moments[1]).to(norm.weight.dtype), sums[0].to(norm.bias.dtype)
 
 
 class _BatchNormAct(torch.autograd.Function):
@@ -109,7 +105,7 @@ class _BatchNormAct(torch.autograd.Function):
         weight, bias, moments = values
         norm = BatchNorm(weight, bias, moments, ctx.norm.activation)
         dz, sums = ops.gradient_sums(grads[0], x, norm)
-        own = parameter_gradients(sums, norm)  # of this rank; the trainer adds those up
+        own = ops.parameter_gradients(sums, norm)  # of this rank; the trainer adds those up
         share_(sums, ctx.norm.layer)
         return ops.normalise_backward_(dz, sums, ctx.count, x, norm), *own, None
 

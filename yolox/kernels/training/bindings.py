@@ -31,9 +31,9 @@ class Norm(ctypes.Structure):
 
 
 class Running(ctypes.Structure):
-    """Statistics that move with each batch."""
+    """Statistics that move with each batch, and the number of batches."""
 
-    _fields_ = (("mean", POINTER), ("var", POINTER), ("momentum", DOUBLE))
+    _fields_ = (("mean", POINTER), ("var", POINTER), ("batches", POINTER), ("momentum", DOUBLE))
 
 
 class SplitTensor(ctypes.Structure):
@@ -84,6 +84,7 @@ class Shape(ctypes.Structure):
 _PARAMETERS = {
     "norm_act_statistics": (POINTER, LONG, LONG, POINTER),
     "norm_act_moments": (POINTER, DOUBLE, DOUBLE, LONG, Norm, Running),
+    "norm_act_parameter_gradients": (POINTER, LONG, Norm, POINTER, POINTER),
     "norm_act_forward": (POINTER, POINTER, LONG, LONG, Norm, Residual),
     "norm_act_gradient_sums": (Gradient, POINTER, Norm, POINTER),
     "norm_act_backward": (POINTER, POINTER, LONG, LONG, Norm, POINTER, DOUBLE),

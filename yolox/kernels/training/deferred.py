@@ -13,32 +13,33 @@ import torch
 from torch import Tensor
 
 from yolox.kernels.training import ops
-from yolox.kernels.training.autograd import normalised, parameter_gradients, share_
+from yolox.kernels.training.autograd import normalised
 from yolox.kernels.training.norms import BatchNorm, NextNorm, NormAct
+from yolox.kernels.training.sync import SharedNormalisation
 
 
 class Deferred:
     """What a convolution returned, and the normalisation and activation that its readers take it through.
 
     Autograd sees two tensors whose gradients mean something of their own, and add up over all readers: that of
-    ``value`` is the one before the activation, that of ``moments`` are the sums `ops.gradient_sums` of it.
+    ``value`` is the one before the activation, that of ``sums`` are the sums `ops.gradient_sums` of it.
 
     Args:
         value: ``[B, C, H, W]``.
-        moments: ``[2, C]``: the batch's mean, and 1 / its deviation.
-        norm: The layer, with its weight and bias, and the activation.
+        sums: ``[2, C]``, float64: the sums `ops.statistics` of it.
+        norm: The normalisation of the batch, and the activation.
     """
 
-    def __init__(self, value: Tensor, moments: Tensor, norm: NormAct) -> None:
+    def __init__(self, value: Tensor, sums: Tensor, norm: BatchNorm) -> None:
         self.value = value
-        self.moments = moments
-        self.norm = BatchNorm(norm.layer.weight, norm.layer.bias, moments, norm.activation)
+        self.sums = sums
+        self.norm = norm
         self._activated: Tensor | None = None
 
     def materialize(self) -> Tensor:
         """Return the normalised and activated values, computed once however often they are asked for."""
         if self._activated is None:
-            self._activated = _Activate.apply(self.value, self.moments, self.norm, None, None)  # type: ignore[no-untyped-call]
+            self._activated = _Activate.apply(self.value, self.sums, self.norm, None, None)  # type: ignore[no-untyped-call]
         return self._activated
 
 
@@ -70,8 +71,9 @@ def raw(x: Features) -> Tensor:
 
 def defer_norm(x: Tensor, norm: NormAct) -> Deferred:
     """Leave normalisation and activation to the readers, and move the running statistics."""
-    value, moments = _DeferNorm.apply(x, norm.layer.weight, norm.layer.bias, norm)  # type: ignore[no-untyped-call]
-    return Deferred(value, moments, norm)
+    after = _After(norm)
+    value, sums = _DeferNorm.apply(x, after.weight, after.bias, after)  # type: ignore[no-untyped-call]
+    return Deferred(value, sums, after.batch)
 
 
 def pointwise_block(parts: Sequence[Features], weight: Tensor, norms: Sequence[NormAct]) -> tuple[Deferred, ...]:
@@ -102,8 +104,9 @@ def stem_block(images: Tensor, weight: Tensor, norm: NormAct) -> Deferred:
         norm: Over the output.
     """
     images = images.contiguous(memory_format=torch.channels_last)
-    value, moments = _StemBlock.apply(weight, norm.layer.weight, norm.layer.bias, norm, images)  # type: ignore[no-untyped-call]
-    return Deferred(value, moments, norm)
+    after = _After(norm)
+    value, sums = _StemBlock.apply(weight, after.weight, after.bias, after, images)  # type: ignore[no-untyped-call]
+    return Deferred(value, sums, after.batch)
 
 
 def depthwise_block(x: Features, weight: Tensor, stride: int, norm: NormAct) -> Deferred:
@@ -115,9 +118,10 @@ def depthwise_block(x: Features, weight: Tensor, stride: int, norm: NormAct) -> 
         stride: 1 or 2.
         norm: Over the output.
     """
-    own = (weight, norm.layer.weight, norm.layer.bias, norm, stride)
-    value, moments = _DepthwiseBlock.apply(*own, _norm_of(x), *_tensors_of(x))  # type: ignore[no-untyped-call]
-    return Deferred(value, moments, norm)
+    after = _After(norm)
+    own = (weight, after.weight, after.bias, after, stride)
+    value, sums = _DepthwiseBlock.apply(*own, _norm_of(x), *_tensors_of(x))  # type: ignore[no-untyped-call]
+    return Deferred(value, sums, after.batch)
 
 
 def pointwise_prediction(x: Features, weight: Tensor, bias: Tensor) -> Tensor:
@@ -134,7 +138,7 @@ def pointwise_prediction(x: Features, weight: Tensor, bias: Tensor) -> Tensor:
 
 def add_shortcut(x: Deferred, shortcut: Shortcut) -> Tensor:
     """Return the activated ``x`` and the shortcut, activated if need be, added up."""
-    y: Tensor = _Activate.apply(x.value, x.moments, x.norm, *shortcut)  # type: ignore[no-untyped-call]
+    y: Tensor = _Activate.apply(x.value, x.sums, x.norm, *shortcut)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -143,46 +147,55 @@ def _norm_of(x: Features) -> BatchNorm | None:
 
 
 def _tensors_of(x: Features) -> tuple[Tensor, Tensor | None]:
-    return (x.value, x.moments) if isinstance(x, Deferred) else (x, None)
+    return (x.value, x.sums) if isinstance(x, Deferred) else (x, None)
 
 
 def _pointwise(
     parts: Sequence[Features], weight: Tensor, norms: Sequence[NormAct], *, again: bool
 ) -> tuple[tuple[Deferred, ...], Tensor]:
-    tensors = [tensor for norm in norms for tensor in (norm.layer.weight, norm.layer.bias)]
+    after = [_After(norm) for norm in norms]
+    tensors = [tensor for one in after for tensor in (one.weight, one.bias)]
     tensors += [tensor for part in parts for tensor in _tensors_of(part)]  # type: ignore[misc]
     deferred = [_norm_of(part) for part in parts]
-    found = _PointwiseBlock.apply(weight, norms, deferred, again, *tensors)  # type: ignore[no-untyped-call]
-    return tuple(Deferred(found[2 * i], found[2 * i + 1], norm) for i, norm in enumerate(norms)), found[-1]
+    found = _PointwiseBlock.apply(weight, after, deferred, again, *tensors)  # type: ignore[no-untyped-call]
+    return tuple(Deferred(found[2 * i], found[2 * i + 1], one.batch) for i, one in enumerate(after)), found[-1]
 
 
 class _After:
-    """The normalisation after a convolution, as the convolution's autograd function keeps it."""
+    """The normalisation after a convolution, as the convolution's autograd function keeps it.
+
+    Attributes:
+        weight: The layer's.
+        bias: Likewise.
+        batch: The normalisation of this batch, once `normalise` has been called.
+    """
+
+    batch: BatchNorm
 
     def __init__(self, norm: NormAct) -> None:
         self.norm = norm
+        self.weight, self.bias = norm.layer.weight, norm.layer.bias
         self.count = 0.0
 
-    def moments(self, value: Tensor, sums: Tensor) -> Tensor:
-        batch, self.count = normalised(value, sums, self.norm)
-        return batch.moments  # not kept here: an output that its own function holds is never freed
+    def normalise(self, value: Tensor, sums: Tensor) -> None:
+        """Take the moments out of the sums of a batch, and move the running statistics."""
+        self.batch, self.count = normalised(value, sums, self.norm)
 
-    def backward(
-        self, dz: Tensor | None, sums: Tensor | None, value: Tensor, moments: Tensor
-    ) -> tuple[NextNorm, tuple[Tensor, Tensor]]:
+    def backward(self, dz: Tensor | None, sums: Tensor | None, value: Tensor) -> tuple[NextNorm, tuple[Tensor, Tensor]]:
         """Return what the convolution has to know, and the gradients of weight and bias."""
-        layer = self.norm.layer
-        norm = BatchNorm(layer.weight, layer.bias, moments, self.norm.activation)
-        total = torch.zeros(moments.shape, dtype=torch.float64) if sums is None else sums.double().contiguous()
-        own = parameter_gradients(total, norm)  # of this rank; the trainer adds those up
-        share_(total, layer)
+        norm = self.batch
+        total = torch.zeros(norm.moments.shape, dtype=torch.float64) if sums is None else sums.contiguous()
+        own = ops.parameter_gradients(total, norm)  # of this rank; the trainer adds those up
+        if isinstance(self.norm.layer, SharedNormalisation):
+            total = total.clone()  # autograd may have handed it to others, too
+            self.norm.layer.sum_over_ranks(total)
         return NextNorm(torch.zeros_like(value) if dz is None else dz, total, self.count, value, norm), own
 
 
 class _Activate(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, value: Tensor, moments: Tensor, norm: BatchNorm, added: Tensor | None, added_norm: BatchNorm | None
+        ctx: Any, value: Tensor, sums: Tensor, norm: BatchNorm, added: Tensor | None, added_norm: BatchNorm | None
     ) -> Tensor:
         ctx.save_for_backward(value)
         ctx.norm, ctx.adds = norm, added is not None
@@ -192,16 +205,17 @@ class _Activate(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         dz, sums = ops.gradient_sums(grads[0], ctx.saved_tensors[0], ctx.norm)
-        return dz, sums.float(), None, grads[0] if ctx.adds else None, None
+        return dz, sums, None, grads[0] if ctx.adds else None, None
 
 
 class _DeferNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: NormAct) -> tuple[Tensor, Tensor]:
-        ctx.after = _After(norm)
-        moments = ctx.after.moments(x, ops.statistics(x))
-        ctx.save_for_backward(x, moments)
-        return x.view_as(x), moments
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, after: _After) -> tuple[Tensor, Tensor]:
+        sums = ops.statistics(x)
+        ctx.after = after
+        after.normalise(x, sums)
+        ctx.save_for_backward(x)
+        return x.view_as(x), sums
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -214,41 +228,39 @@ class _DeferNorm(torch.autograd.Function):
 class _StemBlock(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-        _, _, norm, images = rest
+        _, _, ctx.after, images = rest
         y, sums = ops.stem(images, weight.permute(0, 2, 3, 1).contiguous())
-        ctx.after = _After(norm)
-        moments = ctx.after.moments(y, sums)
-        ctx.save_for_backward(images, y, moments)
-        return y, moments
+        ctx.after.normalise(y, sums)
+        ctx.save_for_backward(images, y)
+        return y, sums
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        images, y, moments = ctx.saved_tensors
-        after, own = ctx.after.backward(*grads, y, moments)
+        images, y = ctx.saved_tensors
+        after, own = ctx.after.backward(*grads, y)
         return ops.stem_backward(after, images).permute(0, 3, 1, 2), *own, None, None
 
 
 class _DepthwiseBlock(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-        _, _, norm, ctx.stride, ctx.deferred, x, _ = rest
+        _, _, ctx.after, ctx.stride, ctx.deferred, x, _ = rest
         rounded = weight.to(x.dtype).float().contiguous()
         y, sums = ops.depthwise(x, rounded, ctx.stride, ctx.deferred, wants_sums=True)
         assert sums is not None
-        ctx.after = _After(norm)
-        moments = ctx.after.moments(y, sums)
-        ctx.save_for_backward(rounded, x, y, moments)
-        return y, moments
+        ctx.after.normalise(y, sums)
+        ctx.save_for_backward(rounded, x, y)
+        return y, sums
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        weight, x, y, moments = ctx.saved_tensors
-        after, own = ctx.after.backward(*grads, y, moments)
+        weight, x, y = ctx.saved_tensors
+        after, own = ctx.after.backward(*grads, y)
         found = ops.depthwise_backward(after, x, weight, ctx.stride, ctx.deferred, wants_input=ctx.needs_input_grad[6])
         dx = found.inputs[0] if found.inputs else None
-        sums = None if ctx.deferred is None else found.sums[0].float()
+        sums = None if ctx.deferred is None else found.sums[0]
         return found.weight, *own, None, None, None, dx, sums
 
 
@@ -257,20 +269,19 @@ class _PointwiseBlock(torch.autograd.Function):
     def forward(
         ctx: Any,
         weight: Tensor,
-        norms: Sequence[NormAct],
+        after: Sequence[_After],
         deferred: Sequence[BatchNorm | None],
         again: bool,
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        parts, weight = tensors[2 * len(norms) :: 2], weight.contiguous()
-        channels = [norm.layer.num_features for norm in norms]
-        values, sums = ops.pointwise(parts, deferred, weight, channels)
-        ctx.after, ctx.deferred = [_After(norm) for norm in norms], deferred
-        each = zip(ctx.after, values, torch.split(sums, channels, dim=1), strict=True)
-        moments = [after.moments(value, own.contiguous()) for after, value, own in each]
-        ctx.save_for_backward(weight, *parts, *values, *moments)
+        parts, weight = tensors[2 * len(after) :: 2], weight.contiguous()
+        values, sums = ops.pointwise(parts, deferred, weight, [len(one.weight) for one in after])
+        for one, value, own in zip(after, values, sums, strict=True):
+            one.normalise(value, own)
+        ctx.after, ctx.deferred = after, deferred
+        ctx.save_for_backward(weight, *parts, *values)
         ctx.set_materialize_grads(False)
-        outputs = [tensor for pair in zip(values, moments, strict=True) for tensor in pair]
+        outputs = [tensor for pair in zip(values, sums, strict=True) for tensor in pair]
         return (*outputs, parts[0].view_as(parts[0])) if again else tuple(outputs)
 
     @staticmethod
@@ -278,10 +289,8 @@ class _PointwiseBlock(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         num, num_parts = len(ctx.after), len(ctx.deferred)
         weight, *tensors = ctx.saved_tensors
-        parts, values, moments = tensors[:num_parts], tensors[num_parts:-num], tensors[-num:]
-        found = [
-            after.backward(grads[2 * i], grads[2 * i + 1], values[i], moments[i]) for i, after in enumerate(ctx.after)
-        ]
+        parts, values = tensors[:num_parts], tensors[num_parts:]
+        found = [after.backward(grads[2 * i], grads[2 * i + 1], values[i]) for i, after in enumerate(ctx.after)]
         first_part = 4 + 2 * num
         own = ops.pointwise_backward(
             [after for after, _ in found],
@@ -293,7 +302,7 @@ class _PointwiseBlock(torch.autograd.Function):
         )
         inputs: list[Tensor | None] = []
         for i, deferred in enumerate(ctx.deferred):
-            inputs += [own.inputs[i] if own.inputs else None, None if deferred is None else own.sums[i].float()]
+            inputs += [own.inputs[i] if own.inputs else None, None if deferred is None else own.sums[i]]
         return own.weight, None, None, None, *[tensor for _, pair in found for tensor in pair], *inputs
 
 
@@ -320,6 +329,6 @@ class _Prediction(torch.autograd.Function):
             dy = whole
         dy = dy.contiguous(memory_format=torch.channels_last)
         own = ops.pointwise_backward(dy, (x,), (ctx.deferred,), weight, wants_input=ctx.needs_input_grad[3])
-        sums = None if ctx.deferred is None else own.sums[0].float()
+        sums = None if ctx.deferred is None else own.sums[0]
         dbias = ops.statistics(dy)[0, : ctx.num_out].float()
         return own.weight[: ctx.num_out], dbias, None, own.inputs[0] if own.inputs else None, sums

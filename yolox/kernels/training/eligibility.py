@@ -61,8 +61,10 @@ def why_not_norm(norm: nn.Module) -> str:
         return "the normalisation is in evaluation mode"
     if not (norm.affine and norm.track_running_stats) or norm.momentum is None:
         return "the normalisation has no weights, no running statistics or no momentum"
-    if norm.weight.dtype != torch.float32:
-        return f"the normalisation's weights are {norm.weight.dtype}"
+    assert norm.num_batches_tracked is not None
+    types = norm.weight.dtype, norm.num_batches_tracked.dtype
+    if types != (torch.float32, torch.int64):
+        return f"the normalisation has weights in {types[0]} and counts batches in {types[1]}"
     return ""
 
 

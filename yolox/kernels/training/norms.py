@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ class BatchNorm(NamedTuple):
     Attributes:
         weight: ``[C]``.
         bias: ``[C]``.
-        moments: ``[2, C]``: the batch's mean, and 1 / its deviation.
+        moments: Float32 ``[2, C]`` without gaps: the batch's mean, and 1 / its deviation.
         activation: SiLU unless something else is said.
     """
 
@@ -45,9 +46,13 @@ class BatchNorm(NamedTuple):
     def __call__(self) -> bindings.Norm:
         """Return what the kernels take."""
         mean = self.moments.data_ptr()
-        distance = self.moments.stride(0) * self.moments.itemsize
-        activation = bindings.Activation(*self.activation)
-        return bindings.Norm(self.weight.data_ptr(), self.bias.data_ptr(), mean, mean + distance, activation)
+        rstd = mean + 4 * self.moments.shape[1]
+        return bindings.Norm(self.weight.data_ptr(), self.bias.data_ptr(), mean, rstd, _structure(self.activation))
+
+
+@cache
+def _structure(activation: Activation) -> bindings.Activation:
+    return bindings.Activation(*activation)
 
 
 class NextNorm(NamedTuple):

@@ -50,6 +50,13 @@ def _sums(channels: int) -> Tensor:
     return torch.empty(2, channels, dtype=torch.float64)
 
 
+def _split(sums: Tensor, channels: Sequence[int]) -> tuple[Tensor, ...]:
+    """Return the sums of so many channels each, without gaps."""
+    if len(channels) == 1:
+        return (sums,)
+    return tuple(part.contiguous() for part in torch.split(sums, list(channels), dim=1))
+
+
 def _norm(norm: BatchNorm | None) -> bindings.Norm:
     return norm() if norm else bindings.Norm()
 
@@ -85,15 +92,21 @@ def statistics(x: Tensor) -> Tensor:
 
 def normalise(sums: Tensor, count: float, norm: nn.BatchNorm2d, activation: Activation) -> BatchNorm:
     """Return the normalisation of a batch of ``count`` pixels with those statistics, and move the running ones."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    assert norm.num_batches_tracked is not None
-    moments = torch.empty(2, norm.num_features, dtype=torch.float32)
-    result = BatchNorm(norm.weight, norm.bias, moments, activation)
-    moving = bindings.Running(norm.running_mean.data_ptr(), norm.running_var.data_ptr(), norm.momentum or 0.0)
+    mean, var, batches = norm.running_mean, norm.running_var, norm.num_batches_tracked
+    assert mean is not None
+    assert var is not None
+    assert batches is not None
+    result = BatchNorm(norm.weight, norm.bias, torch.empty(2, norm.num_features, dtype=torch.float32), activation)
+    moving = bindings.Running(mean.data_ptr(), var.data_ptr(), batches.data_ptr(), norm.momentum or 0.0)
     bindings.call("norm_act_moments", None, sums, count, norm.eps, norm.num_features, result(), moving)
-    norm.num_batches_tracked.add_(1)
     return result
+
+
+def parameter_gradients(sums: Tensor, norm: BatchNorm) -> tuple[Tensor, Tensor]:
+    """Return the gradients of weight and bias, from `gradient_sums` of this process alone."""
+    weight, bias = torch.empty_like(norm.weight), torch.empty_like(norm.bias)
+    bindings.call("norm_act_parameter_gradients", None, sums, len(weight), norm(), weight, bias)
+    return weight, bias
 
 
 def activate(x: Tensor, norm: BatchNorm, added: Tensor | None = None, added_norm: BatchNorm | None = None) -> Tensor:
@@ -186,7 +199,7 @@ def pointwise(
     weight: Tensor,
     channels: Sequence[int],
     bias: Tensor | None = None,
-) -> tuple[tuple[Tensor, ...], Tensor]:
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Return the 1x1 convolution of ``x``.
 
     Args:
@@ -199,12 +212,12 @@ def pointwise(
     All numbers of channels are multiples of `CHANNEL_BLOCK`.
 
     Returns:
-        The tensors, and the sums of all of them as of `statistics`.
+        The tensors, and the sums of each of them as of `statistics`.
     """
     y, sums = tuple(_empty(parts[0], number) for number in channels), _sums(weight.shape[0])
     shape = _shape(parts[0], weight)
     bindings.call("pointwise_forward", y[0].dtype, _dense(parts), _pair(deferred), shape, weight, bias, _dense(y), sums)
-    return y, sums
+    return y, _split(sums, channels)
 
 
 def pointwise_backward(
@@ -243,7 +256,7 @@ def pointwise_backward(
         *(ctypes.byref(next_norms), _dense(parts), _pair(deferred), _split_tensor(*more), _dense(inputs)),
         *(_shape(parts[0], weight), weight, dweight, sums),
     )
-    return Gradients(inputs, torch.split(sums, [part.shape[1] for part in parts], dim=1), dweight)
+    return Gradients(inputs, _split(sums, [part.shape[1] for part in parts]), dweight)
 
 
 def _stem_input(images: Tensor, outputs: int) -> bindings.StemInput:

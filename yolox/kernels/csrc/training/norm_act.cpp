@@ -104,8 +104,9 @@ void statistics(const T* x, long pixels, long channels, double* sums) {
   }
 }
 
-struct Running {  // statistics that move with each batch
+struct Running {  // statistics that move with each batch, and the number of batches
   float *mean, *var;
+  long long* batches;
   double momentum;
 };
 
@@ -118,6 +119,7 @@ void moments(const double* sums, double count, double eps, long channels, Norm n
     running.mean[c] += running.momentum * (mean - running.mean[c]);
     running.var[c] += running.momentum * (var * count / (count - 1) - running.var[c]);
   }
+  ++*running.batches;
 }
 
 template <class T>
@@ -241,7 +243,8 @@ void backward(const T* x, T* dx, long pixels, long channels, Norm norm, const do
 
 LAYOUT(Activation, Activation, AT(Activation, silu), AT(Activation, below), AT(Activation, most))
 LAYOUT(Norm, Norm, AT(Norm, weight), AT(Norm, bias), AT(Norm, mean), AT(Norm, rstd), AT(Norm, activation))
-LAYOUT(Running, Running, AT(Running, mean), AT(Running, var), AT(Running, momentum))
+LAYOUT(Running, Running, AT(Running, mean), AT(Running, var), AT(Running, batches),
+       AT(Running, momentum))
 LAYOUT(Residual, Residual<float>, AT(Residual<float>, x), AT(Residual<float>, norm))
 LAYOUT(Gradient, Gradient<float>, AT(Gradient<float>, dy), AT(Gradient<float>, stride), AT(Gradient<float>, x),
        AT(Gradient<float>, pixels), AT(Gradient<float>, channels))
@@ -249,6 +252,12 @@ LAYOUT(Gradient, Gradient<float>, AT(Gradient<float>, dy), AT(Gradient<float>, s
 extern "C" int norm_act_moments(const double* sums, double count, double eps, long channels, Norm norm,
                                 Running running) {
   return enough_memory([=] { moments(sums, count, eps, channels, norm, running); });
+}
+
+// Gradients of weight and bias, from the sums of `gradient_sums`.
+extern "C" int norm_act_parameter_gradients(const double* sums, long channels, Norm norm, float* weight, float* bias) {
+  for (long c = 0; c < channels; ++c) weight[c] = sums[channels + c] * norm.rstd[c], bias[c] = sums[c];
+  return 1;
 }
 
 #define EXPORT(NAME, T)                                                                                         \
