@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,10 @@ def test_a_run_of_one_step_and_its_resumption(tmp_path: Path, capfd: pytest.Capt
     )
     small = "input_size 64 test_size 64 max_epoch 2 eval_interval 9 warmup_epochs 0 --no-multiscale --freeze backbone"
     words = [*common.split(), *small.split(), "--accumulate", "2", "--clip", "35"]
-    assert train_tool.main([*words, "--time", "1s", "--steps", "1", "--patience", "1"]) == 0
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert train_tool.main([*words, "--time", "1s", "--steps", "1", "--patience", "1"]) == 0
+    assert not [warning for warning in told if "eval mode" in str(warning.message)]
     latest = tmp_path / "out" / "yolox_nano" / "latest_ckpt.pth"
     assert torch.load(latest, weights_only=True)["global_step"] == 1
     assert train_tool.main([*words, "--resume", "--freeze", "head"]) == 2

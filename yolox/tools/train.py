@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
@@ -232,7 +233,10 @@ def _fit(trainer: Any, module: YoloxModule, data: YoloxDataModule, resume_from: 
     from yolox.recipe.callbacks import LATEST
 
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=resume_from)
+        with warnings.catch_warnings():
+            if module.experiment.recipe.freeze:  # it was asked for, so nobody needs to be warned of it
+                warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+            trainer.fit(module, datamodule=data, ckpt_path=resume_from)
     except SystemExit as stop:
         if Path(trainer.default_root_dir, LATEST).exists():
             print(f"the last checkpoint is in {trainer.default_root_dir}; go on with --resume")
