@@ -37,12 +37,13 @@ class Poisoned(YoloxModule):
 
     poisoned_steps: Sequence[int] = ()
     poisoned_rank = 0
+    poisons_loss = True
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
         if self.global_step + 1 in self.poisoned_steps and self.global_rank == self.poisoned_rank:
             self.get_buffer(STATISTICS).data[0] = math.nan  # unseen by autograd
-            loss = loss * math.nan
+            loss = loss * math.nan if self.poisons_loss else loss
         return loss
 
 
@@ -87,13 +88,19 @@ def experiment_of(data_dir: Path, **fields: object) -> Experiment:
 
 
 def fit(
-    experiment: Experiment, folder: Path, steps: Sequence[int], resume: Path | None = None, **arguments: Any
+    experiment: Experiment,
+    folder: Path,
+    steps: Sequence[int],
+    resume: Path | None = None,
+    poisons_loss: bool = True,
+    **arguments: Any,
 ) -> tuple[FiniteValues, States, Poisoned]:
     """Train with batches of two: three steps an epoch."""
     folder.mkdir(exist_ok=True)
     data = YoloxDataModule(experiment.data, batch_size=2, test_size=experiment.eval.test_size, seed=0)
     module = Poisoned(experiment, data.class_names, 2, data.batches_per_epoch)
     module.poisoned_steps, module.poisoned_rank = tuple(steps), arguments.get("num_processes", 1) - 1
+    module.poisons_loss = poisons_loss
     files = CheckpointFiles(folder)
     finite, states = FiniteValues(experiment.recipe.on_nonfinite, files.latest), States()
     trainer = Trainer(
@@ -153,6 +160,13 @@ def test_too_many_skipped_steps_in_a_row_end_the_run(data_dir: Path, tmp_path: P
         fit(experiment_of(data_dir, on_nonfinite="skip", max_epoch=5, eval_interval=9), tmp_path, bad)
     content = torch.load(tmp_path / "latest_ckpt.pth", weights_only=True)
     assert all(bool(value.isfinite().all()) for value in content["model"].values())
+
+
+def test_statistics_count_in_a_run_that_goes_on_inside_an_epoch(data_dir: Path, tmp_path: Path) -> None:
+    experiment = experiment_of(data_dir)
+    fit(experiment, tmp_path, [], max_steps=1)
+    with pytest.raises(NotFiniteError, match=r"step 2 .*the statistics of BatchNorm, with a finite loss"):
+        fit(experiment, tmp_path, [2], tmp_path / "latest_ckpt.pth", poisons_loss=False)
 
 
 def test_single_steps_may_be_skipped_for_ever(data_dir: Path, tmp_path: Path) -> None:

@@ -66,14 +66,12 @@ class FiniteValues(Callback):
         if self.on_nonfinite == "restore" and not self._has_checkpoint(trainer):
             trainer.save_checkpoint(self.checkpoint, weights_only=False)
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Collect the statistics: to walk over all modules at every step takes longer than to look at the numbers."""
-        self._statistics = [buffer for buffer in pl_module.buffers() if buffer.is_floating_point()]
-
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Keep the statistics that the forward pass is about to change."""
+        """Find the statistics, at the first step of each epoch, and keep what the forward pass is about to change."""
+        if batch_idx == 0 or not self._statistics:  # a walk over all modules takes longer than the look at the numbers
+            self._statistics = list(pl_module.buffers())
         if self.on_nonfinite == "skip" and not self._buffers:
             self._buffers = [buffer.clone() for buffer in pl_module.buffers()]
 
