@@ -68,10 +68,13 @@ def dense_gradient(x: Tensor) -> Tensor:
     return y
 
 
-def share_(sums: Tensor, norm: nn.Module) -> None:
-    """Add up sums over the processes that normalise together, if there are any."""
-    if isinstance(norm, SharedNormalisation):
-        norm.sum_over_ranks(sums)
+def over_ranks(sums: Tensor, norm: nn.Module) -> Tensor:
+    """Return sums over the processes that normalise together; the same tensor where there are none."""
+    if not isinstance(norm, SharedNormalisation):
+        return sums
+    sums = sums.clone()  # autograd may have handed it to others, too
+    norm.sum_over_ranks(sums)
+    return sums
 
 
 def normalised(x: Tensor, sums: Tensor, norm: NormAct) -> tuple[BatchNorm, float]:
@@ -80,13 +83,12 @@ def normalised(x: Tensor, sums: Tensor, norm: NormAct) -> tuple[BatchNorm, float
     Moves the running statistics.
     """
     count = float(x.shape[0] * x.shape[2] * x.shape[3])
-    shares = isinstance(norm.layer, SharedNormalisation)
-    if count <= 1 and not shares:
-        raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
-    if shares:
+    if isinstance(norm.layer, SharedNormalisation):
         shared = torch.cat((sums.flatten(), torch.tensor([count], dtype=sums.dtype)))
-        share_(shared, norm.layer)
+        norm.layer.sum_over_ranks(shared)
         sums, count = shared[:-1], float(shared[-1])
+    elif count <= 1:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
     return ops.normalise(sums, count, norm.layer, norm.activation), count
 
 
@@ -106,7 +108,7 @@ class _BatchNormAct(torch.autograd.Function):
         norm = BatchNorm(weight, bias, moments, ctx.norm.activation)
         dz, sums = ops.gradient_sums(grads[0], x, norm)
         own = ops.parameter_gradients(sums, norm)  # of this rank; the trainer adds those up
-        share_(sums, ctx.norm.layer)
+        sums = over_ranks(sums, ctx.norm.layer)
         return ops.normalise_backward_(dz, sums, ctx.count, x, norm), *own, None
 
 

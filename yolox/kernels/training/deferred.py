@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from yolox.kernels.training import ops
-from yolox.kernels.training.autograd import normalised
+from yolox.kernels.training.autograd import normalised, over_ranks
 from yolox.kernels.training.norms import BatchNorm, NextNorm, NormAct
-from yolox.kernels.training.sync import SharedNormalisation
 
 
 class Deferred:
@@ -186,9 +185,7 @@ class _After:
         norm = self.batch
         total = torch.zeros(norm.moments.shape, dtype=torch.float64) if sums is None else sums.contiguous()
         own = ops.parameter_gradients(total, norm)  # of this rank; the trainer adds those up
-        if isinstance(self.norm.layer, SharedNormalisation):
-            total = total.clone()  # autograd may have handed it to others, too
-            self.norm.layer.sum_over_ranks(total)
+        total = over_ranks(total, self.norm.layer)
         return NextNorm(torch.zeros_like(value) if dz is None else dz, total, self.count, value, norm), own
 
 
