@@ -129,15 +129,16 @@ def main() -> int:
     words = [sys.executable, "-m", "yolox", "serve", args.model, "--port", "0"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         try:
-            facts = _measure(args, process)
+            facts, good = _measure(args, process)
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)
     print(json.dumps({**facts, "exit_code": process.returncode}, indent=2))
-    return 0
+    return 0 if good else 1
 
 
-def _measure(args: argparse.Namespace, process: subprocess.Popen[str]) -> dict[str, object]:
+def _measure(args: argparse.Namespace, process: subprocess.Popen[str]) -> tuple[dict[str, object], bool]:
+    """Return what is printed, and whether some requests of the load and all single ones afterwards were answered."""
     port, data, pid = _port(process), args.image.read_bytes(), process.pid
     clients, seconds = min(args.clients, MOST_CLIENTS), min(args.seconds, LONGEST_S)
     facts: dict[str, object] = {"clients": clients}
@@ -163,7 +164,9 @@ def _measure(args: argparse.Namespace, process: subprocess.Popen[str]) -> dict[s
     after = Load(port, data, min(seconds, 60.0), LARGEST_COUNT, rate=1.0)
     after.run(1, pid)
     facts["single_requests_afterwards"] = {**summary(after.answers), "memory_mb": after.memory_mb[-1:]}
-    return facts | {"peak_memory_mb": _memory_mb(pid, "VmHWM")}
+    afterwards = {answer.status for answer in after.answers}
+    good = any(answer.status == "200" for answer in load.answers) and afterwards == {"200"}
+    return facts | {"peak_memory_mb": _memory_mb(pid, "VmHWM")}, good
 
 
 def summary(answers: Sequence[Answer]) -> dict[str, object]:
