@@ -11,11 +11,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from yolox.kernels.library import kernels
 from yolox.kernels.training import eligibility
-from yolox.kernels.training.bindings import TYPES, has_pointwise
+from yolox.kernels.training.bindings import TYPES, has_pointwise, watch
 from yolox.kernels.training.capture import CaptureError, capture, has_own_code, tensors_in
 from yolox.kernels.training.choose import Precision, Row
 from yolox.kernels.training.eligibility import StandIn, has_hooks, has_own_forward
 from yolox.kernels.training.plan import Plan
+from yolox.kernels.training.repeat import RepeatedPlan
 
 _log = logging.getLogger(__name__)
 _MOST_PLANS = 64
@@ -73,12 +74,12 @@ def _may_be_planned(module: nn.Module) -> bool:
 class _Planned(NamedTuple):
     """A plan, or the reason why there is none; and how the modules were when it was made."""
 
-    plan: Plan | None
+    plan: RepeatedPlan | None
     reason: str
     modules: list[tuple[Any, ...]]
 
     def is_current(self, modules: list[tuple[Any, ...]]) -> bool:
-        return self.modules == modules and (self.plan is None or self.plan.capture.is_current())
+        return self.modules == modules and (self.plan is None or self.plan.plan.capture.is_current())
 
 
 class _PlannedForward(StandIn):
@@ -98,6 +99,8 @@ class _PlannedForward(StandIn):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Do what the forward method of the module's class does."""
+        if watch.recorder is not None:
+            watch.recorder.fail("a module is computed again in the backward pass")
         if self.module.training and torch.is_grad_enabled() and not _is_recorded():
             tensors = list(tensors_in((args, kwargs)))
             if tensors and all(map(eligibility.is_plain_tensor, tensors)) and not eligibility.has_global_hooks():
@@ -111,9 +114,9 @@ class _PlannedForward(StandIn):
         if not self._plans:
             return []
         plan, reason, _ = list(self._plans.values())[-1]
-        return list(plan.rows) if plan is not None else [Row("(all)", "its parts on their own", reason)]
+        return list(plan.plan.rows) if plan is not None else [Row("(all)", "its parts on their own", reason)]
 
-    def _plan(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan | None:
+    def _plan(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RepeatedPlan | None:
         key = _signature((args, kwargs)), _products(self.module)
         modules = [_state(part) for part in self.module.modules()]
         known = self._plans.get(key)
@@ -137,7 +140,8 @@ class _PlannedForward(StandIn):
             return _Planned(None, f"there are no kernels for {products}", modules)
         precision = Precision(products, has_pointwise(products))
         try:
-            return _Planned(Plan(capture(self.module, args, kwargs), precision), "", modules)
+            plan = Plan(capture(self.module, args, kwargs), precision)
+            return _Planned(RepeatedPlan(self.module, plan), "", modules)
         except CaptureError as error:
             _log.debug("%s is not planned as a whole: %s", type(self.module).__name__, error)
             return _Planned(None, str(error), modules)

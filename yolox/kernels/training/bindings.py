@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -103,6 +104,24 @@ _PARAMETERS = {
 }
 
 
+class CallRecorder(Protocol):
+    """What wants to see the calls of kernels."""
+
+    def native(self, name: str, values: Sequence[Any], kinds: Sequence[Any]) -> None:
+        """Take the name of a kernel with its type, the arguments, and their types in C, before the kernel is called."""
+
+    def fail(self, reason: str) -> None:
+        """Note that what is computed now cannot be recorded."""
+
+
+class Watch(threading.local):
+    """Who wants to see the calls of kernels on this thread."""
+
+    recorder: CallRecorder | None = None
+
+
+watch = Watch()
+
 _STRUCTURES: tuple[type[ctypes.Structure], ...] = (
     *(Activation, Norm, Running, SplitTensor, Gradient, Residual, NextNorm, Images, StemInput, Shape),
 )
@@ -130,9 +149,14 @@ def check_layouts(library: ctypes.CDLL) -> None:
 @cache
 def _kernel(library: ctypes.CDLL, name: str, dtype: torch.dtype | None) -> Callable[..., int]:
     check_layouts(library)
-    function: Any = getattr(library, name if dtype is None else f"{name}_{TYPES[dtype]}")
+    function: Any = getattr(library, full_name(name, dtype))
     function.argtypes, function.restype = _PARAMETERS[name], ctypes.c_int
     return cast("Callable[..., int]", function)
+
+
+def full_name(name: str, dtype: torch.dtype | None) -> str:
+    """Return the name of a kernel in the library."""
+    return name if dtype is None else f"{name}_{TYPES[dtype]}"
 
 
 def call(name: str, dtype: torch.dtype | None, *arguments: Any) -> None:
@@ -144,6 +168,8 @@ def call(name: str, dtype: torch.dtype | None, *arguments: Any) -> None:
     library = kernels()
     assert library is not None
     values = [value.data_ptr() if isinstance(value, Tensor) else value for value in arguments]
+    if watch.recorder is not None:
+        watch.recorder.native(full_name(name, dtype), values, _PARAMETERS[name])
     if not _kernel(library, name, dtype)(*values):
         raise MemoryError(f"no memory left for the kernel {name}")
 

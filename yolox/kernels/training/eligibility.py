@@ -19,6 +19,11 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
+def has_gradient_hooks(x: Tensor) -> bool:
+    """Return whether a hook wants to see the gradient of ``x`` on its way."""
+    return bool(x._backward_hooks)
+
+
 def has_own_forward(module: nn.Module) -> bool:
     """Return whether this object was given a forward method that its class does not have."""
     forward = vars(module).get("forward")

@@ -242,18 +242,19 @@ def pointwise_backward(
     inputs = tuple(torch.empty_like(part) for part in parts) if wants_input else ()
     sums, dweight = _sums(weight.shape[1]), torch.empty_like(weight)
     if isinstance(after, Tensor):
-        next_norms, gradients, values = bindings.NextNorm(), [_strided(after)], []
+        next_norms, gradients, values = (bindings.NextNorm * 1)(), [_strided(after)], []
     else:
-        next_norms = bindings.NextNorm(
+        one_norm = bindings.NextNorm(
             (bindings.Norm * 2)(*(one.norm() for one in after)),
             (bindings.POINTER * 2)(*(one.sums.data_ptr() for one in after)),
             (bindings.DOUBLE * 2)(*(one.pixels for one in after)),
         )
+        next_norms = (bindings.NextNorm * 1)(one_norm)  # by address
         gradients, values = [_strided(one.dz) for one in after], [one.value for one in after]
     more = () if added is None else (_strided(added),)
     bindings.call(
         *("pointwise_backward", gradients[0][0].dtype, _split_tensor(*gradients), _dense(values)),
-        *(ctypes.byref(next_norms), _dense(parts), _pair(deferred), _split_tensor(*more), _dense(inputs)),
+        *(next_norms, _dense(parts), _pair(deferred), _split_tensor(*more), _dense(inputs)),
         *(_shape(parts[0], weight), weight, dweight, sums),
     )
     return Gradients(inputs, _split(sums, [part.shape[1] for part in parts]), dweight)

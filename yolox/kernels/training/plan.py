@@ -27,6 +27,7 @@ class Plan:
         nodes = list(capture.graph.nodes)
         places: dict[Hashable, int] = {}
         self._inputs = [_place(places, node) for node in nodes if node.op == "placeholder"]
+        self._outputs = list(nodes[-1].all_input_nodes)
         self._output = nodes[-1].args[0]
         last = {name: number for number, step in enumerate(steps) for name in (*step.inputs, *step.outputs)}
         for node in nodes[-1].all_input_nodes:
@@ -50,6 +51,10 @@ class Plan:
         Args:
             tensors: Those among its arguments, depth first.
         """
+        return self.result(self.compute(tensors))
+
+    def compute(self, tensors: Sequence[Tensor]) -> list[Any]:
+        """Return the values in what the forward method returns, without what is around them."""
         as_given = any(x.ndim == 4 and not x.is_contiguous(memory_format=torch.channels_last) for x in tensors)
         values: list[Any] = [None] * len(self._places)
         for place, tensor in zip(self._inputs, tensors, strict=True):
@@ -59,19 +64,24 @@ class Plan:
                 values[place] = value
             for place in dying:
                 values[place] = None
-        return self._result(self._output, values, as_given)
+        found = [materialize(values[self._places[node]]) for node in self._outputs]
+        return [x.contiguous() if as_given and isinstance(x, Tensor) and x.ndim == 4 else x for x in found]
 
-    def _result(self, output: Any, values: list[Any], as_given: bool) -> Any:
-        if isinstance(output, fx.Node):
-            value = materialize(values[self._places[output]])
-            return value.contiguous() if as_given and isinstance(value, Tensor) and value.ndim == 4 else value
-        if isinstance(output, tuple):
-            return tuple(self._result(item, values, as_given) for item in output)
-        if isinstance(output, list):
-            return [self._result(item, values, as_given) for item in output]
-        if isinstance(output, dict):
-            return {key: self._result(item, values, as_given) for key, item in output.items()}
-        return output
+    def result(self, values: Sequence[Any]) -> Any:
+        """Return what the forward method returns, with those values in it."""
+        return _rebuilt(self._output, dict(zip(self._outputs, values, strict=True)))
+
+
+def _rebuilt(output: Any, values: dict[fx.Node, Any]) -> Any:
+    if isinstance(output, fx.Node):
+        return values[output]
+    if isinstance(output, tuple):
+        return tuple(_rebuilt(item, values) for item in output)
+    if isinstance(output, list):
+        return [_rebuilt(item, values) for item in output]
+    if isinstance(output, dict):
+        return {key: _rebuilt(item, values) for key, item in output.items()}
+    return output
 
 
 def _place(places: dict[Hashable, int], name: Hashable) -> int:

@@ -3,6 +3,7 @@
 // and of the normalisation after it the sums, forwards, and the second pass, backwards. All that happens row by row, in
 // the cache.
 #include "normalisation.h"
+#include "program.h"
 
 namespace {
 
@@ -303,6 +304,8 @@ LAYOUT(Images, Images, AT(Images, count), AT(Images, channels), AT(Images, heigh
       Output<T> after{dz, y, Centred(norm, norm_sums, count, y ? d.channels : 0)};                                    \
       (d.stride == 1 ? backward<1, T> : backward<2, T>)(after, x, deferred, dx, d, weight, dweight, sums);            \
     });                                                                                                               \
-  }
+  }                                                                                                                   \
+  INVOKED(depthwise_forward_##NAME)                                                                                   \
+  INVOKED(depthwise_backward_##NAME)
 EXPORT(float32, float)
 EXPORT(bfloat16, bf16)

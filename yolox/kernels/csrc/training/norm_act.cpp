@@ -3,6 +3,7 @@
 // Each direction is two passes over memory, because the sums over all pixels of the first are needed in the second;
 // each pass is a function of its own, so that several processes can add up their sums in between.
 #include "normalisation.h"
+#include "program.h"
 
 namespace {
 
@@ -254,11 +255,14 @@ extern "C" int norm_act_moments(const double* sums, double count, double eps, lo
   return enough_memory([=] { moments(sums, count, eps, channels, norm, running); });
 }
 
+INVOKED(norm_act_moments)
+
 // Gradients of weight and bias, from the sums of `gradient_sums`.
 extern "C" int norm_act_parameter_gradients(const double* sums, long channels, Norm norm, float* weight, float* bias) {
   for (long c = 0; c < channels; ++c) weight[c] = sums[channels + c] * norm.rstd[c], bias[c] = sums[c];
   return 1;
 }
+INVOKED(norm_act_parameter_gradients)
 
 #define EXPORT(NAME, T)                                                                                         \
   extern "C" int norm_act_statistics_##NAME(const T* x, long pixels, long channels, double* sums) {             \
@@ -275,6 +279,10 @@ extern "C" int norm_act_parameter_gradients(const double* sums, long channels, N
   extern "C" int norm_act_backward_##NAME(const T* x, T* dx, long pixels, long channels, Norm norm,             \
                                           const double* sums, double count) {                                   \
     return enough_memory([=] { backward(x, dx, pixels, channels, norm, sums, count); });                        \
-  }
+  }                                                                                                             \
+  INVOKED(norm_act_statistics_##NAME)                                                                           \
+  INVOKED(norm_act_forward_##NAME)                                                                              \
+  INVOKED(norm_act_gradient_sums_##NAME)                                                                        \
+  INVOKED(norm_act_backward_##NAME)
 EXPORT(float32, float)
 EXPORT(bfloat16, bf16)

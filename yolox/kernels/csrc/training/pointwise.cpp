@@ -2,6 +2,7 @@
 // after them needs, backwards that normalisation's second pass, so that neither reads memory once more. The input may
 // be what a convolution before left, to be normalised and activated on the way: that activation never exists.
 #include "float_products.h"
+#include "program.h"
 #include "tiles.h"
 
 namespace {
@@ -215,7 +216,9 @@ LAYOUT(NextNorm, NextNorm, AT(NextNorm, norm), AT(NextNorm, sums), AT(NextNorm, 
                             Centred(next->norm[1], next->sums[1], next->count[1], rest)}};                            \
       backward(out, Input<T>(x, deferred, d.inputs), more, dx, d, weight, dweight, sums);                             \
     });                                                                                                               \
-  }
+  }                                                                                                                   \
+  INVOKED(pointwise_forward_##NAME)                                                                                   \
+  INVOKED(pointwise_backward_##NAME)
 EXPORT(float32, float)
 #ifdef PRODUCTS_OF_BF16
 EXPORT(bfloat16, bf16)

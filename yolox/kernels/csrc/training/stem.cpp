@@ -5,6 +5,7 @@
 // Six pixels of a row are 18 numbers side by side, and those of the next output begin 6 numbers later. So rows of a
 // left matrix lie in memory as the image does, 12 bytes apart, each 32 numbers of which the last 14 meet weights of
 // zero.
+#include "program.h"
 #include "tiles.h"
 
 #ifdef PRODUCTS_OF_BF16
@@ -217,4 +218,6 @@ extern "C" int stem_backward_bfloat16(const bf16* dz, const bf16* y, Norm norm, 
                                       StemInput images, float* dweight) {
   return enough_memory([=] { backward(dz, y, Centred(norm, norm_sums, count, images.outputs), images, dweight); });
 }
+INVOKED(stem_forward_bfloat16)
+INVOKED(stem_backward_bfloat16)
 #endif

@@ -1,0 +1,344 @@
+"""A recorded step as programs, one for the forward and one for the backward pass: one node of autograd for the network.
+
+A program calls the kernels from C++, one after the other, with arguments prepared once; PyTorch's operators in between
+are called as they were recorded. Memory is planned: what the backward pass reads lies in one block that the node of
+autograd owns, what dies within a pass in another, and what is returned in a third.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from yolox.kernels.library import kernels
+from yolox.kernels.training.bindings import POINTER
+from yolox.kernels.training.recording import Buffer, Kind, Native, Operator, Phase, Recorder, Ref
+
+_LINE = 64
+
+KEPT, SCRATCH, RETURNED = range(3)
+"""Blocks of memory: what is kept for the backward pass, what dies within a pass, and what a pass returns."""
+
+
+class Run:
+    """The memory of one pass.
+
+    Args:
+        inputs: The arguments of the forward pass, or of the backward pass where that runs.
+        blocks: Memory by its block.
+        results: What PyTorch's operators returned, by their buffers; the forward pass's too, where the backward pass
+            reads them.
+        earlier: The forward pass's, in the backward pass.
+    """
+
+    def __init__(
+        self, inputs: Sequence[Tensor], blocks: list[Tensor], results: dict[Buffer, Tensor], earlier: Run | None = None
+    ) -> None:
+        self.inputs = inputs
+        self.blocks = blocks
+        self.results = results
+        self.earlier = earlier
+        self._typed: dict[tuple[int, torch.dtype], Tensor] = {}
+
+    def this(self) -> Run:
+        """Return this run."""
+        return self
+
+    def before(self) -> Run:
+        """Return the forward pass of a backward pass."""
+        assert self.earlier is not None
+        return self.earlier
+
+    def typed(self, block: int, dtype: torch.dtype) -> Tensor:
+        """Return a block as numbers of a type."""
+        key = block, dtype
+        if key not in self._typed:
+            self._typed[key] = self.blocks[block].view(dtype)
+        return self._typed[key]
+
+
+Getter = Callable[[Run], Any]
+
+
+class _Places:
+    """Where the buffers of a phase lie, planned so that those that are never in use together share their place.
+
+    Args:
+        phase: Number of the phase.
+        last_phase: Number of the phase after which nothing is used.
+    """
+
+    def __init__(self, phase: int) -> None:
+        self.phase = phase
+        self.sizes = [0, 0, 0]
+        self.of: dict[Buffer, tuple[int, int]] = {}
+
+    def plan(self, buffers: Sequence[Buffer], returned: set[Buffer]) -> None:
+        """Give each buffer that this phase makes its block and the offset in it."""
+        busy: list[tuple[int, int, Buffer]] = []
+        for buffer in buffers:
+            size = -(-buffer.size // _LINE) * _LINE
+            block = RETURNED if buffer in returned else KEPT if max(buffer.used) > self.phase else SCRATCH
+            offset = self.sizes[block]
+            if block == SCRATCH:
+                busy = sorted(one for one in busy if one[2].used[self.phase] >= buffer.number)
+                offset = _lowest(size, busy)
+                busy.append((offset, offset + size, buffer))
+            self.of[buffer] = block, offset
+            self.sizes[block] = max(self.sizes[block], offset + size)
+
+
+def _lowest(size: int, busy: Sequence[tuple[int, int, Buffer]]) -> int:
+    at = 0
+    for first, last, _ in busy:
+        if at + size <= first:
+            break
+        at = max(at, last)
+    return at
+
+
+class _Patches(NamedTuple):
+    """Addresses in the arguments of kernels that depend on where something lies in this step."""
+
+    words: NDArray[np.int64]
+    offsets: NDArray[np.uint64]
+
+
+class _Operator(NamedTuple):
+    """A call of an operator of PyTorch.
+
+    Attributes:
+        function: The operator.
+        args: How each argument is found.
+        kwargs: Those with names.
+        results: The buffers of its results, with the addresses that depend on them; None for what is not new.
+        dead: Results that nobody reads after it.
+    """
+
+    function: Any
+    args: list[Getter]
+    kwargs: dict[str, Getter]
+    results: list[tuple[Buffer, _Patches] | None]
+    dead: list[Buffer]
+
+
+class Program:
+    """One recorded pass.
+
+    Args:
+        phases: Of the step.
+        number: Of the pass that is meant.
+        places: Where the buffers of all passes up to this one lie.
+    """
+
+    def __init__(self, phases: Sequence[Phase], number: int, places: Sequence[_Places]) -> None:
+        self._number, self._places = number, places
+        self.sizes = places[number].sizes
+        phase = phases[number]
+        self._words, begins = _memory_of(phase.entries)
+        self._calls = _calls(phase.entries, self._words, begins)
+        self._patches = self._by_origin(phase.entries, begins)
+        self._steps = self._split(phase.entries)
+        self._outputs = [None if ref is None else self._getter(ref, own=True) for ref in phase.outputs]
+        self._lock = threading.Lock()
+        library: Any = kernels()
+        self._run = library.program_run
+        self._run.argtypes, self._run.restype = (POINTER, ctypes.c_long), ctypes.c_int
+
+    def _origin(self, buffer: Buffer) -> Any:
+        """Return what decides where a buffer lies: a result itself, or the kind, the phase and the number."""
+        if buffer.kind is Kind.RESULT:
+            return buffer
+        if buffer.kind is Kind.INPUT:
+            return (buffer.kind, buffer.phase, buffer.number)
+        return (buffer.kind, buffer.phase, self._places[buffer.phase].of[buffer][0])
+
+    def _by_origin(self, entries: Sequence[Native | Operator], begins: dict[int, int]) -> dict[Any, _Patches]:
+        found: dict[Any, list[tuple[int, int]]] = {}
+        for index, entry in enumerate(entries):
+            for place, buffer, offset in entry.pointers if isinstance(entry, Native) else ():
+                start = self._places[buffer.phase].of[buffer][1] if buffer.kind is Kind.PLANNED else 0
+                found.setdefault(self._origin(buffer), []).append(((begins[index] + place) // 8, start + offset))
+        return {key: _patches(each) for key, each in found.items()}
+
+    def _split(self, entries: Sequence[Native | Operator]) -> list[tuple[int, int] | _Operator]:
+        """Return runs of calls of kernels, as the first and the number of them, and operators in between."""
+        dying: dict[int, list[Buffer]] = {}
+        for buffer in {one for entry in entries if isinstance(entry, Operator) for one in entry.results if one}:
+            last = buffer.used.get(self._number, buffer.number)
+            if max(buffer.used, default=0) <= self._number:
+                dying.setdefault(last, []).append(buffer)
+        steps: list[tuple[int, int] | _Operator] = []
+        natives = 0
+        for index, entry in enumerate(entries):
+            if isinstance(entry, Operator):
+                steps.append(self._operator(entry, dying.get(index, [])))
+                continue
+            if steps and not isinstance(steps[-1], _Operator):
+                steps[-1] = (steps[-1][0], steps[-1][1] + 1)
+            else:
+                steps.append((natives, 1))
+            natives += 1
+        return steps
+
+    def _operator(self, entry: Operator, dead: list[Buffer]) -> _Operator:
+        results = [buffer and (buffer, self._patches.get(buffer, _patches([]))) for buffer in entry.results]
+        kwargs = {key: self._find(value) for key, value in entry.kwargs.items()}
+        return _Operator(entry.function, [self._find(value) for value in entry.args], kwargs, results, dead)
+
+    def _find(self, value: Any) -> Getter:
+        if isinstance(value, Ref):
+            return self._getter(value)
+        if isinstance(value, list | tuple) and any(isinstance(item, Ref) for item in value):
+            getters = [self._find(item) for item in value]
+            return lambda run: [get(run) for get in getters]
+        return lambda run: value
+
+    def _getter(self, ref: Ref, *, own: bool = False) -> Getter:
+        """Return how a tensor is found; ``own`` for one that shares nothing but memory with others."""
+        buffer, offset, dtype, size, stride = ref
+        if buffer.kind is Kind.CONSTANT:
+            assert buffer.tensor is not None
+            constant = _at(buffer.tensor, ref)
+            return lambda run: constant
+        owner = Run.this if buffer.phase == self._number else Run.before
+        if buffer.kind is Kind.INPUT:
+            return lambda run: _at(owner(run).inputs[buffer.number], ref, relative=True)
+        if buffer.kind is Kind.RESULT:
+            return lambda run: _at(run.results[buffer], ref)
+        block, start = self._places[buffer.phase].of[buffer]
+        first = (start + offset) // dtype.itemsize
+        if own:
+            return lambda run: torch.empty(0, dtype=dtype).set_(
+                owner(run).typed(block, dtype).untyped_storage(), first, size, stride
+            )
+        return lambda run: owner(run).typed(block, dtype).as_strided(size, stride, first)
+
+    def run(self, run: Run) -> list[Tensor | None]:
+        """Run the pass and return what it returns.
+
+        Raises:
+            MemoryError: Where the memory does not suffice.
+        """
+        with self._lock, torch.autocast("cpu", enabled=False):
+            self._patch(run)
+            for step in self._steps:
+                if isinstance(step, _Operator):
+                    self._call(step, run)
+                elif not self._run(self._calls.ctypes.data + 16 * step[0], step[1]):
+                    raise MemoryError("no memory left for the kernels")
+            return [None if get is None else get(run) for get in self._outputs]
+
+    def _patch(self, run: Run) -> None:
+        words = self._words
+        for key, (places, offsets) in self._patches.items():
+            if isinstance(key, Buffer):
+                if key.phase == self._number:
+                    continue
+                base = run.results[key].untyped_storage().data_ptr()
+            else:
+                kind, phase, number = key
+                owner = run if phase == self._number else run.before()
+                base = (owner.inputs if kind is Kind.INPUT else owner.blocks)[number].data_ptr()
+            words[places] = offsets + np.uint64(base)
+
+    def _call(self, step: _Operator, run: Run) -> None:
+        returned = step.function(*[get(run) for get in step.args], **{key: get(run) for key, get in step.kwargs.items()})
+        if step.results:
+            values = returned if isinstance(returned, list | tuple) else (returned,)
+            for value, result in zip((one for one in values if isinstance(one, Tensor)), step.results, strict=True):
+                if result is not None:
+                    buffer, (places, offsets) = result
+                    run.results[buffer] = value
+                    if len(places):
+                        self._words[places] = offsets + np.uint64(value.untyped_storage().data_ptr())
+        for buffer in step.dead:
+            run.results.pop(buffer, None)
+
+
+def _at(tensor: Tensor, ref: Ref, *, relative: bool = False) -> Tensor:
+    """Return the part of a tensor's memory that is meant; ``relative`` to the tensor's own beginning."""
+    first = ref.offset // ref.dtype.itemsize + (tensor.storage_offset() if relative else 0)
+    if tensor.dtype == ref.dtype:
+        if tensor.storage_offset() == first and tensor.shape == ref.size and tensor.stride() == ref.stride:
+            return tensor
+        return tensor.as_strided(ref.size, ref.stride, first)
+    whole = torch.empty(0, dtype=ref.dtype)
+    return whole.set_(tensor.untyped_storage(), first, ref.size, ref.stride)
+
+
+def _patches(found: Sequence[tuple[int, int]]) -> _Patches:
+    return _Patches(np.array([w for w, _ in found], np.int64), np.array([o for _, o in found], np.uint64))
+
+
+def _memory_of(entries: Sequence[Native | Operator]) -> tuple[NDArray[np.uint64], dict[int, int]]:
+    """Return the arguments of all kernels one after the other, and for each kernel's entry where its own begin."""
+    begins: dict[int, int] = {}
+    whole = bytearray()
+    for index, entry in enumerate(entries):
+        if isinstance(entry, Native):
+            begins[index] = len(whole)
+            whole += entry.arguments.ljust(-(-len(entry.arguments) // 8) * 8, b"\0")
+    words = np.frombuffer(whole, np.uint64)
+    for index, begin in begins.items():
+        entry = entries[index]
+        assert isinstance(entry, Native)
+        for place, target in entry.inner:
+            words[(begin + place) // 8] = words.ctypes.data + begin + target
+    return words, begins
+
+
+def _calls(
+    entries: Sequence[Native | Operator], words: NDArray[np.uint64], begins: dict[int, int]
+) -> NDArray[np.uint64]:
+    """Return for each kernel the address of the function that calls it, and that of its arguments."""
+    library: Any = kernels()
+    rows = []
+    for index, begin in begins.items():
+        entry = entries[index]
+        assert isinstance(entry, Native)
+        function = ctypes.cast(getattr(library, f"invoke_{entry.name}"), POINTER).value
+        rows.append((function, words.ctypes.data + begin))
+    return np.array(rows, np.uint64).reshape(-1, 2)
+
+
+def programs(recorder: Recorder) -> tuple[Program, Program]:
+    """Return the forward and the backward pass of what was recorded."""
+    phases = recorder.phases
+    places = [_Places(number) for number in range(len(phases))]
+    for number, phase in enumerate(phases):
+        made: dict[Buffer, None] = {}
+        for buffer in _buffers(phases):
+            if buffer.kind is Kind.PLANNED and buffer.phase == number:
+                made[buffer] = None
+        returned = {ref.buffer for ref in phase.outputs if ref is not None}
+        places[number].plan(sorted(made, key=lambda buffer: buffer.number), returned)
+    forward, backward = (Program(phases, number, places) for number in range(2))
+    return forward, backward
+
+
+def _buffers(phases: Sequence[Phase]) -> list[Buffer]:
+    found: list[Buffer] = []
+    for phase in phases:
+        for entry in phase.entries:
+            if isinstance(entry, Native):
+                found += [pointer.buffer for pointer in entry.pointers]
+            else:
+                found += [ref.buffer for ref in _refs((entry.args, tuple(entry.kwargs.values())))]
+        found += [ref.buffer for ref in phase.outputs if ref is not None]
+    return found
+
+
+def _refs(value: Any) -> list[Ref]:
+    if isinstance(value, Ref):
+        return [value]
+    if isinstance(value, list | tuple):
+        return [ref for item in value for ref in _refs(item)]
+    return []
