@@ -16,7 +16,7 @@ from yolox.kernels.training.capture import CaptureError, capture, has_own_code, 
 from yolox.kernels.training.choose import Precision, Row
 from yolox.kernels.training.eligibility import StandIn, has_hooks, has_own_forward
 from yolox.kernels.training.plan import Plan
-from yolox.kernels.training.repeat import RepeatedPlan
+from yolox.kernels.training.repeat import ProgramRow, RepeatedPlan
 
 _log = logging.getLogger(__name__)
 _MOST_PLANS = 64
@@ -57,6 +57,16 @@ def table(module: nn.Module) -> list[Row]:
             prefix = f"{name}." if name else ""
             rows += [Row(prefix + row.layer, row.kernel, row.reason) for row in planned.rows()]
     return rows
+
+
+def programs(module: nn.Module) -> list[ProgramRow]:
+    """Return, for each part of an accelerated module that has been recorded, what its last recorded step consists of."""
+    found = []
+    for name, part in module.named_modules():
+        planned = _planned_forward(part)
+        if planned is not None:
+            found += [row._replace(part=name) for row in planned.programs()]
+    return found
 
 
 def _planned_forward(module: nn.Module) -> _PlannedForward | None:
@@ -115,6 +125,12 @@ class _PlannedForward(StandIn):
             return []
         plan, reason, _ = list(self._plans.values())[-1]
         return list(plan.plan.rows) if plan is not None else [Row("(all)", "its parts on their own", reason)]
+
+    def programs(self) -> list[ProgramRow]:
+        """Return a row for the plan that was made last; nothing where none of its steps has been recorded."""
+        plan = list(self._plans.values())[-1].plan if self._plans else None
+        row = None if plan is None else plan.row()
+        return [] if row is None else [row]
 
     def _plan(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RepeatedPlan | None:
         key = _signature((args, kwargs)), _products(self.module)

@@ -82,6 +82,16 @@ class Shape(ctypes.Structure):
     _fields_ = tuple((name, LONG) for name in ("pixels", "inputs", "outputs"))
 
 
+class Copy(ctypes.Structure):
+    """A copy of numbers, or a sum: see ``csrc/training/copy.cpp``."""
+
+    _fields_ = (
+        *((name, POINTER) for name in ("source", "added", "target")),
+        *(("source_type", LONG), ("target_type", LONG)),
+        *((name, LONG * 4) for name in ("size", "source_stride", "added_stride", "target_stride")),
+    )
+
+
 _PARAMETERS = {
     "norm_act_statistics": (POINTER, LONG, LONG, POINTER),
     "norm_act_moments": (POINTER, DOUBLE, DOUBLE, LONG, Norm, Running),
@@ -99,6 +109,7 @@ _PARAMETERS = {
         *(SplitTensor, SplitTensor, POINTER),
         *(SplitTensor, POINTER, SplitTensor, SplitTensor, Shape, POINTER, POINTER, POINTER),
     ),
+    "copy_numbers": (Copy,),
     "stem_forward": (StemInput, POINTER, POINTER, POINTER),
     "stem_backward": (POINTER, POINTER, Norm, POINTER, DOUBLE, StemInput, POINTER),
 }
@@ -123,7 +134,7 @@ class Watch(threading.local):
 watch = Watch()
 
 _STRUCTURES: tuple[type[ctypes.Structure], ...] = (
-    *(Activation, Norm, Running, SplitTensor, Gradient, Residual, NextNorm, Images, StemInput, Shape),
+    *(Activation, Norm, Running, SplitTensor, Gradient, Residual, NextNorm, Images, StemInput, Shape, Copy),
 )
 
 

@@ -146,7 +146,7 @@ class Program:
         self._calls = _calls(phase.entries, self._words, begins)
         self._patches = self._by_origin(phase.entries, begins)
         self._steps = self._split(phase.entries)
-        self._outputs = [None if ref is None else self._getter(ref, own=True) for ref in phase.outputs]
+        self._outputs = [None if ref is None else self._getter(ref, own=number == 0) for ref in phase.outputs]
         self._lock = threading.Lock()
         library: Any = kernels()
         self._run = library.program_run
@@ -202,7 +202,7 @@ class Program:
         return lambda run: value
 
     def _getter(self, ref: Ref, *, own: bool = False) -> Getter:
-        """Return how a tensor is found; ``own`` for one that shares nothing but memory with others."""
+        """Return how a tensor is found; ``own`` for one whose changes autograd has to tell from those of others."""
         buffer, offset, dtype, size, stride = ref
         if buffer.kind is Kind.CONSTANT:
             assert buffer.tensor is not None
@@ -220,6 +220,10 @@ class Program:
                 owner(run).typed(block, dtype).untyped_storage(), first, size, stride
             )
         return lambda run: owner(run).typed(block, dtype).as_strided(size, stride, first)
+
+    def calls(self) -> tuple[int, int]:
+        """Return the number of calls of kernels and of PyTorch's operators."""
+        return len(self._calls), sum(isinstance(step, _Operator) for step in self._steps)
 
     def run(self, run: Run) -> list[Tensor | None]:
         """Run the pass and return what it returns.

@@ -20,13 +20,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from yolox.kernels.training import bindings
+from yolox.kernels.training.copies import as_copies
 
 aten: Any = torch.ops.aten
 
 _ALLOCATIONS = {aten.empty.memory_format, aten.empty_like.default, aten.empty_strided.default, aten.new_empty.default}
+_OTHER_MEMORY = {aten.resize_.default, aten.set_.source_Storage_storage_offset, aten.set_.source_Tensor}
 _INTO = {
-    aten.cat.default: aten.cat.out,
-    aten.add.Tensor: aten.add.out,
     aten.upsample_nearest2d.default: aten.upsample_nearest2d.out,
     aten.upsample_nearest2d_backward.default: aten.upsample_nearest2d_backward.grad_input,
 }
@@ -208,13 +208,23 @@ class Recorder(TorchDispatchMode):
         results = list(_tensors((result,)))
         fresh = [tensor.untyped_storage().data_ptr() not in given for tensor in results]
         in_place = func.overloadpacket.__name__.endswith("_")
-        if torch.Tag.inplace_view in func.tags or (result is not None and not results):
+        if func in _OTHER_MEMORY or (result is not None and not results):
             self.fail(f"{func} cannot be repeated")
             return
-        if not any(fresh) and not in_place:
-            return  # a view
+        if not any(fresh) and (not in_place or torch.Tag.inplace_view in func.tags):
+            return  # a view, or another view in the same object
         if func in _ALLOCATIONS:
             self._allocate(results[0], Kind.PLANNED)
+            return
+        copies = as_copies(func, args, kwargs, result)
+        if copies is not None:
+            for tensor, is_new in zip(results, fresh, strict=True):
+                if is_new:
+                    self._allocate(tensor, Kind.PLANNED)
+            for tensor in _tensors((args,)):
+                self._find_or_hold(tensor)
+            for copy in copies:
+                self.native("copy_numbers", (copy,), (type(copy),))
             return
         entry = Operator(func, self._refs(args), {key: self._refs(value) for key, value in kwargs.items()}, [])
         if func in _INTO:
@@ -243,10 +253,13 @@ class Recorder(TorchDispatchMode):
         if not tensor.numel():
             empty = Buffer(Kind.CONSTANT, 0, -1, 0, tensor=tensor.detach())
             return Ref(empty, 0, tensor.dtype, tuple(tensor.shape), tensor.stride())
-        if self._memory.find(tensor.data_ptr()) is None:
-            self._hold(tensor)  # such as numbers of channels that a step of the plan keeps
+        self._find_or_hold(tensor)
         buffer, offset = self._use(tensor.data_ptr())
         return Ref(buffer, offset, tensor.dtype, tuple(tensor.shape), tensor.stride())
+
+    def _find_or_hold(self, tensor: Tensor) -> None:
+        if tensor.numel() and self._memory.find(tensor.data_ptr()) is None:
+            self._hold(tensor)  # such as numbers of channels that a step of the plan keeps
 
     def _use(self, address: int) -> tuple[Buffer, int]:
         found = self._memory.find(address)

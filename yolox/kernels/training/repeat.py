@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -11,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from yolox.kernels.training.capture import tensors_in
-from yolox.kernels.training.eligibility import has_gradient_hooks, has_hooks, has_own_forward
+from yolox.kernels.training.eligibility import has_gradient_hooks, has_hooks, has_own_forward, own_tensors
 from yolox.kernels.training.plan import Plan
 from yolox.kernels.training.program import KEPT, RETURNED, SCRATCH, Program, Run, programs
 from yolox.kernels.training.recording import Kind, Phase, Recorder
 from yolox.kernels.training.sync import SharedNormalisation
 
-_log = logging.getLogger(__name__)
 _MOST_PROGRAMS = 64
 _PLAIN = (bool, int, float, str, type(None))
 _TENSOR = object()
@@ -27,18 +25,22 @@ _FUNCTIONS = ("torch", "_operator", "builtins", "math")
 class _Owned(NamedTuple):
     """A parameter or buffer as it was recorded."""
 
-    owner: nn.Module
+    owner: dict[str, Tensor | None]
     name: str
     tensor: Tensor
     address: int
     wants_gradient: bool
 
+    @classmethod
+    def all_of(cls, module: nn.Module) -> list[_Owned]:
+        owners = [owner for part in module.modules() for owner in own_tensors(part)]
+        pairs = [(owner, name, x) for owner in owners for name, x in owner.items() if x is not None]
+        return [cls(owner, name, x, x.data_ptr(), x.requires_grad) for owner, name, x in pairs]
+
     def is_same(self) -> bool:
-        tensor = getattr(self.owner, self.name)
+        owner, name, tensor, address, wants_gradient = self
         return (
-            tensor is self.tensor
-            and tensor.data_ptr() == self.address
-            and tensor.requires_grad == self.wants_gradient
+            owner.get(name) is tensor and tensor.data_ptr() == address and tensor.requires_grad == wants_gradient
         )
 
 
@@ -69,6 +71,24 @@ class _Step(NamedTuple):
         )
 
 
+class ProgramRow(NamedTuple):
+    """What a recorded step consists of.
+
+    Attributes:
+        part: Name of the part of the module; empty for all of it.
+        kernels: Calls of kernels, forwards and backwards.
+        operators: Calls of PyTorch's operators between them.
+        kept: Bytes that the forward pass keeps for the backward pass, besides what PyTorch's operators returned.
+        reason: Why the step is not repeated from its recording; empty where it is.
+    """
+
+    part: str
+    kernels: int
+    operators: int
+    kept: int
+    reason: str
+
+
 class RepeatedPlan:
     """Runs a plan, as programs wherever that gives the same.
 
@@ -82,6 +102,7 @@ class RepeatedPlan:
         self._steps: dict[Any, _Step | None] = {}
         self._seen: set[Any] = set()
         self._reason = _why_not(plan)
+        self._failure = ""
 
     def run(self, tensors: Sequence[Tensor]) -> Any:
         """Return what the forward method returns.
@@ -102,12 +123,19 @@ class RepeatedPlan:
             return self.plan.run(tensors)
         return self._record(key, tensors)
 
+    def row(self) -> ProgramRow | None:
+        """Return what the step that was recorded last consists of; None where none was."""
+        if self._reason or self._failure:
+            return ProgramRow("", 0, 0, 0, self._reason or self._failure)
+        step = list(self._steps.values())[-1] if self._steps else None
+        if step is None:
+            return None
+        passes = step.forward, step.backward
+        kernels, operators = (sum(count) for count in zip(*(one.calls() for one in passes), strict=True))
+        return ProgramRow("", kernels, operators, step.forward.sizes[KEPT], "")
+
     def _record(self, key: Any, tensors: Sequence[Tensor]) -> Any:
-        owned = [
-            _Owned(part, name, tensor, tensor.data_ptr(), tensor.requires_grad)
-            for part in self._module.modules()
-            for name, tensor in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False))
-        ]
+        owned = _Owned.all_of(self._module)
         self._seen.discard(key)  # a step without a backward pass is no recording: the next but one is the next try
         parameters = [one.tensor for one in owned if one.wants_gradient]
         if any(map(has_gradient_hooks, parameters)):
@@ -131,7 +159,7 @@ class RepeatedPlan:
         recorder = recording.recorder
         reason = recorder.failure or _why_not_returned(recorder.phases)
         if reason:
-            _log.debug("%s is not repeated as a program: %s", type(self._module).__name__, reason)
+            self._failure = reason
             return None
         forward, backward = programs(recorder)
         read = {
@@ -250,7 +278,7 @@ class _Record(torch.autograd.Function):
             with recorder:
                 found = run()
             recorder.set_outputs(found)
-            ctx.recording.done(given)
+            ctx.recording.done([None if grad is None else grad.to("meta") for grad in given])
         else:
             found = run()
         each = iter(found)
@@ -312,7 +340,7 @@ def _dense(grad: Tensor) -> Tensor:
 def _like(grad: Tensor | None, known: Tensor) -> Tensor:
     """Return a gradient laid out as the one that was recorded."""
     if grad is None:
-        return torch.zeros(known.shape, dtype=known.dtype).as_strided(known.shape, known.stride())
+        return torch.empty_strided(known.shape, known.stride(), dtype=known.dtype).zero_()
     if grad.stride() == known.stride() and grad.dtype == known.dtype:
         return grad
     return torch.empty_strided(known.shape, known.stride(), dtype=known.dtype).copy_(grad)

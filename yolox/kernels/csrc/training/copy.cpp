@@ -1,0 +1,77 @@
+// Copies of tensors: from one layout to another, from one type to another, into a part of a wider tensor; sums of two
+// tensors; zeros.
+#include "normalisation.h"
+#include "program.h"
+
+namespace {
+
+enum Type : long { FLOAT32, BFLOAT16, FLOAT64 };
+
+// Four dimensions, the last one of the shortest strides; sizes and strides are in numbers. Without a source the target
+// becomes zero; `added` may be null.
+struct Copy {
+  const void *source, *added;
+  void* target;
+  long source_type, target_type;
+  long size[4], source_stride[4], added_stride[4], target_stride[4];
+};
+
+constexpr long PIECE = 4096;  // numbers that a thread copies at once
+
+inline double get(const double* p) { return *p; }
+inline void put(double* p, double value) { *p = value; }
+
+template <class S, class T>
+constexpr bool vectors = !std::is_same<S, double>::value && !std::is_same<T, double>::value;
+
+template <class S, class T>
+void row(const S* source, long step, const S* added, long added_step, T* target, long target_step, long count) {
+  long i = 0;
+  if (!source) {
+    for (; i < count; ++i) target[i * target_step] = T{};
+    return;
+  }
+  if constexpr (vectors<S, T>)
+    if (step == 1 && target_step == 1 && (!added || added_step == 1))
+      for (; i + V <= count; i += V) store(target + i, added ? load(source + i) + load(added + i) : load(source + i));
+  for (; i < count; ++i)
+    put(target + i * target_step, added ? get(source + i * step) + get(added + i * added_step) : get(source + i * step));
+}
+
+template <class S, class T>
+void copy(const Copy& c) {
+  const long pieces = (c.size[3] + PIECE - 1) / PIECE, rows = c.size[0] * c.size[1] * c.size[2];
+#pragma omp parallel for if (rows * c.size[3] > 4 * PIECE)
+  for (long n = 0; n < rows * pieces; ++n) {
+    const long first = n % pieces * PIECE, r = n / pieces;
+    const long at[3] = {r / c.size[2] / c.size[1], r / c.size[2] % c.size[1], r % c.size[2]};
+    auto place = [&](const long* stride) {
+      return at[0] * stride[0] + at[1] * stride[1] + at[2] * stride[2] + first * stride[3];
+    };
+    const S *source = (const S*)c.source, *added = (const S*)c.added;
+    row<S, T>(source ? source + place(c.source_stride) : source, c.source_stride[3],
+              added ? added + place(c.added_stride) : added, c.added_stride[3], (T*)c.target + place(c.target_stride),
+              c.target_stride[3], std::min(PIECE, c.size[3] - first));
+  }
+}
+
+template <class S>
+void copy_from(const Copy& c) {
+  if (c.target_type == FLOAT32) copy<S, float>(c);
+  if (c.target_type == BFLOAT16) copy<S, bf16>(c);
+  if (c.target_type == FLOAT64) copy<S, double>(c);
+}
+
+}  // namespace
+
+LAYOUT(Copy, Copy, AT(Copy, source), AT(Copy, added), AT(Copy, target), AT(Copy, source_type), AT(Copy, target_type),
+       AT(Copy, size), AT(Copy, source_stride), AT(Copy, added_stride), AT(Copy, target_stride))
+
+extern "C" int copy_numbers(Copy c) {
+  if (c.source_type == FLOAT32) copy_from<float>(c);
+  if (c.source_type == BFLOAT16) copy_from<bf16>(c);
+  if (c.source_type == FLOAT64) copy_from<double>(c);
+  return 1;
+}
+
+INVOKED(copy_numbers)
