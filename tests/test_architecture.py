@@ -105,15 +105,18 @@ PRIVATE: dict[str, set[str]] = {
     },
     "inference/backends/ipex.py": {"_C"},  # whether IPEX takes the processor for one with bf16
     "inference/convert/quantizers/neural_compressor.py": {"_exported"},  # its own export function sets it
-    "kernels/training/bindings.py": {"_fields_"},  # the public name of what ctypes.Structure declares
+    "kernels/training/bindings.py": {"_fields_", "_length_", "_type_"},  # the public names of what ctypes declares
+    "kernels/training/copies.py": {"_to_copy"},  # an operator
     "kernels/training/acceleration.py": {"_BatchNorm"},  # the base class of all batch normalisations
     "kernels/training/graph.py": {"_BatchNorm"},
     "kernels/training/eligibility.py": {  # whether somebody watches a layer
         "_backward_hooks",
         "_backward_pre_hooks",
+        "_buffers",
         "_forward_hooks",
         "_forward_pre_hooks",
         "_has_any_global_hook",
+        "_parameters",
     },
     "trainer/ipex.py": {"_C", "_parameters", "_unpack_cast_to_fp32"},  # its packed weights have no public access
     "processes/spark_context.py": {"_active_spark_context", "_gateway", "_jvm"},  # the Java process to end

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ class _Block(nn.Module):
         return self.last(self.act(self.bn(self.conv(x))))
 
 
-def _block() -> nn.Module:
+def _block() -> Any:
     torch.manual_seed(0)
     return accelerate(_Block().train())
 
@@ -99,27 +100,27 @@ def test_other_images_and_weights_are_computed_anew() -> None:
     assert all(torch.equal(value, found[key]) for key, value in expected.items())
 
 
-def _new_weight(module: nn.Module) -> None:
+def _new_weight(module: Any) -> None:
     module.conv.weight = nn.Parameter(module.conv.weight.detach() * 2)
 
 
-def _frozen(module: nn.Module) -> None:
+def _frozen(module: Any) -> None:
     module.conv.weight.requires_grad_(False)
 
 
-def _slower_statistics(module: nn.Module) -> None:
+def _slower_statistics(module: Any) -> None:
     module.bn.momentum = 0.5
 
 
-def _larger_epsilon(module: nn.Module) -> None:
+def _larger_epsilon(module: Any) -> None:
     module.bn.eps = 0.5
 
 
-def _no_activation(module: nn.Module) -> None:
+def _no_activation(module: Any) -> None:
     module.act = nn.Identity()
 
 
-def _statistics_elsewhere(module: nn.Module) -> None:
+def _statistics_elsewhere(module: Any) -> None:
     module.bn.running_mean.data = module.bn.running_mean.data.clone()
 
 
@@ -127,7 +128,7 @@ CHANGES = [_new_weight, _frozen, _slower_statistics, _larger_epsilon, _no_activa
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_change_of_the_module_is_seen(change: Callable[[nn.Module], None]) -> None:
+def test_a_change_of_the_module_is_seen(change: Callable[[Any], None]) -> None:
     ours, plain = _block(), _block()
     _warm(ours, _input())
     assert _repeated(ours)
@@ -169,6 +170,7 @@ def test_the_gradient_of_the_input_and_sums_of_gradients() -> None:
     inputs = x.clone().requires_grad_()
     module(inputs).square().sum().backward()
     once = [parameter.grad.clone() for parameter in module.parameters()]
+    assert inputs.grad is not None
     gradient = inputs.grad.clone()
     module(inputs).square().sum().backward()
     pairs = zip(once, module.parameters(), strict=True)
@@ -218,7 +220,7 @@ class _Two(nn.Module):
 
 
 def test_an_output_that_is_not_used_gives_its_layers_no_gradient() -> None:
-    module = accelerate(_Two().train())
+    module: Any = accelerate(_Two().train())
     for _ in range(4):
         module.zero_grad()
         module(_input())[0].sum().backward()
@@ -246,8 +248,9 @@ def test_code_of_ones_own_runs_at_every_step() -> None:
 
 
 def test_a_hook_on_a_parameter_sees_each_gradient_once() -> None:
-    module, seen = _block(), []
-    handle = module.conv.weight.register_hook(lambda grad: seen.append(grad))
+    module = _block()
+    seen: list[Tensor] = []
+    handle = module.conv.weight.register_hook(seen.append)
     for _ in range(3):
         module(_input()).sum().backward()
     assert len(seen) == 3

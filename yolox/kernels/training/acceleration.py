@@ -60,7 +60,7 @@ def table(module: nn.Module) -> list[Row]:
 
 
 def programs(module: nn.Module) -> list[ProgramRow]:
-    """Return, for each part of an accelerated module that has been recorded, what its last recorded step consists of."""
+    """Return, for each part of an accelerated module of which a step has been recorded, what that step consists of."""
     found = []
     for name, part in module.named_modules():
         planned = _planned_forward(part)

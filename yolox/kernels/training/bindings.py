@@ -195,3 +195,30 @@ def has_pointwise(dtype: torch.dtype = torch.bfloat16) -> bool:
         return False
     asked = os.environ.get(SWITCH) == "portable"
     return asked or dtype is not torch.bfloat16 or "avx512_bf16" in host_variants()[0].flags
+
+
+@cache
+def structure_of(kinds: tuple[Any, ...]) -> type[ctypes.Structure]:
+    """Return the arguments of a kernel as a structure, as ``csrc/training/program.h`` reads it, in their order."""
+    return type(
+        "Arguments", (ctypes.Structure,), {"_fields_": [(f"argument{i}", kind) for i, kind in enumerate(kinds)]}
+    )
+
+
+@cache
+def addresses_in(kind: Any) -> tuple[int, ...]:
+    """Return where the addresses lie in a structure or an array of structures."""
+    if kind is ctypes.c_void_p:
+        return (0,)
+    if issubclass(kind, ctypes.Array):
+        step = ctypes.sizeof(kind._type_)
+        return tuple(i * step + place for i in range(kind._length_) for place in addresses_in(kind._type_))
+    if issubclass(kind, ctypes.Structure):
+        each = [(getattr(kind, name).offset, part) for name, part, *_ in kind._fields_]
+        return tuple(start + place for start, part in each for place in addresses_in(part))
+    return ()
+
+
+def offsets_in(structure: Any) -> list[int]:
+    """Return where the fields of a structure lie."""
+    return [getattr(structure, str(name)).offset for name, *_ in structure._fields_]

@@ -29,21 +29,24 @@ def as_copies(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: 
     """
     if not isinstance(result, Tensor):
         return None
-    pairs: list[tuple[Tensor | None, Tensor | None, Tensor]]
+    found = [_copy(*each) for each in _copied(func, args, kwargs, result) if each[2].numel()]
+    return None if None in found or not found else [copy for copy in found if copy is not None]
+
+
+def _copied(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor
+) -> Iterator[tuple[Tensor | None, Tensor | None, Tensor]]:
+    """Yield what is copied, what is added to it, and where to; nothing for other operators."""
     if func in _SAME_NUMBERS:
-        pairs = [(args[0], None, result)]
+        yield args[0], None, result
     elif func in _ZEROS:
-        pairs = [(None, None, result)]
+        yield None, None, result
     elif func is aten.copy_.default:
-        pairs = [(args[1], None, args[0])]
+        yield args[1], None, args[0]
     elif func is aten.add.Tensor and isinstance(args[1], Tensor) and args[0].dtype == args[1].dtype and not kwargs:
-        pairs = [(args[0], args[1], result)]
+        yield args[0], args[1], result
     elif func is aten.cat.default:
-        pairs = list(_parts(args[0], args[1] if len(args) > 1 else 0, result))
-    else:
-        return None
-    found = [_copy(*pair) for pair in pairs if pair[2].numel()]
-    return None if any(copy is None for copy in found) else [copy for copy in found if copy is not None]
+        yield from _parts(args[0], args[1] if len(args) > 1 else 0, result)
 
 
 def _parts(tensors: Sequence[Tensor], dim: int, result: Tensor) -> Iterator[tuple[Tensor, None, Tensor]]:
@@ -78,7 +81,7 @@ def _copy(source: Tensor | None, added: Tensor | None, target: Tensor) -> Copy |
 def _dimensions(tensors: Sequence[Tensor]) -> list[tuple[int, tuple[int, ...]]]:
     """Return sizes, and strides of each tensor, the longest of the last one first, with all merged that can be."""
     target = tensors[-1]
-    order = sorted(range(target.ndim), key=lambda dim: (-target.stride(dim), -target.shape[dim]))
+    order = sorted(range(target.ndim), key=lambda dim: (target.stride(dim), target.shape[dim]), reverse=True)
     merged: list[tuple[int, tuple[int, ...]]] = []
     for dim in order:
         size, strides = target.shape[dim], tuple(tensor.stride(dim) for tensor in tensors)

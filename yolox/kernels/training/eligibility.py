@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
@@ -24,9 +26,9 @@ def has_gradient_hooks(x: Tensor) -> bool:
     return bool(x._backward_hooks)
 
 
-def own_tensors(module: nn.Module) -> tuple[dict[str, Tensor | None], ...]:
-    """Return where a module keeps its own parameters and its own buffers: reading them there takes a tenth of the time."""
-    return module._parameters, module._buffers  # type: ignore[return-value]
+def own_tensors(module: nn.Module) -> tuple[Mapping[str, Tensor | None], ...]:
+    """Return where a module keeps its own parameters and buffers; as attributes they are found ten times slower."""
+    return module._parameters, module._buffers
 
 
 def has_own_forward(module: nn.Module) -> bool:

@@ -6,7 +6,6 @@ one row of ``C`` each.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

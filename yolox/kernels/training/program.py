@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,12 +19,8 @@ from torch import Tensor
 
 from yolox.kernels.library import kernels
 from yolox.kernels.training.bindings import POINTER
-from yolox.kernels.training.recording import Buffer, Kind, Native, Operator, Phase, Recorder, Ref
-
-_LINE = 64
-
-KEPT, SCRATCH, RETURNED = range(3)
-"""Blocks of memory: what is kept for the backward pass, what dies within a pass, and what a pass returns."""
+from yolox.kernels.training.buffers import Buffer, Kind, Placement, Ref
+from yolox.kernels.training.recording import Native, Operator, Phase
 
 
 class Run:
@@ -67,43 +63,6 @@ class Run:
 Getter = Callable[[Run], Any]
 
 
-class _Places:
-    """Where the buffers of a phase lie, planned so that those that are never in use together share their place.
-
-    Args:
-        phase: Number of the phase.
-        last_phase: Number of the phase after which nothing is used.
-    """
-
-    def __init__(self, phase: int) -> None:
-        self.phase = phase
-        self.sizes = [0, 0, 0]
-        self.of: dict[Buffer, tuple[int, int]] = {}
-
-    def plan(self, buffers: Sequence[Buffer], returned: set[Buffer]) -> None:
-        """Give each buffer that this phase makes its block and the offset in it."""
-        busy: list[tuple[int, int, Buffer]] = []
-        for buffer in buffers:
-            size = -(-buffer.size // _LINE) * _LINE
-            block = RETURNED if buffer in returned else KEPT if max(buffer.used) > self.phase else SCRATCH
-            offset = self.sizes[block]
-            if block == SCRATCH:
-                busy = sorted(one for one in busy if one[2].used[self.phase] >= buffer.number)
-                offset = _lowest(size, busy)
-                busy.append((offset, offset + size, buffer))
-            self.of[buffer] = block, offset
-            self.sizes[block] = max(self.sizes[block], offset + size)
-
-
-def _lowest(size: int, busy: Sequence[tuple[int, int, Buffer]]) -> int:
-    at = 0
-    for first, last, _ in busy:
-        if at + size <= first:
-            break
-        at = max(at, last)
-    return at
-
-
 class _Patches(NamedTuple):
     """Addresses in the arguments of kernels that depend on where something lies in this step."""
 
@@ -138,7 +97,7 @@ class Program:
         places: Where the buffers of all passes up to this one lie.
     """
 
-    def __init__(self, phases: Sequence[Phase], number: int, places: Sequence[_Places]) -> None:
+    def __init__(self, phases: Sequence[Phase], number: int, places: Sequence[Placement]) -> None:
         self._number, self._places = number, places
         self.sizes = places[number].sizes
         phase = phases[number]
@@ -189,7 +148,9 @@ class Program:
         return steps
 
     def _operator(self, entry: Operator, dead: list[Buffer]) -> _Operator:
-        results = [buffer and (buffer, self._patches.get(buffer, _patches([]))) for buffer in entry.results]
+        results = [
+            None if buffer is None else (buffer, self._patches.get(buffer, _patches([]))) for buffer in entry.results
+        ]
         kwargs = {key: self._find(value) for key, value in entry.kwargs.items()}
         return _Operator(entry.function, [self._find(value) for value in entry.args], kwargs, results, dead)
 
@@ -254,7 +215,8 @@ class Program:
             words[places] = offsets + np.uint64(base)
 
     def _call(self, step: _Operator, run: Run) -> None:
-        returned = step.function(*[get(run) for get in step.args], **{key: get(run) for key, get in step.kwargs.items()})
+        kwargs = {key: get(run) for key, get in step.kwargs.items()}
+        returned = step.function(*[get(run) for get in step.args], **kwargs)
         if step.results:
             values = returned if isinstance(returned, list | tuple) else (returned,)
             for value, result in zip((one for one in values if isinstance(one, Tensor)), step.results, strict=True):
@@ -313,36 +275,30 @@ def _calls(
     return np.array(rows, np.uint64).reshape(-1, 2)
 
 
-def programs(recorder: Recorder) -> tuple[Program, Program]:
+def passes_of(phases: Sequence[Phase]) -> tuple[Program, Program]:
     """Return the forward and the backward pass of what was recorded."""
-    phases = recorder.phases
-    places = [_Places(number) for number in range(len(phases))]
+    places = [Placement(number) for number in range(len(phases))]
+    buffers = [buffer for buffer in dict.fromkeys(_buffers(phases)) if buffer.kind is Kind.PLANNED]
     for number, phase in enumerate(phases):
-        made: dict[Buffer, None] = {}
-        for buffer in _buffers(phases):
-            if buffer.kind is Kind.PLANNED and buffer.phase == number:
-                made[buffer] = None
-        returned = {ref.buffer for ref in phase.outputs if ref is not None}
-        places[number].plan(sorted(made, key=lambda buffer: buffer.number), returned)
+        made = sorted((one for one in buffers if one.phase == number), key=lambda buffer: buffer.number)
+        places[number].plan(made, {ref.buffer for ref in phase.outputs if ref is not None})
     forward, backward = (Program(phases, number, places) for number in range(2))
     return forward, backward
 
 
-def _buffers(phases: Sequence[Phase]) -> list[Buffer]:
-    found: list[Buffer] = []
+def _buffers(phases: Sequence[Phase]) -> Iterator[Buffer]:
     for phase in phases:
         for entry in phase.entries:
             if isinstance(entry, Native):
-                found += [pointer.buffer for pointer in entry.pointers]
+                yield from (pointer.buffer for pointer in entry.pointers)
             else:
-                found += [ref.buffer for ref in _refs((entry.args, tuple(entry.kwargs.values())))]
-        found += [ref.buffer for ref in phase.outputs if ref is not None]
-    return found
+                yield from (ref.buffer for ref in _refs((entry.args, tuple(entry.kwargs.values()))))
+        yield from (ref.buffer for ref in phase.outputs if ref is not None)
 
 
-def _refs(value: Any) -> list[Ref]:
+def _refs(value: Any) -> Iterator[Ref]:
     if isinstance(value, Ref):
-        return [value]
-    if isinstance(value, list | tuple):
-        return [ref for item in value for ref in _refs(item)]
-    return []
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _refs(item)

@@ -1,18 +1,14 @@
-"""Records what a step of training does: calls of kernels and of PyTorch's operators, and the memory they read and write.
+"""Records what a step of training does: calls of kernels and of PyTorch's operators, and the memory they use.
 
-The kernels are told by `yolox.kernels.training.bindings.call`, PyTorch's operators by a ``TorchDispatchMode``, which sees
-them below autograd, forwards and backwards. Memory is known by its address: an allocation at an address means that
+The kernels are told by `yolox.kernels.training.bindings.call`, PyTorch's operators by a ``TorchDispatchMode``, which
+sees them below autograd, forwards and backwards. Memory is known by its address: an allocation at an address means that
 whatever was there before is gone, so that nothing has to be kept alive for the recording.
 """
 
 from __future__ import annotations
 
 import ctypes
-from bisect import bisect_right, insort
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import Enum, auto
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from yolox.kernels.training import bindings
+from yolox.kernels.training.buffers import AddressMap, Buffer, Kind, Pointer, Ref
 from yolox.kernels.training.copies import as_copies
 
 aten: Any = torch.ops.aten
@@ -27,60 +24,10 @@ aten: Any = torch.ops.aten
 _ALLOCATIONS = {aten.empty.memory_format, aten.empty_like.default, aten.empty_strided.default, aten.new_empty.default}
 _OTHER_MEMORY = {aten.resize_.default, aten.set_.source_Storage_storage_offset, aten.set_.source_Tensor}
 _INTO = {
-    aten.upsample_nearest2d.default: aten.upsample_nearest2d.out,
-    aten.upsample_nearest2d_backward.default: aten.upsample_nearest2d_backward.grad_input,
+    aten.upsample_nearest2d.default: (aten.upsample_nearest2d.out, "out"),
+    aten.upsample_nearest2d_backward.default: (aten.upsample_nearest2d_backward.grad_input, "grad_input"),
 }
-"""Operators with one result, which they can write where they are told."""
-
-
-class Kind(Enum):
-    """Where memory comes from."""
-
-    CONSTANT = auto()  # a parameter or buffer of the module
-    INPUT = auto()  # an argument: of the forward pass, or a gradient given to the backward pass
-    PLANNED = auto()  # asked for without values, by a kernel or for a result that can be written anywhere
-    RESULT = auto()  # made by an operator of PyTorch
-
-
-@dataclass(eq=False)
-class Buffer:
-    """A piece of memory that lives through a part of a step.
-
-    Args:
-        kind: Where it comes from.
-        size: Bytes.
-        phase: Number of the phase that made it.
-        number: Of the argument; of others the entry that made it or comes next.
-
-    Attributes:
-        used: For each phase that reads or writes it, the number of the last entry that does.
-        tensor: A constant itself.
-    """
-
-    kind: Kind
-    size: int
-    phase: int
-    number: int
-    used: dict[int, int] = field(default_factory=dict)
-    tensor: Tensor | None = None
-
-
-class Ref(NamedTuple):
-    """A tensor as it lies in a buffer: ``offset`` in bytes from the buffer's beginning."""
-
-    buffer: Buffer
-    offset: int
-    dtype: torch.dtype
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-class Pointer(NamedTuple):
-    """An address among the arguments of a kernel: at byte ``place`` of them, ``offset`` bytes into a buffer."""
-
-    place: int
-    buffer: Buffer
-    offset: int
+"""Operators with one result, which they can write where they are told, and the name of the argument that tells."""
 
 
 class Native(NamedTuple):
@@ -127,7 +74,7 @@ class Phase(NamedTuple):
     outputs: list[Ref | None]
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Context manager that records on this thread, a phase at each use.
 
     Args:
@@ -139,24 +86,28 @@ class Recorder(TorchDispatchMode):
     """
 
     def __init__(self, constants: Sequence[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.phases: list[Phase] = []
         self.failure = ""
-        self._memory = _Memory()
+        self._memory = AddressMap()
         self._given: list[Buffer] = []
         for tensor in constants:
             if self._memory.find(tensor.untyped_storage().data_ptr()) is None:
                 self._hold(tensor)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else the first use would import torch._dynamo, which takes seconds
+
     def __enter__(self) -> Recorder:
         self.phases.append(Phase([], []))
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         bindings.watch.recorder = self
         return self
 
     def __exit__(self, *error: Any) -> None:
         bindings.watch.recorder = None
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def _hold(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -172,19 +123,21 @@ class Recorder(TorchDispatchMode):
     def add_inputs(self, tensors: Sequence[Tensor]) -> None:
         """Name the arguments of the phase that begins next."""
         for number, tensor in enumerate(tensors):
-            start, size = tensor.data_ptr(), tensor.untyped_storage().nbytes()
-            size -= tensor.storage_offset() * tensor.element_size()
+            before = int(tensor.storage_offset()) * tensor.element_size()
+            start, size = tensor.data_ptr(), tensor.untyped_storage().nbytes() - before
             if not size:
                 continue
-            if any(self._is_given(self._memory.find(at)) for at in self._memory.overlaps(start, size)):
+            if any(map(self._is_given, self._memory.overlaps(start, size))):
                 self.fail("an argument lies where another argument or a parameter does")
             buffer = Buffer(Kind.INPUT, size, len(self.phases), number)
             self._memory.add(start, buffer)
             self._given.append(buffer)
 
-    def _is_given(self, found: tuple[Buffer, int] | None) -> bool:
-        buffer = found and found[0]
-        return bool(buffer) and (buffer.kind is Kind.CONSTANT or buffer.phase == len(self.phases) and buffer.kind is Kind.INPUT)
+    def _is_given(self, start: int) -> bool:
+        found = self._memory.find(start)
+        assert found is not None
+        kind, phase = found[0].kind, found[0].phase
+        return kind is Kind.CONSTANT or (kind is Kind.INPUT and phase == len(self.phases))
 
     def read_backwards(self) -> Iterator[Buffer]:
         """Yield the arguments and constants that the backward pass reads."""
@@ -206,21 +159,22 @@ class Recorder(TorchDispatchMode):
     def _operator(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         given = {tensor.untyped_storage().data_ptr() for tensor in _tensors((args, tuple(kwargs.values())))}
         results = list(_tensors((result,)))
-        fresh = [tensor.untyped_storage().data_ptr() not in given for tensor in results]
-        in_place = func.overloadpacket.__name__.endswith("_")
+        new = [tensor for tensor in results if tensor.untyped_storage().data_ptr() not in given]
+        in_place = func.overloadpacket.__name__.endswith("_") and torch.Tag.inplace_view not in func.tags
         if func in _OTHER_MEMORY or (result is not None and not results):
             self.fail(f"{func} cannot be repeated")
-            return
-        if not any(fresh) and (not in_place or torch.Tag.inplace_view in func.tags):
-            return  # a view, or another view in the same object
-        if func in _ALLOCATIONS:
-            self._allocate(results[0], Kind.PLANNED)
-            return
+        elif func in _ALLOCATIONS:
+            self._allocate(result, Kind.PLANNED)
+        elif new or in_place:
+            self._computed(func, args, kwargs, result, new)
+
+    def _computed(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, new: list[Tensor]
+    ) -> None:
         copies = as_copies(func, args, kwargs, result)
         if copies is not None:
-            for tensor, is_new in zip(results, fresh, strict=True):
-                if is_new:
-                    self._allocate(tensor, Kind.PLANNED)
+            for tensor in new:
+                self._allocate(tensor, Kind.PLANNED)
             for tensor in _tensors((args,)):
                 self._find_or_hold(tensor)
             for copy in copies:
@@ -228,11 +182,13 @@ class Recorder(TorchDispatchMode):
             return
         entry = Operator(func, self._refs(args), {key: self._refs(value) for key, value in kwargs.items()}, [])
         if func in _INTO:
-            self._allocate(results[0], Kind.PLANNED)
-            entry = Operator(_INTO[func], entry.args, {**entry.kwargs, _out_name(func): self._ref(results[0])}, [])
+            self._allocate(result, Kind.PLANNED)
+            into, name = _INTO[func]
+            entry = Operator(into, entry.args, {**entry.kwargs, name: self._ref(result)}, [])
         else:
-            new = zip(results, fresh, strict=True)
-            entry.results.extend(self._allocate(tensor, Kind.RESULT) if is_new else None for tensor, is_new in new)
+            which = {id(tensor) for tensor in new}
+            results = _tensors((result,))
+            entry.results.extend(self._allocate(x, Kind.RESULT) if id(x) in which else None for x in results)
         self.phases[-1].entries.append(entry)
 
     def _allocate(self, tensor: Tensor, kind: Kind) -> Buffer:
@@ -271,65 +227,26 @@ class Recorder(TorchDispatchMode):
 
     def native(self, name: str, values: Sequence[Any], kinds: Sequence[Any]) -> None:
         """Record the call of a kernel."""
-        arguments = _structure(tuple(kinds))()
-        behind: list[tuple[int, bytes]] = []
-        size = ctypes.sizeof(arguments)
-        for (key, *_), value in zip(type(arguments)._fields_, values, strict=True):
-            if isinstance(value, ctypes.Array):
-                behind.append((getattr(type(arguments), key).offset, bytes(value)))
-            else:
-                setattr(arguments, key, value)
+        structure = bindings.structure_of(tuple(kinds))
+        arrays = [value for value in values if isinstance(value, ctypes.Array)]  # these go by address
+        arguments = structure(*(None if isinstance(value, ctypes.Array) else value for value in values))
+        places = bindings.offsets_in(structure)
+        behind = [place for place, value in zip(places, values, strict=True) if isinstance(value, ctypes.Array)]
         pointers = list(self._pointers(arguments, 0))
         whole, inner = bytes(arguments), []
-        arrays = iter([value for value in values if isinstance(value, ctypes.Array)])
-        for place, content in behind:
-            inner.append((place, size))
-            pointers += self._pointers(next(arrays), size)
-            whole, size = whole + content, size + len(content)
+        for place, array in zip(behind, arrays, strict=True):
+            inner.append((place, len(whole)))
+            pointers += self._pointers(array, len(whole))
+            whole += bytes(array)
         self.phases[-1].entries.append(Native(name, whole, pointers, inner))
 
     def _pointers(self, structure: Any, start: int) -> Iterator[Pointer]:
-        for place in _places(type(structure)):
+        for place in bindings.addresses_in(structure.__class__):
             address = ctypes.c_void_p.from_buffer(structure, place).value
             if address:
                 buffer, offset = self._use(address)
                 if buffer.kind is not Kind.CONSTANT:
                     yield Pointer(start + place, buffer, offset)
-
-
-class _Memory:
-    """Buffers by their addresses."""
-
-    def __init__(self) -> None:
-        self._starts: list[int] = []
-        self._buffers: dict[int, Buffer] = {}
-
-    def _at(self, address: int) -> int | None:
-        index = bisect_right(self._starts, address) - 1
-        if index < 0:
-            return None
-        start = self._starts[index]
-        return start if address < start + self._buffers[start].size else None
-
-    def find(self, address: int) -> tuple[Buffer, int] | None:
-        """Return the buffer at an address, and the distance from its beginning."""
-        start = self._at(address)
-        return None if start is None else (self._buffers[start], address - start)
-
-    def overlaps(self, start: int, size: int) -> list[int]:
-        """Return the beginnings of the buffers that have bytes in common with these."""
-        last = bisect_right(self._starts, start + size - 1)
-        first = bisect_right(self._starts, start)
-        before = self._at(start)
-        return ([] if before is None else [before]) + [s for s in self._starts[first:last] if s != before]
-
-    def add(self, start: int, buffer: Buffer) -> None:
-        """Note a buffer; what was there is gone."""
-        for old in self.overlaps(start, buffer.size):
-            self._starts.remove(old)
-            del self._buffers[old]
-        insort(self._starts, start)
-        self._buffers[start] = buffer
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -338,27 +255,3 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _tensors(item)
-
-
-def _out_name(func: Any) -> str:
-    return "grad_input" if func is aten.upsample_nearest2d_backward.default else "out"
-
-
-@cache
-def _structure(kinds: tuple[Any, ...]) -> type[ctypes.Structure]:
-    """Return the arguments of a kernel as a structure, which `program.h` reads."""
-    return type("Arguments", (ctypes.Structure,), {"_fields_": [(f"at{i}", kind) for i, kind in enumerate(kinds)]})
-
-
-@cache
-def _places(kind: Any) -> tuple[int, ...]:
-    """Return where the addresses lie in a structure or an array of structures."""
-    if kind is ctypes.c_void_p:
-        return (0,)
-    if issubclass(kind, ctypes.Array):
-        step = ctypes.sizeof(kind._type_)
-        return tuple(i * step + place for i in range(kind._length_) for place in _places(kind._type_))
-    if issubclass(kind, ctypes.Structure):
-        each = [(getattr(kind, name).offset, part) for name, part, *_ in kind._fields_]
-        return tuple(start + place for start, part in each for place in _places(part))
-    return ()

@@ -34,8 +34,10 @@ void row(const S* source, long step, const S* added, long added_step, T* target,
   if constexpr (vectors<S, T>)
     if (step == 1 && target_step == 1 && (!added || added_step == 1))
       for (; i + V <= count; i += V) store(target + i, added ? load(source + i) + load(added + i) : load(source + i));
-  for (; i < count; ++i)
-    put(target + i * target_step, added ? get(source + i * step) + get(added + i * added_step) : get(source + i * step));
+  for (; i < count; ++i) {
+    auto value = get(source + i * step);
+    put(target + i * target_step, added ? value + get(added + i * added_step) : value);
+  }
 }
 
 template <class S, class T>
