@@ -110,11 +110,14 @@ PRIVATE: dict[str, set[str]] = {
     "kernels/training/acceleration.py": {"_BatchNorm"},  # the base class of all batch normalisations
     "kernels/training/graph.py": {"_BatchNorm"},
     "kernels/training/eligibility.py": {  # whether somebody watches a layer
+        "_C",
+        "_autograd",
         "_backward_hooks",
         "_backward_pre_hooks",
         "_buffers",
         "_forward_hooks",
         "_forward_pre_hooks",
+        "_get_current_graph_task_keep_graph",
         "_has_any_global_hook",
         "_parameters",
     },

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_right, insort
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 _LINE = 64
-
-KEPT, SCRATCH, RETURNED = range(3)
-"""Blocks of memory: what is kept for the backward pass, what dies within a pass, and what a pass returns."""
 
 
 class Kind(Enum):
@@ -103,36 +101,56 @@ class AddressMap:
 
 
 class Placement:
-    """Where the buffers of a phase lie, planned so that those that are never in use together share their place.
+    """Where the planned buffers of a step lie: what is never in use at the same time shares its place.
+
+    What a pass returns lies in a block of that pass, everything else in one block of the step.
 
     Args:
-        phase: Number of the phase that makes them.
+        buffers: All buffers.
+        lengths: The number of entries of each phase.
+        returned: What each phase returns.
+
+    Attributes:
+        size: Bytes of the step's block.
+        returned: Bytes of each phase's block.
     """
 
-    def __init__(self, phase: int) -> None:
-        self.phase = phase
-        self.sizes = [0, 0, 0]
-        self.of: dict[Buffer, tuple[int, int]] = {}
-
-    def plan(self, buffers: Sequence[Buffer], returned: set[Buffer]) -> None:
-        """Give each buffer that this phase makes its block and the offset in it."""
-        busy: list[tuple[int, int, Buffer]] = []
+    def __init__(
+        self, buffers: Iterable[Buffer], lengths: Sequence[int], returned: Sequence[Collection[Buffer]]
+    ) -> None:
+        self._places: dict[Buffer, int] = {}
+        self.returned = [0 for _ in lengths]
+        begins = list(accumulate((length + 1 for length in lengths), initial=0))
+        lives = []
         for buffer in buffers:
-            size = -(-buffer.size // _LINE) * _LINE
-            block = RETURNED if buffer in returned else KEPT if max(buffer.used) > self.phase else SCRATCH
-            offset = self.sizes[block]
-            if block == SCRATCH:
-                busy = sorted(one for one in busy if one[2].used[self.phase] >= buffer.number)
-                offset = _lowest(size, busy)
-                busy.append((offset, offset + size, buffer))
-            self.of[buffer] = block, offset
-            self.sizes[block] = max(self.sizes[block], offset + size)
+            if any(buffer in each for each in returned):
+                self._places[buffer] = self.returned[buffer.phase]
+                self.returned[buffer.phase] += _whole_lines(buffer.size)
+            else:
+                last = max(begins[phase] + entry for phase, entry in buffer.used.items())
+                lives.append((begins[buffer.phase] + buffer.number, last, buffer))
+        self.size = self._place(sorted(lives, key=lambda life: life[0]))
+
+    def _place(self, lives: Iterable[tuple[int, int, Buffer]]) -> int:
+        """Place each buffer as low as it fits when it is first needed; return the size of the block."""
+        busy: list[tuple[int, int, int]] = []
+        whole = 0
+        for first, last, buffer in lives:
+            busy = [place for place in busy if place[2] >= first]
+            at, size = 0, _whole_lines(buffer.size)
+            for start, end, _ in busy:
+                if at + size <= start:
+                    break
+                at = end
+            insort(busy, (at, at + size, last))
+            self._places[buffer] = at
+            whole = max(whole, at + size)
+        return whole
+
+    def of(self, buffer: Buffer) -> int:
+        """Return where a buffer begins in its block."""
+        return self._places[buffer]
 
 
-def _lowest(size: int, busy: Sequence[tuple[int, int, Buffer]]) -> int:
-    at = 0
-    for first, last, _ in busy:
-        if at + size <= first:
-            break
-        at = max(at, last)
-    return at
+def _whole_lines(size: int) -> int:
+    return -(-size // _LINE) * _LINE

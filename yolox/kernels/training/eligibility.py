@@ -26,6 +26,11 @@ def has_gradient_hooks(x: Tensor) -> bool:
     return bool(x._backward_hooks)
 
 
+def keeps_graph() -> bool:
+    """Return whether the backward pass that runs now keeps its graph, so that it may run again."""
+    return bool(torch._C._autograd._get_current_graph_task_keep_graph())  # type: ignore[attr-defined]
+
+
 def own_tensors(module: nn.Module) -> tuple[Mapping[str, Tensor | None], ...]:
     """Return where a module keeps its own parameters and buffers; as attributes they are found ten times slower."""
     return module._parameters, module._buffers

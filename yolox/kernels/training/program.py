@@ -1,8 +1,7 @@
-"""A recorded step as programs, one for the forward and one for the backward pass: one node of autograd for the network.
+"""A recorded step as programs, one for the forward and one for the backward pass.
 
 A program calls the kernels from C++, one after the other, with arguments prepared once; PyTorch's operators in between
-are called as they were recorded. Memory is planned: what the backward pass reads lies in one block that the node of
-autograd owns, what dies within a pass in another, and what is returned in a third.
+are called as they were recorded. Memory is planned for the whole step: `yolox.kernels.training.buffers.Placement`.
 """
 
 from __future__ import annotations
@@ -24,40 +23,35 @@ from yolox.kernels.training.recording import Native, Operator, Phase
 
 
 class Run:
-    """The memory of one pass.
+    """The memory of a step while it runs.
 
     Args:
-        inputs: The arguments of the forward pass, or of the backward pass where that runs.
-        blocks: Memory by its block.
-        results: What PyTorch's operators returned, by their buffers; the forward pass's too, where the backward pass
-            reads them.
-        earlier: The forward pass's, in the backward pass.
+        step: The block of memory of the whole step.
+
+    Attributes:
+        inputs: The arguments of each pass.
+        returned: The block of what the pass that runs now returns.
+        results: What PyTorch's operators returned, by their buffers.
     """
 
-    def __init__(
-        self, inputs: Sequence[Tensor], blocks: list[Tensor], results: dict[Buffer, Tensor], earlier: Run | None = None
-    ) -> None:
-        self.inputs = inputs
-        self.blocks = blocks
-        self.results = results
-        self.earlier = earlier
+    def __init__(self, step: Tensor) -> None:
+        self.step = self.returned = step
+        self.inputs: list[Sequence[Tensor | None]] = []
+        self.results: dict[Buffer, Tensor] = {}
         self._typed: dict[tuple[int, torch.dtype], Tensor] = {}
 
-    def this(self) -> Run:
-        """Return this run."""
-        return self
-
-    def before(self) -> Run:
-        """Return the forward pass of a backward pass."""
-        assert self.earlier is not None
-        return self.earlier
-
-    def typed(self, block: int, dtype: torch.dtype) -> Tensor:
+    def typed(self, block: Tensor, dtype: torch.dtype) -> Tensor:
         """Return a block as numbers of a type."""
-        key = block, dtype
+        key = block.data_ptr(), dtype
         if key not in self._typed:
-            self._typed[key] = self.blocks[block].view(dtype)
+            self._typed[key] = block.view(dtype)
         return self._typed[key]
+
+    def input(self, phase: int, number: int) -> Tensor:
+        """Return an argument of a pass."""
+        tensor = self.inputs[phase][number]
+        assert tensor is not None
+        return tensor
 
 
 Getter = Callable[[Run], Any]
@@ -94,13 +88,13 @@ class Program:
     Args:
         phases: Of the step.
         number: Of the pass that is meant.
-        places: Where the buffers of all passes up to this one lie.
+        placement: Where the buffers lie.
     """
 
-    def __init__(self, phases: Sequence[Phase], number: int, places: Sequence[Placement]) -> None:
-        self._number, self._places = number, places
-        self.sizes = places[number].sizes
+    def __init__(self, phases: Sequence[Phase], number: int, placement: Placement) -> None:
+        self._number, self._placement = number, placement
         phase = phases[number]
+        self._own = {ref.buffer for ref in phase.outputs if ref is not None}
         self._words, begins = _memory_of(phase.entries)
         self._calls = _calls(phase.entries, self._words, begins)
         self._patches = self._by_origin(phase.entries, begins)
@@ -112,19 +106,19 @@ class Program:
         self._run.argtypes, self._run.restype = (POINTER, ctypes.c_long), ctypes.c_int
 
     def _origin(self, buffer: Buffer) -> Any:
-        """Return what decides where a buffer lies: a result itself, or the kind, the phase and the number."""
+        """Return what decides where a buffer lies: itself, phase and number of an argument, or whether it is returned."""
         if buffer.kind is Kind.RESULT:
             return buffer
-        if buffer.kind is Kind.INPUT:
-            return (buffer.kind, buffer.phase, buffer.number)
-        return (buffer.kind, buffer.phase, self._places[buffer.phase].of[buffer][0])
+        return (buffer.phase, buffer.number) if buffer.kind is Kind.INPUT else buffer in self._own
 
     def _by_origin(self, entries: Sequence[Native | Operator], begins: dict[int, int]) -> dict[Any, _Patches]:
         found: dict[Any, list[tuple[int, int]]] = {}
-        for index, entry in enumerate(entries):
-            for place, buffer, offset in entry.pointers if isinstance(entry, Native) else ():
-                start = self._places[buffer.phase].of[buffer][1] if buffer.kind is Kind.PLANNED else 0
-                found.setdefault(self._origin(buffer), []).append(((begins[index] + place) // 8, start + offset))
+        for index, begin in begins.items():
+            entry = entries[index]
+            assert isinstance(entry, Native)
+            for place, buffer, offset in entry.pointers:
+                start = self._placement.of(buffer) if buffer.kind is Kind.PLANNED else 0
+                found.setdefault(self._origin(buffer), []).append(((begin + place) // 8, start + offset))
         return {key: _patches(each) for key, each in found.items()}
 
     def _split(self, entries: Sequence[Native | Operator]) -> list[tuple[int, int] | _Operator]:
@@ -169,18 +163,16 @@ class Program:
             assert buffer.tensor is not None
             constant = _at(buffer.tensor, ref)
             return lambda run: constant
-        owner = Run.this if buffer.phase == self._number else Run.before
         if buffer.kind is Kind.INPUT:
-            return lambda run: _at(owner(run).inputs[buffer.number], ref, relative=True)
+            return lambda run: _at(run.input(buffer.phase, buffer.number), ref, relative=True)
         if buffer.kind is Kind.RESULT:
             return lambda run: _at(run.results[buffer], ref)
-        block, start = self._places[buffer.phase].of[buffer]
-        first = (start + offset) // dtype.itemsize
+        first = (self._placement.of(buffer) + offset) // dtype.itemsize
+        if buffer not in self._own:
+            return lambda run: run.typed(run.step, dtype).as_strided(size, stride, first)
         if own:
-            return lambda run: torch.empty(0, dtype=dtype).set_(
-                owner(run).typed(block, dtype).untyped_storage(), first, size, stride
-            )
-        return lambda run: owner(run).typed(block, dtype).as_strided(size, stride, first)
+            return lambda run: torch.empty(0, dtype=dtype).set_(run.returned.untyped_storage(), first, size, stride)
+        return lambda run: run.typed(run.returned, dtype).as_strided(size, stride, first)
 
     def calls(self) -> tuple[int, int]:
         """Return the number of calls of kernels and of PyTorch's operators."""
@@ -192,6 +184,7 @@ class Program:
         Raises:
             MemoryError: Where the memory does not suffice.
         """
+        run.returned = torch.empty(self._placement.returned[self._number], dtype=torch.uint8)
         with self._lock, torch.autocast("cpu", enabled=False):
             self._patch(run)
             for step in self._steps:
@@ -202,17 +195,16 @@ class Program:
             return [None if get is None else get(run) for get in self._outputs]
 
     def _patch(self, run: Run) -> None:
-        words = self._words
         for key, (places, offsets) in self._patches.items():
             if isinstance(key, Buffer):
                 if key.phase == self._number:
-                    continue
+                    continue  # it is not there yet
                 base = run.results[key].untyped_storage().data_ptr()
+            elif isinstance(key, tuple):
+                base = run.input(*key).data_ptr()
             else:
-                kind, phase, number = key
-                owner = run if phase == self._number else run.before()
-                base = (owner.inputs if kind is Kind.INPUT else owner.blocks)[number].data_ptr()
-            words[places] = offsets + np.uint64(base)
+                base = (run.returned if key else run.step).data_ptr()
+            self._words[places] = offsets + np.uint64(base)
 
     def _call(self, step: _Operator, run: Run) -> None:
         kwargs = {key: get(run) for key, get in step.kwargs.items()}
@@ -275,15 +267,12 @@ def _calls(
     return np.array(rows, np.uint64).reshape(-1, 2)
 
 
-def passes_of(phases: Sequence[Phase]) -> tuple[Program, Program]:
-    """Return the forward and the backward pass of what was recorded."""
-    places = [Placement(number) for number in range(len(phases))]
+def passes_of(phases: Sequence[Phase]) -> tuple[Program, Program, Placement]:
+    """Return the forward pass, the backward pass, and where their buffers lie."""
     buffers = [buffer for buffer in dict.fromkeys(_buffers(phases)) if buffer.kind is Kind.PLANNED]
-    for number, phase in enumerate(phases):
-        made = sorted((one for one in buffers if one.phase == number), key=lambda buffer: buffer.number)
-        places[number].plan(made, {ref.buffer for ref in phase.outputs if ref is not None})
-    forward, backward = (Program(phases, number, places) for number in range(2))
-    return forward, backward
+    returned = [{ref.buffer for ref in phase.outputs if ref is not None} for phase in phases]
+    placement = Placement(buffers, [len(phase.entries) for phase in phases], returned)
+    return Program(phases, 0, placement), Program(phases, 1, placement), placement
 
 
 def _buffers(phases: Sequence[Phase]) -> Iterator[Buffer]:

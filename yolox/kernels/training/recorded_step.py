@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from yolox.kernels.training.buffers import KEPT, RETURNED, SCRATCH
+from yolox.kernels.training.buffers import Placement
 from yolox.kernels.training.capture import tensors_in
-from yolox.kernels.training.eligibility import own_tensors
+from yolox.kernels.training.eligibility import keeps_graph, own_tensors
 from yolox.kernels.training.plan import Plan
 from yolox.kernels.training.program import Program, Run
 from yolox.kernels.training.recording import Recorder
+from yolox.kernels.training.step_memory import BLOCKS
 
 _TENSOR = object()
 
@@ -47,6 +48,7 @@ class RecordedStep(NamedTuple):
     Attributes:
         forward: The forward pass.
         backward: The backward pass.
+        placement: Where their buffers lie.
         outputs: What the forward pass returns, with a placeholder for each tensor.
         grads: Shape, strides and type of the gradients that it was given; None for outputs without one.
         saved: Numbers of the tensors whose values the backward pass reads, among the arguments and parameters.
@@ -56,6 +58,7 @@ class RecordedStep(NamedTuple):
 
     forward: Program
     backward: Program
+    placement: Placement
     outputs: list[Any]
     grads: list[Tensor | None]
     saved: list[int]
@@ -148,11 +151,11 @@ class RepeatStep(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, step: RecordedStep, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Run the forward pass on the first ``count`` tensors; the others are parameters."""
-        run = Run(tensors[:count], _blocks(step.forward), {})
+        run = Run(BLOCKS.take(step.placement.size))
+        run.inputs.append(tensors[:count])
         outputs = step.forward.run(run)
-        run.blocks[SCRATCH] = run.blocks[RETURNED] = run.blocks[SCRATCH][:0]
         ctx.save_for_backward(*(tensors[number] for number in step.saved))
-        run.inputs = ()
+        run.inputs.clear()
         ctx.step, ctx.run, ctx.count = step, run, count
         ctx.set_materialize_grads(False)
         pairs = zip(outputs, step.grads, strict=True)
@@ -163,15 +166,23 @@ class RepeatStep(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         """Run the backward pass."""
-        step, earlier = ctx.step, ctx.run
-        inputs: list[Any] = [None] * ctx.count
-        for number, tensor in zip(step.saved, ctx.saved_tensors, strict=True):
+        saved = ctx.saved_tensors  # raises where the graph has been freed
+        step, run = ctx.step, ctx.run
+        if run is None:
+            raise RuntimeError("Trying to backward through the graph a second time; expected retain_graph=True before")
+        if keeps_graph():
+            kept, run = run, Run(run.step.clone())
+            run.results.update(kept.results)
+        else:
+            ctx.run = None
+        inputs: list[Tensor | None] = [None] * ctx.count
+        for number, tensor in zip(step.saved, saved, strict=True):
             if number < ctx.count:
                 inputs[number] = tensor
-        before = Run(inputs, earlier.blocks, earlier.results)
         given = [_like(grad, known) for grad, known in zip(grads, step.grads, strict=True) if known is not None]
-        run = Run(given, _blocks(step.backward), dict(earlier.results), before)
+        run.inputs[:] = [inputs, given]
         found = iter(step.backward.run(run))
+        BLOCKS.give(run.step)
         return None, None, *[next(found) if wants else None for wants in ctx.needs_input_grad[2:]]
 
 
@@ -186,10 +197,6 @@ def filled(value: Any, tensors: Iterator[Any]) -> Any:
     if isinstance(value, dict):
         return {key: filled(item, tensors) for key, item in value.items()}
     return value
-
-
-def _blocks(program: Program) -> list[Tensor]:
-    return [torch.empty(program.sizes[block], dtype=torch.uint8) for block in (KEPT, SCRATCH, RETURNED)]
 
 
 def _dense(grad: Tensor) -> Tensor:

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from yolox.kernels.training.buffers import KEPT, Kind
+from yolox.kernels.training.buffers import Kind
 from yolox.kernels.training.eligibility import has_gradient_hooks, has_hooks, has_own_forward
 from yolox.kernels.training.plan import Plan
 from yolox.kernels.training.program import passes_of
 from yolox.kernels.training.recorded_step import Owned, RecordedStep, Recording, RecordStep, RepeatStep, filled
 from yolox.kernels.training.recording import Phase, Recorder
+from yolox.kernels.training.step_memory import BLOCKS
 from yolox.kernels.training.sync import SharedNormalisation
 
 _MOST_PROGRAMS = 64
@@ -27,14 +28,14 @@ class ProgramRow(NamedTuple):
         part: Name of the part of the module; empty for all of it.
         kernels: Calls of kernels, forwards and backwards.
         operators: Calls of PyTorch's operators between them.
-        kept: Bytes that the forward pass keeps for the backward pass, besides what PyTorch's operators returned.
+        memory: Bytes that the step uses, besides what it returns and what PyTorch's operators return.
         reason: Why the step is not repeated from its recording; empty where it is.
     """
 
     part: str
     kernels: int
     operators: int
-    kept: int
+    memory: int
     reason: str
 
 
@@ -67,6 +68,7 @@ class RepeatedPlan:
             return self.plan.result(filled(step.outputs, iter(outputs)))
         if self._reason or len(self._steps) == _MOST_PROGRAMS or (key in self._steps and step is None):
             return self.plan.run(tensors)
+        BLOCKS.release()  # a step that is not repeated needs as much memory elsewhere
         if key not in self._seen:
             self._seen.add(key)
             return self.plan.run(tensors)
@@ -81,7 +83,7 @@ class RepeatedPlan:
             return None
         passes = step.forward, step.backward
         kernels, operators = (sum(count) for count in zip(*(one.calls() for one in passes), strict=True))
-        return ProgramRow("", kernels, operators, step.forward.sizes[KEPT], "")
+        return ProgramRow("", kernels, operators, step.placement.size, "")
 
     def _record(self, key: Any, tensors: Sequence[Tensor]) -> Any:
         owned = Owned.all_of(self._module)
@@ -110,7 +112,7 @@ class RepeatedPlan:
         if reason:
             self._failure = reason
             return None
-        forward, backward = passes_of(recorder.phases)
+        forward, backward, placement = passes_of(recorder.phases)
         read = {
             _identity(buffer.number if buffer.tensor is None else buffer.tensor) for buffer in recorder.read_backwards()
         }
@@ -120,7 +122,7 @@ class RepeatedPlan:
             for part in self._module.modules()
             if not any(True for _ in part.children())
         ]
-        return RecordedStep(forward, backward, recording.outputs, grads, saved, owned, settings)
+        return RecordedStep(forward, backward, placement, recording.outputs, grads, saved, owned, settings)
 
 
 def _identity(given: int | Tensor) -> tuple[str, int]:
