@@ -23,6 +23,7 @@ from yolox.tools.arguments import (
 
 if TYPE_CHECKING:
     from yolox.kernels.training.choose import Row
+    from yolox.kernels.training.repeat import ProgramRow
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,21 +46,28 @@ def _run(args: argparse.Namespace) -> None:
     if args.tsize % 32:
         raise UsageError(f"--tsize {args.tsize}; expected a multiple of 32.")
     with keep_stdout_for_json(args.json) as machines:
-        rows = _rows(args, in_bf16=args.precision == "bf16")
+        rows, repeated = _rows(args, in_bf16=args.precision == "bf16")
         print(text_table(("layer", "kernel", "reason"), rows, left=(0, 1, 2)))
         ours = sum(row.kernel != "PyTorch" for row in rows)
         deferred = sum("readers normalise" in row.kernel for row in rows)
         print(f"{ours} of {len(rows)} lines with kernels, {deferred} deferred")
-        facts = {"layers": [row._asdict() for row in rows], "with_kernels": ours, "deferred": deferred}
+        for row in repeated:
+            what = (
+                f"{row.kernels} calls of kernels, {row.operators} of PyTorch's operators, {row.memory / 2**20:.0f} MB"
+            )
+            print(f"{row.part or 'a step'}: {row.reason or what}")
+        facts: dict[str, object] = {"layers": [row._asdict() for row in rows], "with_kernels": ours}
+        facts |= {"deferred": deferred, "programs": [row._asdict() for row in repeated]}
         write_json(facts, args.json, machines)
 
 
-def _rows(args: argparse.Namespace, *, in_bf16: bool) -> list[Row]:
+def _rows(args: argparse.Namespace, *, in_bf16: bool) -> tuple[list[Row], list[ProgramRow]]:
     import torch
 
     from yolox.checkpoint import load_model
     from yolox.kernels.library import SWITCH, kernels
-    from yolox.kernels.training.acceleration import accelerate, table
+    from yolox.kernels.training.acceleration import accelerate, programs, table
+    from yolox.kernels.training.capture import tensors_in
     from yolox.models.detector import build_detector
 
     if kernels() is None:
@@ -73,9 +81,11 @@ def _rows(args: argparse.Namespace, *, in_bf16: bool) -> list[Row]:
         raise UsageError("no network named; expected -n NAME, -f FILE or -c FILE.")
     network = accelerate(detector.train().to(memory_format=torch.channels_last))  # type: ignore[call-overload]
     images = torch.zeros(args.batch_size, 3, args.tsize, args.tsize, dtype=torch.uint8)
-    with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
-        network(images.contiguous(memory_format=torch.channels_last))
-    return table(network)
+    for _ in range(2):  # the second step is recorded
+        with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
+            found = network(images.contiguous(memory_format=torch.channels_last))
+        sum(logits.float().sum() for logits in tensors_in(found)).backward()  # type: ignore[union-attr]
+    return table(network), programs(network)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import Callback
 
 from yolox.errors import UsageError
 from yolox.kernels.training.acceleration import accelerate, restore
+from yolox.kernels.training.step_memory import BLOCKS
 from yolox.trainer.lightning_bridge import ignore_more_stop_signals, set_counters_, stop_requested
 
 _log = logging.getLogger(__name__)
@@ -90,13 +91,19 @@ class TrainingKernels(Callback):
         """Accelerate."""
         accelerate(pl_module)
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the memory of steps to the evaluation."""
+        BLOCKS.release()
+
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Restore."""
         restore(pl_module)
+        BLOCKS.release()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Restore."""
         restore(pl_module)
+        BLOCKS.release()
 
 
 class ResumeCounters(Callback):

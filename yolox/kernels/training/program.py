@@ -106,7 +106,7 @@ class Program:
         self._run.argtypes, self._run.restype = (POINTER, ctypes.c_long), ctypes.c_int
 
     def _origin(self, buffer: Buffer) -> Any:
-        """Return what decides where a buffer lies: itself, phase and number of an argument, or whether it is returned."""
+        """Return what decides where a buffer lies: itself, the number of an argument, or whether it is returned."""
         if buffer.kind is Kind.RESULT:
             return buffer
         return (buffer.phase, buffer.number) if buffer.kind is Kind.INPUT else buffer in self._own

@@ -15,7 +15,7 @@ from torch import Tensor
 from yolox.cpu.allocator import freed_memory_returned
 
 _PAGE = 1 << 21  # a huge page
-_LARGE = 1 << 26
+_LARGE = 1 << 26  # what malloc serves as well is not worth a mapping of its own
 
 
 class _Blocks:
@@ -40,9 +40,9 @@ class _Blocks:
             self._free.append(block)
 
     def release(self) -> None:
-        """Give the blocks that are not in use back to the system."""
+        """Give large blocks that are not in use back to the system."""
         with self._lock:
-            self._free.clear()
+            self._free = [block for block in self._free if len(block) < _LARGE]
 
 
 def _new(size: int) -> Tensor:
