@@ -1,4 +1,6 @@
-"""Random networks of layers that have kernels, trained a step; as a script ``random_networks.py FIRST COUNT`` many.
+"""Random networks of layers that have kernels: a step, one that is recorded, and one that repeats it.
+
+As a script ``random_networks.py FIRST COUNT`` many.
 
 The script is run with kernels that a sanitizer watches, where an access out of bounds ends it. It prints the number of
 networks, and that of the layers which had a kernel.
@@ -12,7 +14,7 @@ import sys
 import torch
 from torch import Tensor, nn
 
-from yolox.kernels.training.acceleration import accelerate, table
+from yolox.kernels.training.acceleration import accelerate, programs, table
 
 CHANNELS = (16, 16, 32, 48, 64, 80, 8, 24, 33, 1)
 ACTIVATIONS = (nn.SiLU, nn.ReLU, nn.ReLU6, nn.Identity)
@@ -75,7 +77,11 @@ def random_network(source: random.Random) -> nn.Module:
 
 
 def train_one(seed: int) -> int:
-    """Train a random network one step on random images and return how many of its layers had kernels."""
+    """Train a random network on random images and return how many of its layers had kernels.
+
+    Raises:
+        AssertionError: Where the steps, taken from one state, do not give the same bits.
+    """
     source = random.Random(seed)
     torch.manual_seed(seed)
     module = accelerate(random_network(source).train())
@@ -85,10 +91,26 @@ def train_one(seed: int) -> int:
         images = images.contiguous(memory_format=torch.channels_last)
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images.requires_grad_(source.random() < 0.5)
-    with torch.autocast("cpu", torch.bfloat16, enabled=source.random() < 0.5):
+    in_bf16 = source.random() < 0.5
+    state = {name: value.clone() for name, value in module.state_dict().items()}
+    first, *others = [_step(module, state, images, in_bf16=in_bf16) for _ in range(3)]
+    for other in others:
+        assert len(other) == len(first)
+        assert all(torch.equal(x, y) for x, y in zip(first, other, strict=True)), seed
+    assert all(not row.reason for row in programs(module)), programs(module)
+    return sum(not row.kernel.endswith("PyTorch") for row in table(module))
+
+
+def _step(module: nn.Module, state: dict[str, Tensor], images: Tensor, *, in_bf16: bool) -> list[Tensor]:
+    """Return the output, all gradients and all statistics of a step that begins with those weights."""
+    module.load_state_dict(state)
+    module.zero_grad()
+    images.grad = None
+    with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
         output = module(images)
     output.float().square().mean().backward()
-    return sum(not row.kernel.endswith("PyTorch") for row in table(module))
+    found = [output, images.grad, *(parameter.grad for parameter in module.parameters()), *module.buffers()]
+    return [x.detach().clone() for x in found if x is not None]
 
 
 if __name__ == "__main__":
