@@ -19,24 +19,47 @@ struct Copy {
 constexpr long PIECE = 4096;  // numbers that a thread copies at once
 
 inline double get(const double* p) { return *p; }
-inline void put(double* p, double value) { *p = value; }
+inline void set(float* p, float value) { *p = value; }
+inline void set(float* p, double value) { *p = float(value); }
+inline void set(double* p, double value) { *p = value; }
+
+// As PyTorch does it: small numbers stay, which the processor's instruction takes for zero.
+inline void set(bf16* p, float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  p->bits = uint16_t((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
+}
+
+template <class T>
+void set(T* target, const T* source) {
+  *target = *source;
+}
 
 template <class S, class T>
-constexpr bool vectors = !std::is_same<S, double>::value && !std::is_same<T, double>::value;
+void set(T* target, const S* source) {
+  set(target, get(source));
+}
 
 template <class S, class T>
 void row(const S* source, long step, const S* added, long added_step, T* target, long target_step, long count) {
-  long i = 0;
-  if (!source) {
-    for (; i < count; ++i) target[i * target_step] = T{};
-    return;
-  }
-  if constexpr (vectors<S, T>)
-    if (step == 1 && target_step == 1 && (!added || added_step == 1))
-      for (; i + V <= count; i += V) store(target + i, added ? load(source + i) + load(added + i) : load(source + i));
-  for (; i < count; ++i) {
-    auto value = get(source + i * step);
-    put(target + i * target_step, added ? value + get(added + i * added_step) : value);
+  const bool dense = step == 1 && target_step == 1;
+  if (!source && target_step == 1) {
+    std::memset((void*)target, 0, count * sizeof(T));
+  } else if (!source) {
+    for (long i = 0; i < count; ++i) target[i * target_step] = T{};
+  } else if (dense && !added && std::is_same<S, T>::value) {
+    std::memcpy((void*)target, (const void*)source, count * sizeof(T));
+  } else if (dense && !added) {
+#pragma omp simd
+    for (long i = 0; i < count; ++i) set(target + i, get(source + i));
+  } else if (dense && added_step == 1) {
+#pragma omp simd
+    for (long i = 0; i < count; ++i) set(target + i, get(source + i) + get(added + i));
+  } else if (added) {
+    for (long i = 0; i < count; ++i) set(target + i * target_step, get(source + i * step) + get(added + i * added_step));
+  } else {
+    for (long i = 0; i < count; ++i) set(target + i * target_step, source + i * step);
   }
 }
 
