@@ -78,11 +78,11 @@ def test_each_step_gives_the_same_bits(name: str, dtype: torch.dtype | None) -> 
 
 def test_the_detector_is_one_program() -> None:
     module = accelerate(NETWORKS["detector"]().train())
-    _warm(module, byte_images(64, 2), BF16)
+    _warm(module, byte_images(64, 2))
     (row,) = programs(module)
     assert row.part == ""
     assert row.kernels > 300
-    assert row.operators < 20
+    assert row.operators < 30
     assert row.memory > 0
 
 
