@@ -88,7 +88,7 @@ class Copy(ctypes.Structure):
     _fields_ = (
         *((name, POINTER) for name in ("source", "added", "target")),
         *(("source_type", LONG), ("target_type", LONG)),
-        *((name, LONG * 4) for name in ("size", "source_stride", "added_stride", "target_stride")),
+        *((name, LONG * 6) for name in ("size", "source_stride", "added_stride", "target_stride")),
     )
 
 

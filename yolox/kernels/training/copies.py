@@ -13,7 +13,7 @@ from yolox.kernels.training.bindings import Copy
 aten: Any = torch.ops.aten
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
-_DIMENSIONS = 4
+_DIMENSIONS = 6
 _SAME_NUMBERS = {aten.clone.default, aten._to_copy.default}
 _ZEROS = {aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default, aten.zero_.default}
 
@@ -45,6 +45,8 @@ def _copied(
         yield args[1], None, args[0]
     elif func is aten.add.Tensor and isinstance(args[1], Tensor) and args[0].dtype == args[1].dtype and not kwargs:
         yield args[0], args[1], result
+    elif func is aten.upsample_nearest2d.default:
+        yield from _enlarged(args[0], result)
     elif func is aten.cat.default:
         yield from _parts(args[0], args[1] if len(args) > 1 else 0, result)
 
@@ -55,6 +57,14 @@ def _parts(tensors: Sequence[Tensor], dim: int, result: Tensor) -> Iterator[tupl
         if tensor.numel():
             yield tensor, None, result.narrow(dim, first, tensor.shape[dim])
             first += tensor.shape[dim]
+
+
+def _enlarged(x: Tensor, result: Tensor) -> Iterator[tuple[Tensor, None, Tensor]]:
+    """Yield each pixel and the block of pixels that it becomes, where all blocks are of one size."""
+    rows, columns = (whole // part for whole, part in zip(result.shape[2:], x.shape[2:], strict=True))
+    if (rows * x.shape[2], columns * x.shape[3]) == tuple(result.shape[2:]):
+        blocks = result.unflatten(3, (x.shape[3], columns)).unflatten(2, (x.shape[2], rows))
+        yield x[:, :, :, None, :, None].expand(blocks.shape), None, blocks
 
 
 def _copy(source: Tensor | None, added: Tensor | None, target: Tensor) -> Copy | None:

@@ -23,10 +23,7 @@ aten: Any = torch.ops.aten
 
 _ALLOCATIONS = {aten.empty.memory_format, aten.empty_like.default, aten.empty_strided.default, aten.new_empty.default}
 _OTHER_MEMORY = {aten.resize_.default, aten.set_.source_Storage_storage_offset, aten.set_.source_Tensor}
-_INTO = {
-    aten.upsample_nearest2d.default: (aten.upsample_nearest2d.out, "out"),
-    aten.upsample_nearest2d_backward.default: (aten.upsample_nearest2d_backward.grad_input, "grad_input"),
-}
+_INTO = {aten.upsample_nearest2d_backward.default: (aten.upsample_nearest2d_backward.grad_input, "grad_input")}
 """Operators with one result, which they can write where they are told, and the name of the argument that tells."""
 
 
@@ -165,7 +162,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.fail(f"{func} cannot be repeated")
         elif func in _ALLOCATIONS:
             self._allocate(result, Kind.PLANNED)
-        elif new or in_place:
+        elif in_place or any(tensor.numel() for tensor in new):
             self._computed(func, args, kwargs, result, new)
 
     def _computed(

@@ -7,13 +7,13 @@ namespace {
 
 enum Type : long { FLOAT32, BFLOAT16, FLOAT64 };
 
-// Four dimensions, the last one of the shortest strides; sizes and strides are in numbers. Without a source the target
+// Six dimensions, the last one of the shortest strides; sizes and strides are in numbers. Without a source the target
 // becomes zero; `added` may be null.
 struct Copy {
   const void *source, *added;
   void* target;
   long source_type, target_type;
-  long size[4], source_stride[4], added_stride[4], target_stride[4];
+  long size[6], source_stride[6], added_stride[6], target_stride[6];
 };
 
 constexpr long PIECE = 4096;  // numbers that a thread copies at once
@@ -65,18 +65,23 @@ void row(const S* source, long step, const S* added, long added_step, T* target,
 
 template <class S, class T>
 void copy(const Copy& c) {
-  const long pieces = (c.size[3] + PIECE - 1) / PIECE, rows = c.size[0] * c.size[1] * c.size[2];
-#pragma omp parallel for if (rows * c.size[3] > 4 * PIECE)
+  long rows = 1;
+  for (int d = 0; d < 5; ++d) rows *= c.size[d];
+  const long pieces = (c.size[5] + PIECE - 1) / PIECE;
+#pragma omp parallel for if (rows * c.size[5] > 4 * PIECE)
   for (long n = 0; n < rows * pieces; ++n) {
-    const long first = n % pieces * PIECE, r = n / pieces;
-    const long at[3] = {r / c.size[2] / c.size[1], r / c.size[2] % c.size[1], r % c.size[2]};
+    const long first = n % pieces * PIECE;
+    long at[5], rest = n / pieces;
+    for (int d = 4; d >= 0; rest /= c.size[d--]) at[d] = rest % c.size[d];
     auto place = [&](const long* stride) {
-      return at[0] * stride[0] + at[1] * stride[1] + at[2] * stride[2] + first * stride[3];
+      long offset = first * stride[5];
+      for (int d = 0; d < 5; ++d) offset += at[d] * stride[d];
+      return offset;
     };
     const S *source = (const S*)c.source, *added = (const S*)c.added;
-    row<S, T>(source ? source + place(c.source_stride) : source, c.source_stride[3],
-              added ? added + place(c.added_stride) : added, c.added_stride[3], (T*)c.target + place(c.target_stride),
-              c.target_stride[3], std::min(PIECE, c.size[3] - first));
+    row<S, T>(source ? source + place(c.source_stride) : source, c.source_stride[5],
+              added ? added + place(c.added_stride) : added, c.added_stride[5], (T*)c.target + place(c.target_stride),
+              c.target_stride[5], std::min(PIECE, c.size[5] - first));
   }
 }
 
