@@ -63,25 +63,30 @@ void row(const S* source, long step, const S* added, long added_step, T* target,
   }
 }
 
+// A thread takes some rows of the last dimension but one, or a piece of a long row.
 template <class S, class T>
 void copy(const Copy& c) {
-  long rows = 1;
-  for (int d = 0; d < 5; ++d) rows *= c.size[d];
-  const long pieces = (c.size[5] + PIECE - 1) / PIECE;
-#pragma omp parallel for if (rows * c.size[5] > 4 * PIECE)
-  for (long n = 0; n < rows * pieces; ++n) {
-    const long first = n % pieces * PIECE;
-    long at[5], rest = n / pieces;
-    for (int d = 4; d >= 0; rest /= c.size[d--]) at[d] = rest % c.size[d];
+  const long rows = c.size[4], count = c.size[5], outer = c.size[0] * c.size[1] * c.size[2] * c.size[3];
+  const long together = std::max(1L, std::min(rows, PIECE / std::max(count, 1L))), pieces = (count + PIECE - 1) / PIECE;
+  const long groups = (rows + together - 1) / together;
+#pragma omp parallel for if (outer * rows * count > 4 * PIECE)
+  for (long n = 0; n < outer * groups * pieces; ++n) {
+    const long first = n % pieces * PIECE, row_number = n / pieces % groups * together;
+    long at[4], rest = n / pieces / groups;
+    for (int d = 3; d >= 0; rest /= c.size[d--]) at[d] = rest % c.size[d];
     auto place = [&](const long* stride) {
-      long offset = first * stride[5];
-      for (int d = 0; d < 5; ++d) offset += at[d] * stride[d];
+      long offset = row_number * stride[4] + first * stride[5];
+      for (int d = 0; d < 4; ++d) offset += at[d] * stride[d];
       return offset;
     };
     const S *source = (const S*)c.source, *added = (const S*)c.added;
-    row<S, T>(source ? source + place(c.source_stride) : source, c.source_stride[5],
-              added ? added + place(c.added_stride) : added, c.added_stride[5], (T*)c.target + place(c.target_stride),
-              c.target_stride[5], std::min(PIECE, c.size[5] - first));
+    T* target = (T*)c.target + place(c.target_stride);
+    if (source) source += place(c.source_stride);
+    if (added) added += place(c.added_stride);
+    for (long r = 0; r < std::min(together, rows - row_number); ++r)
+      row<S, T>(source ? source + r * c.source_stride[4] : source, c.source_stride[5],
+                added ? added + r * c.added_stride[4] : added, c.added_stride[5], target + r * c.target_stride[4],
+                c.target_stride[5], std::min(PIECE, count - first));
   }
 }
 
