@@ -55,6 +55,17 @@ def strided_depthwise_conv(x: Tensor, weight: Tensor, padding: tuple[int, ...]) 
     return y
 
 
+def max_pool(x: Tensor, side: int) -> Tensor:
+    """Return the maxima over windows around each pixel.
+
+    Args:
+        x: ``[B, C, H, W]`` in channels_last memory, C a multiple of `ops.CHANNEL_BLOCK`.
+        side: Of the windows, odd and at most `ops.LARGEST_WINDOW`.
+    """
+    y: Tensor = _MaxPool.apply(x, side)  # type: ignore[no-untyped-call]
+    return y
+
+
 def dense_gradient(x: Tensor) -> Tensor:
     """Return ``x``; its gradient comes back without gaps in memory.
 
@@ -157,3 +168,18 @@ class _DenseGradient(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         return grads[0].contiguous(memory_format=torch.channels_last)
+
+
+class _MaxPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, side: int) -> Tensor:
+        y, places = ops.max_pool(x, side)
+        ctx.save_for_backward(places)
+        ctx.side = side
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (places,) = ctx.saved_tensors
+        return ops.max_pool_backward(grads[0].contiguous(memory_format=torch.channels_last), places, ctx.side), None

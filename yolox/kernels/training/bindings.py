@@ -70,6 +70,12 @@ class Images(ctypes.Structure):
     _fields_ = tuple((name, LONG) for name in ("count", "channels", "height", "width", "stride"))
 
 
+class Window(ctypes.Structure):
+    """The shape of the input of a pooling, and the side of its windows."""
+
+    _fields_ = tuple((name, LONG) for name in ("count", "channels", "height", "width", "side"))
+
+
 class StemInput(ctypes.Structure):
     """The images that the stem reads, and the number of its output channels."""
 
@@ -110,6 +116,8 @@ _PARAMETERS = {
         *(SplitTensor, POINTER, SplitTensor, SplitTensor, Shape, POINTER, POINTER, POINTER),
     ),
     "copy_numbers": (Copy,),
+    "max_pool_forward": (POINTER, POINTER, POINTER, Window),
+    "max_pool_backward": (POINTER, POINTER, POINTER, Window),
     "stem_forward": (StemInput, POINTER, POINTER, POINTER),
     "stem_backward": (POINTER, POINTER, Norm, POINTER, DOUBLE, StemInput, POINTER),
 }
@@ -134,7 +142,7 @@ class Watch(threading.local):
 watch = Watch()
 
 _STRUCTURES: tuple[type[ctypes.Structure], ...] = (
-    *(Activation, Norm, Running, SplitTensor, Gradient, Residual, NextNorm, Images, StemInput, Shape, Copy),
+    *(Activation, Norm, Running, SplitTensor, Gradient, Residual, NextNorm, Images, StemInput, Shape, Copy, Window),
 )
 
 

@@ -19,6 +19,7 @@ from yolox.kernels.training.graph import (
     channels_of,
     concatenated,
     find_blocks,
+    pooling_window,
 )
 from yolox.kernels.training.ops import CHANNEL_BLOCK, MOST_CHANNELS
 from yolox.kernels.training.space_to_depth import find_space_to_depth
@@ -243,7 +244,8 @@ class _Chooser:
         parts = concatenated(node)
         if parts:
             return steps.concatenate(node, parts, [self._reads_gaps(part) for part in parts])
-        return steps.call(node, self.modules)
+        side, plain = pooling_window(node, self.modules), steps.call(node, self.modules)
+        return plain if side is None else steps.max_pool(side, plain)
 
     def _reads_gaps(self, part: fx.Node) -> bool:
         """Return whether what made the part reads a gradient with gaps between pixels as fast."""
@@ -271,7 +273,9 @@ class _Chooser:
             yield Row(block.name, "; ".join(notes), reason)
         known = {node for block in self.blocks.values() for node in block.nodes}
         for node in self.capture.graph.nodes:
-            if node.op == "call_module" and node not in known:
+            if pooling_window(node, self.modules) is not None:
+                yield Row(str(node.target if node.op == "call_module" else node.name), "maxima over windows")
+            elif node.op == "call_module" and node not in known:
                 yield Row(str(node.target), "PyTorch", f"no kernel for {type(self.modules[str(node.target)]).__name__}")
 
 

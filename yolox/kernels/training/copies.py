@@ -63,7 +63,8 @@ def _enlarged(x: Tensor, result: Tensor) -> Iterator[tuple[Tensor, None, Tensor]
     """Yield each pixel and the block of pixels that it becomes, where all blocks are of one size."""
     rows, columns = (whole // part for whole, part in zip(result.shape[2:], x.shape[2:], strict=True))
     if (rows * x.shape[2], columns * x.shape[3]) == tuple(result.shape[2:]):
-        blocks = result.unflatten(3, (x.shape[3], columns)).unflatten(2, (x.shape[2], rows))
+        blocks = result.unflatten(3, (x.shape[3], columns))  # type: ignore[no-untyped-call]
+        blocks = blocks.unflatten(2, (x.shape[2], rows))
         yield x[:, :, :, None, :, None].expand(blocks.shape), None, blocks
 
 

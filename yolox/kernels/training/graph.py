@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from yolox.kernels.training.eligibility import has_hooks
 from yolox.kernels.training.norms import IDENTITY, RELU, RELU6, SILU, Activation, NormAct
+from yolox.kernels.training.ops import LARGEST_WINDOW
 
 _FUNCTIONS: dict[Any, Activation] = {F.silu: SILU, F.relu: RELU, torch.relu: RELU, F.relu6: RELU6}
 _SAME_CHANNELS = (nn.MaxPool2d, nn.AvgPool2d, nn.Upsample, nn.Dropout, nn.Dropout2d, nn.Identity, nn.ReLU, nn.SiLU)
@@ -180,6 +181,24 @@ def concatenated(node: fx.Node) -> tuple[fx.Node, ...]:
     if axis not in {1, -3} or not isinstance(parts, list | tuple):
         return ()
     return tuple(parts) if all(isinstance(part, fx.Node) for part in parts) else ()  # type: ignore[arg-type]
+
+
+def pooling_window(node: fx.Node, modules: dict[str, nn.Module]) -> int | None:
+    """Return the side of the windows where ``node`` takes the maximum around each pixel; None where it does not."""
+    given: tuple[Any, ...] = ()
+    layer = _layer(node, modules)
+    if layer is not None and type(layer.module) is nn.MaxPool2d and not has_hooks(layer.module):
+        pool = layer.module
+        given = (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode, pool.return_indices)
+    elif node.op == "call_function" and node.target is F.max_pool2d and len(node.args) >= 2:
+        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+        values: dict[str, Any] = dict(zip(names, (None, None, 0, 1, False, False), strict=True))
+        values |= dict(zip(names, node.args[1:], strict=False)) | node.kwargs
+        given = tuple(values.values())
+    side = given[0] if given else None
+    if not isinstance(side, int) or given != (side, 1, side // 2, 1, False, False):
+        return None
+    return side if side % 2 and side <= LARGEST_WINDOW else None
 
 
 def addends(node: fx.Node) -> tuple[fx.Node, ...]:

@@ -17,6 +17,8 @@ from yolox.kernels.training.norms import Activation, BatchNorm, NextNorm
 
 CHANNEL_BLOCK = 16
 """Kernels that go pixel by pixel want a multiple of so many channels."""
+LARGEST_WINDOW = 15
+"""Side of a pooling's windows whose pixels have numbers of 8 bits."""
 MOST_CHANNELS = 1024
 """Channels of input and output of `pointwise` together; with more of them oneDNN is as fast or faster."""
 
@@ -257,6 +259,30 @@ def pointwise_backward(
         *(_shape(parts[0], weight), weight, dweight, sums),
     )
     return Gradients(inputs, _split(sums, [part.shape[1] for part in parts]), dweight)
+
+
+def _window(x: Tensor, side: int) -> bindings.Window:
+    count, channels, height, width = x.shape
+    return bindings.Window(count, channels, height, width, side)
+
+
+def max_pool(x: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Return the maxima over windows around each pixel, and which pixel of its window each of them is.
+
+    Args:
+        x: ``[B, C, H, W]``, C a multiple of `CHANNEL_BLOCK`.
+        side: Of the windows, odd and at most `LARGEST_WINDOW`.
+    """
+    y, places = torch.empty_like(x), torch.empty_like(x, dtype=torch.uint8)
+    bindings.call("max_pool_forward", x.dtype, x, y, places, _window(x, side))
+    return y, places
+
+
+def max_pool_backward(grad: Tensor, places: Tensor, side: int) -> Tensor:
+    """Return the gradient of the input of `max_pool`; ``grad`` lies without gaps."""
+    dx = torch.empty_like(grad)
+    bindings.call("max_pool_backward", grad.dtype, grad, places, dx, _window(grad, side))
+    return dx
 
 
 def _stem_input(images: Tensor, outputs: int) -> bindings.StemInput:

@@ -17,9 +17,11 @@ from torch import Tensor, fx, nn
 
 from yolox.kernels.training import deferred as kernels
 from yolox.kernels.training.autograd import batchnorm_act, dense_gradient, depthwise_conv, strided_depthwise_conv
+from yolox.kernels.training.autograd import max_pool as pool
 from yolox.kernels.training.deferred import Deferred, Features, Shortcut, materialize, raw
 from yolox.kernels.training.eligibility import is_depthwise, supports_tensor
 from yolox.kernels.training.graph import Block, reads_only_shape
+from yolox.kernels.training.ops import CHANNEL_BLOCK
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,6 +250,23 @@ def prediction(blocks: Sequence[Block], *, compiled: bool) -> Step:
 def _bias(conv: nn.Conv2d) -> Tensor:
     assert conv.bias is not None
     return conv.bias
+
+
+def max_pool(side: int, plain: Step) -> Step:
+    """Return the step of a pooling.
+
+    Args:
+        side: Of its windows.
+        plain: The step that leaves it to PyTorch.
+    """
+
+    def run(x: Features) -> tuple[Any, ...]:
+        values = materialize(x)
+        if not supports_tensor(values) or values.shape[1] % CHANNEL_BLOCK:
+            return plain.run(values)
+        return (pool(values.contiguous(memory_format=torch.channels_last), side),)
+
+    return Step(run, plain.inputs, plain.outputs)
 
 
 def concatenate(node: fx.Node, parts: Sequence[fx.Node], regular: Sequence[bool]) -> Step:

@@ -57,7 +57,8 @@ void row(const S* source, long step, const S* added, long added_step, T* target,
 #pragma omp simd
     for (long i = 0; i < count; ++i) set(target + i, get(source + i) + get(added + i));
   } else if (added) {
-    for (long i = 0; i < count; ++i) set(target + i * target_step, get(source + i * step) + get(added + i * added_step));
+    for (long i = 0; i < count; ++i)
+      set(target + i * target_step, get(source + i * step) + get(added + i * added_step));
   } else {
     for (long i = 0; i < count; ++i) set(target + i * target_step, source + i * step);
   }
