@@ -119,6 +119,7 @@ PRIVATE: dict[str, set[str]] = {
         "_forward_pre_hooks",
         "_get_current_graph_task_keep_graph",
         "_has_any_global_hook",
+        "_modules",
         "_parameters",
     },
     "trainer/ipex.py": {"_C", "_parameters", "_unpack_cast_to_fp32"},  # its packed weights have no public access

@@ -14,7 +14,7 @@ from yolox.kernels.training import eligibility
 from yolox.kernels.training.bindings import TYPES, has_pointwise, watch
 from yolox.kernels.training.capture import CaptureError, capture, has_own_code, tensors_in
 from yolox.kernels.training.choose import Precision, Row
-from yolox.kernels.training.eligibility import StandIn, has_hooks, has_own_forward
+from yolox.kernels.training.eligibility import ModuleState, StandIn
 from yolox.kernels.training.plan import Plan
 from yolox.kernels.training.repeat import ProgramRow, RepeatedPlan
 
@@ -86,10 +86,12 @@ class _Planned(NamedTuple):
 
     plan: RepeatedPlan | None
     reason: str
-    modules: list[tuple[Any, ...]]
+    modules: list[ModuleState]
 
-    def is_current(self, modules: list[tuple[Any, ...]]) -> bool:
-        return self.modules == modules and (self.plan is None or self.plan.plan.capture.is_current())
+    def is_current(self) -> bool:
+        return all(state.is_same() for state in self.modules) and (
+            self.plan is None or self.plan.plan.capture.is_current()
+        )
 
 
 class _PlannedForward(StandIn):
@@ -134,9 +136,8 @@ class _PlannedForward(StandIn):
 
     def _plan(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RepeatedPlan | None:
         key = _signature((args, kwargs)), _products(self.module)
-        modules = [_state(part) for part in self.module.modules()]
         known = self._plans.get(key)
-        if known is None or not known.is_current(modules):
+        if known is None or not known.is_current():
             if self._made == _MOST_PLANS:
                 return None
             self._made += 1
@@ -144,11 +145,11 @@ class _PlannedForward(StandIn):
                 _log.warning(
                     "%s changes so often that PyTorch's layers train it from here on", type(self.module).__name__
                 )
-            known = self._plans[key] = self._make(args, kwargs, key[1], modules)
+            known = self._plans[key] = self._make(args, kwargs, key[1], ModuleState.all_in(self.module))
         return known.plan
 
     def _make(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], products: torch.dtype, modules: list[tuple[Any, ...]]
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], products: torch.dtype, modules: list[ModuleState]
     ) -> _Planned:
         if kernels() is None:
             return _Planned(None, "there are no compiled kernels", modules)
@@ -182,7 +183,3 @@ def _signature(value: Any) -> Any:
     if isinstance(value, dict):
         return dict, tuple((key, _signature(item)) for key, item in value.items())
     return type(value), value if isinstance(value, bool | int | float | str) else None
-
-
-def _state(module: nn.Module) -> tuple[Any, ...]:
-    return module, type(module), module.training, has_hooks(module), has_own_forward(module)

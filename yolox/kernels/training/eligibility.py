@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,45 @@ def has_own_forward(module: nn.Module) -> bool:
     if forward is None or isinstance(getattr(forward, "__self__", None), StandIn):
         return False
     return getattr(forward, "__func__", None) is not type(module).forward
+
+
+class ModuleState(NamedTuple):
+    """A module as it was when it was looked at.
+
+    Attributes:
+        module: The module.
+        kind: Its class.
+        training: Whether it was in training.
+        watched: Whether it had hooks.
+        forward: The forward method of its own, or the stand-in.
+        children: The modules in it, by name.
+    """
+
+    module: nn.Module
+    kind: type[nn.Module]
+    training: bool
+    watched: bool
+    forward: Any
+    children: dict[str, nn.Module | None]
+
+    @classmethod
+    def all_in(cls, module: nn.Module) -> list[ModuleState]:
+        """Return the states of a module and of all modules in it."""
+        return [
+            cls(x, type(x), x.training, has_hooks(x), vars(x).get("forward"), dict(x._modules))
+            for x in module.modules()
+        ]
+
+    def is_same(self) -> bool:
+        """Return whether the module is as it was."""
+        module, kind, training, watched, forward, children = self
+        return (
+            type(module) is kind
+            and module.training is training
+            and vars(module).get("forward") == forward
+            and module._modules == children
+            and has_hooks(module) is watched
+        )
 
 
 class StandIn:
