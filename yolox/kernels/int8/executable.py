@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import weakref
 from collections.abc import Sequence
 from functools import cache
@@ -16,7 +17,7 @@ from yolox.kernels.int8.bindings import CBatch, CFeature, CStep, Instructions, K
 from yolox.kernels.int8.checks import LARGEST_ARENA, check
 from yolox.kernels.int8.int8_ir import Feature, Fields, Floats, Matrix, Program
 from yolox.kernels.int8.memory import Memory
-from yolox.kernels.library import required_kernels
+from yolox.kernels.library import SWITCH, required_kernels
 
 _VECTOR = 16
 
@@ -60,10 +61,15 @@ def _border(feature: Feature, border: int) -> Fields:
 def instructions() -> Instructions:
     """Return what this machine's kernels are made of.
 
+    The matrix unit, with which no speed was measured yet, is used only where the environment names its variant: see
+    docs/decisions/0033-amx-int8.md.
+
     Raises:
         YoloxError: Where there is no compiler, or it fails.
     """
-    return Instructions(required_kernels().native_instructions())
+    found = Instructions(required_kernels().native_instructions())
+    unasked = found is Instructions.AMX and os.environ.get(SWITCH, "") in {"", "0"}
+    return Instructions.AVX512_VNNI if unasked else found
 
 
 @cache
@@ -101,7 +107,7 @@ class Executable:
             raise ModelFileError(
                 f"the 8-bit program needs {self._memory.size / 2**30:.1f} GiB for one image, 2 GiB are possible"
             )
-        self._steps, self._alive = lower(program, self._memory, Instructions(self._library.native_instructions()))
+        self._steps, self._alive = lower(program, self._memory, instructions())
         self._network = self._library.native_create(
             self._steps, len(self._steps), len(program.inputs), len(program.outputs), self._memory.size
         )

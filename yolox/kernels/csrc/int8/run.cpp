@@ -206,6 +206,9 @@ extern "C" void native_bytes(long* step, long* table, long* batch) {
 }
 
 extern "C" long native_instructions() {  // numbers as in bindings.py
+#ifdef NATIVE_TILES
+  if (native::may_use_tiles()) return 5;
+#endif
 #if defined(NATIVE_NEON)
   return 4;
 #elif defined(NATIVE_AVX512)
