@@ -126,7 +126,10 @@ template <class Finish> struct Block {
         store(2 * i, _mm512_castsi512_si256(bytes));
         store(2 * i + 1, _mm512_extracti64x4_epi64(bytes, 1));
       } else {
-        unrolled<4>([&](auto q) INLINE { store(4 * i + q, _mm512_extracti32x4_epi32(bytes, q)); });
+        store(4 * i, _mm512_castsi512_si128(bytes));
+        store(4 * i + 1, _mm512_extracti32x4_epi32(bytes, 1));
+        store(4 * i + 2, _mm512_extracti32x4_epi32(bytes, 2));
+        store(4 * i + 3, _mm512_extracti32x4_epi32(bytes, 3));
       }
 #endif
     }
