@@ -1,6 +1,7 @@
-// Convolutions that sum over all channels, with Intel's matrix unit (AMX). A tile of 16 pixels by up to 64 bytes of their
-// windows is loaded from where they lie and multiplied by a tile of weights of 16 channels; sums of 32 pixels by 32
-// channels stay in four tiles until all products are added. packing.py says how weights lie and what `Step::tiles` is.
+// Convolutions that sum over all channels, with Intel's matrix unit (AMX). A tile of 16 pixels by up to 64 bytes of
+// their windows is loaded from where they lie and multiplied by a tile of weights of 16 channels; sums of 32 pixels by
+// 32 channels stay in four tiles until all products are added. packing.py says how weights lie and what `Step::tiles`
+// is.
 #include "avx512.h"
 #include "portable.h"
 #ifdef NATIVE_TILES
