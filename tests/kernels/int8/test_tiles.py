@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -39,10 +40,11 @@ def run(program: Program, name: str, monkeypatch: pytest.MonkeyPatch, **threads:
 
 
 def same(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compare all outputs with and without tiles, in one thread and in two."""
+    """Compare all outputs with and without tiles, in one thread and in two; on processors that have them with both."""
     expected = run(program, without_tiles().name, monkeypatch)
-    for threads in ({"team": 1}, {"team": 2}, {"streams": 2}):
-        for ours, wanted in zip(run(program, with_tile_model().name, monkeypatch, **threads), expected, strict=True):
+    names = [variant.name for variant in variants() if variant.name.startswith("amx")]
+    for name, threads in product(names, ({"team": 1}, {"team": 2}, {"streams": 2})):
+        for ours, wanted in zip(run(program, name, monkeypatch, **threads), expected, strict=True):
             assert np.ptp(wanted) > 0, "a constant result proves nothing"
             np.testing.assert_array_equal(ours, wanted)
 
@@ -126,3 +128,19 @@ def test_the_matrix_unit_is_used_only_if_it_is_named(name: str, monkeypatch: pyt
     assert instructions() is Instructions.AMX
     monkeypatch.setenv(SWITCH, name)
     assert instructions() is Instructions.AVX512_VNNI
+
+
+def test_a_system_that_refuses_the_matrix_unit_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Refused:
+        def native_instructions(self) -> int:
+            return int(Instructions.AMX)
+
+        def native_may_use_tiles(self) -> int:
+            return 0
+
+    monkeypatch.setenv(SWITCH, "amx")
+    monkeypatch.setattr(executable, "required_kernels", Refused)
+    assert instructions() is Instructions.AVX512_VNNI
+    assert "refuses the matrix unit" in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import weakref
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from yolox.kernels.int8.memory import Memory
 from yolox.kernels.library import SWITCH, required_kernels
 
 _VECTOR = 16
+
+_log = logging.getLogger(__name__)
 
 
 def lower(program: Program, memory: Memory, instructions: Instructions) -> tuple[ctypes.Array[CStep], list[Any]]:
@@ -67,9 +70,21 @@ def instructions() -> Instructions:
     Raises:
         YoloxError: Where there is no compiler, or it fails.
     """
-    found = Instructions(required_kernels().native_instructions())
-    unasked = found is Instructions.AMX and os.environ.get(SWITCH, "") in {"", "0"}
-    return Instructions.AVX512_VNNI if unasked else found
+    library = required_kernels()
+    found = Instructions(library.native_instructions())
+    if found is not Instructions.AMX:
+        return found
+    asked = os.environ.get(SWITCH, "") not in {"", "0"}
+    return found if asked and _may_use_tiles(library) else Instructions.AVX512_VNNI
+
+
+@cache
+def _may_use_tiles(library: ctypes.CDLL) -> bool:
+    """Ask the system for the matrix unit; say so if it refuses."""
+    granted = bool(library.native_may_use_tiles())
+    if not granted:
+        _log.warning("kernels: the system refuses the matrix unit (AMX; Linux 5.16 or newer); int8 runs without it")
+    return granted
 
 
 @cache
