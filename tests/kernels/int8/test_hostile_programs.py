@@ -9,6 +9,7 @@ import pytest
 from mutations import survive
 from programs import every_kind_of_step, every_kind_of_window, small_network
 from sanitizers import run_watched, watched_runs
+from tile_model import with_tile_model
 
 from yolox.kernels.int8.executable import Executable
 from yolox.kernels.int8.storage import load_program, save_program
@@ -32,7 +33,9 @@ def test_changed_programs_run_or_are_refused(folder: Path) -> None:
     assert refused > 100
 
 
-@pytest.mark.parametrize(("variant", "amount"), watched_runs(150, 10_000))
+@pytest.mark.parametrize(
+    ("variant", "amount"), [*watched_runs(150, 10_000), pytest.param(with_tile_model(), 150, id="amx-model-150")]
+)
 def test_a_sanitizer_sees_no_access_out_of_bounds(variant: Variant, amount: int, folder: Path, sanitized: Path) -> None:
     script = Path(__file__).with_name("mutations.py")
     ran, refused = map(int, run_watched(variant, sanitized, script, str(folder), "0", str(amount)).split())

@@ -312,7 +312,8 @@ def test_matrices() -> None:
 
 def test_each_variant_computes_with_its_own_instructions(variant: Variant) -> None:
     expected = {
-        **dict.fromkeys(("amx", "avx512-bf16", "avx512-vnni"), Instructions.AVX512_VNNI),
+        **dict.fromkeys(("amx", "amx-model"), Instructions.AMX),
+        **dict.fromkeys(("avx512-bf16", "avx512-vnni"), Instructions.AVX512_VNNI),
         "avx-vnni": Instructions.AVX_VNNI,
         **dict.fromkeys(("avx512", "avx2"), Instructions.AVX2),
         **dict.fromkeys(("neon-i8mm", "neon-dotprod"), Instructions.NEON),

@@ -47,6 +47,8 @@ class Instructions(IntEnum):
     AVX512_VNNI = 3
     NEON = 4
     """ARM's, with its instruction for four products of bytes."""
+    AMX = 5
+    """AVX-512 VNNI, and Intel's matrix unit for dense convolutions."""
 
 
 class CFeature(ctypes.Structure):
@@ -83,7 +85,7 @@ class CStep(ctypes.Structure):
         *((name, CMatrix) for name in ("left", "right", "result")),
         *((name, _NUMBER) for name in ("size", "padding", "height", "width", "stride", "dilation", "above", "before")),
         ("alpha", ctypes.c_double),
-        *((name, _NUMBER) for name in ("choice", "index", "linear", "to_matrix")),
+        *((name, _NUMBER) for name in ("choice", "index", "linear", "tiles", "to_matrix")),
         *((name, _NUMBER) for name in ("first_row", "first_column", "left_column", "right_column", "columns", "wide")),
         ("joined", _NUMBER),
         *((name, _ADDRESS) for name in ("multiplier", "offset", "inverse", "zero", "other_multiplier")),

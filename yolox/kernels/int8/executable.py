@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import logging
+import os
 import weakref
 from collections.abc import Sequence
 from functools import cache
@@ -16,9 +18,11 @@ from yolox.kernels.int8.bindings import CBatch, CFeature, CStep, Instructions, K
 from yolox.kernels.int8.checks import LARGEST_ARENA, check
 from yolox.kernels.int8.int8_ir import Feature, Fields, Floats, Matrix, Program
 from yolox.kernels.int8.memory import Memory
-from yolox.kernels.library import required_kernels
+from yolox.kernels.library import SWITCH, required_kernels
 
 _VECTOR = 16
+
+_log = logging.getLogger(__name__)
 
 
 def lower(program: Program, memory: Memory, instructions: Instructions) -> tuple[ctypes.Array[CStep], list[Any]]:
@@ -60,10 +64,27 @@ def _border(feature: Feature, border: int) -> Fields:
 def instructions() -> Instructions:
     """Return what this machine's kernels are made of.
 
+    The matrix unit, with which no speed was measured yet, is used only where the environment names its variant: see
+    docs/decisions/0033-amx-int8.md.
+
     Raises:
         YoloxError: Where there is no compiler, or it fails.
     """
-    return Instructions(required_kernels().native_instructions())
+    library = required_kernels()
+    found = Instructions(library.native_instructions())
+    if found is not Instructions.AMX:
+        return found
+    asked = os.environ.get(SWITCH, "") not in {"", "0"}
+    return found if asked and _may_use_tiles(library) else Instructions.AVX512_VNNI
+
+
+@cache
+def _may_use_tiles(library: ctypes.CDLL) -> bool:
+    """Ask the system for the matrix unit; say so if it refuses."""
+    granted = bool(library.native_may_use_tiles())
+    if not granted:
+        _log.warning("kernels: the system refuses the matrix unit (AMX; Linux 5.16 or newer); int8 runs without it")
+    return granted
 
 
 @cache
@@ -101,7 +122,7 @@ class Executable:
             raise ModelFileError(
                 f"the 8-bit program needs {self._memory.size / 2**30:.1f} GiB for one image, 2 GiB are possible"
             )
-        self._steps, self._alive = lower(program, self._memory, Instructions(self._library.native_instructions()))
+        self._steps, self._alive = lower(program, self._memory, instructions())
         self._network = self._library.native_create(
             self._steps, len(self._steps), len(program.inputs), len(program.outputs), self._memory.size
         )

@@ -23,6 +23,7 @@ MOST_OF_A_PAIR = 128
 
 _VECTOR = 16
 _LINE = 64
+_TILE = 16  # rows of 64 bytes
 _AVX2_ORDER = (0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15)
 
 
@@ -53,12 +54,38 @@ def weight_bounds(weight: NDArray[Any], *, pairs: bool) -> NDArray[np.float32]:
 
 def dense_weight(weight: NDArray[np.int8]) -> NDArray[np.int8]:
     """Return [height, width, in / 4, 64, 4] for 64 outputs, then for the next, then for 32 or 16; padded with zeros."""
-    padded = _padded(weight)
+    return _blocks_of_outputs(_padded(weight), 4)
+
+
+def tile_weight(weight: NDArray[np.int8]) -> NDArray[np.int8]:
+    """Return [height, width, in / 4, 32, 4] for each 32 outputs, then for 16; inputs are padded to whole vectors, too.
+
+    A tile of weights is 16 outputs of some consecutive [4]; see ``tile_depth``.
+    """
+    return _blocks_of_outputs(_padded(weight, _VECTOR), 2)
+
+
+def tile_depth(run: int) -> int:
+    """Return how many fours of bytes a tile holds of a run of them, so that all tiles of the run are equal.
+
+    Args:
+        run: Bytes that follow each other in memory in the window of a convolution, a multiple of 16.
+
+    Returns:
+        At most 16; 0 where tiles would stay more than half empty.
+    """
+    fours = run // 4
+    count = next(count for count in range(-(-fours // _TILE), fours + 1) if fours % count == 0)
+    return fours // count if 2 * (fours // count) >= _TILE else 0
+
+
+def _blocks_of_outputs(padded: NDArray[np.int8], most: int) -> NDArray[np.int8]:
+    """Return [height, width, in / 4, 16 vectors, 4] for blocks of ``most`` vectors of outputs, or half as many."""
     outs, ins, height, width = padded.shape
     blocks, first = [], 0
     while first < outs:
-        vectors = (outs - first) // _VECTOR
-        last = first + (4 if vectors >= 4 else 2 if vectors >= 2 else 1) * _VECTOR
+        vectors = next(count for count in (4, 2, 1) if count <= min(most, (outs - first) // _VECTOR))
+        last = first + vectors * _VECTOR
         split = padded[first:last].reshape(last - first, ins // 4, 4, height, width)
         blocks.append(split.transpose(3, 4, 1, 0, 2).ravel())
         first = last
@@ -110,10 +137,10 @@ def depthwise_weight(weight: NDArray[np.int8]) -> NDArray[np.int8]:
     return padded
 
 
-def _padded(weight: NDArray[np.int8]) -> NDArray[np.int8]:
-    """Return weights with zeros up to whole vectors of outputs and fours of inputs."""
+def _padded(weight: NDArray[np.int8], inputs: int = 4) -> NDArray[np.int8]:
+    """Return weights with zeros up to whole vectors of outputs and a multiple of some inputs."""
     outs, ins, height, width = weight.shape
-    padded = np.zeros((-(-outs // _VECTOR) * _VECTOR, -(-ins // 4) * 4, height, width), np.int8)
+    padded = np.zeros((-(-outs // _VECTOR) * _VECTOR, -(-ins // inputs) * inputs, height, width), np.int8)
     padded[:outs, :ins] = weight
     return padded
 

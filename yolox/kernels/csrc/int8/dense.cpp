@@ -177,6 +177,9 @@ template <class Finish> static void blocks(const Step& s, const Image& image, Ra
 }
 
 void dense(const Step& s, const Image& image, Range rows) {
+#ifdef NATIVE_TILES
+  if (s.tiles) return dense_with_tiles(s, image, rows);
+#endif
   if (s.linear) return blocks<Linear>(s, image, rows);
   s.activation_table ? blocks<ActivationTables>(s, image, rows) : blocks<OneByOne>(s, image, rows);
 }
@@ -184,6 +187,9 @@ void dense(const Step& s, const Image& image, Range rows) {
 #elif !defined(NATIVE_AVX2) && !defined(NATIVE_NEON)
 
 void dense(const Step& s, const Image& image, Range rows) {
+#ifdef NATIVE_TILES
+  if (s.tiles) return dense_with_tiles(s, image, rows);
+#endif
   for (long c = 0, N; c < s.out.channels; c += N * V) {
     N = vectors_from(s, c);
     for (long n = 0; n < N; ++n) dense_plainly(s, image, rows, c, n, N);

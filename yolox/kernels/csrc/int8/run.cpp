@@ -206,7 +206,9 @@ extern "C" void native_bytes(long* step, long* table, long* batch) {
 }
 
 extern "C" long native_instructions() {  // numbers as in bindings.py
-#if defined(NATIVE_NEON)
+#if defined(NATIVE_TILES)
+  return 5;
+#elif defined(NATIVE_NEON)
   return 4;
 #elif defined(NATIVE_AVX512)
   return 3;
@@ -214,6 +216,15 @@ extern "C" long native_instructions() {  // numbers as in bindings.py
   return 2;
 #elif defined(NATIVE_AVX2)
   return 1;
+#else
+  return 0;
+#endif
+}
+
+// Asks the system for the matrix unit; 0 where it refuses.
+extern "C" long native_may_use_tiles() {
+#ifdef NATIVE_TILES
+  return native::may_use_tiles();
 #else
   return 0;
 #endif

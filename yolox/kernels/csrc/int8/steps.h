@@ -14,6 +14,9 @@
 #elif defined(__ARM_FEATURE_DOTPROD)
 #define NATIVE_NEON 1
 #endif
+#if defined(__AMX_TILE__) && defined(__AMX_INT8__)
+#define NATIVE_TILES 1
+#endif
 
 namespace native {
 
@@ -64,6 +67,7 @@ struct Step {
   int64_t choice;                              // an activation, a function or an operation
   int64_t index;                               // of the program's input
   int64_t linear;                              // bytes are rounded from multiplier * sum + offset, and nothing else
+  int64_t tiles;                               // fours of bytes in a tile of the matrix unit; 0: computed without it
   int64_t to_matrix, first_row, first_column, left_column, right_column, columns;
   int64_t wide;                           // bits: the left, the right operand has all columns, not one for all
   int64_t joined;                         // each row needs, of what the steps before wrote, but the same row: stages.py
@@ -94,6 +98,11 @@ struct Image {
 // Computes some rows: of the output, or of the matrix that is read if that is one.
 typedef void Work(const Step&, const Image&, Range rows);
 Work border, pack, dense, depthwise, pool, upsample, add, unary, arithmetic, copy, average, multiply, resize;
+
+#ifdef NATIVE_TILES
+Work dense_with_tiles;
+bool may_use_tiles();
+#endif
 
 inline float* floats(const Matrix& m, const Image& image) {
   if (m.place == CONSTANT) return (float*)m.at;

@@ -21,7 +21,7 @@ from yolox.kernels.int8.int8_ir import (
     holds,
     padded,
 )
-from yolox.kernels.int8.packing import dense_weight, depthwise_weight, paired_weight
+from yolox.kernels.int8.packing import dense_weight, depthwise_weight, paired_weight, tile_depth, tile_weight
 
 if TYPE_CHECKING:
     from yolox.kernels.int8.memory import Memory
@@ -164,9 +164,14 @@ class Conv(Step):
     def _packed_weight(self, memory: Memory, instructions: Instructions) -> Fields:
         if self.depthwise:
             return {"weight": depthwise_weight(self.weight)}
+        place = memory.feature(self.input)
+        if instructions is Instructions.AMX:
+            run = -(-self.input.channels // 16) * 16  # the matrix unit multiplies a whole row of the window if it can
+            depth = tile_depth(run * self.weight.shape[3] if place.pixel == run and self.dilation == 1 else run)
+            if depth:
+                return {"weight": tile_weight(self.weight), "tiles": depth}
         if instructions not in {Instructions.AVX2, Instructions.AVX_VNNI}:
             return {"weight": dense_weight(self.weight)}
-        place = memory.feature(self.input)
         row, pixel = place.row * self.dilation, place.pixel * self.dilation
         weight, order = paired_weight(self.weight, row, pixel, split=instructions is Instructions.AVX2)
         return {"weight": weight, "order": order}
