@@ -13,7 +13,10 @@ from torch.profiler import ProfilerActivity, profile, record_function
 GROUPS = (
     ("loss and assignment", r"^detection_loss$"),
     ("optimizer and averages", r"^Optimizer\.|_foreach_lerp_|_fused_sgd"),
-    ("convolution, BatchNorm and activation backward", r"(PointwiseBlock|DepthwiseBlock|StemBlock|Prediction|RepeatStep)Backward"),
+    (
+        "convolution, BatchNorm and activation backward",
+        r"(PointwiseBlock|DepthwiseBlock|StemBlock|Prediction|RepeatStep)Backward",
+    ),
     ("convolution, BatchNorm and activation", r"^(_PointwiseBlock|_DepthwiseBlock|_StemBlock|_Prediction|RepeatStep)$"),
     ("convolution backward", r"[Cc]onvolution_?[Bb]ackward|DepthwiseBackward"),
     ("convolution", r"convolution|conv2d|mkldnn|^_Depthwise$"),
