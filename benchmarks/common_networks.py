@@ -1,7 +1,8 @@
-"""Two networks that everybody knows, in plain torch.nn: the shapes of ResNet-50 and MobileNetV2, random weights."""
+"""Networks that everybody knows, in plain torch.nn and with random weights: ResNet-18 and -50, MobileNetV2, U-Net."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -37,6 +38,30 @@ def resnet50() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(ins, 1000))
 
 
+class _Basic(nn.Module):
+    """ResNet's block of two 3x3 convolutions."""
+
+    def __init__(self, ins: int, outs: int, stride: int) -> None:
+        super().__init__()
+        self.first, self.second = _conv(ins, outs, 3, stride), _conv(outs, outs, 3)
+        self.shortcut = nn.Identity() if ins == outs else _conv(ins, outs, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [batch, outs, height / stride, width / stride]."""
+        z: Tensor = self.second(self.first(x).relu()) + self.shortcut(x)
+        return z.relu()
+
+
+def resnet18() -> nn.Module:
+    """Return ResNet-18: 11.7 million weights, 1.8 billion multiply-accumulates for 224 pixels."""
+    layers: list[nn.Module] = [_conv(3, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    ins = 64
+    for outs, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+        layers += [_Basic(ins, outs, stride), _Basic(outs, outs, 1)]
+        ins = outs
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(ins, 1000))
+
+
 class _InvertedResidual(nn.Module):
     """MobileNetV2's block (https://arxiv.org/abs/1801.04381)."""
 
@@ -67,4 +92,34 @@ def mobilenet_v2() -> nn.Module:
     return nn.Sequential(*layers, _conv(ins, 1280, 1), nn.ReLU6(), *head)
 
 
+def _twice(ins: int, outs: int) -> nn.Sequential:
+    return nn.Sequential(_conv(ins, outs, 3), nn.ReLU(), _conv(outs, outs, 3), nn.ReLU())
+
+
+class UNet(nn.Module):
+    """U-Net (https://arxiv.org/abs/1505.04597) with padding and normalisations, 16 to 128 channels, two classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (16, 32, 64, 128)
+        self.down = nn.ModuleList(_twice(ins, outs) for ins, outs in zip((3, *widths), widths, strict=False))
+        self.pool = nn.MaxPool2d(2)
+        pairs = list(zip(widths[:0:-1], widths[-2::-1], strict=True))
+        self.up = nn.ModuleList(nn.ConvTranspose2d(ins, outs, 2, 2) for ins, outs in pairs)
+        self.merge = nn.ModuleList(_twice(2 * outs, outs) for _, outs in pairs)
+        self.last = nn.Conv2d(widths[0], 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [batch, 2, height, width]; height and width multiples of 8."""
+        passed = []
+        for number, layers in enumerate(self.down):
+            x = layers(x if number == 0 else self.pool(x))
+            passed.append(x)
+        for up, merge, other in zip(self.up, self.merge, passed[-2::-1], strict=True):
+            x = merge(torch.cat([other, up(x)], dim=1))
+        y: Tensor = self.last(x)
+        return y
+
+
+TRAINED = {"resnet18": resnet18, "mobilenet_v2": mobilenet_v2, "unet": UNet}
 NETWORKS = {"resnet50": resnet50, "mobilenet_v2": mobilenet_v2}

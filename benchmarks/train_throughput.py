@@ -54,6 +54,9 @@ SETTINGS = {
     "nano-b16": Setting("yolox_nano", 416, 16, rounds=5, steps=4, warmup=4, ipex=True),
     "nano-b64": Setting("yolox_nano", 416, 64, rounds=3, steps=1, warmup=1, sharing=True),
     "s-b16": Setting("yolox_s", 640, 16, rounds=2, steps=1, warmup=1),
+    "resnet18-b16": Setting("resnet18", 224, 16, rounds=5, steps=3, warmup=4),
+    "mobilenet_v2-b16": Setting("mobilenet_v2", 224, 16, rounds=5, steps=3, warmup=4),
+    "unet-b8": Setting("unet", 256, 8, rounds=5, steps=3, warmup=4),
 }
 
 
@@ -65,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _sides(setting: Setting) -> list[Side]:
     common = {"model": setting.model, "size": setting.size, "batch_size": setting.batch_size}
-    module = "benchmarks.training_sides"
+    module = "benchmarks.training_sides" if setting.model.startswith("yolox") else "benchmarks.common_training"
     sides = [Side(STOCK, f"{module}:stock", common, our_allocator=False)]
     sides += [Side(f"tuned {name}", f"{module}:tuned", {**common, "precision": name}) for name in native_precisions()]
     sides += [
