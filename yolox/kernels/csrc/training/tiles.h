@@ -40,10 +40,11 @@ class Tiles {
  public:
   Tiles() {
     if (!matrix_unit()) return;
-    _tile_storeconfig(&before);
     Shapes full;
     full.palette = 1;
     for (int i = 0; i < 8; ++i) full.bytes[i] = 64, full.rows[i] = 16;
+    asm volatile("" ::"r"(&before), "r"(&full) : "memory");  // GCC thinks that the next two use eight bytes of each
+    _tile_storeconfig(&before);
     _tile_loadconfig(&full);
   }
   ~Tiles() {
