@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 
 from yolox.errors import UsageError, YoloxError
-from yolox.files import atomic_path, check_outputs, make_output_dir, write_text
+from yolox.files import atomic_path, check_outputs, describe_failed_write, make_output_dir, write_text
 from yolox.tables import markdown_table, text_table
 
 
@@ -80,3 +82,16 @@ def test_tables() -> None:
     rows = [["a", "1"], ["bbb", "22"]]
     assert text_table(["name", "n"], rows).splitlines()[1:5:2] == ["name   n", "a      1"]
     assert markdown_table(["name", "n"], rows).splitlines()[1] == "| :--- | ---: |"
+
+
+def test_a_failed_write_without_a_name_tells_where_space_is_scarce(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("YOLOX_CACHE", str(tmp_path / "none" / "yet"))
+    told = describe_failed_write(OSError(errno.ENOSPC, "No space left on device"))
+    assert told is not None
+    assert re.fullmatch(
+        r"cannot write: No space left on device\. (TMPDIR|YOLOX_CACHE|the current folder) \('.+'\) has the least space "
+        r"left, [0-9.]+ MB\. Free some space or choose another folder\.",
+        told,
+    )

@@ -9,10 +9,11 @@ import errno
 import hashlib
 import os
 import re
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -204,10 +205,25 @@ def describe_failed_write(error: BaseException | None) -> str | None:
     """
     while error is not None:
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-            place = f" '{error.filename}'" if error.filename is not None else ""
-            return f"cannot write{place}: {error.strerror}. Free some space or choose another folder."
+            named = error.filename is not None
+            place, where = (f" '{error.filename}'", "") if named else ("", _least_space())
+            return f"cannot write{place}: {error.strerror}.{where} Free some space or choose another folder."
         error = error.__cause__ or error.__context__
     return None
+
+
+def _least_space() -> str:
+    """Say which of the folders that are written to has the least space, for errors that name no file."""
+    folders = {"TMPDIR": tempfile.gettempdir(), "YOLOX_CACHE": cache_root(), "the current folder": Path.cwd()}
+    free: dict[str, int] = {}
+    for name, folder in folders.items():
+        existing = next(place for place in (Path(folder), *Path(folder).parents) if place.exists())
+        with suppress(OSError):
+            free[f"{name} ('{folder}')"] = shutil.disk_usage(existing).free
+    if not free:
+        return ""
+    name = min(free, key=lambda place: free[place])
+    return f" {name} has the least space left, {free[name] / 2**20:.1f} MB."
 
 
 def sha256_of(path: Path) -> str:

@@ -14,11 +14,18 @@ from yolox.config import Experiment, experiment_to_dict
 from yolox.errors import YoloxError
 from yolox.losses.detection_loss import detection_loss
 from yolox.models.decoding import decode
-from yolox.models.detector import Detector, build_detector, check_memory
+from yolox.models.detector import Detector, build_detector, check_memory, check_output_memory
 from yolox.recipe.ema import ModelEma
 from yolox.recipe.optim import build_optimizer, freeze_
 from yolox.recipe.resume import move_to_epoch_, resumed_epoch, set_rates_
-from yolox.recipe.schedule import build_schedule, final_phase_epoch, highest_learning_rate, resize_batch, size_of_step
+from yolox.recipe.schedule import (
+    build_schedule,
+    final_phase_epoch,
+    highest_learning_rate,
+    resize_batch,
+    size_of_step,
+    trained_sizes,
+)
 from yolox.structures import Batch, Decoded, LossTerms
 
 if TYPE_CHECKING:
@@ -126,7 +133,13 @@ class YoloxModule(pl.LightningModule):
         return reduced
 
     def on_fit_start(self) -> None:
-        """Let the averages find the tensors of the model again: IPEX puts others in place for the time of a run."""
+        """Look whether a step fits into memory.
+
+        And let the averages find the tensors of the model again: IPEX puts others in place for the time of a run.
+        """
+        images = -(-self.batch_size // self.trainer.num_nodes)
+        data = self.experiment.data
+        check_output_memory(self.experiment.model, images, trained_sizes(data.input_size, data.size_range)[1])
         if self.ema is not None:
             self.ema.forget_pairs()
 
