@@ -214,10 +214,10 @@ def describe_failed_write(error: BaseException | None) -> str | None:
 
 def _least_space() -> str:
     """Say which of the folders that are written to has the least space, for errors that name no file."""
-    folders = {"TMPDIR": tempfile.gettempdir(), "YOLOX_CACHE": cache_root(), "the current folder": Path.cwd()}
+    folders = {"TMPDIR": Path(tempfile.gettempdir()), "YOLOX_CACHE": cache_root(), "the current folder": Path.cwd()}
     free: dict[str, int] = {}
     for name, folder in folders.items():
-        existing = next(place for place in (Path(folder), *Path(folder).parents) if place.exists())
+        existing = next(place for place in (folder, *folder.parents) if place.exists())
         with suppress(OSError):
             free[f"{name} ('{folder}')"] = shutil.disk_usage(existing).free
     if not free:
