@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from yolox.temporary_folders import TemporaryFolder, remove_abandoned
+from yolox.temporary_folders import TemporaryFolder, remove_abandoned, without_empty_compiler_folders
 
 SCRIPT = """
 import os, sys
@@ -110,3 +110,12 @@ folders.append(TemporaryFolder("late", Path(sys.argv[1]), at_exit=False))
 def test_an_exit_handler_can_remove_a_folder(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", LATE, str(tmp_path)], check=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_of_the_compiler_go_where_they_are_new_and_empty(tmp_path: Path) -> None:
+    earlier, empty, used = (tmp_path / f"torchinductor_{name}" for name in ("earlier", "empty", "used"))
+    earlier.mkdir()
+    with without_empty_compiler_folders(tmp_path):
+        empty.mkdir()
+        (used / "code").mkdir(parents=True)
+    assert sorted(tmp_path.iterdir()) == [earlier, used]

@@ -11,12 +11,15 @@ import os
 import shutil
 import tempfile
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 _LOCK = ".lock"
 _PREFIX = "yolox-"
+_COMPILER = "torchinductor_*"
 
 
 class TemporaryFolder:
@@ -66,6 +69,22 @@ def remove_abandoned(place: Path) -> None:
         if lock is not None:
             with lock:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def without_empty_compiler_folders(place: Path) -> Iterator[None]:
+    """Remove, in the end, empty folders of PyTorch's compiler that came meanwhile: it makes one where it is imported.
+
+    Args:
+        place: The folder for temporary files.
+    """
+    known = set(place.glob(_COMPILER))
+    try:
+        yield
+    finally:
+        for folder in set(place.glob(_COMPILER)) - known:
+            with suppress(OSError):  # it is not empty, or another user's
+                folder.rmdir()
 
 
 def _is_own_folder(entry: os.DirEntry[str]) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 from yolox.cpu.time_limit import work_goes_on
 from yolox.errors import MissingDependencyError, YoloxError, printable
 from yolox.files import describe_failed_write
-from yolox.temporary_folders import remove_abandoned
+from yolox.temporary_folders import remove_abandoned, without_empty_compiler_folders
 from yolox.tools.early_interrupt import INTERRUPTED, signals_as_exceptions
 
 READER_ENDED = 141
@@ -29,7 +29,8 @@ def run_tool(body: Callable[[], object]) -> int:
     5 missing library), so does a full disk; Ctrl-C becomes 130, SIGTERM 143 and a reader of the output that has ended
     (``| head``) 141, as in a shell; anything else is a traceback and 1.
     """
-    code = _exit_code(body)
+    with without_empty_compiler_folders(Path(tempfile.gettempdir())):
+        code = _exit_code(body)
     if work_goes_on():
         sys.stdout.flush()
         sys.stderr.flush()
