@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from yolox.config import ModelConfig
 from yolox.errors import UsageError
 from yolox.experiments import EXPERIMENTS, get_experiment
-from yolox.models.detector import build_detector, check_memory, check_output_memory
+from yolox.models.detector import build_detector, check_memory
 from yolox.models.layers import SppBottleneck, space_to_depth
 from yolox.structures import Predictions, Size
 
@@ -135,10 +135,3 @@ def test_a_network_that_does_not_fit_into_memory_is_refused_before_it_takes_any(
     with pytest.raises(UsageError, match="Choose a smaller width or depth"):
         check_memory(large, copies=4, available=10 * 2**30)
     check_memory(ModelConfig(depth=1.33, width=1.25), available=0)  # as large as the largest published: not counted
-
-
-def test_scores_of_more_classes_than_fit_into_memory_are_refused() -> None:
-    config = ModelConfig(num_classes=100_000)
-    check_output_memory(config, 1, Size(640, 640), available=2**34)
-    with pytest.raises(UsageError, match=r"100,000 classes at 8,400 places in each of 16 images .* take 150.2 GiB"):
-        check_output_memory(config, 16, Size(640, 640), available=2**34)

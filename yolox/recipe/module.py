@@ -14,8 +14,9 @@ from yolox.config import Experiment, experiment_to_dict
 from yolox.errors import YoloxError
 from yolox.losses.detection_loss import detection_loss
 from yolox.models.decoding import decode
-from yolox.models.detector import Detector, build_detector, check_memory, check_output_memory
+from yolox.models.detector import Detector, build_detector, check_memory
 from yolox.recipe.ema import ModelEma
+from yolox.recipe.memory import check_output_memory
 from yolox.recipe.optim import build_optimizer, freeze_
 from yolox.recipe.resume import move_to_epoch_, resumed_epoch, set_rates_
 from yolox.recipe.schedule import (
