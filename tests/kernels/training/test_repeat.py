@@ -140,6 +140,19 @@ def test_a_change_of_the_module_is_seen(change: Callable[[Any], None]) -> None:
     assert all(torch.equal(value, found[key]) for key, value in expected.items())
 
 
+def test_a_module_whose_tensors_move_at_each_step_is_not_recorded_for_ever() -> None:
+    module, plain = _block(), _block()
+    for _ in range(140):
+        one_step(module, _input())
+        module.bn.running_mean.data = module.bn.running_mean.data.clone()
+    for _ in range(3):
+        one_step(module, _input())
+    assert not programs(module)
+    plain.load_state_dict(module.state_dict())
+    found, expected = one_step(module, _input()), one_step(plain, _input())
+    assert all(torch.equal(value, found[key]) for key, value in expected.items())
+
+
 def test_two_forward_passes_before_their_backward_passes() -> None:
     module, x = _block(), _input()
     expected = _warm(module, x)

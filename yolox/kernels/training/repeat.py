@@ -16,7 +16,7 @@ from yolox.kernels.training.recording import Phase, Recorder
 from yolox.kernels.training.step_memory import BLOCKS
 from yolox.kernels.training.sync import SharedNormalisation
 
-_MOST_PROGRAMS = 64
+_MOST_RECORDINGS = 64  # of one plan; a module whose tensors move at each step is not recorded for ever
 _PLAIN = (bool, int, float, str, tuple, type(None))
 _FUNCTIONS = ("torch", "_operator", "builtins", "math")
 
@@ -51,6 +51,7 @@ class RepeatedPlan:
         self._module, self.plan = module, plan
         self._steps: dict[Any, RecordedStep | None] = {}
         self._seen: set[Any] = set()
+        self._recordings = 0
         self._reason = _why_not(plan)
         self._failure = ""
 
@@ -66,7 +67,9 @@ class RepeatedPlan:
             parameters = [one.tensor for one in step.owned if one.wants_gradient]
             outputs = RepeatStep.apply(step, len(tensors), *tensors, *parameters)  # type: ignore[no-untyped-call]
             return self.plan.result(filled(step.outputs, iter(outputs)))
-        if self._reason or len(self._steps) == _MOST_PROGRAMS or (key in self._steps and step is None):
+        if step is not None:
+            del self._steps[key]
+        if self._reason or self._recordings == _MOST_RECORDINGS or key in self._steps:
             return self.plan.run(tensors)
         BLOCKS.release()  # a step that is not repeated needs as much memory elsewhere
         if key not in self._seen:
@@ -86,6 +89,7 @@ class RepeatedPlan:
         return ProgramRow("", kernels, operators, step.placement.size, "")
 
     def _record(self, key: Any, tensors: Sequence[Tensor]) -> Any:
+        self._recordings += 1
         owned = Owned.all_of(self._module)
         self._seen.discard(key)  # a step without a backward pass is no recording: the next but one is the next try
         parameters = [one.tensor for one in owned if one.wants_gradient]
