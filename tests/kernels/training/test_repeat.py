@@ -176,6 +176,42 @@ def test_a_graph_that_is_kept_gives_the_same_gradients_again() -> None:
     assert all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
 
 
+def test_gradients_of_some_weights_alone() -> None:
+    module, x = _block(), _input()
+    _warm(module, x)
+    every = torch.autograd.grad(module(x).square().sum(), list(module.parameters()))
+    some = [module.last.bias, module.bn.weight]
+    found = torch.autograd.grad(module(x).square().sum(), some)
+    numbers = [[id(y) for y in module.parameters()].index(id(parameter)) for parameter in some]
+    assert all(torch.equal(gradient, every[number]) for gradient, number in zip(found, numbers, strict=True))
+
+
+class _ActsOnItsInput(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.ReLU(inplace=True)
+        self.block = _Block()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(self.act(x))
+
+
+def test_an_argument_that_is_changed_in_place() -> None:
+    torch.manual_seed(0)
+    plain: Any = _ActsOnItsInput().train()
+    ours: Any = accelerate(copy.deepcopy(plain))
+    for _ in range(4):
+        found = []
+        for module in (plain, ours):
+            x = _input().requires_grad_()
+            y = x * 1  # its memory is changed, and the sum below reads what it is then
+            (module(y) + y).square().sum().backward()
+            assert x.grad is not None
+            found.append(x.grad)
+        assert torch.allclose(found[0], found[1], atol=1e-3)
+    assert [row.reason for row in programs(ours)] == ["act changes an argument in place"]
+
+
 def test_the_gradient_of_the_input_and_sums_of_gradients() -> None:
     module, x = _block(), _input()
     _warm(module, x.clone().requires_grad_())

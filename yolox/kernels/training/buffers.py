@@ -84,6 +84,11 @@ class AddressMap:
         start = self._at(address)
         return None if start is None else (self._buffers[start], address - start)
 
+    def is_input(self, tensor: object) -> bool:
+        """Return whether a tensor lies in an argument."""
+        found = self.find(tensor.data_ptr()) if isinstance(tensor, Tensor) else None
+        return found is not None and found[0].kind is Kind.INPUT
+
     def overlaps(self, start: int, size: int) -> list[int]:
         """Return the beginnings of the buffers that have bytes in common with these."""
         last = bisect_right(self._starts, start + size - 1)

@@ -157,6 +157,7 @@ class RepeatStep(torch.autograd.Function):
         ctx.save_for_backward(*(tensors[number] for number in step.saved))
         run.inputs.clear()
         ctx.step, ctx.run, ctx.count = step, run, count
+        ctx.wanted = [x.requires_grad for x in tensors]
         ctx.set_materialize_grads(False)
         pairs = zip(outputs, step.grads, strict=True)
         ctx.mark_non_differentiable(*(output for output, grad in pairs if output is not None and grad is None))
@@ -183,7 +184,7 @@ class RepeatStep(torch.autograd.Function):
         run.inputs[:] = [inputs, given]
         found = iter(step.backward.run(run))
         BLOCKS.give(run.step)
-        return None, None, *[next(found) if wants else None for wants in ctx.needs_input_grad[2:]]
+        return None, None, *[next(found) if wanted else None for wanted in ctx.wanted]
 
 
 def filled(value: Any, tensors: Iterator[Any]) -> Any:

@@ -162,6 +162,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.fail(f"{func} cannot be repeated")
         elif func in _ALLOCATIONS:
             self._allocate(result, Kind.PLANNED)
+        elif in_place and self._memory.is_input(result):
+            self.fail("it changes an argument in place")
         elif in_place or any(tensor.numel() for tensor in new):
             self._computed(func, args, kwargs, result, new)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from yolox.kernels.training.buffers import Kind
 from yolox.kernels.training.eligibility import has_gradient_hooks, has_hooks, has_own_forward
+from yolox.kernels.training.graph import is_in_place
 from yolox.kernels.training.plan import Plan
 from yolox.kernels.training.program import passes_of
 from yolox.kernels.training.recorded_step import Owned, RecordedStep, Recording, RecordStep, RepeatStep, filled
@@ -141,6 +142,8 @@ def _why_not(plan: Plan) -> str:
     modules = plan.capture.modules
     for node in plan.capture.graph.nodes:
         target: Any = node.target
+        if node.op.startswith("call") and is_in_place(node, modules) and _may_be_input(node, modules):
+            return f"{node.name} changes an argument in place"
         if node.op == "call_module":
             module = modules[target]
             if not type(module).__module__.startswith("torch.nn") and not isinstance(module, SharedNormalisation):
@@ -154,6 +157,15 @@ def _why_not(plan: Plan) -> str:
         if node.op == "call_function" and str(getattr(target, "__module__", "")).partition(".")[0] not in _FUNCTIONS:
             return f"{target} is a function of its own"
     return ""
+
+
+def _may_be_input(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Return whether the first input of ``node`` may share its memory with an argument of the module."""
+    while node.all_input_nodes:
+        node = node.all_input_nodes[0]
+        if node.op == "call_module" and any(True for _ in modules[str(node.target)].parameters()):
+            return False
+    return node.op == "placeholder"
 
 
 def _why_not_returned(phases: Sequence[Phase]) -> str:
