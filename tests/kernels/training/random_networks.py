@@ -85,7 +85,9 @@ def train_one(seed: int) -> int:
     source = random.Random(seed)
     torch.manual_seed(seed)
     module = accelerate(random_network(source).train())
-    shape = (source.randrange(1, 4), 3, 2 * source.randrange(3, 14), 2 * source.randrange(3, 14))
+    count = source.randrange(1, 4)
+    least = 3 if count > 1 else 8  # a normalisation needs more than one value
+    shape = (count, 3, 2 * source.randrange(least, 14), 2 * source.randrange(least, 14))
     images = torch.rand(shape) * 255
     if source.random() < 0.7:
         images = images.contiguous(memory_format=torch.channels_last)
