@@ -48,25 +48,28 @@ def timed_step(model: str, size: int, batch_size: int, repeats: int) -> tuple[li
         batch_size: Number of images.
         repeats: Number of steps with, and of steps without a clock around each call.
     """
-    step = _training_step(model, size, batch_size)
-    for _ in range(min(3, repeats)):
-        step()
-    wholes = [_seconds(step) for _ in range(repeats)]
+    whole, planned = (_training_step(model, size, batch_size, repeat=repeat) for repeat in (True, False))
+    for step in (whole, planned):
+        for _ in range(3):
+            step()
+    wholes = [_seconds(whole) for _ in range(repeats)]
     steps: list[list[KernelCall]] = []
     for _ in range(repeats):
-        with _recorded(batch_size) as calls:
-            step()
+        with _recorded(
+            batch_size
+        ) as calls:  # of a step that is not repeated: a program calls the same kernels by itself
+            planned()
         steps.append(calls)
     medians = np.median([[call.seconds for call in calls] for calls in steps], axis=0).tolist()
     found = [call._replace(seconds=seconds) for call, seconds in zip(steps[0], medians, strict=True)]
     return found, float(np.median(wholes))
 
 
-def _training_step(model: str, size: int, batch_size: int) -> Callable[[], None]:
+def _training_step(model: str, size: int, batch_size: int, *, repeat: bool) -> Callable[[], None]:
     keep_freed_memory()
     torch.manual_seed(0)
     experiment = experiment_of({"model": model, "size": size})
-    detector = accelerate(build_detector(experiment.model).train())
+    detector = accelerate(build_detector(experiment.model).train(), repeat=repeat)
     detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(detector.parameters(), lr=1e-4, momentum=0.9, nesterov=True, fused=True)
     batch = random_batch(batch_size, size)
@@ -124,6 +127,10 @@ def _work(name: str, arguments: tuple[Any, ...], batch_size: int) -> tuple[str, 
         outputs = pixels // 4 * shape.outputs
         moved = pixels * 3 * (4 if shape.floats else 1) + passes * BYTES * outputs
         return f"6x6 convolution {way}", float(STEM_TAPS * outputs), float(moved)
+    if kernel == "max_pool":
+        window = given[bindings.Window]
+        pixels = window.count * window.channels * window.height * window.width
+        return f"maxima over windows {way}", 0.0, float((2 * BYTES + 1) * pixels)
     return "normalisation and activation of their own, moments", 0.0, _bytes_of_normalisation(name, given, arguments)
 
 

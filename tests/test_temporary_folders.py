@@ -25,7 +25,7 @@ os.kill(os.getpid(), int(sys.argv[2]))
 
 def started(place: Path, ended_by: int = 0) -> subprocess.Popen[str]:
     """Start a process that makes a folder and waits; it ends by the signal when its input ends."""
-    words = [sys.executable, "-c", SCRIPT, str(place), str(ended_by)]
+    words = [sys.executable, "-c", SCRIPT, str(place), str(int(ended_by))]
     return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 

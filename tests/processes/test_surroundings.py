@@ -76,7 +76,7 @@ def folder_of_sockets(folder: Path, ended_by: int = 0) -> Path:
     script = folder.parent / "script.py"
     script.write_text(SOCKETS)
     answer = subprocess.run(
-        [sys.executable, str(script), str(ended_by)],
+        [sys.executable, str(script), str(int(ended_by))],
         env={**os.environ, "TMPDIR": str(folder)},
         capture_output=True,
         text=True,

@@ -32,14 +32,14 @@ class Learner(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x, target = batch
-        y = self(x).float()
+        y = self(x).to(target.dtype)
         loss = F.mse_loss(y.mean(dim=(-1, -2)) if y.ndim == 4 else y, target)
         self.kernels = [row.kernel for row in table(self)]
         self.log("loss", loss)
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.log("val", F.mse_loss(self(batch[0]).float().mean(), batch[1].mean()))
+        self.log("val", F.mse_loss(self(batch[0]).to(batch[1].dtype).mean(), batch[1].mean()))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)

@@ -23,7 +23,7 @@ _MOST_PLANS = 64
 """So often is one module planned; one that changes at each step is left to PyTorch after that."""
 
 
-def accelerate(module: nn.Module) -> nn.Module:
+def accelerate(module: nn.Module, *, repeat: bool = True) -> nn.Module:
     """Have the convolutions and normalisations of ``module`` computed by the kernels in training, wherever they can.
 
     The module stays the same object, with its parameters, buffers, keys and hooks; each part that has code of its own
@@ -31,12 +31,16 @@ def accelerate(module: nn.Module) -> nn.Module:
     plan. What contains the other parts is asked first, so that usually the whole network is one plan. In evaluation,
     without gradients, while a graph is recorded, and where the code cannot be captured, PyTorch's layers run as ever.
 
+    Args:
+        module: The module.
+        repeat: Whether steps are recorded and repeated as programs.
+
     Returns:
         ``module``.
     """
     for part in module.modules():
         if _may_be_planned(part):
-            part.forward = _PlannedForward(part).forward  # a bound method: recorders of graphs ask for its code
+            part.forward = _PlannedForward(part, repeat).forward  # a bound method: recorders of graphs ask for its code
     return module
 
 
@@ -99,15 +103,16 @@ class _PlannedForward(StandIn):
 
     Args:
         module: The module; its class has the forward method that is meant.
+        repeat: Whether steps are repeated as programs.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
+    def __init__(self, module: nn.Module, repeat: bool) -> None:
+        self.module, self.repeat = module, repeat
         self._plans: dict[Any, _Planned] = {}
         self._made = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.module,)  # a copy of the module makes its own plans
+        return type(self), (self.module, self.repeat)  # a copy of the module makes its own plans
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Do what the forward method of the module's class does."""
@@ -158,7 +163,7 @@ class _PlannedForward(StandIn):
         precision = Precision(products, has_pointwise(products))
         try:
             plan = Plan(capture(self.module, args, kwargs), precision)
-            return _Planned(RepeatedPlan(self.module, plan), "", modules)
+            return _Planned(RepeatedPlan(self.module, plan, repeat=self.repeat), "", modules)
         except CaptureError as error:
             _log.debug("%s is not planned as a whole: %s", type(self.module).__name__, error)
             return _Planned(None, str(error), modules)

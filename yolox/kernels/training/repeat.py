@@ -46,14 +46,15 @@ class RepeatedPlan:
     Args:
         module: What the plan computes; all parameters and buffers are its own.
         plan: The plan.
+        repeat: Whether to do so at all.
     """
 
-    def __init__(self, module: nn.Module, plan: Plan) -> None:
+    def __init__(self, module: nn.Module, plan: Plan, *, repeat: bool) -> None:
         self._module, self.plan = module, plan
         self._steps: dict[Any, RecordedStep | None] = {}
         self._seen: set[Any] = set()
         self._recordings = 0
-        self._reason = _why_not(plan)
+        self._reason = _why_not(plan) if repeat else "it is not asked for"
         self._failure = ""
 
     def run(self, tensors: Sequence[Tensor]) -> Any:
