@@ -52,10 +52,9 @@ def _run(args: argparse.Namespace) -> None:
         deferred = sum("readers normalise" in row.kernel for row in rows)
         print(f"{ours} of {len(rows)} lines with kernels, {deferred} deferred")
         for row in repeated:
-            what = (
-                f"{row.kernels} calls of kernels, {row.operators} of PyTorch's operators, {row.memory / 2**20:.0f} MB"
-            )
-            print(f"{row.part or 'a step'}: {row.reason or what}")
+            calls = f"{row.kernels} calls of kernels, {row.operators} of PyTorch's operators"
+            what = f"repeated as two programs: {calls}; {row.memory / 2**20:.1f} MB at this size"
+            print(f"{row.part or 'a step'} is {f'not repeated: {row.reason}' if row.reason else what}")
         facts: dict[str, object] = {"layers": [row._asdict() for row in rows], "with_kernels": ours}
         facts |= {"deferred": deferred, "programs": [row._asdict() for row in repeated]}
         write_json(facts, args.json, machines)
