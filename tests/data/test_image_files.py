@@ -203,6 +203,10 @@ def test_decompression_bombs_are_refused_from_their_header(tmp_path: Path, monke
         path.write_bytes(png_header(width, height))
         assert read_image(path, Size(10, 10)) is None
         assert "more than the limit" in why_unreadable(path)
+    webp = struct.pack("<4sI4s4sIBI", b"RIFF", 22, b"WEBP", b"VP8L", 10, 0x2F, 9_999 | 10_799 << 14) + bytes(5)
+    path.write_bytes(webp)  # of 10000x10800 pixels, for which its decoder takes more than 1 GiB
+    assert read_image(path, Size(10, 10)) is None
+    assert "10000x10800 pixels, more than the limit" in why_unreadable(path)
     stream = io.BytesIO()
     PillowImage.fromarray(gradient(20, 30)).save(stream, "JPEG")
     data = bytearray(stream.getvalue())

@@ -27,6 +27,8 @@ OTHER_IMAGE_SUFFIXES = frozenset(
 """Endings of image files that are left out; whoever lists a folder says how many there are."""
 MAX_PIXELS = 178_956_970
 """Larger images are refused from their header: 512 MiB as 8-bit BGR, the limit at which Pillow refuses too."""
+_MAX_WEBP_PIXELS = 2**30 // 10
+"""The same for WebP, whose decoder takes 10 bytes for each pixel."""
 _MAX_EXACT_PIXELS = 1 << 25
 """Larger images are decoded to 8-bit colour at once: four floats a pixel would take gigabytes for a small file."""
 _STRIPE_ROWS = 64
@@ -120,7 +122,7 @@ def decode(data: bytes, expected: Size, factor: int = 1) -> Image | None:
     size, orientation = (_jpeg_size(data), 1) if jpeg else (None, 1)
     if size is None:
         size, orientation = _header(data)
-    if size is None or size.height * size.width > MAX_PIXELS or not _is_whole(data):
+    if size is None or size.height * size.width > _most_pixels(data) or not _is_whole(data):
         return None
     if jpeg:
         return _decode_jpeg(data, expected, factor)
@@ -298,9 +300,16 @@ def why_unreadable(path: Path) -> str:
     size = read_file_size(path)
     if size is None:
         return "not an image, or damaged"
-    if size.height * size.width > MAX_PIXELS:
-        return f"{size.width}x{size.height} pixels, more than the limit of {MAX_PIXELS}"
+    with path.open("rb") as file:
+        limit = _most_pixels(file.read(4))
+    if size.height * size.width > limit:
+        return f"{size.width}x{size.height} pixels, more than the limit of {limit}"
     return "truncated or damaged"
+
+
+def _most_pixels(data: bytes) -> int:
+    """Return how many pixels an image may have that begins like this, so that it takes no more than about 1 GiB."""
+    return _MAX_WEBP_PIXELS if data[:4] == b"RIFF" else MAX_PIXELS
 
 
 def _header(source: Any) -> tuple[Size | None, int]:
