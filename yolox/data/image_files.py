@@ -27,8 +27,6 @@ OTHER_IMAGE_SUFFIXES = frozenset(
 """Endings of image files that are left out; whoever lists a folder says how many there are."""
 MAX_PIXELS = 178_956_970
 """Larger images are refused from their header: 512 MiB as 8-bit BGR, the limit at which Pillow refuses too."""
-_MAX_WEBP_PIXELS = 2**30 // 10
-"""The same for WebP, whose decoder takes 10 bytes for each pixel."""
 _MAX_EXACT_PIXELS = 1 << 25
 """Larger images are decoded to 8-bit colour at once: four floats a pixel would take gigabytes for a small file."""
 _STRIPE_ROWS = 64
@@ -292,24 +290,22 @@ def is_turned(path: Path) -> bool:
 def why_unreadable(path: Path) -> str:
     """Return in a few words why ``read_image`` does not give an image."""
     try:
-        num_bytes = path.stat().st_size
+        data = path.read_bytes()
     except (OSError, ValueError):
         return "missing"
-    if num_bytes == 0:
+    if not data:
         return "empty"
     size = read_file_size(path)
     if size is None:
         return "not an image, or damaged"
-    with path.open("rb") as file:
-        limit = _most_pixels(file.read(4))
-    if size.height * size.width > limit:
-        return f"{size.width}x{size.height} pixels, more than the limit of {limit}"
+    if size.height * size.width > _most_pixels(data):
+        return f"{size.width}x{size.height} pixels, more than the limit of {_most_pixels(data)}"
     return "truncated or damaged"
 
 
 def _most_pixels(data: bytes) -> int:
-    """Return how many pixels an image may have that begins like this, so that it takes no more than about 1 GiB."""
-    return _MAX_WEBP_PIXELS if data[:4] == b"RIFF" else MAX_PIXELS
+    """Return how many pixels an image may have; WebP's decoder takes 10 bytes for each of them."""
+    return 2**30 // 10 if data[:4] == b"RIFF" else MAX_PIXELS
 
 
 def _header(source: Any) -> tuple[Size | None, int]:
