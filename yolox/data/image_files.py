@@ -293,11 +293,9 @@ def why_unreadable(path: Path) -> str:
         data = path.read_bytes()
     except (OSError, ValueError):
         return "missing"
-    if not data:
-        return "empty"
     size = read_file_size(path)
     if size is None:
-        return "not an image, or damaged"
+        return "not an image, or damaged" if data else "empty"
     if size.height * size.width > _most_pixels(data):
         return f"{size.width}x{size.height} pixels, more than the limit of {_most_pixels(data)}"
     return "truncated or damaged"
