@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 import threading
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ _LARGE = 1 << 26  # what malloc serves as well is not worth a mapping of its own
 class _Blocks:
     def __init__(self) -> None:
         self._free: list[Tensor] = []
+        self._largest = 0
         self._lock = threading.Lock()
 
     def take(self, size: int) -> Tensor:
@@ -32,7 +34,13 @@ class _Blocks:
                 self._free = [other for other in self._free if other is not block]
                 return block
             self._free.clear()
-        return _new(size)
+            known, self._largest = self._largest, max(self._largest, size)
+        if size < _LARGE:
+            return torch.empty(size, dtype=torch.uint8)
+        if size > known:  # a step of that size has just been taken in malloc's memory
+            with freed_memory_returned():
+                return _mapped(size)
+        return _mapped(size)
 
     def give(self, block: Tensor) -> None:
         """Keep a block for the next step."""
@@ -45,11 +53,12 @@ class _Blocks:
             self._free = [block for block in self._free if len(block) < _LARGE]
 
 
-def _new(size: int) -> Tensor:
-    if size < _LARGE:
-        return torch.empty(size, dtype=torch.uint8)
-    with freed_memory_returned():  # what a step took that was not repeated
+def _mapped(size: int) -> Tensor:
+    try:
         memory = mmap.mmap(-1, -(-size // _PAGE) * _PAGE + _PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"{size} bytes for a training step") from error
+    with suppress(OSError):  # a system without huge pages
         memory.madvise(mmap.MADV_HUGEPAGE)
     whole = np.frombuffer(memory, np.uint8)
     first = -whole.ctypes.data % _PAGE
