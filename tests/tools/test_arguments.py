@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import os
 import subprocess
@@ -258,3 +259,14 @@ def test_a_reader_of_the_output_may_end(words: list[str]) -> None:
             [sys.executable, "-m", "yolox", *words], stdout=output, stderr=subprocess.PIPE, text=True, check=False
         )
     assert (ended.returncode, ended.stderr) == (141, "")
+
+
+def test_news_after_the_end_of_stderr_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = io.StringIO()
+    closed.close()
+
+    def body() -> None:
+        monkeypatch.setattr(sys, "stderr", closed)
+        logging.getLogger("yolox").warning("a thread that goes on")
+
+    assert run_tool(body) == 0

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import copy_context
 from pathlib import Path
 
@@ -111,7 +112,9 @@ class _ErrorStreamHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
-        print(self.format(record), file=sys.stderr)
+        text = self.format(record)
+        with suppress(ValueError):  # it is closed: a thread goes on after the end
+            print(text, file=sys.stderr)
 
 
 class _PlainFormatter(logging.Formatter):

@@ -6,6 +6,7 @@ import logging
 import re
 import sys
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +53,9 @@ class _ErrorStreamHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
-        sys.stderr.write(self.format(record) + "\n")
+        text = self.format(record) + "\n"
+        with suppress(ValueError):  # it is closed: a thread goes on after the end
+            sys.stderr.write(text)
 
 
 class WarningFilters:
