@@ -37,6 +37,15 @@ class _Block(nn.Module):
         return self.last(self.act(self.bn(self.conv(x))))
 
 
+class _Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = _Block(), _Block()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.one(x), self.two(-x)
+
+
 def _block() -> Any:
     torch.manual_seed(0)
     return accelerate(_Block().train())
@@ -238,6 +247,21 @@ def test_weights_changed_before_the_backward_pass_are_an_error() -> None:
         loss.backward()
 
 
+def test_a_weight_of_two_layers_gets_the_sum_of_their_gradients() -> None:
+    torch.manual_seed(0)
+    module: Any = _Two()
+    module.two.conv.weight = module.one.conv.weight
+    accelerate(module.train())
+    x = _input()
+    gradients = []
+    for _ in range(4):
+        module.zero_grad()
+        sum(y.square().sum() for y in module(x)).backward()
+        gradients.append(module.one.conv.weight.grad.clone())
+    assert _repeated(module)
+    assert all(torch.equal(gradients[0], other) for other in gradients)
+
+
 def test_each_size_has_a_program() -> None:
     module, plain = _block(), _block()
     for height in (6, 7, 6, 7, 6, 7):
@@ -257,15 +281,6 @@ def test_dropout_draws_anew() -> None:
         outputs.append(y.detach())
     assert _repeated(module), programs(module)
     assert len({tuple((y == 0).flatten().tolist()) for y in outputs}) == 4
-
-
-class _Two(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.two = _Block(), _Block()
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.one(x), self.two(-x)
 
 
 def test_an_output_that_is_not_used_gives_its_layers_no_gradient() -> None:

@@ -52,6 +52,7 @@ class RecordedStep(NamedTuple):
         outputs: What the forward pass returns, with a placeholder for each tensor.
         grads: Shape, strides and type of the gradients that it was given; None for outputs without one.
         saved: Numbers of the tensors whose values the backward pass reads, among the arguments and parameters.
+        parameters: Those that want a gradient.
         owned: Parameters and buffers.
         settings: Layers and their plain attributes.
     """
@@ -62,6 +63,7 @@ class RecordedStep(NamedTuple):
     outputs: list[Any]
     grads: list[Tensor | None]
     saved: list[int]
+    parameters: list[Tensor]
     owned: list[Owned]
     settings: list[tuple[nn.Module, dict[str, Any]]]
 

@@ -66,8 +66,7 @@ class RepeatedPlan:
         key = tuple((x.shape, x.stride(), x.dtype, x.requires_grad) for x in tensors)
         step = self._steps.get(key)
         if step is not None and step.is_current():
-            parameters = [one.tensor for one in step.owned if one.wants_gradient]
-            outputs = RepeatStep.apply(step, len(tensors), *tensors, *parameters)  # type: ignore[no-untyped-call]
+            outputs = RepeatStep.apply(step, len(tensors), *tensors, *step.parameters)  # type: ignore[no-untyped-call]
             return self.plan.result(filled(step.outputs, iter(outputs)))
         if step is not None:
             del self._steps[key]
@@ -94,13 +93,14 @@ class RepeatedPlan:
         self._recordings += 1
         owned = Owned.all_of(self._module)
         self._seen.discard(key)  # a step without a backward pass is no recording: the next but one is the next try
-        parameters = [one.tensor for one in owned if one.wants_gradient]
+        parameters = list(
+            {id(one.tensor): one.tensor for one in owned if one.wants_gradient}.values()
+        )  # some are shared
         if any(map(has_gradient_hooks, parameters)):
             return self.plan.run(tensors)
-        places: list[Tensor | None] = [*(None for _ in tensors), *parameters]
 
         def done(grads: list[Tensor | None]) -> None:
-            self._steps[key] = self._made(recording, grads, places, owned)
+            self._steps[key] = self._made(recording, grads, [*range(len(tensors)), *parameters], owned)
 
         recording = Recording(Recorder([one.tensor for one in owned]), self.plan, done)
         outputs = RecordStep.apply(recording, len(tensors), *tensors, *parameters)  # type: ignore[no-untyped-call]
@@ -110,7 +110,7 @@ class RepeatedPlan:
         self,
         recording: Recording,
         grads: list[Tensor | None],
-        tensors: list[Tensor | None],
+        given: list[int | Tensor],
         owned: list[Owned],
     ) -> RecordedStep | None:
         recorder = recording.recorder
@@ -122,13 +122,14 @@ class RepeatedPlan:
         read = {
             _identity(buffer.number if buffer.tensor is None else buffer.tensor) for buffer in recorder.read_backwards()
         }
-        saved = [number for number, x in enumerate(tensors) if _identity(number if x is None else x) in read]
+        saved = [number for number, one in enumerate(given) if _identity(one) in read]
+        parameters = [one for one in given if isinstance(one, Tensor)]
         settings = [
             (part, {key: value for key, value in vars(part).items() if isinstance(value, _PLAIN)})
             for part in self._module.modules()
             if not any(True for _ in part.children())
         ]
-        return RecordedStep(forward, backward, placement, recording.outputs, grads, saved, owned, settings)
+        return RecordedStep(forward, backward, placement, recording.outputs, grads, saved, parameters, owned, settings)
 
 
 def _identity(given: int | Tensor) -> tuple[str, int]:
@@ -147,10 +148,10 @@ def _why_not(plan: Plan) -> str:
             return f"{node.name} changes an argument in place"
         if node.op == "call_module":
             module = modules[target]
-            if not type(module).__module__.startswith("torch.nn") and not isinstance(module, SharedNormalisation):
-                return f"{type(module).__name__} has code of its own"
             if isinstance(module, SharedNormalisation):
                 return "its normalisations talk to other processes"
+            if not type(module).__module__.startswith("torch.nn"):
+                return f"{type(module).__name__} has code of its own"
             if has_hooks(module) or has_own_forward(module):
                 return f"{target} has a hook"
         if isinstance(target, type) and issubclass(target, tuple):
