@@ -214,12 +214,12 @@ def describe_failed_write(error: BaseException | None) -> str | None:
 
 def _least_space() -> str:
     """Say which of the folders that are written to has the least space, for errors that name no file."""
-    folders = {"TMPDIR": Path(tempfile.gettempdir()), "YOLOX_CACHE": cache_root(), "the current folder": Path.cwd()}
+    folders = {"TMPDIR": Path(tempfile.gettempdir()), "YOLOX_CACHE": cache_root(), "the current folder": Path()}
     free: dict[str, int] = {}
     for name, folder in folders.items():
-        existing = next(place for place in (folder, *folder.parents) if place.exists())
-        with suppress(OSError):
-            free[f"{name} ('{folder}')"] = shutil.disk_usage(existing).free
+        with suppress(OSError):  # the current folder may have been removed
+            existing = next(place for place in (folder, *folder.parents) if place.exists())
+            free[f"{name} ('{folder.absolute()}')"] = shutil.disk_usage(existing).free
     if not free:
         return ""
     name = min(free, key=lambda place: free[place])

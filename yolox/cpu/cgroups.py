@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from yolox.errors import UsageError
+
 _MEMORY_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 _NO_MEMORY_LIMIT = 2**60  # version 1 writes a number near 2**63 where there is no limit
 
@@ -51,6 +53,24 @@ def available_memory(root: Path = Path("/")) -> int | None:
     free = [max(0, limit - used) for limit, used in _memory(root)]
     available = kernel_bytes(root / "proc/meminfo", "MemAvailable")
     return min(free if available is None else [*free, available], default=None)
+
+
+def require_memory(needed: int, what: str, advice: str, available: int | None = None) -> None:
+    """Check that memory suffices before it is taken.
+
+    Args:
+        needed: Bytes.
+        what: Takes them, as the beginning of a sentence.
+        advice: What to do otherwise.
+        available: Bytes; by default what this process may use.
+
+    Raises:
+        UsageError: Where it does not.
+    """
+    available = available_memory() if available is None else available
+    if available is not None and needed > available:
+        gib = f"{needed / 2**30:.1f} GiB; {available / 2**30:.1f} GiB are available"
+        raise UsageError(f"{what} {gib}. {advice}")
 
 
 def kernel_bytes(path: Path, name: str) -> int | None:

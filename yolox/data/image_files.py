@@ -290,20 +290,21 @@ def is_turned(path: Path) -> bool:
 def why_unreadable(path: Path) -> str:
     """Return in a few words why ``read_image`` does not give an image."""
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            head = file.read(4)
     except (OSError, ValueError):
         return "missing"
     size = read_file_size(path)
     if size is None:
-        return "not an image, or damaged" if data else "empty"
-    if size.height * size.width > _most_pixels(data):
-        return f"{size.width}x{size.height} pixels, more than the limit of {_most_pixels(data)}"
+        return "not an image, or damaged" if head else "empty"
+    if size.height * size.width > _most_pixels(head):
+        return f"{size.width}x{size.height} pixels, more than the limit of {_most_pixels(head)}"
     return "truncated or damaged"
 
 
-def _most_pixels(data: bytes) -> int:
+def _most_pixels(head: bytes) -> int:
     """Return how many pixels an image may have; WebP's decoder takes 10 bytes for each of them."""
-    return 2**30 // 10 if data[:4] == b"RIFF" else MAX_PIXELS
+    return 2**30 // 10 if head[:4] == b"RIFF" else MAX_PIXELS
 
 
 def _header(source: Any) -> tuple[Size | None, int]:
@@ -319,8 +320,7 @@ def _header(source: Any) -> tuple[Size | None, int]:
             warnings.simplefilter("ignore")  # of large images: MAX_PIXELS decides
             with PillowImage.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
                 size = Size(opened.height, opened.width)
-                # of these formats alone OpenCV and other tools apply the tag
-                tagged = opened.format in ("JPEG", "MPO", "PNG", "WEBP", "TIFF")
+                tagged = opened.format in ("JPEG", "MPO", "PNG", "WEBP", "TIFF")  # whose tag other tools apply
                 orientation = opened.getexif().get(0x0112, 1) if tagged else 1
     except PillowImage.DecompressionBombError:
         return Size(MAX_PIXELS, MAX_PIXELS), 1

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from yolox.config import ModelConfig
-from yolox.cpu.cgroups import available_memory
-from yolox.errors import UsageError
+from yolox.cpu.cgroups import require_memory
 from yolox.models.head import DetectionHead
 from yolox.models.necks import PaFpn, YoloFpn
 from yolox.structures import Predictions, Size
@@ -70,14 +69,9 @@ def check_memory(config: ModelConfig, copies: int = 1, available: int | None = N
         return
     with torch.device("meta"):
         count = sum(weights.numel() for weights in _build(config).state_dict().values())
-    needed = 4 * count * copies
-    available = available_memory() if available is None else available
-    if available is not None and needed > available:
-        raise UsageError(
-            f"a network of width {config.width:g}, depth {config.depth:g} and {config.num_classes} classes has "
-            f"{count / 1e6:,.0f} million weights, which take {needed / 2**30:.1f} GiB; {available / 2**30:.1f} GiB are "
-            "available. Choose a smaller width or depth."
-        )
+    shape = f"width {config.width:g}, depth {config.depth:g} and {config.num_classes} classes"
+    what = f"a network of {shape} has {count / 1e6:,.0f} million weights, which take"
+    require_memory(4 * count * copies, what, "Choose a smaller width or depth.", available)
 
 
 def _build(config: ModelConfig) -> Detector:

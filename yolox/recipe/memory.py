@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from yolox.config import ModelConfig
-from yolox.cpu.cgroups import available_memory
-from yolox.errors import UsageError
+from yolox.cpu.cgroups import require_memory
 from yolox.structures import Size
 
 
@@ -22,10 +21,6 @@ def check_output_memory(config: ModelConfig, images: int, size: Size, available:
     """
     places = sum((size.height // stride) * (size.width // stride) for stride in config.fpn_strides)
     needed = 3 * 4 * images * places * (config.num_classes + 5)  # logits, their gradients, what the loss makes of them
-    available = available_memory() if available is None else available
-    if available is not None and needed > available:
-        raise UsageError(
-            f"scores of {config.num_classes:,} classes at {places:,} places in each of {images} images of "
-            f"{size.height}x{size.width} take {needed / 2**30:.1f} GiB in a step; {available / 2**30:.1f} GiB are "
-            "available. Choose a smaller batch (-b), smaller images or fewer classes."
-        )
+    where = f"at {places:,} places in each of {images} images of {size.height}x{size.width}"
+    what = f"in a step, scores of {config.num_classes:,} classes {where} take"
+    require_memory(needed, what, "Choose a smaller batch (-b), smaller images or fewer classes.", available)

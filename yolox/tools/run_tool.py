@@ -10,11 +10,11 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from contextvars import copy_context
 from pathlib import Path
 
 from yolox.cpu.time_limit import work_goes_on
+from yolox.error_stream import ErrorStreamHandler
 from yolox.errors import MissingDependencyError, YoloxError, printable
 from yolox.files import describe_failed_write
 from yolox.temporary_folders import remove_abandoned, without_empty_compiler_folders
@@ -107,16 +107,6 @@ def _tell_missing(error: ModuleNotFoundError) -> int:
     return missing.exit_code
 
 
-class _ErrorStreamHandler(logging.Handler):
-    """Writes to what ``sys.stderr`` is at the moment of the message, so that redirections are honoured."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write one record."""
-        text = self.format(record)
-        with suppress(ValueError):  # it is closed: a thread goes on after the end
-            print(text, file=sys.stderr)
-
-
 class _PlainFormatter(logging.Formatter):
     """News as it is; anything worse says so first."""
 
@@ -130,6 +120,6 @@ def _show_log() -> None:
     logger = logging.getLogger("yolox")
     logger.setLevel(logging.INFO)
     if not logger.handlers:
-        handler = _ErrorStreamHandler()
+        handler = ErrorStreamHandler()
         handler.setFormatter(_PlainFormatter())
         logger.addHandler(handler)

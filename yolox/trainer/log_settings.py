@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
-import sys
 import warnings
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import cloudpickle
+
+from yolox.error_stream import ErrorStreamHandler
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,9 @@ class LogSettings:
         logger.setLevel(self.level)
         logger.propagate = self.propagate
         if self.formatter is not None and not logger.handlers:
-            handler = _ErrorStreamHandler()
+            handler = ErrorStreamHandler()
             handler.setFormatter(self.formatter)
             logger.addHandler(handler)
-
-
-class _ErrorStreamHandler(logging.Handler):
-    """Writes to what ``sys.stderr`` is at the moment of the message: a live line takes its place for a while."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write one record."""
-        text = self.format(record) + "\n"
-        with suppress(ValueError):  # it is closed: a thread goes on after the end
-            sys.stderr.write(text)
 
 
 class WarningFilters:

@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import CodeType, FunctionType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from yolox.kernels.training.graph import is_in_place, readers_of_values
 
 _CONSTANTS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, type(...))
 _COPIED = (list, dict, set)
+_Kind = TypeVar("_Kind")
 
 
 class CaptureError(Exception):
@@ -98,14 +99,19 @@ def capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """Yield the tensors in nested tuples, lists and dictionaries, depth first."""
-    if isinstance(value, Tensor):
+    return instances_in(Tensor, value)
+
+
+def instances_in(kind: type[_Kind], value: Any) -> Iterator[_Kind]:
+    """Yield the objects of a class in nested tuples, lists and dictionaries, depth first."""
+    if isinstance(value, kind):
         yield value
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from tensors_in(item)
+            yield from instances_in(kind, item)
     elif isinstance(value, tuple | list):
         for item in value:
-            yield from tensors_in(item)
+            yield from instances_in(kind, item)
 
 
 class _InputProxy(fx.Proxy):

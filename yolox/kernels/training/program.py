@@ -19,6 +19,7 @@ from torch import Tensor
 from yolox.kernels.library import kernels
 from yolox.kernels.training.bindings import POINTER
 from yolox.kernels.training.buffers import Buffer, Kind, Placement, Ref
+from yolox.kernels.training.capture import instances_in
 from yolox.kernels.training.recording import Native, Operator, Phase
 
 
@@ -281,13 +282,5 @@ def _buffers(phases: Sequence[Phase]) -> Iterator[Buffer]:
             if isinstance(entry, Native):
                 yield from (pointer.buffer for pointer in entry.pointers)
             else:
-                yield from (ref.buffer for ref in _refs((entry.args, tuple(entry.kwargs.values()))))
+                yield from (ref.buffer for ref in instances_in(Ref, (entry.args, entry.kwargs)))
         yield from (ref.buffer for ref in phase.outputs if ref is not None)
-
-
-def _refs(value: Any) -> Iterator[Ref]:
-    if isinstance(value, Ref):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _refs(item)

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from yolox.kernels.training import bindings
 from yolox.kernels.training.buffers import AddressMap, Buffer, Kind, Pointer, Ref
+from yolox.kernels.training.capture import tensors_in
 from yolox.kernels.training.copies import as_copies
 
 aten: Any = torch.ops.aten
@@ -154,8 +155,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _operator(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        given = {tensor.untyped_storage().data_ptr() for tensor in _tensors((args, tuple(kwargs.values())))}
-        results = list(_tensors((result,)))
+        given = {tensor.untyped_storage().data_ptr() for tensor in tensors_in((args, kwargs))}
+        results = list(tensors_in(result))
         new = [tensor for tensor in results if tensor.untyped_storage().data_ptr() not in given]
         in_place = func.overloadpacket.__name__.endswith("_") and torch.Tag.inplace_view not in func.tags
         if func in _OTHER_MEMORY or (result is not None and not results):
@@ -174,7 +175,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if copies is not None:
             for tensor in new:
                 self._allocate(tensor, Kind.PLANNED)
-            for tensor in _tensors((args,)):
+            for tensor in tensors_in(args):
                 self._find_or_hold(tensor)
             for copy in copies:
                 self.native("copy_numbers", (copy,), (type(copy),))
@@ -186,7 +187,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             entry = Operator(into, entry.args, {**entry.kwargs, name: self._ref(result)}, [])
         else:
             which = {id(tensor) for tensor in new}
-            results = _tensors((result,))
+            results = tensors_in(result)
             entry.results.extend(self._allocate(x, Kind.RESULT) if id(x) in which else None for x in results)
         self.phases[-1].entries.append(entry)
 
@@ -246,11 +247,3 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 buffer, offset = self._use(address)
                 if buffer.kind is not Kind.CONSTANT:
                     yield Pointer(start + place, buffer, offset)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)
