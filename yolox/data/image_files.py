@@ -303,8 +303,8 @@ def why_unreadable(path: Path) -> str:
 
 
 def _most_pixels(head: bytes) -> int:
-    """Return how many pixels an image may have; WebP's decoder takes 10 bytes for each of them."""
-    return 2**30 // 10 if head[:4] == b"RIFF" else MAX_PIXELS
+    """Return how many pixels an image may have: the decoders of WebP and JPEG 2000 take 10 and 20 bytes for each."""
+    return 2**30 // {b"RIFF": 10, b"\0\0\0\x0c": 20, b"\xffO\xffQ": 20}.get(head[:4], 6)  # 6: MAX_PIXELS
 
 
 def _header(source: Any) -> tuple[Size | None, int]:
