@@ -214,7 +214,7 @@ def test_decompression_bombs_are_refused_from_their_header(tmp_path: Path, monke
     assert read_image(path, Size(10, 10)) is None
     assert "10000x6000 pixels, more than the limit" in why_unreadable(path)
     path.write_bytes(png_header(10000, 6000))
-    assert "truncated or damaged" in why_unreadable(path), "PNG takes less for each pixel"
+    assert "limit" not in why_unreadable(path), "PNG takes less for each pixel"
     stream = io.BytesIO()
     PillowImage.fromarray(gradient(20, 30)).save(stream, "JPEG")
     data = bytearray(stream.getvalue())
